@@ -1,0 +1,176 @@
+"""Settings: one frozen tree, read from a TOML file, then `CHUNKCACHE_*` variables, then arguments.
+
+Every field says its unit in its name. Nested fields are set as `CHUNKCACHE_STORE__HOST_CAPACITY_BYTES`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from chunkcache.errors import ConfigError
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+RepairPolicyName = Literal["none", "first_k", "question", "deviation", "cfo", "all"]
+EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
+EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Section):
+    """Which decoder answers, and how it is run."""
+
+    name: str = Field(EMBEDDED_MODEL, description="hub id, local folder, or embedded:NAME")
+    alias: str = Field("", description="the id shown by /v1/models; empty means derived from name")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on CUDA and on CPUs with native bf16, else float32"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
+    num_threads: int = Field(0, ge=0, description="torch threads on CPU; 0 leaves torch's choice")
+    gate: Literal["on", "off"] = Field(
+        "on",
+        description="check reuse against full prefill on first load; off disables reuse checks",
+    )
+
+
+class EngineSettings(_Section):
+    """The running batch: device KV, step size, limits."""
+
+    kv_capacity_bytes: int = Field(512 * MIB, ge=MIB, description="device KV for running requests")
+    block_size_tokens: int = Field(16, ge=1, le=256, description="tokens in a block")
+    step_tokens: int = Field(512, ge=16, description="rows computed in one step, decode rows first")
+    max_running: int = Field(16, ge=1, description="requests decoded together")
+    queue_limit: int = Field(64, ge=1, description="waiting requests before 429")
+    max_new_tokens_default: int = Field(256, ge=1, description="when a request names no limit")
+    prefix_cache: bool = Field(True, description="share blocks of exact prefixes between requests")
+    overflow: Literal["error", "drop"] = Field(
+        "error", description="prompt longer than the context: refuse, or drop lowest-ranked chunks"
+    )
+
+
+class RepairSettings(_Section):
+    """What is recomputed when chunks are reused, unless the request says otherwise."""
+
+    policy: RepairPolicyName = Field("question", description="which rows are chosen")
+    budget: float = Field(0.15, ge=0.0, le=1.0, description="share of reused rows recomputed")
+    cfo_alpha: float = Field(0.4, gt=0.0, le=1.0, description="α of Cache-Craft's fix overhead")
+    first_k_tokens: int = Field(32, ge=1, description="EPIC: rows per chunk, within the budget")
+
+
+class StoreSettings(_Section):
+    """Tiers below the device."""
+
+    host_capacity_bytes: int = Field(1 * GIB, ge=0, description="chunk KV held in memory")
+    disk_capacity_bytes: int = Field(
+        8 * GIB, ge=0, description="chunk KV held in LMDB; 0 = no disk"
+    )
+    sync_interval_s: float = Field(5.0, gt=0, description="background fsync of LMDB")
+    write_queue_limit: int = Field(64, ge=1, description="records waiting for the disk thread")
+    codec: Literal["raw"] = Field("raw", description="how records are coded on disk")
+
+
+class RetrievalSettings(_Section):
+    """Splitting, embedding and search."""
+
+    embedder: str = Field(EMBEDDED_EMBEDDER, description="hub id, local folder, or embedded:NAME")
+    chunk_tokens: int = Field(256, ge=8, le=4096, description="largest chunk, in model tokens")
+    overlap_tokens: int = Field(0, ge=0, description="tokens shared by neighbouring chunks")
+    top_k: int = Field(4, ge=1, le=64, description="chunks put in the prompt")
+    index: Literal["flat", "hnsw"] = Field("flat", description="vector index; flat is exact")
+    mode: Literal["hybrid", "vector", "lexical"] = Field("hybrid", description="what is searched")
+    max_file_bytes: int = Field(64 * MIB, ge=1, description="larger files are reported and skipped")
+
+
+class PromptSettings(_Section):
+    """The fixed words of the prompt."""
+
+    system: str = Field(
+        "You answer questions from the documents given. If they do not contain the answer, say so.",
+        description="system text, before the documents",
+    )
+    documents_in: Literal["system", "user"] = Field(
+        "system", description="documents after the system text, or opening the user turn"
+    )
+
+
+class ServerSettings(_Section):
+    """The HTTP endpoint."""
+
+    host: str = Field("127.0.0.1", description="address to bind")
+    port: int = Field(8321, ge=0, le=65535, description="port to bind; 0 picks a free one")
+    api_keys_file: Path | None = Field(
+        None, description="lines of `key tenant`; none means one open tenant"
+    )
+    drain_timeout_s: float = Field(30.0, ge=0, description="time running requests get on SIGTERM")
+    max_body_bytes: int = Field(64 * MIB, ge=1024, description="largest request body")
+
+
+class Settings(BaseSettings):
+    """All settings. Frozen: a running service never changes them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CHUNKCACHE_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("chunkcache", appauthor=False)),
+        description="catalog, indexes and the LMDB store live here",
+    )
+    cache: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_cache_dir("chunkcache", appauthor=False)),
+        description="converted models and gate verdicts; safe to delete",
+    )
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    repair: RepairSettings = RepairSettings()
+    store: StoreSettings = StoreSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    prompt: PromptSettings = PromptSettings()
+    server: ServerSettings = ServerSettings()
+
+
+def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
+    """Settings from an optional TOML file, the environment, and keyword overrides (strongest last).
+
+    Args:
+        path: a TOML file with the sections of `Settings`; a missing file is an error.
+        overrides: nested dictionaries, e.g. `store={"host_capacity_bytes": 0}`.
+
+    Raises:
+        ConfigError: naming the field, the value and what is allowed.
+    """
+    from_file: dict[str, Any] = {}
+    if path is not None:
+        try:
+            from_file = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"config: cannot read {path}: {error.strerror}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"config: {path} is not TOML: {error}") from error
+    try:
+        base = Settings().model_dump(exclude_unset=True)
+        return Settings(**_merge(_merge(from_file, base), overrides))
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(p) for p in e['loc'])}: got {e.get('input')!r}. {e['msg']}."
+            for e in error.errors()
+        ]
+        raise ConfigError("settings: " + " ".join(lines)) from error
+
+
+def _merge(weak: dict[str, Any], strong: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(weak)
+    for name, value in strong.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged

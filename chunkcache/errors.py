@@ -1,0 +1,140 @@
+"""Every error chunkcache raises on purpose, in one tree.
+
+ChunkCacheError
+├── InvalidRequest      400  a field, its value, the limit, a hint
+│   ├── UnsupportedField     a field we know of and refuse, or do not know
+│   └── PromptTooLong        more tokens than the model's context
+├── Unauthorized        401
+├── NotFound            404
+├── Overloaded          429  the queue is full; carries retry_after_s
+├── Cancelled           499  the client went away
+├── UnsupportedModel    501  the model's architecture cannot be served from the cache
+├── GateFailed          501  the model was loaded, but reuse did not equal full prefill
+├── ModelNotFound       500  no weights at that id or path
+├── StoreError          500  the store cannot be opened or written
+│   └── CorruptRecord        a record failed its checksum or its identity check
+├── ShuttingDown        503
+└── ConfigError         500  a setting is wrong
+"""
+
+from __future__ import annotations
+
+
+class ChunkCacheError(Exception):
+    """Base of all deliberate errors; `status` is the HTTP status it maps to, `code` OpenAI's code."""
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(ChunkCacheError):
+    """A request field is wrong. `param` names the field."""
+
+    status = 400
+    code = "invalid_value"
+
+    @classmethod
+    def of(cls, field: str, value: object, limit: str, hint: str) -> InvalidRequest:
+        """The one message shape for bad input: field, value, limit, hint.
+
+        >>> print(InvalidRequest.of("top_k", 0, "at least 1", "ask for one passage or more"))
+        top_k: got 0, must be at least 1. Hint: ask for one passage or more.
+        """
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        return cls(f"{field}: got {shown}, must be {limit}. Hint: {hint}.", param=field)
+
+
+class UnsupportedField(InvalidRequest):
+    """A request field that is unknown, or known and not supported; never ignored in silence."""
+
+    code = "unsupported_parameter"
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt has more tokens than the model's context leaves room for."""
+
+    code = "context_length_exceeded"
+
+
+class Unauthorized(ChunkCacheError):
+    """No API key, or one that is not in the key file."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class NotFound(ChunkCacheError):
+    """The named model, file, vector store or document does not exist for this tenant."""
+
+    status = 404
+    code = "not_found"
+
+
+class Overloaded(ChunkCacheError):
+    """The request queue is full. `retry_after_s` is an estimate from the queue's own pace."""
+
+    status = 429
+    code = "queue_full"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Cancelled(ChunkCacheError):
+    """The request was aborted by its caller before it finished."""
+
+    status = 499
+    code = "cancelled"
+
+
+class UnsupportedModel(ChunkCacheError):
+    """The architecture (sliding window, MLA, partial rotary, …) cannot be run by this engine."""
+
+    status = 501
+    code = "unsupported_model"
+
+
+class GateFailed(ChunkCacheError):
+    """Reuse with every row repaired did not reproduce full prefill on this model."""
+
+    status = 501
+    code = "gate_failed"
+
+
+class ModelNotFound(ChunkCacheError):
+    """No weights could be found under the given id or path."""
+
+    code = "model_not_found"
+
+
+class StoreError(ChunkCacheError):
+    """The store cannot be opened, read or written."""
+
+    code = "store_error"
+
+
+class CorruptRecord(StoreError):
+    """A stored record failed its checksum or its identity check; it must be dropped, never used."""
+
+    code = "corrupt_record"
+
+
+class ShuttingDown(ChunkCacheError):
+    """The server is draining and admits nothing new."""
+
+    status = 503
+    code = "shutting_down"
+
+
+class ConfigError(ChunkCacheError):
+    """A setting is missing, unknown or out of range."""
+
+    code = "config_error"

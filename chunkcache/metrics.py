@@ -1,0 +1,61 @@
+"""Every metric in one table: name, type, unit in the name, help.
+
+A `Metrics` object owns its registry, so that two services in one process (tests) do not collide.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """The counters, gauges and histograms of one service."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        on = {"registry": self.registry}
+        self.ttft_seconds = Histogram(
+            "chunkcache_time_to_first_token_seconds",
+            "Request admitted to first token",
+            ["rung"],
+            buckets=_SECONDS,
+            **on,
+        )
+        self.request_seconds = Histogram(
+            "chunkcache_request_seconds",
+            "Request admitted to last token",
+            buckets=_SECONDS,
+            **on,
+        )
+        self.requests = Counter("chunkcache_requests", "Requests by outcome", ["outcome"], **on)
+        self.tokens = Counter(
+            "chunkcache_tokens", "Prompt rows by what was done to them", ["kind"], **on
+        )
+        self.generated = Counter("chunkcache_generated_tokens", "Tokens generated", **on)
+        self.chunk_queries = Counter(
+            "chunkcache_chunk_queries", "Look-ups per tier", ["tier"], **on
+        )
+        self.chunk_hits = Counter("chunkcache_chunk_hits", "Hits per tier", ["tier"], **on)
+        self.chunk_misses = Counter(
+            "chunkcache_chunk_misses", "Chunks found in no tier, by reason", ["reason"], **on
+        )
+        self.tier_bytes = Gauge("chunkcache_tier_bytes", "Bytes held", ["tier"], **on)
+        self.tier_records = Gauge("chunkcache_tier_records", "Records held", ["tier"], **on)
+        self.store_errors = Counter(
+            "chunkcache_store_errors", "Store failures, by kind", ["kind"], **on
+        )
+        self.evictions = Counter("chunkcache_evictions", "Records evicted", ["tier"], **on)
+        self.queue_depth = Gauge("chunkcache_queue_depth", "Requests waiting", **on)
+        self.running = Gauge("chunkcache_running_requests", "Requests in the batch", **on)
+        self.step_rows = Histogram(
+            "chunkcache_step_rows",
+            "Rows computed per engine step",
+            buckets=(1, 4, 16, 64, 128, 256, 512, 1024, 2048),
+            **on,
+        )
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,220 @@
+"""Wire models: what a request may say, what a response says. Pydantic only, no torch.
+
+`ChunkCacheOptions` is the one namespaced request object (`"chunkcache": {...}`), `Report` the one
+namespaced response object. OpenAI's own shapes live here too, with unknown fields forbidden.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from chunkcache.chunk import Rung, SpanKind
+from chunkcache.config import RepairPolicyName
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+# ---------------------------------------------------------------- options and report
+
+
+class ChunkCacheOptions(_Wire):
+    """Per-request wishes about exactness. Omitted fields take the server's settings."""
+
+    mode: Literal["auto", "exact"] = Field(
+        "auto", description="exact: only exact prefixes are reused, everything else is computed"
+    )
+    policy: RepairPolicyName | None = Field(None, description="which rows are recomputed")
+    budget: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        None, description="share of the reused rows that is recomputed"
+    )
+    vector_store_id: str | None = Field(None, description="where to retrieve from")
+
+
+class SpanReport(_Wire):
+    """What one span of the prompt got."""
+
+    kind: SpanKind
+    start: int
+    tokens: int
+    rung: Rung
+    reused: int = Field(description="rows taken from a cache and not recomputed")
+    recomputed: int = Field(description="rows that were in a cache and were recomputed")
+    computed: int = Field(description="rows that were in no cache")
+    tier: str | None = Field(None, description="prefix, host or disk; null when computed")
+    miss: str | None = Field(None, description="absent, corrupt, disabled, ...; null on a hit")
+    chunk_id: str | None = None
+    title: str | None = None
+    recomputed_positions: list[int] = Field(default_factory=list)
+
+
+class Timings(_Wire):
+    """Milliseconds of each phase of a request."""
+
+    queue_ms: float = 0.0
+    retrieve_ms: float = 0.0
+    load_ms: float = 0.0
+    place_ms: float = 0.0
+    probe_ms: float = 0.0
+    compute_ms: float = 0.0
+    ttft_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+class Report(_Wire):
+    """The `chunkcache` object of every response: how exact the answer is and what it cost."""
+
+    rung: Rung = Field(description="the weakest rung of any span")
+    policy: str
+    budget: float
+    prompt_tokens: int
+    reused_tokens: int
+    recomputed_tokens: int
+    computed_tokens: int
+    probe_rows: int = Field(0, description="extra rows run to choose what to recompute")
+    cost_ratio: float = Field(
+        description="rows × layers run for the prompt ÷ rows × layers of full prefill"
+    )
+    spans: list[SpanReport]
+    timings: Timings
+    notes: list[str] = Field(default_factory=list)
+
+
+class Citation(_Wire):
+    """A passage the answer could draw on."""
+
+    chunk_id: str
+    document_id: str
+    title: str
+    url: str
+    start_char: int
+    end_char: int
+    text: str
+    score: float
+
+
+# ---------------------------------------------------------------- internal request and result
+
+
+class Sampling(_Wire):
+    """How tokens are drawn. temperature 0 is greedy."""
+
+    temperature: float = Field(0.0, ge=0.0, le=2.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=0, description="0: no limit")
+    seed: int | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    stop: tuple[str, ...] = ()
+
+
+class Message(_Wire):
+    """One turn. Content is text."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+
+class GivenDocument(_Wire):
+    """A document in the request body, used instead of retrieval."""
+
+    id: str = ""
+    title: str = ""
+    text: str
+    url: str = ""
+
+
+class AnswerRequest(_Wire):
+    """What the service is asked: a conversation whose last turn is the user's question."""
+
+    messages: list[Message] = Field(min_length=1)
+    documents: list[GivenDocument] | None = None
+    tenant: str = "public"
+    collection: str = "default"
+    top_k: int | None = Field(None, ge=0, le=64, description="0: no retrieval")
+    sampling: Sampling = Sampling()
+    options: ChunkCacheOptions = ChunkCacheOptions()
+
+
+class AnswerStarted(_Wire):
+    """First event: the passages, in prompt order."""
+
+    type: Literal["started"] = "started"
+    citations: list[Citation]
+
+
+class AnswerDelta(_Wire):
+    """A piece of the answer's text."""
+
+    type: Literal["delta"] = "delta"
+    text: str
+
+
+class AnswerFinished(_Wire):
+    """Last event."""
+
+    type: Literal["finished"] = "finished"
+    text: str
+    finish_reason: Literal["stop", "length"]
+    completion_tokens: int
+    report: Report
+    citations: list[Citation]
+
+
+AnswerEvent = AnswerStarted | AnswerDelta | AnswerFinished
+
+
+class Passage(_Wire):
+    """A search hit."""
+
+    chunk_id: str
+    document_id: str
+    title: str
+    url: str
+    text: str
+    score: float
+    start_char: int
+    end_char: int
+
+
+class IngestReport(_Wire):
+    """Outcome of one ingest."""
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+    chunks: int = 0
+    tokens: int = 0
+    problems: list[str] = Field(default_factory=list, description="path: reason, per skipped file")
+
+
+class WarmReport(_Wire):
+    """Outcome of one warm-up."""
+
+    chunks: int = 0
+    already_warm: int = 0
+    computed: int = 0
+    failed: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    stopped_reason: str | None = Field(None, description="e.g. the disk budget is reached")
+
+
+class DocumentInfo(_Wire):
+    """A document in the catalog."""
+
+    document_id: str
+    collection: str
+    title: str
+    url: str
+    sha256: str
+    num_chunks: int
+    num_tokens: int
+    size_bytes: int
+    added_at: float
+
+
+Json = dict[str, Any]
