@@ -21,7 +21,7 @@ from __future__ import annotations
 
 
 class ChunkCacheError(Exception):
-    """Base of all deliberate errors; `status` is the HTTP status it maps to, `code` OpenAI's code."""
+    """Base of all deliberate errors; `status` is the HTTP status, `code` is OpenAI's code."""
 
     status = 500
     code = "internal_error"

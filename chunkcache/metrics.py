@@ -15,45 +15,47 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
-        on = {"registry": self.registry}
+        on = self.registry
         self.ttft_seconds = Histogram(
             "chunkcache_time_to_first_token_seconds",
             "Request admitted to first token",
             ["rung"],
             buckets=_SECONDS,
-            **on,
+            registry=on,
         )
         self.request_seconds = Histogram(
             "chunkcache_request_seconds",
             "Request admitted to last token",
             buckets=_SECONDS,
-            **on,
+            registry=on,
         )
-        self.requests = Counter("chunkcache_requests", "Requests by outcome", ["outcome"], **on)
+        self.requests = Counter(
+            "chunkcache_requests", "Requests by outcome", ["outcome"], registry=on
+        )
         self.tokens = Counter(
-            "chunkcache_tokens", "Prompt rows by what was done to them", ["kind"], **on
+            "chunkcache_tokens", "Prompt rows by what was done to them", ["kind"], registry=on
         )
-        self.generated = Counter("chunkcache_generated_tokens", "Tokens generated", **on)
+        self.generated = Counter("chunkcache_generated_tokens", "Tokens generated", registry=on)
         self.chunk_queries = Counter(
-            "chunkcache_chunk_queries", "Look-ups per tier", ["tier"], **on
+            "chunkcache_chunk_queries", "Look-ups per tier", ["tier"], registry=on
         )
-        self.chunk_hits = Counter("chunkcache_chunk_hits", "Hits per tier", ["tier"], **on)
+        self.chunk_hits = Counter("chunkcache_chunk_hits", "Hits per tier", ["tier"], registry=on)
         self.chunk_misses = Counter(
-            "chunkcache_chunk_misses", "Chunks found in no tier, by reason", ["reason"], **on
+            "chunkcache_chunk_misses", "Chunks found in no tier, by reason", ["reason"], registry=on
         )
-        self.tier_bytes = Gauge("chunkcache_tier_bytes", "Bytes held", ["tier"], **on)
-        self.tier_records = Gauge("chunkcache_tier_records", "Records held", ["tier"], **on)
+        self.tier_bytes = Gauge("chunkcache_tier_bytes", "Bytes held", ["tier"], registry=on)
+        self.tier_records = Gauge("chunkcache_tier_records", "Records held", ["tier"], registry=on)
         self.store_errors = Counter(
-            "chunkcache_store_errors", "Store failures, by kind", ["kind"], **on
+            "chunkcache_store_errors", "Store failures, by kind", ["kind"], registry=on
         )
-        self.evictions = Counter("chunkcache_evictions", "Records evicted", ["tier"], **on)
-        self.queue_depth = Gauge("chunkcache_queue_depth", "Requests waiting", **on)
-        self.running = Gauge("chunkcache_running_requests", "Requests in the batch", **on)
+        self.evictions = Counter("chunkcache_evictions", "Records evicted", ["tier"], registry=on)
+        self.queue_depth = Gauge("chunkcache_queue_depth", "Requests waiting", registry=on)
+        self.running = Gauge("chunkcache_running_requests", "Requests in the batch", registry=on)
         self.step_rows = Histogram(
             "chunkcache_step_rows",
             "Rows computed per engine step",
             buckets=(1, 4, 16, 64, 128, 256, 512, 1024, 2048),
-            **on,
+            registry=on,
         )
 
     def render(self) -> bytes:

@@ -37,7 +37,7 @@ class Tier(Protocol):
         ...
 
     def put(self, record: ChunkKV) -> bool:
-        """Keep a copy, evicting as the policy says. False: not admitted (too big, tier of size 0)."""
+        """Keep a copy, evicting as the policy says. False: not admitted (larger than the tier)."""
         ...
 
     def contains(self, key: ChunkKey) -> bool:
