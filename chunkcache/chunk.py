@@ -91,7 +91,7 @@ class ChunkKey:
 
 @dataclass(frozen=True, slots=True)
 class KVGeometry:
-    """Shape and number type of a model's KV. Record layout: `[num_layers, 2, tokens, heads, dim]`."""
+    """Shape and number type of a model's KV: `[num_layers, 2, tokens, heads, dim]`."""
 
     num_layers: int
     num_kv_heads: int
@@ -186,5 +186,5 @@ class Span:
 
 
 def content_digest(token_ids: Sequence[int]) -> bytes:
-    """Digest of a chunk's tokens alone: names a chunk across tenants' *statistics*, never its KV."""
+    """Digest of a chunk's tokens alone: names it in statistics, never used to look up KV."""
     return hashlib.blake2b(pack_token_ids(token_ids), digest_size=16).digest()

@@ -1,6 +1,6 @@
 """Settings: one frozen tree, read from a TOML file, then `CHUNKCACHE_*` variables, then arguments.
 
-Every field says its unit in its name. Nested fields are set as `CHUNKCACHE_STORE__HOST_CAPACITY_BYTES`.
+Every field says its unit in its name. Nested fields: `CHUNKCACHE_STORE__HOST_CAPACITY_BYTES`.
 """
 
 from __future__ import annotations

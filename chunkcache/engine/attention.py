@@ -1,0 +1,139 @@
+"""Our attention function, called by transformers' own layers through `AttentionInterface`.
+
+The layers get an identity rotary (cos = 1, sin = 0), so q and k arrive here before RoPE and after
+any q/k-norm. This function rotates them with the model's own angles in fp32, writes K and V of the
+rows to their slots, lets observers look, and attends. The one rule, for every kind of row: a row
+sees the keys of its own sequence at positions ≤ its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import chunkcache_kernels as kernels
+
+if TYPE_CHECKING:
+    import torch
+
+ATTENTION_NAME = "chunkcache_rows"
+
+
+@dataclass(slots=True)
+class KVPool:
+    """Device KV of all running sequences: per layer K (after RoPE) and V, `[slots, heads, dim]`."""
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+
+@dataclass(slots=True)
+class SequenceRows:
+    """The rows of one sequence in one step.
+
+    `positions` int64 [R], increasing; `slots` int64 [context]: slot of every position below
+    `context`, the rows' own positions included. Keys at positions that no row or placement has
+    written must not exist below the largest row position.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    observer: RowObserver | None = None
+    wants_logits: bool = True  # of the last row
+    row_slots: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.row_slots = self.slots[self.positions]
+
+    def __len__(self) -> int:
+        return self.positions.shape[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerView:
+    """What an observer sees of one sequence's rows in one layer."""
+
+    layer: int
+    rows: SequenceRows
+    query: torch.Tensor  # [R, Hq, D] after RoPE
+    key_before_rope: torch.Tensor  # [R, Hkv, D]
+    value: torch.Tensor  # [R, Hkv, D]
+    pool_keys: torch.Tensor  # [slots, Hkv, D]
+    pool_values: torch.Tensor
+    cos: torch.Tensor  # fp32 [R, D]
+    sin: torch.Tensor
+    scale: float
+
+
+class RowObserver(Protocol):
+    """Looks at rows layer by layer: captures KV, scores tokens, corrects neighbours."""
+
+    def before_write(self, view: LayerView) -> None:
+        """The pool still holds what was at the rows' slots before."""
+        ...
+
+    def after_write(self, view: LayerView) -> None:
+        """The pool holds the rows' new K and V; attention comes next."""
+        ...
+
+
+@dataclass(slots=True)
+class RowBatch:
+    """All rows of one forward pass, and the angles at their positions."""
+
+    sequences: list[SequenceRows]
+    pool: KVPool
+    cos: torch.Tensor  # fp32 [rows, D]
+    sin: torch.Tensor
+
+
+def rows_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    *,
+    chunkcache_batch: RowBatch,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The function registered with transformers; `query` is `[1, Hq, rows, D]` before RoPE.
+
+    Returns `[1, rows, Hq, D]`, as the interface asks. `attention_mask` and `dropout` are unused:
+    visibility follows from positions, and serving never drops.
+    """
+    layer: int = module.layer_idx
+    batch = chunkcache_batch
+    keys, values = batch.pool.keys[layer], batch.pool.values[layer]
+    query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
+    rotated = query
+    if getattr(module, "use_rope", True):  # SmolLM3 has layers without positions
+        cos, sin = batch.cos, batch.sin
+        rotated = kernels.rotate(query, cos, sin)
+    else:
+        cos, sin = (
+            batch.cos.new_ones(()).expand_as(batch.cos),
+            batch.sin.new_zeros(()).expand_as(batch.sin),
+        )
+    out = query.new_empty(query.shape)
+    start = 0
+    for rows in batch.sequences:
+        part = slice(start, start + len(rows))
+        start = part.stop
+        view = None
+        if rows.observer is not None:
+            view = LayerView(
+                layer, rows, rotated[part], key[part], value[part],
+                keys, values, cos[part], sin[part], scaling,
+            )  # fmt: skip
+            rows.observer.before_write(view)
+        kernels.place_kv(key[part], value[part], cos[part], sin[part], keys, values, rows.row_slots)
+        if rows.observer is not None and view is not None:
+            rows.observer.after_write(view)
+        out[part] = kernels.paged_rows_attention(
+            rotated[part], keys, values, rows.slots, rows.positions, scaling
+        )
+    return out.unsqueeze(0), None

@@ -1,0 +1,252 @@
+"""The engine: one thread that owns the model, the device KV and every running request.
+
+Others submit requests and read their mailboxes. Each step admits what fits, asks the scheduler
+which rows run, runs them in one forward pass per depth, and lets every request whose pass is
+complete say what comes next.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+
+from chunkcache.engine.attention import SequenceRows
+from chunkcache.engine.blocks import BlockPool
+from chunkcache.engine.prefix import PrefixCache
+from chunkcache.engine.scheduler import Candidate, Share, schedule
+from chunkcache.errors import (
+    Cancelled,
+    ChunkCacheError,
+    Overloaded,
+    PromptTooLong,
+    ShuttingDown,
+)
+
+if TYPE_CHECKING:
+    from chunkcache.config import EngineSettings
+    from chunkcache.engine.model import DecoderModel
+    from chunkcache.engine.request import Placement, Request
+    from chunkcache.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+
+class Engine:
+    """Runs requests on one model. `submit`, `cancel`, `close` may be called from any thread."""
+
+    def __init__(self, model: DecoderModel, settings: EngineSettings, metrics: Metrics) -> None:
+        self.model = model
+        self._settings = settings
+        self._metrics = metrics
+        block = settings.block_size_tokens
+        tokens = settings.kv_capacity_bytes // model.geometry.bytes_per_token
+        self.blocks = BlockPool(max(1, tokens // block), block)
+        self.prefix = PrefixCache(self.blocks)
+        self.pool = model.new_pool(self.blocks.num_blocks * block)
+        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._waiting: deque[Request] = deque()
+        self._running: dict[int, Request] = {}
+        self._lock = threading.Lock()  # guards the two fields below
+        self._unfinished = 0
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name="chunkcache-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens of KV the device pool holds."""
+        return self.blocks.num_blocks * self.blocks.block_size_tokens
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            PromptTooLong: it could never fit the model's context or the device KV.
+            Overloaded: the queue is full.
+            ShuttingDown: the engine is closing.
+        """
+        limit = min(self.model.context_tokens, self.capacity_tokens)
+        if request.max_tokens > limit:
+            which = (
+                "the model's context"
+                if limit == self.model.context_tokens
+                else "engine.kv_capacity_bytes"
+            )
+            raise PromptTooLong(
+                f"messages: got {request.max_tokens} tokens with the answer's, must be at most "
+                f"{limit} ({which}). Hint: fewer or shorter documents, or a smaller max_tokens.",
+                param="messages",
+            )
+        with self._lock:
+            if self._closing:
+                raise ShuttingDown("the engine is shutting down and admits nothing new")
+            if self._unfinished >= self._settings.queue_limit + self._settings.max_running:
+                raise Overloaded(
+                    f"{self._unfinished} requests are running or waiting, the limit is "
+                    f"engine.queue_limit = {self._settings.queue_limit} waiting"
+                )
+            self._unfinished += 1
+            # inside the lock, so that nothing enters the inbox after close() has emptied it
+            self._inbox.put(request)
+
+    def cancel(self, request: Request) -> None:
+        """Stop a request at the next step; its reader gets `Cancelled`. Idempotent."""
+        request.cancelled.set()
+
+    @property
+    def unfinished(self) -> int:
+        """Requests running or waiting."""
+        with self._lock:
+            return self._unfinished
+
+    def close(self) -> None:
+        """Fail what is unfinished with `ShuttingDown` and end the thread. Idempotent."""
+        with self._lock:
+            self._closing = True
+        self._inbox.put(None)
+        self._thread.join()
+
+    # ------------------------------------------------------------ engine thread
+
+    def _loop(self) -> None:
+        while True:
+            self._receive(block=not (self._running or self._waiting))
+            with self._lock:
+                closing = self._closing
+            if closing:
+                self._fail_all(ShuttingDown("the engine was closed before the answer was complete"))
+                return
+            try:
+                self._step()
+            except Exception as error:
+                # a fault in one step must not leave callers waiting for ever
+                log.exception("engine_step_failed")
+                self._fail_all(ChunkCacheError(f"the engine failed: {error!r}"))
+
+    def _receive(self, *, block: bool) -> None:
+        while True:
+            try:
+                request = self._inbox.get(block=block)
+            except queue.Empty:
+                return
+            block = False
+            if request is not None:
+                self._waiting.append(request)
+
+    def _step(self) -> None:
+        self._drop_cancelled()
+        self._admit()
+        candidates = [
+            Candidate(r.request_id, r.current.pending, r.is_decoding)
+            for r in self._running.values()
+            if r.current is not None
+        ]
+        self._metrics.queue_depth.set(len(self._waiting))
+        self._metrics.running.set(len(self._running))
+        shares = schedule(candidates, self._settings.step_tokens)
+        by_depth: dict[int | None, list[Share]] = {}
+        for share in shares:
+            current = self._running[share.request_id].current
+            assert current is not None
+            by_depth.setdefault(current.num_layers, []).append(share)
+        for depth, group in by_depth.items():
+            self._run(group, depth)
+
+    def _run(self, shares: list[Share], depth: int | None) -> None:
+        batch, requests = [], []
+        for share in shares:
+            request = self._running[share.request_id]
+            current = request.current
+            assert current is not None
+            positions = current.positions[current.done : current.done + share.rows]
+            current.done += share.rows
+            is_last = current.pending == 0
+            batch.append(
+                SequenceRows(
+                    token_ids=torch.tensor([request.token_ids[p] for p in positions]),
+                    positions=torch.from_numpy(positions).to(self.model.device),
+                    slots=request.slots,
+                    observer=current.observer,
+                    wants_logits=is_last and current.wants_logits,
+                )
+            )
+            requests.append((request, is_last))
+        self._metrics.step_rows.observe(sum(share.rows for share in shares))
+        results = self.model.forward(batch, self.pool, depth)
+        for (request, is_last), logits in zip(requests, results, strict=True):
+            if is_last:
+                was_decoding = request.is_decoding
+                request.advance(self.model, logits)
+                if request.is_decoding and not was_decoding:
+                    self._share_prefix(request)
+                if request.current is None:
+                    self._finish(request)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._settings.max_running:
+            request = self._waiting[0]
+            shared: list[int] = []
+            if self._settings.prefix_cache:
+                shared = self.prefix.match(request.salt, request.token_ids)
+            own = self.blocks.allocate(self.blocks.blocks_for(request.max_tokens) - len(shared))
+            if own is None:
+                self.blocks.release(shared)
+                return
+            self._waiting.popleft()
+            request.blocks = shared + own
+            request.slots = self._slots(request.blocks)
+            request.started_at = time.perf_counter()
+            self._running[request.request_id] = request
+            size = self.blocks.block_size_tokens
+            for placement in request.begin(self.model, len(shared) * size):
+                self._place(request, placement)
+            request.place_ms = (time.perf_counter() - request.started_at) * 1e3
+
+    def _slots(self, blocks: list[int]) -> torch.Tensor:
+        size = self.blocks.block_size_tokens
+        first = torch.tensor(blocks, dtype=torch.int64) * size
+        return (first[:, None] + torch.arange(size)).flatten().to(self.model.device)
+
+    def _place(self, request: Request, placement: Placement) -> None:
+        """Rotate a record's K to its new positions and write K and V to the request's slots."""
+        kv = placement.record.kv[:, :, placement.first_row :].to(self.model.device)
+        end = placement.position + kv.shape[2]
+        where = torch.arange(placement.position, end, device=self.model.device)
+        self.model.place(kv, where, self.pool, request.slots[placement.position : end])
+
+    def _share_prefix(self, request: Request) -> None:
+        if self._settings.prefix_cache and request.exact_tokens:
+            tokens = request.token_ids[: request.exact_tokens]
+            self.prefix.insert(request.salt, tokens, request.blocks)
+
+    def _finish(self, request: Request) -> None:
+        self._share_prefix(request)
+        self._release(request)
+
+    def _release(self, request: Request) -> None:
+        self._running.pop(request.request_id, None)
+        self.blocks.release(request.blocks)
+        request.blocks = []
+        with self._lock:
+            self._unfinished -= 1
+
+    def _drop_cancelled(self) -> None:
+        for request in [r for r in self._waiting if r.cancelled.is_set()]:
+            self._waiting.remove(request)
+            self._release(request)
+            request.fail(Cancelled("the request was cancelled while it waited"))
+        for request in [r for r in self._running.values() if r.cancelled.is_set()]:
+            self._release(request)
+            request.fail(Cancelled("the request was cancelled while it ran"))
+
+    def _fail_all(self, error: ChunkCacheError) -> None:
+        for request in [*self._waiting, *self._running.values()]:
+            self._release(request)
+            request.fail(error)
+        self._waiting.clear()

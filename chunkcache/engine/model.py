@@ -1,0 +1,293 @@
+"""A decoder from transformers, run row by row: its own modules, our attention, our KV.
+
+The model definition stays transformers'. We step its layers one at a time with an identity rotary
+and keep the real angles aside in fp32, because angles in bf16 are garbage beyond a few hundred
+tokens (docs/decisions/0002).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import chunkcache_kernels as kernels
+from chunkcache.chunk import KVGeometry
+from chunkcache.engine.attention import ATTENTION_NAME, KVPool, RowBatch, rows_attention
+from chunkcache.engine.weights import resolve_model, weights_digest
+from chunkcache.errors import ModelNotFound, UnsupportedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from chunkcache.config import ModelSettings, Settings
+    from chunkcache.engine.attention import SequenceRows
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LAYOUT = "kv/1 k-before-rope"  # part of the fingerprint: change it when records change meaning
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device named in the settings; `auto` prefers CUDA."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """`auto`: bf16 on CUDA and on processors with native bf16 products, else fp32."""
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def refuse_unsupported(config: PreTrainedConfig) -> None:
+    """Raise for architectures whose KV cannot be moved by a rotation, naming the reason.
+
+    Raises:
+        UnsupportedModel: sliding windows, hybrid or recurrent layers, MLA, partial rotary, mRoPE,
+            angles that depend on the sequence length, encoder-decoders.
+    """
+    reasons = []
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        reasons.append(f"layers of type {', '.join(sorted(layer_types - {'full_attention'}))}")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        reasons.append(f"a sliding window of {config.sliding_window} tokens")
+    if getattr(config, "kv_lora_rank", None):
+        reasons.append("latent attention (MLA)")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if float(rope.get("partial_rotary_factor", 1.0)) != 1.0:
+        reasons.append("partial rotary embedding")
+    if rope.get("mrope_section"):
+        reasons.append("multimodal rotary embedding (mRoPE)")
+    if rope.get("rope_type") in {"dynamic", "longrope"}:
+        reasons.append(f"rope type {rope['rope_type']!r}, whose angles depend on the length")
+    if not rope:
+        reasons.append("no rotary embedding")
+    if getattr(config, "is_encoder_decoder", False):
+        reasons.append("an encoder")
+    if reasons:
+        raise UnsupportedModel(
+            f"model.name: {config.model_type!r} has {'; '.join(reasons)}. chunkcache serves full-"
+            "attention rotary decoders (Llama, Mistral without window, Qwen2, Qwen3, SmolLM)."
+        )
+
+
+class RotaryAngles:
+    """cos and sin of the model's own rotary embedding, fp32, for any positions.
+
+    Taken from a fresh instance of the model's rotary module, because `model.to(bfloat16)` rounds
+    the frequencies of the one inside the model.
+    """
+
+    def __init__(self, rotary: torch.nn.Module, config: PreTrainedConfig, device: torch.device):
+        fresh: Any = type(rotary)(config=config)
+        self._inv_freq = fresh.inv_freq.to(device=device, dtype=torch.float32)
+        self._scaling = float(getattr(fresh, "attention_scaling", 1.0))
+        self._cos = self._sin = self._inv_freq.new_empty((0, 2 * self._inv_freq.shape[0]))
+
+    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """fp32 cos, sin `[n, head_dim]` at int64 positions `[n]`; the table grows as needed."""
+        needed = int(positions.max()) + 1 if positions.numel() else 0
+        if needed > self._cos.shape[0]:
+            size = max(1024, 1 << (needed - 1).bit_length())
+            steps = torch.arange(size, device=self._inv_freq.device, dtype=torch.float32)
+            angles = torch.outer(steps, self._inv_freq).repeat(1, 2)
+            self._cos, self._sin = angles.cos() * self._scaling, angles.sin() * self._scaling
+        return self._cos[positions], self._sin[positions]
+
+
+@dataclass(slots=True, eq=False)
+class DecoderModel:
+    """A loaded model, its tokenizer, and what a cache must know about it."""
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    geometry: KVGeometry
+    fingerprint: bytes
+    angles: RotaryAngles
+    context_tokens: int
+    eos_ids: frozenset[int]
+    device: torch.device
+    dtype: torch.dtype
+    name: str
+
+    def new_pool(self, num_slots: int) -> KVPool:
+        """An empty pool of `num_slots` tokens for all layers."""
+        shape = (num_slots, self.geometry.num_kv_heads, self.geometry.head_dim)
+
+        def empty() -> list[torch.Tensor]:
+            return [
+                torch.empty(shape, dtype=self.dtype, device=self.device)
+                for _ in range(self.geometry.num_layers)
+            ]
+
+        return KVPool(empty(), empty())
+
+    @torch.inference_mode()
+    def place(
+        self, kv: torch.Tensor, positions: torch.Tensor, pool: KVPool, slots: torch.Tensor
+    ) -> None:
+        """Write a record's rows `[layers, 2, n, heads, dim]` to `slots`, K rotated to `positions`.
+
+        Cost: one pass over the bytes; angles and products in fp32, one cast at the end.
+        """
+        cos, sin = self.angles.at(positions)
+        still = (torch.ones_like(cos), torch.zeros_like(sin))
+        decoder: Any = self.hf.model
+        for index, layer in enumerate(decoder.layers):
+            turn = (cos, sin) if getattr(layer.self_attn, "use_rope", True) else still
+            key, value = kv[index]
+            kernels.place_kv(key, value, *turn, pool.keys[index], pool.values[index], slots)
+
+    def in_dtype(self, dtype: torch.dtype) -> DecoderModel:
+        """The same model as it looks after its parameters were cast to `dtype`."""
+        geometry = replace(self.geometry, dtype=str(dtype).removeprefix("torch."))
+        return replace(self, geometry=geometry, dtype=dtype)
+
+    @torch.inference_mode()
+    def forward(
+        self, sequences: Sequence[SequenceRows], pool: KVPool, num_layers: int | None = None
+    ) -> list[torch.Tensor | None]:
+        """Run rows of several sequences; write their KV; return fp32 logits `[vocab]` per sequence.
+
+        `num_layers` stops after that many layers (and returns no logits): how deviation is scored.
+        Cost: one pass of the layers over all rows together.
+        """
+        decoder: Any = self.hf.model
+        token_ids = torch.cat([rows.token_ids for rows in sequences]).to(self.device)
+        positions = torch.cat([rows.positions for rows in sequences]).to(self.device)
+        cos, sin = self.angles.at(positions)
+        batch = RowBatch(list(sequences), pool, cos, sin)
+        hidden = decoder.embed_tokens(token_ids[None])
+        one = hidden.new_ones((1, 1, 1)).expand(1, hidden.shape[1], self.geometry.head_dim)
+        zero = torch.zeros_like(one)
+        for layer in decoder.layers[:num_layers]:
+            hidden = layer(hidden, position_embeddings=(one, zero), chunkcache_batch=batch)
+            if isinstance(hidden, tuple):
+                hidden = hidden[0]
+        if num_layers is not None:
+            return [None] * len(sequences)
+        return self._logits(hidden[0], sequences)
+
+    def _logits(
+        self, hidden: torch.Tensor, sequences: Sequence[SequenceRows]
+    ) -> list[torch.Tensor | None]:
+        lasts, end = [], 0
+        for rows in sequences:
+            end += len(rows)
+            if rows.wants_logits:
+                lasts.append(end - 1)
+        if not lasts:
+            return [None] * len(sequences)
+        model: Any = self.hf
+        logits = iter(model.lm_head(model.model.norm(hidden[lasts])).float().unbind(0))
+        return [next(logits) if rows.wants_logits else None for rows in sequences]
+
+
+def load_model(settings: Settings) -> DecoderModel:
+    """Load the model named in the settings and make it ready to run rows.
+
+    Raises:
+        ModelNotFound: nothing at that id or path.
+        UnsupportedModel: an architecture that is refused (see `refuse_unsupported`).
+    """
+    source = resolve_model(settings.model.name, settings.cache)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        refuse_unsupported(config)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        device = choose_device(settings.model.device)
+        dtype = choose_dtype(settings.model.dtype, device)
+        hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device)
+        folder = Path(hf.config._name_or_path) if Path(source).is_dir() else _hub_folder(source)
+    except OSError as error:
+        raise ModelNotFound(
+            f"model.name: cannot load {settings.model.name!r}: {str(error).splitlines()[0]} "
+            "Hint: give a hub id that can be reached or a local folder."
+        ) from error
+    digest = weights_digest(folder, settings.cache)
+    return wrap_model(hf, tokenizer, weights=digest, name=_alias(settings.model))
+
+
+def _hub_folder(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub_id, local_files_only=True))
+
+
+def _alias(settings: ModelSettings) -> str:
+    return settings.alias or settings.name.removeprefix("embedded:").rstrip("/").rpartition("/")[2]
+
+
+def wrap_model(
+    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, weights: str, name: str
+) -> DecoderModel:
+    """Make a transformers model run rows. `weights` identifies its parameters in fingerprints."""
+    config = hf.config
+    refuse_unsupported(config)
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, rows_attention)
+    config._attn_implementation = ATTENTION_NAME
+    hf.eval().requires_grad_(False)
+    heads = config.num_attention_heads
+    dtype = next(hf.parameters()).dtype
+    rope = json.dumps(config.rope_parameters, sort_keys=True, default=str)
+    geometry = KVGeometry(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        dtype=str(dtype).removeprefix("torch."),
+        rope=rope,
+    )
+    device = next(hf.parameters()).device
+    decoder: Any = hf.model
+    return DecoderModel(
+        hf=hf,
+        tokenizer=tokenizer,
+        geometry=geometry,
+        fingerprint=_fingerprint(hf, tokenizer, weights, geometry),
+        angles=RotaryAngles(decoder.rotary_emb, config, device),
+        context_tokens=int(config.max_position_embeddings),
+        eos_ids=_eos_ids(hf, tokenizer),
+        device=device,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def _eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    ids: set[int] = set()
+    generation = getattr(hf, "generation_config", None)
+    for source in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
+        ids.update(source if isinstance(source, list) else [source] if source is not None else [])
+    return frozenset(ids)
+
+
+def _fingerprint(
+    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weights: str, geometry: KVGeometry
+) -> bytes:
+    """Everything that changes KV or token ids: weights, architecture, RoPE, dtype, vocabulary."""
+    config = {k: v for k, v in hf.config.to_dict().items() if not k.startswith("_")}
+    for volatile in ("transformers_version", "dtype", "use_cache", "attn_implementation"):
+        config.pop(volatile, None)
+    vocabulary = hashlib.sha256(
+        json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False).encode()
+    ).hexdigest()
+    fields = [
+        _LAYOUT, weights, json.dumps(config, sort_keys=True, default=str),
+        geometry.dtype, geometry.rope, vocabulary,
+    ]  # fmt: skip
+    return hashlib.sha256("\x00".join(fields).encode()).digest()

@@ -1,0 +1,148 @@
+"""Observers: what is read from rows while they run, layer by layer.
+
+`CaptureKV` makes chunk records, `QuestionScores` and `DeviationScores` score tokens for repair.
+Each costs what it says, and nothing when it is not attached.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+import chunkcache_kernels as kernels
+from chunkcache.chunk import ChunkStats
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chunkcache.chunk import ChunkKV
+    from chunkcache.engine.attention import LayerView
+    from chunkcache.engine.model import DecoderModel
+
+
+class CaptureKV:
+    """Collects K before RoPE, V and attention statistics of a chunk's rows.
+
+    The sequence is `head ‖ prior chunks ‖ chunk`; `boundaries` are the start positions of the prior
+    chunks and, last, of the chunk itself. Cost per layer: one more softmax over the rows.
+    """
+
+    def __init__(self, model: DecoderModel, boundaries: Sequence[int], num_tokens: int) -> None:
+        geometry = model.geometry
+        self._start = boundaries[-1]
+        shape = (geometry.num_layers, 2, num_tokens, geometry.num_kv_heads, geometry.head_dim)
+        self.kv = torch.empty(shape, dtype=model.dtype)
+        end = self._start + num_tokens
+        edges = torch.tensor(boundaries)
+        # segment 0 is the head, 1.. the prior chunks, the last one the chunk itself
+        self._segments = torch.searchsorted(edges, torch.arange(end), right=True)
+        self._num_segments = len(boundaries) + 1
+        self._mass = torch.zeros((num_tokens, self._num_segments), dtype=torch.float32)
+        self.layer_mass = torch.zeros((geometry.num_layers, self._num_segments))
+        self._num_layers = geometry.num_layers
+
+    def before_write(self, view: LayerView) -> None:
+        """Copy K before RoPE and V of the rows that belong to the chunk."""
+        own, into = self._own_rows(view)
+        self.kv[view.layer, 0, into] = view.key_before_rope[own].cpu()
+        self.kv[view.layer, 1, into] = view.value[own].cpu()
+
+    def after_write(self, view: LayerView) -> None:
+        """Add up where the rows look."""
+        own, into = self._own_rows(view)
+        if own.numel() == 0:
+            return
+        positions = view.rows.positions[own]
+        context = int(positions.max()) + 1
+        slots = view.rows.slots[:context]
+        keys, _ = kernels.gather_kv(view.pool_keys, view.pool_values, slots)
+        segments = self._segments[:context].to(keys.device)
+        mass = kernels.attention_mass(
+            view.query[own], keys, positions, view.scale, segments, self._num_segments
+        ).cpu()
+        self._mass[into] += mass / self._num_layers
+        self.layer_mass[view.layer] += mass.sum(0)
+
+    def _own_rows(self, view: LayerView) -> tuple[torch.Tensor, torch.Tensor]:
+        positions = view.rows.positions
+        own = (positions >= self._start).nonzero()[:, 0]
+        return own, (positions[own] - self._start).cpu()
+
+    def stats(self, prior: Sequence[tuple[bytes, int]] = ()) -> ChunkStats:
+        """The statistics once all rows have run. `prior`: digest and length of the prior chunks."""
+        mass = self._mass.numpy()
+        return ChunkStats(
+            token_inter=mass[:, 1:-1].sum(axis=1).astype(np.float32),
+            token_head=np.ascontiguousarray(mass[:, 0]),
+            chunk_inter=mass[:, 1:-1].sum(axis=0).astype(np.float32),
+            intra=float(mass[:, -1].sum()),
+            prior_digests=tuple(digest for digest, _ in prior),
+            prior_lengths=tuple(length for _, length in prior),
+        )
+
+
+class QuestionScores:
+    """Adds up, over layers and heads, the attention that scoring rows pay to every position.
+
+    ProphetKV (arXiv 2602.02579, §4): the question over position-fixed, unrepaired KV. Rows before
+    `score_from` (history) run but do not vote.
+    """
+
+    def __init__(self, num_tokens: int, score_from: int) -> None:
+        self._score_from = score_from
+        self._received = torch.zeros(num_tokens, dtype=torch.float32)
+
+    def before_write(self, view: LayerView) -> None:
+        """Nothing to read before the write."""
+
+    def after_write(self, view: LayerView) -> None:
+        """Score all positions up to the rows'."""
+        voting = (view.rows.positions >= self._score_from).nonzero()[:, 0]
+        if voting.numel() == 0:
+            return
+        positions = view.rows.positions[voting]
+        context = int(positions.max()) + 1
+        keys, _ = kernels.gather_kv(view.pool_keys, view.pool_values, view.rows.slots[:context])
+        received = kernels.attention_received(view.query[voting], keys, positions, view.scale)
+        self._received[:context] += received.cpu()
+
+    def scores(self) -> np.ndarray:
+        """float32 `[num_tokens]`; meaningful for positions below the question."""
+        return self._received.numpy()
+
+
+class DeviationScores:
+    """Squared K and V change at one layer between fresh rows and the stored record.
+
+    CacheBlend (arXiv 2405.16444, §4.3) looks at the second layer, the first whose input has been
+    mixed with other chunks.
+    """
+
+    LAYER = 1
+
+    def __init__(self, num_tokens: int, records: Sequence[tuple[int, ChunkKV]]) -> None:
+        self._records = records
+        self._deviation = torch.zeros(num_tokens, dtype=torch.float32)
+
+    def before_write(self, view: LayerView) -> None:
+        """Compare the rows with their records; nothing to do in other layers."""
+        if view.layer != self.LAYER:
+            return
+        positions = view.rows.positions.cpu()
+        for start, record in self._records:
+            inside = ((positions >= start) & (positions < start + record.num_tokens)).nonzero()
+            index = inside[:, 0]
+            if index.numel() == 0:
+                continue
+            stored = record.kv[self.LAYER, :, positions[index] - start].float()
+            fresh = torch.stack([view.key_before_rope[index], view.value[index]]).cpu().float()
+            self._deviation[positions[index]] = (fresh - stored).square().sum(dim=(0, 2, 3))
+
+    def after_write(self, view: LayerView) -> None:
+        """Nothing to read after the write."""
+
+    def scores(self) -> np.ndarray:
+        """float32 `[num_tokens]`: K and V squared deviation, 0 where no row ran."""
+        return self._deviation.numpy()

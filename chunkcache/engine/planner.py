@@ -1,0 +1,140 @@
+"""Spans + what the caches hold → a frozen plan: reuse, place, compute, repair. Pure, no torch.
+
+Exactness flows left to right. The prompt is exact until the first chunk whose record was born in
+another context; from there on reused rows need repair, and no block is registered as exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from chunkcache.chunk import Rung, SpanKind, content_digest
+from chunkcache.repair.base import RepairTask, ReusedChunk
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from chunkcache.chunk import ChunkKV, ChunkStats, Span
+    from chunkcache.engine.prompt import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class SpanPlan:
+    """What happens to one span: the first `prefix` rows, then `placed` rows or computed rows."""
+
+    span: Span
+    prefix: int  # rows held by the exact-prefix cache
+    placed: int  # rows written from a chunk record, after the prefix rows
+    approximate: bool  # the record was born in another context
+
+    @property
+    def computed(self) -> int:
+        """Rows that no cache holds."""
+        return len(self.span) - self.prefix - self.placed
+
+
+@dataclass(frozen=True, slots=True)
+class RepairPlan:
+    """Everything decided before the first row runs."""
+
+    spans: tuple[SpanPlan, ...]
+    missing: tuple[int, ...]  # positions whose rows must be computed
+    exact_until: int  # positions below have exact KV once the missing rows have run
+    task: RepairTask
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the prompt."""
+        return self.spans[-1].span.end
+
+
+def make_plan(
+    prompt: Prompt,
+    prefix_tokens: int,
+    records: Mapping[int, ChunkKV],
+    *,
+    exact_only: bool,
+    budget: float,
+) -> RepairPlan:
+    """Decide what every span gets.
+
+    Args:
+        prompt: the spans, covering all positions.
+        prefix_tokens: leading tokens found in the exact-prefix cache.
+        records: chunk records by span index.
+        exact_only: use a record only where it is exact.
+        budget: share of the approximate rows that may be recomputed.
+    """
+    plans: list[SpanPlan] = []
+    missing: list[int] = []
+    reused: list[ReusedChunk] = []
+    prior: list[tuple[bytes, int]] = []
+    exact_until, exact = prompt.num_tokens, True
+    for index, span in enumerate(prompt.spans):
+        prefix = min(len(span), max(0, prefix_tokens - span.start))
+        record = records.get(index)
+        in_place = prompt.head_is_canonical and index > 0 and _opens_documents(prompt.spans, index)
+        placed = 0
+        if record is not None and prefix < len(span) and (in_place or not exact_only):
+            placed = len(span) - prefix
+        approximate = placed > 0 and not in_place and record is not None
+        if approximate and record is not None:
+            if exact:
+                exact_until, exact = span.start + prefix, False
+            reused.append(_reused(span, prefix, record, prior))
+        if not placed:
+            missing.extend(range(span.start + prefix, span.end))
+        if span.kind is SpanKind.CHUNK:
+            prior.append((content_digest(span.token_ids), len(span)))
+        plans.append(SpanPlan(span, prefix, placed, approximate))
+    return RepairPlan(tuple(plans), tuple(missing), exact_until, RepairTask(tuple(reused), budget))
+
+
+def _opens_documents(spans: Sequence[Span], index: int) -> bool:
+    return spans[index].kind is SpanKind.CHUNK and spans[index - 1].kind is SpanKind.HEAD
+
+
+def _reused(
+    span: Span, prefix: int, record: ChunkKV, prior: Sequence[tuple[bytes, int]]
+) -> ReusedChunk:
+    return ReusedChunk(
+        start=span.start + prefix,
+        num_tokens=len(span) - prefix,
+        stats=_without_first(record.stats, prefix),
+        prior_digests=tuple(digest for digest, _ in prior),
+        prior_lengths=tuple(length for _, length in prior),
+    )
+
+
+def _without_first(stats: ChunkStats, count: int) -> ChunkStats:
+    if count == 0:
+        return stats
+    return replace(
+        stats, token_inter=stats.token_inter[count:], token_head=stats.token_head[count:]
+    )
+
+
+def span_rung(plan: SpanPlan, recomputed: int) -> Rung:
+    """The rung a span ends on, once `recomputed` of its placed rows have been recomputed."""
+    if plan.approximate and recomputed < plan.placed:
+        return Rung.REPAIRED
+    if plan.prefix or (plan.placed and not plan.approximate):
+        return Rung.EXACT
+    return Rung.FULL
+
+
+def weakest(rungs: Sequence[Rung]) -> Rung:
+    """The rung of a whole answer: repaired beats exact beats full downwards."""
+    for rung in (Rung.REPAIRED, Rung.EXACT):
+        if rung in rungs:
+            return rung
+    return Rung.FULL
+
+
+def rows_in(plan: SpanPlan, positions: np.ndarray) -> list[int]:
+    """Those of `positions` that fall into the span."""
+    inside = (positions >= plan.span.start) & (positions < plan.span.end)
+    return [int(p) for p in positions[inside]]

@@ -1,0 +1,78 @@
+"""Making a chunk's KV: `[head] ‖ prior chunks ‖ chunk` is run, the chunk's rows are kept.
+
+The head in front removes the phantom attention sink a chunk encoded at position 0 would make of its
+first tokens (arXiv 2603.20218).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chunkcache.chunk import ChunkKV, content_digest
+from chunkcache.engine.observe import CaptureKV
+from chunkcache.engine.request import Pass, Placement, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from chunkcache.chunk import ChunkKey
+    from chunkcache.engine.model import DecoderModel
+    from chunkcache.errors import ChunkCacheError
+
+
+class ChunkPrefill(Request):
+    """Computes one `ChunkKV`; `future` resolves to it or to a `ChunkCacheError`.
+
+    `prior` are token ids of chunks between the head and this one (a variant's born prefix); the
+    canonical record has none. Everything runs exactly, so its blocks may be shared.
+    """
+
+    def __init__(
+        self,
+        key: ChunkKey,
+        *,
+        head: Sequence[int],
+        salt: bytes,
+        prior: Sequence[Sequence[int]] = (),
+    ) -> None:
+        born = [*head, *(t for ids in prior for t in ids)]
+        super().__init__([*born, *key.token_ids], max_new_tokens=0, salt=salt)
+        self.key = key
+        self.future: Future[ChunkKV] = Future()
+        self._prior = [(content_digest(ids), len(ids)) for ids in prior]
+        edges = np.cumsum([len(head), *(len(ids) for ids in prior)])
+        self._boundaries = [int(e) for e in edges]
+        self._capture: CaptureKV | None = None
+
+    def begin(self, model: DecoderModel, prefix_tokens: int) -> list[Placement]:
+        """Run everything from the first token that no shared block holds."""
+        # the chunk's own rows must all run, so that they can be captured
+        first = min(prefix_tokens, self._boundaries[-1])
+        self._capture = CaptureKV(model, self._boundaries, len(self.key.token_ids))
+        self.current = Pass(
+            np.arange(first, len(self.token_ids), dtype=np.int64),
+            observer=self._capture,
+            wants_logits=False,
+        )
+        return []
+
+    def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:
+        """One pass is all there is."""
+        assert self._capture is not None
+        self.current = None
+        self.exact_tokens = len(self.token_ids)
+        record = ChunkKV(
+            self.key, model.geometry, self._capture.kv, self._capture.stats(self._prior)
+        )
+        if not self.future.cancelled():
+            self.future.set_result(record)
+
+    def fail(self, error: ChunkCacheError) -> None:
+        """Resolve the future to the error."""
+        if not self.future.done():
+            self.future.set_exception(error)

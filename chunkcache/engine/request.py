@@ -1,0 +1,84 @@
+"""What the engine can be asked to do: a sequence, and passes over it.
+
+A pass is a set of rows in position order that the scheduler may split over steps; when its last row
+has run, the request says what comes next. `generation.py` and `prefill.py` hold the two kinds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from chunkcache.chunk import ChunkKV
+    from chunkcache.engine.attention import RowObserver
+    from chunkcache.engine.model import DecoderModel
+    from chunkcache.errors import ChunkCacheError
+
+_arrivals = itertools.count()  # a source of ids, not state: nothing reads it back
+
+
+@dataclass(slots=True)
+class Pass:
+    """Rows to run: positions int64, increasing. `num_layers` None means all of them."""
+
+    positions: np.ndarray
+    observer: RowObserver | None = None
+    num_layers: int | None = None
+    wants_logits: bool = True
+    done: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Rows not yet run."""
+        return len(self.positions) - self.done
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """Rows `first_row..` of a record, to be written at `position..`."""
+
+    position: int
+    first_row: int
+    record: ChunkKV
+
+
+class Request(ABC):
+    """Identity, sequence and blocks; owned by the engine thread once submitted."""
+
+    def __init__(self, token_ids: Sequence[int], *, max_new_tokens: int, salt: bytes) -> None:
+        self.request_id = next(_arrivals)
+        self.token_ids = list(token_ids)
+        self.max_tokens = len(token_ids) + max_new_tokens
+        self.salt = salt
+        self.blocks: list[int] = []
+        self.slots = torch.empty(0, dtype=torch.int64)
+        self.current: Pass | None = None
+        self.is_decoding = False
+        self.exact_tokens = 0  # leading tokens whose KV may be shared as an exact prefix
+        self.cancelled = threading.Event()
+        self.submitted_at = time.perf_counter()
+        self.started_at = self.submitted_at
+        self.place_ms = 0.0
+
+    @abstractmethod
+    def begin(self, model: DecoderModel, prefix_tokens: int) -> list[Placement]:
+        """Set the first pass, knowing that `prefix_tokens` already have KV; say what to place."""
+
+    @abstractmethod
+    def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:
+        """The current pass is done: set the next one, or None when the request is finished."""
+
+    @abstractmethod
+    def fail(self, error: ChunkCacheError) -> None:
+        """Tell the caller that there will be no answer."""

