@@ -1,0 +1,140 @@
+"""One question, from retrieved chunks to a stream of events."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from chunkcache.chunk import SpanKind
+from chunkcache.engine.generation import Delta, Generation, Outcome
+from chunkcache.errors import Cancelled
+from chunkcache.protocol import (
+    AnswerDelta,
+    AnswerEvent,
+    AnswerFinished,
+    AnswerStarted,
+    Timings,
+)
+from chunkcache.service.report import build_report, citation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from chunkcache.chunk import Chunk
+    from chunkcache.engine.core import Engine
+    from chunkcache.engine.prompt import Prompt
+    from chunkcache.metrics import Metrics
+    from chunkcache.protocol import Report
+
+
+@dataclass(slots=True)
+class Preparation:
+    """What was found out before the engine got the prompt."""
+
+    prompt: Prompt
+    chunks: Sequence[Chunk]
+    policy: str
+    budget: float
+    started_at: float
+    retrieve_ms: float
+    load_ms: float = 0.0
+    tiers: dict[int, str] = field(default_factory=dict)  # by span index
+    misses: dict[int, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class AnswerHandle:
+    """A running answer. `events()` is read by one thread; `cancel()` may be called from any."""
+
+    def __init__(
+        self, generation: Generation, preparation: Preparation, engine: Engine, metrics: Metrics
+    ) -> None:
+        self._generation = generation
+        self._preparation = preparation
+        self._engine = engine
+        self._metrics = metrics
+        self.outcome: Outcome | None = None  # after the last event; in-process callers only
+
+    def cancel(self) -> None:
+        """Stop at the next step; `events()` raises `Cancelled`. Idempotent."""
+        self._engine.cancel(self._generation)
+
+    def events(self) -> Iterator[AnswerEvent]:
+        """Started, deltas, finished. Blocks; closing the iterator early cancels the answer.
+
+        Raises:
+            Cancelled, ShuttingDown, ChunkCacheError: there will be no (more) answer.
+        """
+        citations = [citation(chunk) for chunk in self._preparation.chunks]
+        outcome = "error"
+        try:
+            yield AnswerStarted(citations=citations)
+            for event in self._generation.events():
+                if isinstance(event, Delta):
+                    yield AnswerDelta(text=event.text)
+                else:
+                    outcome = "ok"
+                    yield self._finished(event)
+        except Cancelled:
+            outcome = "cancelled"
+            raise
+        except GeneratorExit:
+            outcome = outcome if outcome == "ok" else "cancelled"
+            raise
+        finally:
+            self.cancel()
+            self._metrics.requests.labels(outcome).inc()
+
+    def _finished(self, outcome: Outcome) -> AnswerFinished:
+        self.outcome = outcome
+        report = self._report(outcome)
+        metrics = self._metrics
+        metrics.ttft_seconds.labels(report.rung.value).observe(report.timings.ttft_ms / 1e3)
+        metrics.request_seconds.observe(report.timings.total_ms / 1e3)
+        metrics.generated.inc(len(outcome.token_ids))
+        metrics.tokens.labels("reused").inc(report.reused_tokens)
+        metrics.tokens.labels("recomputed").inc(report.recomputed_tokens)
+        metrics.tokens.labels("computed").inc(report.computed_tokens)
+        return AnswerFinished(
+            text=outcome.text,
+            finish_reason="stop" if outcome.finish_reason == "stop" else "length",
+            completion_tokens=len(outcome.token_ids),
+            report=report,
+            citations=[citation(chunk) for chunk in self._preparation.chunks],
+        )
+
+    def _report(self, outcome: Outcome) -> Report:
+        before = self._preparation
+        # from the caller's first instruction to the engine's first: retrieval, look-up, misses
+        lead_ms = (self._generation.submitted_at - before.started_at) * 1e3
+        return build_report(
+            outcome,
+            policy=before.policy,
+            budget=before.budget,
+            tiers=before.tiers,
+            misses=before.misses,
+            notes=before.notes,
+            timings=Timings(
+                queue_ms=outcome.queue_ms,
+                retrieve_ms=before.retrieve_ms,
+                load_ms=before.load_ms,
+                place_ms=outcome.place_ms,
+                probe_ms=outcome.probe_ms,
+                compute_ms=outcome.compute_ms,
+                ttft_ms=lead_ms + outcome.ttft_ms,
+                total_ms=lead_ms + outcome.total_ms,
+            ),
+        )
+
+
+def chunk_spans(prompt: Prompt) -> list[int]:
+    """Indices of the chunk spans, in prompt order."""
+    return [i for i, span in enumerate(prompt.spans) if span.kind is SpanKind.CHUNK]
+
+
+def elapsed_ms(since: float) -> float:
+    """Milliseconds since a `time.perf_counter()` reading."""
+    return (time.perf_counter() - since) * 1e3
+
+

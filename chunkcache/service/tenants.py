@@ -1,0 +1,54 @@
+"""Tenant salts: derived here from a secret of this installation, never taken from a request.
+
+The salt goes into every chunk key and prefix chain, so tenants with the same text share no record,
+no block and no timing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from chunkcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SECRET_BYTES = 32
+
+
+def load_secret(home: Path) -> bytes:
+    """The installation's secret, made on first use with owner-only permissions.
+
+    Raises:
+        ConfigError: the file exists and is not a secret of ours.
+    """
+    path = home / "secret"
+    home.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        partial = home / f"secret.{os.getpid()}.{secrets.token_hex(4)}"
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(secrets.token_bytes(_SECRET_BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(partial, path)  # fails if another process was first; its secret wins
+        except FileExistsError:
+            return load_secret(home)
+        finally:
+            partial.unlink()
+    secret = path.read_bytes()
+    if len(secret) != _SECRET_BYTES:
+        raise ConfigError(
+            f"home: {path} has {len(secret)} bytes, must have {_SECRET_BYTES}. Hint: restore it, "
+            "or remove it together with the store, whose records it can no longer find."
+        )
+    return secret
+
+
+def tenant_salt(secret: bytes, tenant: str) -> bytes:
+    """16 bytes that only this installation can derive for this tenant."""
+    return hashlib.blake2b(tenant.encode(), key=secret, digest_size=16).digest()
