@@ -220,7 +220,7 @@ def load_model(settings: Settings) -> DecoderModel:
             "Hint: give a hub id that can be reached or a local folder."
         ) from error
     digest = weights_digest(folder, settings.cache)
-    return wrap_model(hf, tokenizer, weights=digest, name=_alias(settings.model))
+    return wrap_model(hf, tokenizer, weights=digest, name=model_alias(settings.model))
 
 
 def _hub_folder(hub_id: str) -> Path:
@@ -229,7 +229,24 @@ def _hub_folder(hub_id: str) -> Path:
     return Path(snapshot_download(hub_id, local_files_only=True))
 
 
-def _alias(settings: ModelSettings) -> str:
+def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
+    """The model's tokenizer alone, for splitting: no weights are read.
+
+    Raises:
+        ModelNotFound: nothing at that id or path.
+    """
+    source = resolve_model(settings.model.name, settings.cache)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except OSError as error:
+        raise ModelNotFound(
+            f"model.name: no tokenizer in {settings.model.name!r}: {str(error).splitlines()[0]}"
+        ) from error
+    return tokenizer
+
+
+def model_alias(settings: ModelSettings) -> str:
+    """The model's name for clients: the alias, or the last part of its id."""
     return settings.alias or settings.name.removeprefix("embedded:").rstrip("/").rpartition("/")[2]
 
 

@@ -136,5 +136,3 @@ def chunk_spans(prompt: Prompt) -> list[int]:
 def elapsed_ms(since: float) -> float:
     """Milliseconds since a `time.perf_counter()` reading."""
     return (time.perf_counter() - since) * 1e3
-
-

@@ -1,0 +1,108 @@
+"""From a request and its passages to a running generation."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from chunkcache.engine.generation import Generation
+from chunkcache.errors import PromptTooLong
+from chunkcache.repair import policy_named
+from chunkcache.service.answer import AnswerHandle, Preparation, chunk_spans, elapsed_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chunkcache.chunk import Chunk, ChunkKV
+    from chunkcache.config import Settings
+    from chunkcache.engine.prompt import Prompt
+    from chunkcache.metrics import Metrics
+    from chunkcache.protocol import AnswerRequest
+    from chunkcache.service.runtime import Runtime
+
+
+class Asker:
+    """Lays out the prompt, finds chunk KV, queues the generation."""
+
+    def __init__(self, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._metrics = metrics
+
+    def start(
+        self,
+        request: AnswerRequest,
+        chunks: Sequence[Chunk],
+        salt: bytes,
+        started_at: float,
+        retrieve_ms: float,
+    ) -> AnswerHandle:
+        """Queue the answer to `request` from `chunks` (best first, the order they get in the prompt).
+
+        Raises:
+            InvalidRequest, PromptTooLong, Overloaded, ShuttingDown: nothing was queued.
+        """
+        runtime, repair = self._runtime, self._settings.repair
+        options = request.options
+        max_new = request.sampling.max_tokens or self._settings.engine.max_new_tokens_default
+        notes: list[str] = []
+        prompt, chunks = self._fit(request, list(chunks), max_new, notes)
+        exact = options.mode == "exact"
+        if not runtime.reuses:
+            notes.append("chunk reuse is off for this model: it did not pass the gate")
+        exact_only = exact or not runtime.reuses
+        name = options.policy or repair.policy
+        budget = repair.budget if options.budget is None else options.budget
+        preparation = Preparation(
+            prompt, chunks, "exact" if exact_only else name, 1.0 if exact_only else budget,
+            started_at, retrieve_ms, notes=notes,
+        )  # fmt: skip
+        records: dict[int, ChunkKV] = {}
+        if not exact_only:
+            records = self._find(prompt, salt, preparation)
+        generation = Generation(
+            prompt, records,
+            policy=policy_named(name, repair), budget=budget, exact_only=exact_only,
+            sampling=request.sampling, max_new_tokens=max_new, salt=salt,
+        )  # fmt: skip
+        runtime.engine.submit(generation)
+        return AnswerHandle(generation, preparation, runtime.engine, self._metrics)
+
+    def _find(self, prompt: Prompt, salt: bytes, into: Preparation) -> dict[int, ChunkKV]:
+        began = time.perf_counter()
+        spans = chunk_spans(prompt)
+        keys = [self._runtime.key(prompt.spans[i].token_ids, salt) for i in spans]
+        records = {}
+        for index, found in zip(spans, self._runtime.find(keys, salt), strict=True):
+            records[index] = found.record
+            if found.tier is not None:
+                into.tiers[index] = found.tier
+            if found.miss is not None:
+                into.misses[index] = found.miss
+        into.load_ms = elapsed_ms(began)
+        return records
+
+    def _fit(
+        self, request: AnswerRequest, chunks: list[Chunk], max_new: int, notes: list[str]
+    ) -> tuple[Prompt, list[Chunk]]:
+        """The prompt, with as few of the last-ranked chunks dropped as the context asks for."""
+        runtime = self._runtime
+        limit = min(runtime.model.context_tokens, runtime.engine.capacity_tokens) - max_new
+        given = len(chunks)
+        prompt = runtime.prompts.build(request.messages, chunks)
+        while prompt.num_tokens > limit and chunks and self._settings.engine.overflow == "drop":
+            chunks = chunks[:-1]
+            prompt = runtime.prompts.build(request.messages, chunks)
+        if prompt.num_tokens > limit:
+            raise PromptTooLong(
+                f"messages: got {prompt.num_tokens} prompt tokens and {max_new} for the answer, "
+                f"must be at most {limit + max_new} together. Hint: fewer or shorter documents, a "
+                "smaller max_tokens, or engine.overflow = drop.",
+                param="messages",
+            )
+        if len(chunks) < given:
+            notes.append(
+                f"{given - len(chunks)} of {given} passages were dropped, the lowest-ranked first: "
+                f"the prompt must fit {limit} tokens"
+            )
+        return prompt, chunks

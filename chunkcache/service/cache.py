@@ -1,0 +1,348 @@
+"""`ChunkCache`: the composition root. Everything is opened on first use and closed once.
+
+The catalog, the embedder and the tokenizer are enough to ingest and search; the model, its engine
+and the tiers are only loaded when chunks are warmed or questions are asked.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from chunkcache.chunk import Chunk
+from chunkcache.config import Settings, load_settings
+from chunkcache.engine.model import load_tokenizer, model_alias
+from chunkcache.errors import InvalidRequest, ShuttingDown
+from chunkcache.metrics import Metrics
+from chunkcache.protocol import (
+    AnswerFinished,
+    AnswerRequest,
+    ChunkCacheOptions,
+    CollectionInfo,
+    DocumentInfo,
+    GivenDocument,
+    IngestReport,
+    Message,
+    Passage,
+    Sampling,
+    WarmReport,
+)
+from chunkcache.retrieval.catalog import Catalog
+from chunkcache.retrieval.embedder import Embedder, open_embedder
+from chunkcache.retrieval.ingest import Ingestor
+from chunkcache.retrieval.retriever import Retriever
+from chunkcache.retrieval.splitter import Splitter
+from chunkcache.service.asking import Asker
+from chunkcache.service.runtime import Runtime
+from chunkcache.service.tenants import load_secret, tenant_salt
+from chunkcache.service.warm import Shard, WarmProgress, warm_chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from chunkcache.protocol import AnswerEvent
+    from chunkcache.service.answer import AnswerHandle
+
+PUBLIC = "public"
+DEFAULT = "default"
+
+
+class ChunkCache:
+    """Ingest, warm, search and answer in this process. Thread-safe; also a context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.created_at = time.time()
+        self._lock = threading.RLock()  # guards first use of the lazy parts
+        self._closed = False
+        self._draining = False
+        self._secret = load_secret(settings.home)
+
+    @classmethod
+    def open(
+        cls, settings: Settings | None = None, *, config: Path | None = None, **overrides: Any
+    ) -> ChunkCache:
+        """Open the cache at `settings.home`.
+
+        Args:
+            settings: complete settings; else they are read from `config`, the environment and
+                `overrides` (see `load_settings`).
+
+        Raises:
+            ConfigError: a setting is wrong.
+        """
+        return cls(settings or load_settings(config, **overrides))
+
+    def __enter__(self) -> ChunkCache:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ lazy parts
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """Documents and chunks on disk."""
+        return Catalog(self.settings.home / "catalog.sqlite")
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return open_embedder(self.settings.retrieval.embedder)
+
+    @cached_property
+    def _splitter(self) -> Splitter:
+        retrieval = self.settings.retrieval
+        tokenizer = load_tokenizer(self.settings)
+        return Splitter(tokenizer, retrieval.chunk_tokens, retrieval.overlap_tokens)
+
+    @cached_property
+    def _ingestor(self) -> Ingestor:
+        return Ingestor(self.catalog, self._splitter, self._embedder, self.settings.retrieval)
+
+    @cached_property
+    def _retriever(self) -> Retriever:
+        return Retriever(
+            self.catalog, self._embedder, self.settings.home / "indexes", self.settings.retrieval
+        )
+
+    @cached_property
+    def _runtime(self) -> Runtime:
+        return Runtime(self.settings, self.metrics)
+
+    @property
+    def runtime(self) -> Runtime:
+        """Model, engine and tiers; loads them on first use (seconds).
+
+        Raises:
+            ModelNotFound, UnsupportedModel, GateFailed, StoreError: the model cannot be served.
+        """
+        with self._lock:
+            if self._closed:
+                raise ShuttingDown("this ChunkCache is closed")
+            return self._runtime
+
+    @property
+    def model_id(self) -> str:
+        """The name clients give as `model`."""
+        return model_alias(self.settings.model)
+
+    @property
+    def embedder_id(self) -> str:
+        """The name clients give for embeddings."""
+        return self.settings.retrieval.embedder.removeprefix("embedded:").rpartition("/")[2]
+
+    # ------------------------------------------------------------ documents
+
+    def ingest(
+        self,
+        paths: Sequence[Path],
+        *,
+        tenant: str = PUBLIC,
+        collection: str = DEFAULT,
+        on_progress: Callable[[int, int, str], None] | None = None,
+    ) -> IngestReport:
+        """Read files and folders into the catalog; unchanged documents cost a hash each.
+
+        `on_progress(done, total, name)` is called per file. Unreadable files are skipped and listed
+        in the report, never fatal.
+        """
+        with self._lock:
+            ingestor = self._ingestor
+        return ingestor.ingest_paths(
+            paths, tenant=tenant, collection=collection, on_progress=on_progress
+        )
+
+    def ingest_bytes(
+        self, name: str, data: bytes, *, tenant: str = PUBLIC, collection: str = DEFAULT
+    ) -> DocumentInfo:
+        """Read one uploaded file. Raises `InvalidRequest` with the reason when it is unreadable."""
+        with self._lock:
+            ingestor = self._ingestor
+        return ingestor.ingest_bytes(name, data, tenant=tenant, collection=collection)
+
+    def documents(self, *, tenant: str = PUBLIC, collection: str = DEFAULT) -> list[DocumentInfo]:
+        """Documents in a collection, by title."""
+        return self.catalog.documents(tenant, collection)
+
+    def remove(self, document_id: str, *, tenant: str = PUBLIC, collection: str = DEFAULT) -> bool:
+        """Remove a document; its chunks are unreachable at once. False: it was not there."""
+        return self.catalog.remove_document(document_id, tenant, collection)
+
+    def create_collection(self, name: str, *, tenant: str = PUBLIC) -> CollectionInfo:
+        """A new, empty collection (a vector store, over HTTP)."""
+        return self.catalog.create_collection(tenant, name)
+
+    def collections(self, *, tenant: str = PUBLIC) -> list[CollectionInfo]:
+        """The tenant's collections."""
+        return self.catalog.collections(tenant)
+
+    def collection(self, collection_id: str, *, tenant: str = PUBLIC) -> CollectionInfo | None:
+        """One collection, or None."""
+        return self.catalog.collection(tenant, collection_id)
+
+    def delete_collection(self, collection_id: str, *, tenant: str = PUBLIC) -> bool:
+        """Delete a collection and its documents. False: it was not there."""
+        return self.catalog.delete_collection(tenant, collection_id)
+
+    def search(
+        self, query: str, *, top_k: int = 4, tenant: str = PUBLIC, collection: str = DEFAULT
+    ) -> list[Passage]:
+        """The best passages for a query, best first."""
+        return [
+            Passage(
+                chunk_id=c.chunk_id, document_id=c.document_id, title=c.title, url=c.url,
+                text=c.text, score=c.score, start_char=c.start_char, end_char=c.end_char,
+            )
+            for c in self._search(query, top_k, tenant, collection)
+        ]  # fmt: skip
+
+    def _search(self, query: str, top_k: int, tenant: str, collection: str) -> list[Chunk]:
+        with self._lock:
+            retriever = self._retriever
+        return retriever.search(query, top_k=top_k, tenant=tenant, collection=collection)
+
+    def embed(self, texts: list[str]) -> tuple[list[list[float]], int]:
+        """Unit vectors and the number of tokens read."""
+        with self._lock:
+            embedder = self._embedder
+        return embedder.embed(texts).tolist(), embedder.count_tokens(texts)
+
+    # ------------------------------------------------------------ chunk KV
+
+    def warm(
+        self,
+        *,
+        tenant: str = PUBLIC,
+        collection: str = DEFAULT,
+        shard: Shard | None = None,
+        on_progress: Callable[[WarmProgress], None] = lambda _: None,
+    ) -> WarmReport:
+        """Compute the KV of every chunk of a collection that the disk tier lacks."""
+        return warm_chunks(
+            self.runtime,
+            self.catalog.chunks(tenant, collection),
+            self._salt(tenant),
+            shard=shard or Shard(),
+            on_progress=on_progress,
+        )
+
+    def _salt(self, tenant: str) -> bytes:
+        return tenant_salt(self._secret, tenant)
+
+    # ------------------------------------------------------------ answers
+
+    def start(self, request: AnswerRequest) -> AnswerHandle:
+        """Retrieve, look up and queue; the answer comes from the handle's events.
+
+        Raises:
+            InvalidRequest, PromptTooLong, Overloaded, ShuttingDown: before anything was queued.
+        """
+        if self._draining or self._closed:
+            raise ShuttingDown("the service is shutting down and admits nothing new")
+        asker = Asker(self.runtime, self.settings, self.metrics)
+        started_at = time.perf_counter()
+        chunks = self._passages(request)
+        retrieve_ms = (time.perf_counter() - started_at) * 1e3
+        return asker.start(request, chunks, self._salt(request.tenant), started_at, retrieve_ms)
+
+    def stream(self, question: str | AnswerRequest, **wishes: Any) -> Iterator[AnswerEvent]:
+        """The events of one answer; closing the iterator cancels it. Wishes: see `ask`."""
+        return self.start(self._request(question, **wishes)).events()
+
+    def ask(self, question: str | AnswerRequest, **wishes: Any) -> AnswerFinished:
+        """Answer a question.
+
+        Args:
+            question: a text, or a whole `AnswerRequest`.
+            wishes: `documents` (list of texts or GivenDocument, instead of retrieval), `top_k`,
+                `tenant`, `collection`, fields of `ChunkCacheOptions` (`mode`, `policy`, `budget`)
+                and of `Sampling` (`temperature`, `max_tokens`, `stop`, …).
+        """
+        for event in self.stream(question, **wishes):
+            if isinstance(event, AnswerFinished):
+                return event
+        raise AssertionError("an answer ended without its last event")
+
+    def _request(self, question: str | AnswerRequest, **wishes: Any) -> AnswerRequest:
+        if isinstance(question, AnswerRequest):
+            if wishes:
+                raise InvalidRequest.of(
+                    next(iter(wishes)), "…", "part of the AnswerRequest", "set it there"
+                )
+            return question
+        options = {n: wishes.pop(n) for n in ChunkCacheOptions.model_fields if n in wishes}
+        documents = wishes.pop("documents", None)
+        # top_k is the retrieval depth here, as it is in AnswerRequest
+        top_k = options.pop("top_k", None)
+        sampling = {n: wishes.pop(n) for n in Sampling.model_fields if n in wishes}
+        if documents is not None:
+            documents = [GivenDocument(text=d) if isinstance(d, str) else d for d in documents]
+        return AnswerRequest(
+            messages=[Message(role="user", content=question)],
+            documents=documents,
+            top_k=top_k,
+            sampling=Sampling(**sampling),
+            options=ChunkCacheOptions(**options),
+            **wishes,
+        )
+
+    def _passages(self, request: AnswerRequest) -> list[Chunk]:
+        if request.documents is not None:
+            return self._split_given(request.documents)
+        top_k = self.settings.retrieval.top_k if request.top_k is None else request.top_k
+        question = request.messages[-1].content
+        if top_k == 0 or not question.strip():
+            return []
+        return self._search(question, top_k, request.tenant, request.collection)
+
+    def _split_given(self, documents: Sequence[GivenDocument]) -> list[Chunk]:
+        with self._lock:
+            splitter = self._splitter
+        return [
+            Chunk(
+                chunk_id=f"{document.id or index}#{piece.start_char}",
+                token_ids=tuple(piece.token_ids),
+                text=piece.text,
+                document_id=document.id or str(index),
+                title=document.title,
+                url=document.url,
+                start_char=piece.start_char,
+                end_char=piece.end_char,
+            )
+            for index, document in enumerate(documents)
+            for piece in splitter.split(document.text)
+        ]
+
+    # ------------------------------------------------------------ life cycle
+
+    def health(self) -> dict[str, object]:
+        """Whether it serves, which model, and what the gate said."""
+        loaded = "_runtime" in self.__dict__
+        return {
+            "status": "draining" if self._draining else "ok",
+            "model": self.model_id,
+            "loaded": loaded,
+            "reuse": self._runtime.reuses if loaded else None,
+        }
+
+    def drain(self, timeout_s: float) -> None:
+        """Admit nothing new and wait for running answers, at most `timeout_s`."""
+        self._draining = True
+        if "_runtime" in self.__dict__:
+            self._runtime.drain(timeout_s)
+
+    def close(self) -> None:
+        """Cancel what runs, flush the store, release everything. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        if "_runtime" in self.__dict__:
+            self._runtime.close()
+        if "catalog" in self.__dict__:
+            self.catalog.close()

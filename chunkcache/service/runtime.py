@@ -1,0 +1,152 @@
+"""The model side of the service: engine, tiers, prompt builder, and the look-up of chunk KV."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from chunkcache.chunk import ChunkKey
+from chunkcache.engine.core import Engine
+from chunkcache.engine.gate import Verdict, run_gate, store_verdict, stored_verdict
+from chunkcache.engine.model import load_model
+from chunkcache.engine.prefill import ChunkPrefill
+from chunkcache.engine.prompt import PromptBuilder
+from chunkcache.errors import GateFailed
+from chunkcache.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from chunkcache.chunk import ChunkKV
+    from chunkcache.config import Settings
+    from chunkcache.engine.model import DecoderModel
+    from chunkcache.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+_WINDOW = 4  # chunks of one caller in the engine at a time: enough to fill a step, few to lose
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """A chunk's KV, the tier it came from, or the reason it had to be computed."""
+
+    record: ChunkKV
+    tier: str | None
+    miss: str | None
+
+
+class Runtime:
+    """A loaded model with its engine and its store. Thread-safe."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.model = load_model(settings)
+        self.verdict = _gate(self.model, settings)
+        self.prompts = PromptBuilder(self.model.tokenizer, settings.prompt)
+        self.store = open_store(settings, self.model.fingerprint, metrics)
+        self.engine = Engine(self.model, settings.engine, metrics)
+        self._lock = threading.Lock()
+        self._in_flight: dict[ChunkKey, ChunkPrefill] = {}
+
+    @property
+    def reuses(self) -> bool:
+        """Whether the gate allows chunk KV to be reused."""
+        return self.verdict.reuses
+
+    def key(self, token_ids: Sequence[int], salt: bytes) -> ChunkKey:
+        """The key of a chunk's canonical record: born right after the head."""
+        return ChunkKey.of(
+            token_ids,
+            fingerprint=self.model.fingerprint,
+            born_prefix=self.prompts.canonical_head,
+            salt=salt,
+        )
+
+    def find(self, keys: Sequence[ChunkKey], salt: bytes) -> list[Found]:
+        """Every chunk's KV, computed where no tier has it, and offered to the tiers then.
+
+        Misses run together, batched by the engine. Raises what the engine raises.
+        """
+        lookups = self.store.fetch_many(keys)
+        missing = list(
+            dict.fromkeys(k for k, hit in zip(keys, lookups, strict=True) if hit.record is None)
+        )
+        computed = dict(zip(missing, self.compute(missing, salt), strict=True))
+        for record in computed.values():
+            self.store.offer(record)
+        return [
+            Found(hit.record, hit.tier, None)
+            if hit.record is not None
+            else Found(computed[key], None, hit.miss)
+            for key, hit in zip(keys, lookups, strict=True)
+        ]
+
+    def compute(self, keys: Sequence[ChunkKey], salt: bytes) -> Iterator[ChunkKV]:
+        """Canonical records in order; a few chunks are kept in the engine at a time.
+
+        A chunk another request is computing right now is waited for, not computed twice.
+        """
+        window: deque[ChunkPrefill] = deque()
+        for key in keys:
+            window.append(self._prefill(key, salt))
+            if len(window) >= _WINDOW:
+                yield window.popleft().future.result()
+        while window:
+            yield window.popleft().future.result()
+
+    def _prefill(self, key: ChunkKey, salt: bytes) -> ChunkPrefill:
+        with self._lock:
+            if (running := self._in_flight.get(key)) is not None:
+                return running
+            request = ChunkPrefill(key, head=self.prompts.canonical_head, salt=salt)
+            self.engine.submit(request)
+            self._in_flight[key] = request
+        request.future.add_done_callback(lambda _: self._forget(key))
+        return request
+
+    def _forget(self, key: ChunkKey) -> None:
+        with self._lock:
+            self._in_flight.pop(key, None)
+
+    def drain(self, timeout_s: float) -> None:
+        """Wait until nothing runs, at most `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while self.engine.unfinished and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """End the engine, then flush and close the tiers."""
+        self.engine.close()
+        self.store.close()
+
+
+def _gate(model: DecoderModel, settings: Settings) -> Verdict:
+    """The stored verdict, or a fresh one.
+
+    Raises:
+        GateFailed: our full prefill is not transformers': such a model is not served at all.
+    """
+    if settings.model.gate == "off":
+        log.warning("gate_off", effect="every prompt is computed in full, no chunk KV is reused")
+        return Verdict(True, False, 0.0, {}, ("the gate is switched off (model.gate)",))
+    verdict = stored_verdict(model.fingerprint, settings.cache)
+    if verdict is None:
+        log.info("gate_run", model=model.name, note="once per model, a few seconds")
+        verdict = run_gate(model)
+        store_verdict(verdict, model.fingerprint, settings.cache)
+    if not verdict.serves:
+        raise GateFailed(
+            f"model.name: {model.name} does not pass the gate: {'; '.join(verdict.problems)}. "
+            "Hint: chunkcache doctor prints the figures; this architecture is not supported."
+        )
+    if not verdict.reuses:
+        log.warning(
+            "gate_failed", model=model.name, problems=list(verdict.problems),
+            effect="every prompt is computed in full, no chunk KV is reused",
+        )  # fmt: skip
+    return verdict
