@@ -3,7 +3,8 @@
 ChunkCacheError
 ├── InvalidRequest      400  a field, its value, the limit, a hint
 │   ├── UnsupportedField     a field we know of and refuse, or do not know
-│   └── PromptTooLong        more tokens than the model's context
+│   ├── PromptTooLong        more tokens than the model's context
+│   └── RequestTooLarge 413  more bytes than the server takes
 ├── Unauthorized        401
 ├── NotFound            404
 ├── Overloaded          429  the queue is full; carries retry_after_s
@@ -14,6 +15,7 @@ ChunkCacheError
 ├── StoreError          500  the store cannot be opened or written
 │   └── CorruptRecord        a record failed its checksum or its identity check
 ├── ShuttingDown        503
+├── ServerUnreachable   503  the SDK got no answer at all
 └── ConfigError         500  a setting is wrong
 """
 
@@ -61,6 +63,13 @@ class PromptTooLong(InvalidRequest):
     """The prompt has more tokens than the model's context leaves room for."""
 
     code = "context_length_exceeded"
+
+
+class RequestTooLarge(InvalidRequest):
+    """The request body, or a file in it, has more bytes than the server takes."""
+
+    status = 413
+    code = "request_too_large"
 
 
 class Unauthorized(ChunkCacheError):
@@ -132,6 +141,13 @@ class ShuttingDown(ChunkCacheError):
 
     status = 503
     code = "shutting_down"
+
+
+class ServerUnreachable(ChunkCacheError):
+    """Raised by the SDK: no connection, or the connection broke before an answer was complete."""
+
+    status = 503
+    code = "server_unreachable"
 
 
 class ConfigError(ChunkCacheError):

@@ -32,6 +32,9 @@ class ChunkCacheOptions(_Wire):
         None, description="share of the reused rows that is recomputed"
     )
     vector_store_id: str | None = Field(None, description="where to retrieve from")
+    top_k: int | None = Field(
+        None, ge=0, le=64, description="passages retrieved; 0: none. Not the sampling top_k"
+    )
 
 
 class SpanReport(_Wire):
@@ -94,6 +97,12 @@ class Citation(_Wire):
     end_char: int
     text: str
     score: float
+
+
+class AnswerReport(Report):
+    """The `chunkcache` object as sent: the report, and the passages in prompt order."""
+
+    citations: list[Citation] = Field(default_factory=list)
 
 
 # ---------------------------------------------------------------- internal request and result
@@ -215,6 +224,17 @@ class DocumentInfo(_Wire):
     num_tokens: int
     size_bytes: int
     added_at: float
+
+
+class CollectionInfo(_Wire):
+    """A named set of documents of one tenant: what OpenAI calls a vector store.
+
+    Every tenant has the collection with id and name `default`.
+    """
+
+    id: str
+    name: str
+    created_at: float
 
 
 Json = dict[str, Any]

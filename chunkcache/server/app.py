@@ -1,0 +1,38 @@
+"""`create_app`: the ASGI application over a service."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+import chunkcache
+from chunkcache.server import errors
+from chunkcache.server.auth import ApiKeys
+from chunkcache.server.files import FileShelf
+from chunkcache.server.middleware import Authenticate, BodyLimit, Envelope
+from chunkcache.server.routes import ROUTERS
+
+if TYPE_CHECKING:
+    from chunkcache.server.backend import Service
+
+
+def create_app(service: Service) -> FastAPI:
+    """The endpoint over a running service; `service.settings.server` sets keys and limits.
+
+    Raises:
+        ConfigError: the API key file is unusable.
+    """
+    settings = service.settings
+    # No interactive documentation: its pages load scripts from elsewhere.
+    app = FastAPI(title="chunkcache", version=chunkcache.__version__, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.state.shelf = FileShelf(settings.home / "files")
+    errors.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, limit_bytes=settings.server.max_body_bytes)
+    app.add_middleware(Authenticate, keys=ApiKeys.load(settings.server.api_keys_file))
+    app.add_middleware(Envelope)
+    return app

@@ -1,0 +1,123 @@
+"""What the server needs of the service, as a protocol: `chunkcache.service.ChunkCache` fits it.
+
+Tests put a service without a model behind the same protocol, so every HTTP behaviour is checked
+in milliseconds and without weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from chunkcache.config import Settings
+    from chunkcache.metrics import Metrics
+    from chunkcache.protocol import (
+        AnswerEvent,
+        AnswerRequest,
+        CollectionInfo,
+        DocumentInfo,
+        Passage,
+    )
+
+
+class RunningAnswer(Protocol):
+    """One admitted request."""
+
+    def events(self) -> Iterator[AnswerEvent]:
+        """Blocking: AnswerStarted, AnswerDelta*, AnswerFinished. Raises ChunkCacheError."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop the request; `events` then ends promptly. Any thread, any number of times."""
+        ...
+
+
+class Service(Protocol):
+    """A running chunkcache. Every method may be called from any thread, and may block."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings it runs with; never changes."""
+        ...
+
+    @property
+    def metrics(self) -> Metrics:
+        """Its counters."""
+        ...
+
+    @property
+    def model_id(self) -> str:
+        """The id of the decoder, as shown by /v1/models."""
+        ...
+
+    @property
+    def embedder_id(self) -> str:
+        """The id of the embedder, as shown by /v1/models."""
+        ...
+
+    @property
+    def created_at(self) -> float:
+        """Start of the service, seconds since the epoch."""
+        ...
+
+    def start(self, request: AnswerRequest) -> RunningAnswer:
+        """Retrieve and queue. Raises InvalidRequest, NotFound, Overloaded or ShuttingDown."""
+        ...
+
+    def search(self, query: str, *, top_k: int, tenant: str, collection: str) -> list[Passage]:
+        """The best passages, best first."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """One vector per text, and the tokens read."""
+        ...
+
+    def ingest_bytes(
+        self,
+        name: str,
+        data: bytes,
+        *,
+        tenant: str,
+        collection: str,
+        attributes: dict[str, str | float | bool] | None = None,
+    ) -> DocumentInfo:
+        """Load, split, embed and index one file. Raises InvalidRequest if it cannot be read."""
+        ...
+
+    def documents(self, *, tenant: str, collection: str) -> list[DocumentInfo]:
+        """All documents of a collection."""
+        ...
+
+    def remove(self, document_id: str, *, tenant: str, collection: str) -> bool:
+        """Forget a document. False: it was not there."""
+        ...
+
+    def create_collection(self, name: str, *, tenant: str) -> CollectionInfo:
+        """A new, empty collection."""
+        ...
+
+    def collections(self, *, tenant: str) -> list[CollectionInfo]:
+        """All collections of a tenant, `default` among them."""
+        ...
+
+    def collection(self, collection_id: str, *, tenant: str) -> CollectionInfo:
+        """One collection. Raises NotFound."""
+        ...
+
+    def delete_collection(self, collection_id: str, *, tenant: str) -> bool:
+        """Forget a collection and its documents. False: it was not there."""
+        ...
+
+    def health(self) -> dict[str, object]:
+        """Status, model and gate verdict; does not block."""
+        ...
+
+    def drain(self, timeout_s: float) -> None:
+        """Admit nothing new, wait for running requests, then cancel what is left."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release. A second call does nothing."""
+        ...

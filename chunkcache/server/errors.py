@@ -1,0 +1,113 @@
+"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`.
+
+A plain `{"detail": ...}` would leave those clients with nothing but a status number.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from chunkcache.errors import ChunkCacheError, Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+    from chunkcache.protocol import Json
+
+log = structlog.get_logger(__name__)
+
+UNSUPPORTED = "unsupported_parameter"
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+_SHOWN_CHARS = 80
+
+
+def error_body(status: int, message: str, *, param: str | None, code: str) -> Json:
+    """The error object for an HTTP status."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def body_of(error: ChunkCacheError) -> Json:
+    """The error object of a deliberate error."""
+    return error_body(error.status, error.message, param=error.param, code=error.code)
+
+
+def incident_body(error: Exception) -> Json:
+    """Log an unexpected error under a fresh incident id; the object names that id and no more."""
+    incident = uuid.uuid4().hex[:16]
+    log.error("incident", incident=incident, exc_info=error)
+    message = f"Internal error, incident {incident}. The server's log has the details."
+    return error_body(500, message, param=None, code="internal_error")
+
+
+def response_of(error: ChunkCacheError) -> JSONResponse:
+    """The response for a deliberate error; 429 carries Retry-After."""
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(error.retry_after_s)
+    return JSONResponse(body_of(error), status_code=error.status, headers=headers)
+
+
+def validation_body(problems: Sequence[Mapping[str, Any]]) -> Json:
+    """The error object for pydantic's findings.
+
+    An unknown or unsupported field is reported before a wrong value, because it is the more
+    surprising of the two; the first problem gives `param`, the number of others is said.
+    """
+    first = min(problems, key=lambda p: p["type"] not in {"extra_forbidden", UNSUPPORTED})
+    kind = str(first["type"])
+    if kind == "json_invalid":
+        at, why = first["loc"][-1], first.get("ctx", {}).get("error", "")
+        message = f"The request body is not valid JSON at character {at}: {why}."
+        return error_body(400, message, param=None, code="invalid_json")
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    if kind == "extra_forbidden":
+        message = f"Unsupported parameter: '{param}' is not supported by this server."
+        code = UNSUPPORTED
+    elif kind == UNSUPPORTED:
+        message, code = f"{param}: {first['msg']}", UNSUPPORTED
+    elif kind == "missing":
+        message, code = f"Missing required parameter: '{param}'.", "missing_required_parameter"
+    else:
+        shown = repr(first.get("input"))
+        if len(shown) > _SHOWN_CHARS:
+            shown = shown[: _SHOWN_CHARS - 3] + "..."
+        message, code = f"{param or 'body'}: got {shown}. {first['msg']}.", "invalid_value"
+    if len(problems) > 1:
+        message += f" ({len(problems) - 1} more)"
+    return error_body(400, message, param=param, code=code)
+
+
+async def _on_deliberate(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ChunkCacheError)
+    return response_of(error)
+
+
+async def _on_validation(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return JSONResponse(validation_body(error.errors()), status_code=400)
+
+
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _HTTP_CODES.get(error.status_code, "invalid_request")
+    message = f"{error.detail}: {request.method} {request.url.path}"
+    body = error_body(error.status_code, message, param=None, code=code)
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers. Unexpected errors are caught further out, by `Envelope`."""
+    app.add_exception_handler(ChunkCacheError, _on_deliberate)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http)

@@ -1,0 +1,143 @@
+"""Three plain ASGI layers around the app: envelope, authentication, body limit.
+
+Plain ASGI and not Starlette's BaseHTTPMiddleware: that one buffers streams and hides disconnects.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+
+from chunkcache.errors import RequestTooLarge, Unauthorized
+from chunkcache.server.errors import incident_body, response_of
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from chunkcache.server.auth import ApiKeys
+
+log = structlog.get_logger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Envelope:
+    """The outermost layer: `x-request-id` on every response, one log line, no leaked exception.
+
+    A client's own `x-request-id` is kept if it is 1 to 64 letters, digits, dots, dashes or
+    underscores; otherwise a fresh one is made.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = Headers(scope=scope).get("x-request-id", "")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else f"req_{uuid.uuid4().hex}"
+        began_s = time.monotonic()
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_marked)
+            except ClientDisconnect:
+                log.info("client_disconnected", path=scope["path"])
+            except Exception as error:
+                response = JSONResponse(incident_body(error), status_code=500)
+                if not status:
+                    await response(scope, receive, send_marked)
+            duration_ms = round(1000 * (time.monotonic() - began_s), 1)
+            method, path = scope["method"], scope["path"]
+            log.info("request", method=method, path=path, status=status, duration_ms=duration_ms)
+
+
+class Authenticate:
+    """Everything under /v1 needs a key, checked before the body is read; sets the tenant."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and f"{scope['path']}/".startswith("/v1/"):
+            try:
+                tenant = self._keys.tenant_of(Headers(scope=scope).get("authorization"))
+            except Unauthorized as error:
+                response = response_of(error)
+                response.headers["www-authenticate"] = "Bearer"
+                await response(scope, receive, send)
+                return
+            scope.setdefault("state", {})["tenant"] = tenant
+        await self._app(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses bodies over a limit: at once by Content-Length, else while they arrive."""
+
+    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._limit_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        seen_bytes, started = 0, False
+
+        async def receive_counted() -> Message:
+            nonlocal seen_bytes
+            message = await receive()
+            seen_bytes += len(message.get("body", b""))
+            if seen_bytes > self._limit_bytes:
+                raise _BodyTooLarge(413)
+            return message
+
+        async def send_unless_too_large(message: Message) -> None:
+            nonlocal started
+            # The framework answers the exception above in its own words; those are replaced.
+            if seen_bytes > self._limit_bytes and not started:
+                return
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive_counted, send_unless_too_large)
+        finally:
+            if seen_bytes > self._limit_bytes and not started:
+                await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = RequestTooLarge(
+            f"The request body is larger than {self._limit_bytes} bytes. Hint: send less, or raise "
+            "server.max_body_bytes."
+        )
+        response = response_of(error)
+        # What is left of the body is not read, so the connection cannot be used again.
+        response.headers["connection"] = "close"
+        await response(scope, receive, send)
+
+
+class _BodyTooLarge(HTTPException):
+    """Unwinds the body parser; the framework lets an HTTPException through as it is."""

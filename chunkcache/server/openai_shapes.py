@@ -1,0 +1,162 @@
+"""The chat completion request: what is accepted, and nothing else.
+
+A field that is not listed here is refused by name. Two names differ from what one might guess:
+`temperature` defaults to 0 (greedy: the same question gives the same cited answer), not to 1; and
+`top_k` is the sampling cut-off, as in vLLM, while the number of passages is `chunkcache.top_k`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from chunkcache.protocol import (
+    AnswerRequest,
+    ChunkCacheOptions,
+    GivenDocument,
+    Message,
+    Sampling,
+)
+from chunkcache.server.errors import UNSUPPORTED
+
+DEFAULT_COLLECTION = "default"
+_StopText = Annotated[str, Field(min_length=1)]
+
+
+class Body(BaseModel):
+    """Base of all request bodies: unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ChatMessage(Body):
+    """A turn. `content` may be text or a list of text parts, which are joined."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+    # What our own answers carry, so that an answer can be appended to the conversation as it is.
+    refusal: None = None
+    annotations: list[dict[str, Any]] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, content: Any) -> Any:
+        return "".join(map(_part_text, content)) if isinstance(content, list) else content
+
+
+def _part_text(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != "text":
+        shown = str(kind)[:40]
+        raise PydanticCustomError(
+            UNSUPPORTED,
+            "content part type '{kind}' is not supported; send parts of type 'text'.",
+            {"kind": shown},
+        )
+    text = part.get("text")
+    extra = sorted(set(part) - {"type", "text"})
+    if extra or not isinstance(text, str):
+        raise PydanticCustomError(
+            UNSUPPORTED if extra else "text_part",
+            "a text part has the fields 'type' and 'text' (a string) and no other",
+        )
+    return text
+
+
+class StreamOptions(Body):
+    """Whether the stream ends with a usage chunk."""
+
+    include_usage: bool = False
+
+
+class ResponseFormat(Body):
+    """Plain text is the only format."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(Body):
+    """`POST /v1/chat/completions`. A null stands for the default."""
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1, description="same as max_completion_tokens")
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0.0, le=2.0, description="null: 0, greedy")
+    top_p: float | None = Field(None, gt=0.0, le=1.0)
+    top_k: int | None = Field(None, ge=0, description="sampling cut-off; 0: none")
+    n: Literal[1] | None = 1
+    stop: _StopText | Annotated[list[_StopText], Field(max_length=4)] | None = None
+    seed: int | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    store: Literal[False] | None = None
+    user: str | None = Field(None, description="a label of the caller's; changes nothing")
+    metadata: dict[str, str] | None = Field(None, description="labels; change nothing")
+    prompt_cache_key: str | None = Field(
+        None, description="a routing hint; one server has nowhere to route, so it changes nothing"
+    )
+    documents: list[GivenDocument] | None = Field(
+        None, description="used instead of retrieval, in this order"
+    )
+    chunkcache: ChunkCacheOptions | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise _conflict("max_tokens and max_completion_tokens differ; send one of them")
+        if self.stream_options is not None and not self.stream:
+            raise _conflict("stream_options is only allowed with stream=true")
+        if self.messages[-1].role != "user":
+            raise _conflict("messages: the last one must have the role 'user'")
+        options = self.chunkcache
+        if self.documents is not None and options is not None:
+            for name in ("vector_store_id", "top_k"):
+                if getattr(options, name) is not None:
+                    raise _conflict(f"documents replaces retrieval; leave out chunkcache.{name}")
+        return self
+
+    def to_answer_request(self, tenant: str) -> AnswerRequest:
+        """The same wish in the service's terms. The tenant comes from the API key."""
+        options = self.chunkcache or ChunkCacheOptions()
+        return AnswerRequest(
+            messages=[Message(role=m.role, content=m.content) for m in self.messages],
+            documents=self.documents,
+            tenant=tenant,
+            collection=options.vector_store_id or DEFAULT_COLLECTION,
+            top_k=options.top_k,
+            sampling=self._sampling(),
+            options=options,
+        )
+
+    def _sampling(self) -> Sampling:
+        wishes = {
+            "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
+        }
+        said = {name: value for name, value in wishes.items() if value is not None}
+        return Sampling.model_validate(said)
+
+
+def _conflict(message: str) -> PydanticCustomError:
+    return PydanticCustomError("conflict", "{message}", {"message": message})
+
+
+class EmbeddingRequest(Body):
+    """`POST /v1/embeddings`. Token ids instead of text are not accepted."""
+
+    model: str
+    input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] | None = "float"
+    user: str | None = Field(None, description="a label of the caller's; changes nothing")

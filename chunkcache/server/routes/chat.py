@@ -1,0 +1,61 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+
+from chunkcache.errors import ChunkCacheError
+from chunkcache.protocol import AnswerFinished, AnswerStarted
+from chunkcache.server.deps import ServiceDep, TenantDep, require_model
+from chunkcache.server.openai_shapes import ChatRequest
+from chunkcache.server.pump import AnswerPump
+from chunkcache.server.sse import EventStream, Reply, frames
+
+if TYPE_CHECKING:
+    from chunkcache.server.backend import RunningAnswer
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def create_chat_completion(
+    body: ChatRequest, request: Request, service: ServiceDep, tenant: TenantDep
+) -> Response:
+    """Answer the last user turn from retrieved or given documents, with citations."""
+    require_model(body.model, service.model_id)
+    answer = await run_in_threadpool(service.start, body.to_answer_request(tenant))
+    reply = Reply(body.model)
+    if body.stream:
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        return await _stream(answer, request, reply, include_usage=include_usage)
+    return JSONResponse(reply.completion(await _finish(answer, request)))
+
+
+async def _stream(
+    answer: RunningAnswer, request: Request, reply: Reply, *, include_usage: bool
+) -> EventStream:
+    pump = AnswerPump(answer, request.receive)
+    try:
+        # An error before the first event still gets its own HTTP status.
+        started = await anext(pump)
+        if not isinstance(started, AnswerStarted):
+            raise ChunkCacheError("The answer did not open with its passages.")
+    except BaseException:
+        pump.close()
+        raise
+    return EventStream(frames(reply, started, pump, include_usage), pump)
+
+
+async def _finish(answer: RunningAnswer, request: Request) -> AnswerFinished:
+    pump = AnswerPump(answer, request.receive)
+    try:
+        async for event in pump:
+            if isinstance(event, AnswerFinished):
+                return event
+    finally:
+        pump.close()
+    raise ChunkCacheError("The answer ended without a result.")

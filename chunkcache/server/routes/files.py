@@ -1,0 +1,90 @@
+"""`/v1/files`. A file is kept as it is; it becomes retrievable when attached to a vector store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from fastapi import APIRouter, Form, Query, UploadFile
+from fastapi.responses import JSONResponse
+from pydantic import ConfigDict
+
+from chunkcache.errors import InvalidRequest, RequestTooLarge
+from chunkcache.server.attachments import release_document
+from chunkcache.server.deps import ServiceDep, ShelfDep, TenantDep
+from chunkcache.server.openai_shapes import Body
+from chunkcache.server.paging import FilePageQuery, page
+
+if TYPE_CHECKING:
+    from chunkcache.protocol import Json
+    from chunkcache.server.files import StoredFile
+
+router = APIRouter()
+
+
+class FileUpload(Body):
+    """The multipart form of an upload."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    file: UploadFile
+    purpose: Literal["assistants", "user_data"]
+
+
+@router.post("/v1/files", response_model=None)
+def upload_file(
+    form: Annotated[FileUpload, Form()], service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
+) -> JSONResponse:
+    """Keep an uploaded file. It is on disk when this returns."""
+    limit_bytes = service.settings.retrieval.max_file_bytes
+    data = form.file.file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise RequestTooLarge(
+            f"file: larger than {limit_bytes} bytes. Hint: split it, or raise "
+            "retrieval.max_file_bytes.",
+            param="file",
+        )
+    # Some clients send a path; only its last part is a name.
+    name = (form.file.filename or "").replace("\\", "/").rpartition("/")[2]
+    if not name or len(name) > 255:
+        raise InvalidRequest.of("file", name, "named with 1 to 255 characters", "set filename")
+    return JSONResponse(_file_object(shelf.add(tenant, name, data, purpose=form.purpose)))
+
+
+@router.get("/v1/files", response_model=None)
+def list_files(
+    query: Annotated[FilePageQuery, Query()], shelf: ShelfDep, tenant: TenantDep
+) -> JSONResponse:
+    """The tenant's files."""
+    files = [f for f in shelf.list(tenant) if query.purpose in (None, f.purpose)]
+    return JSONResponse(page([_file_object(file) for file in files], query))
+
+
+@router.get("/v1/files/{file_id}", response_model=None)
+def get_file(file_id: str, shelf: ShelfDep, tenant: TenantDep) -> JSONResponse:
+    """One file."""
+    return JSONResponse(_file_object(shelf.get(tenant, file_id)))
+
+
+@router.delete("/v1/files/{file_id}", response_model=None)
+def delete_file(
+    file_id: str, service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
+) -> JSONResponse:
+    """Forget a file, and its document in every vector store it is attached to."""
+    file = shelf.delete(tenant, file_id)
+    for store_id, attachment in file.attachments.items():
+        release_document(service, shelf, tenant, store_id, attachment)
+    return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+
+
+def _file_object(file: StoredFile) -> Json:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.size_bytes,
+        "created_at": int(file.created_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+        "status_details": None,
+        "expires_at": None,
+    }

@@ -1,0 +1,31 @@
+"""`/health`, `/version`, `/metrics`: for operators, without a key and without tenant data."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+import chunkcache
+from chunkcache.server.deps import ServiceDep
+
+router = APIRouter()
+
+
+@router.get("/health", response_model=None)
+async def health(service: ServiceDep) -> JSONResponse:
+    """The service's own statement: 200 if its status is `ok`, else 503."""
+    state = service.health()
+    return JSONResponse(state, status_code=200 if state.get("status") == "ok" else 503)
+
+
+@router.get("/version", response_model=None)
+async def version() -> JSONResponse:
+    """The version of chunkcache."""
+    return JSONResponse({"version": chunkcache.__version__})
+
+
+@router.get("/metrics", response_model=None)
+async def metrics(service: ServiceDep) -> Response:
+    """Prometheus text format."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
