@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -126,7 +127,7 @@ class Engine:
                 self._step()
             except Exception as error:
                 # a fault in one step must not leave callers waiting for ever
-                log.exception("engine_step_failed")
+                log.error("engine_step_failed", traceback=traceback.format_exc())
                 self._fail_all(ChunkCacheError(f"the engine failed: {error!r}"))
 
     def _receive(self, *, block: bool) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from chunkcache.repair.base import Scoring
 from chunkcache.repair.select import reusable_positions, top_rows
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from chunkcache.repair.base import RepairTask
 
 
@@ -19,6 +19,8 @@ class _TopScores:
 
     def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
         """The `task.max_rows` best-scored rows of all chunks together."""
+        if task.max_rows == 0:
+            return np.empty(0, dtype=np.int64)
         if scores is None:
             raise ValueError(f"policy {self.name!r} needs scores")
         positions = reusable_positions(task)

@@ -1,0 +1,52 @@
+"""The store: tiers of chunk KV. `open_store` builds the one the settings ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chunkcache.store.check import CheckReport, check_store
+from chunkcache.store.codec import codec_named
+from chunkcache.store.disk import DiskTier
+from chunkcache.store.host import HostTier
+from chunkcache.store.tiered import Lookup, TieredStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chunkcache.config import Settings
+    from chunkcache.metrics import Metrics
+
+__all__ = [
+    "CheckReport",
+    "DiskTier",
+    "HostTier",
+    "Lookup",
+    "TieredStore",
+    "check_store",
+    "open_store",
+    "store_path",
+]
+
+
+def store_path(settings: Settings) -> Path:
+    """The LMDB folder."""
+    return settings.home / "kv"
+
+
+def open_store(settings: Settings, fingerprint: bytes, metrics: Metrics) -> TieredStore:
+    """Host tier over LMDB, or host alone when `store.disk_capacity_bytes` is 0.
+
+    Raises:
+        StoreError: the LMDB environment cannot be opened.
+        ConfigError: there is no such codec.
+    """
+    store = settings.store
+    host = HostTier(store.host_capacity_bytes, on_evict=metrics.evictions.labels("host").inc)
+    disk = None
+    if store.disk_capacity_bytes:
+        disk = DiskTier(
+            store_path(settings), store.disk_capacity_bytes, codec_named(store.codec),
+            fingerprint=fingerprint, sync_interval_s=store.sync_interval_s,
+            on_evict=metrics.evictions.labels("disk").inc,
+        )  # fmt: skip
+    return TieredStore(host, disk, metrics, write_queue_limit=store.write_queue_limit)

@@ -1,0 +1,290 @@
+"""Throughput of the tiers: put and get, from memory, from a warm page cache, and from the disk.
+
+    python benchmarks/bench_store.py [--out benchmarks/results/bench_store.jsonl]
+
+Records have the geometry of SmolLM2-135M (30 layers, 3 KV heads of 64, bf16: 23,040 bytes a token).
+Prints a table of medians, then one JSON line. First the disk tier is held to its slow twin, the
+host tier, bit for bit; nothing is measured when they differ. The yardstick of a get is one copy and
+one checksum of the same bytes, which is all that it should cost.
+
+`cold` closes the store, flushes it, and drops its file from the page cache (posix_fadvise,
+DONTNEED). What the machine below caches, if this is a virtual one, cannot be dropped; `device` is
+the share of the bytes that the kernel really had to fetch (Linux, /proc/self/io).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xxhash
+
+from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry
+from chunkcache.store.codec import codec_named
+from chunkcache.store.disk import DiskTier
+from chunkcache.store.host import HostTier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GEOMETRY = KVGeometry(30, 3, 64, "bfloat16", "bench")
+CHUNK_TOKENS = (128, 256, 512)
+RUN_BYTES = 48 * 1024 * 1024  # KV of all records of one size
+CAPACITY_BYTES = 1024**3
+FINGERPRINT = b"bench"
+
+Samples = dict[tuple[int, str], list[float]]
+
+
+def make_records(num_tokens: int, seed: int) -> list[ChunkKV]:
+    """Records of random bits, together about `RUN_BYTES`."""
+    draw = np.random.default_rng([seed, num_tokens])
+    shape = (GEOMETRY.num_layers, 2, num_tokens, GEOMETRY.num_kv_heads, GEOMETRY.head_dim)
+    made = []
+    for number in range(RUN_BYTES // (num_tokens * GEOMETRY.bytes_per_token)):
+        bits = torch.from_numpy(draw.integers(-(2**15), 2**15, shape, np.int16))
+        ids = [number, *draw.integers(0, 49152, num_tokens - 1).tolist()]
+        key = ChunkKey.of(ids, fingerprint=FINGERPRINT, born_prefix=(), salt=b"")
+        mass = draw.random((2, num_tokens), np.float32)
+        stats = ChunkStats(mass[0], mass[1], np.empty(0, np.float32), 0.5)
+        made.append(ChunkKV(key, GEOMETRY, bits.view(torch.bfloat16), stats))
+    return made
+
+
+def open_disk(folder: Path) -> DiskTier:
+    """The disk tier, without background flushes that would disturb the clock."""
+    return DiskTier(
+        folder, CAPACITY_BYTES, codec_named("raw"), fingerprint=FINGERPRINT, sync_interval_s=3600
+    )
+
+
+def differs_from_twin(records: list[ChunkKV], folder: Path) -> str | None:
+    """What the disk tier gives back otherwise than the host tier, or None."""
+    host, disk = HostTier(CAPACITY_BYTES), open_disk(folder)
+    for record in records:
+        host.put(record)
+        disk.put(record)
+    disk.close()
+    disk = open_disk(folder)
+    problem = None
+    for record in records:
+        found, twin = disk.get(record.key), host.get(record.key)
+        if found is None or twin is None:
+            problem = f"record {record.key.hex[:12]} is missing"
+        elif not torch.equal(found.kv.view(torch.int16), twin.kv.view(torch.int16)):
+            problem = f"record {record.key.hex[:12]} has other bits"
+        elif found.stats.token_inter.tobytes() != twin.stats.token_inter.tobytes():
+            problem = f"record {record.key.hex[:12]} has other statistics"
+    disk.close()
+    shutil.rmtree(folder)
+    return problem
+
+
+def copy_and_checksum(record: ChunkKV) -> torch.Tensor:
+    """The yardstick: each layer checksummed and copied into a fresh tensor."""
+    out = torch.empty_like(record.kv)
+    layers = record.kv.view(torch.uint8).numpy().reshape(GEOMETRY.num_layers, -1)
+    into = out.view(torch.uint8).numpy().reshape(GEOMETRY.num_layers, -1)
+    for layer, source in enumerate(layers):
+        xxhash.xxh3_128_digest(source.data)
+        into[layer] = source
+    return out
+
+
+def get_one(tier: HostTier | DiskTier, record: ChunkKV) -> torch.Tensor:
+    """Load a record."""
+    found = tier.get(record.key)
+    if found is None:
+        raise LookupError(f"record {record.key.hex[:12]} is gone")
+    return found.kv
+
+
+def get_all(tier: HostTier | DiskTier, records: list[ChunkKV]) -> None:
+    """Load every record."""
+    for record in records:
+        get_one(tier, record)
+
+
+def put_all(tier: HostTier | DiskTier, records: list[ChunkKV]) -> None:
+    """Store every record."""
+    for record in records:
+        tier.put(record)
+
+
+def drop_page_cache(file: Path) -> None:
+    """Flush a file that nobody maps and drop it from the page cache."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def bytes_fetched() -> int:
+    """Bytes this process made the kernel fetch from a device so far; 0 where that is not told."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
+def timed(action: Callable[..., object], *args: Any) -> float:
+    """Seconds an action takes."""
+    began = time.perf_counter()
+    action(*args)
+    return time.perf_counter() - began
+
+
+def measure_once(records: list[ChunkKV], folder: Path) -> dict[str, float]:
+    """One turn over all operations: seconds each, and the share fetched from the device."""
+    seconds: dict[str, float] = {}
+    host, disk = HostTier(CAPACITY_BYTES), open_disk(folder)
+    seconds["host put"] = timed(put_all, host, records)
+    seconds["host get"] = timed(get_all, host, records)
+    seconds["disk put"] = timed(put_all, disk, records)
+    seconds["disk put, flushed"] = seconds["disk put"] + timed(disk.close)
+    disk = open_disk(folder)
+    get_all(disk, records)
+    seconds["copy + checksum"] = seconds["disk get, warm"] = 0.0
+    for record in records:  # in turns, so that both meet the same allocator and the same caches
+        seconds["copy + checksum"] += timed(copy_and_checksum, record)
+        seconds["disk get, warm"] += timed(get_one, disk, record)
+    disk.close()
+    drop_page_cache(folder / "data.mdb")
+    disk = open_disk(folder)
+    before = bytes_fetched()
+    seconds["disk get, cold"] = timed(get_all, disk, records)
+    total = sum(record.size_bytes for record in records)
+    seconds["device share"] = (bytes_fetched() - before) / total
+    disk.close()
+    shutil.rmtree(folder)
+    return seconds
+
+
+def measure(seed: int, repeats: int, folder: Path) -> list[dict[str, Any]]:
+    """Medians over `repeats` turns in which all sizes and operations take turns."""
+    runs = {tokens: make_records(tokens, seed) for tokens in CHUNK_TOKENS}
+    samples: Samples = {}
+    for turn in range(repeats + 1):
+        for tokens, records in runs.items():
+            for name, value in measure_once(records, folder / "kv").items():
+                if turn:  # the first turn only warms up
+                    samples.setdefault((tokens, name), []).append(value)
+    rows = []
+    for (tokens, name), values in samples.items():
+        if name == "device share":
+            continue
+        count = len(runs[tokens])
+        seconds = statistics.median(values)
+        yardstick = statistics.median(samples[tokens, "copy + checksum"])
+        row = {
+            "chunk_tokens": tokens,
+            "operation": name,
+            "record_bytes": runs[tokens][0].size_bytes,
+            "ms_per_chunk": round(1000 * seconds / count, 4),
+            "min_ms_per_chunk": round(1000 * min(values) / count, 4),
+            "max_ms_per_chunk": round(1000 * max(values) / count, 4),
+            "gb_per_s": round(count * runs[tokens][0].size_bytes / seconds / 1e9, 3),
+            "tokens_per_s": round(count * tokens / seconds),
+            "times_copy_and_checksum": round(seconds / yardstick, 3),
+        }
+        if name == "disk get, cold":
+            row["device_share"] = round(statistics.median(samples[tokens, "device share"]), 3)
+        rows.append(row)
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """The medians, one line an operation."""
+    print(
+        f"{'tokens':>6}  {'operation':<18}{'ms/chunk':>10}{'min':>9}{'max':>9}{'GB/s':>9}"
+        f"{'tokens/s':>13}{'× copy+sum':>12}{'device':>8}"
+    )
+    for row in rows:
+        by_reference = row["operation"].startswith("host")  # no bytes move: a rate means nothing
+        rate = "-" if by_reference else f"{row['gb_per_s']:.2f}"
+        tokens = "-" if by_reference else f"{row['tokens_per_s']:,}"
+        device = f"{row['device_share']:.0%}" if "device_share" in row else ""
+        print(
+            f"{row['chunk_tokens']:>6}  {row['operation']:<18}{row['ms_per_chunk']:>10.3f}"
+            f"{row['min_ms_per_chunk']:>9.3f}{row['max_ms_per_chunk']:>9.3f}{rate:>9}"
+            f"{tokens:>13}{row['times_copy_and_checksum']:>12.2f}{device:>8}"
+        )
+
+
+def surroundings() -> dict[str, Any]:
+    """Commit, machine and versions."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
+    names = ("torch", "numpy", "lmdb", "xxhash")
+    return {
+        "commit": commit or "unknown",
+        "machine": {
+            "cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release(),
+            "load_1min": round(os.getloadavg()[0], 2),
+        },
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Check, measure, print. Returns: the exit code, 1 when the twins differ."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, help="append the JSON line to this file")
+    parser.add_argument("--repeats", type=int, default=9, help="turns measured, at least 5")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where the store is made; its disk is measured")
+    given = parser.parse_args()
+    if given.repeats < 5:
+        parser.error(f"--repeats: got {given.repeats}, must be at least 5. Hint: leave it out")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        for tokens in CHUNK_TOKENS:
+            problem = differs_from_twin(make_records(tokens, given.seed)[:4], Path(folder) / "twin")
+            if problem is not None:
+                print(f"not measured: disk and host tier differ: {problem}", file=sys.stderr)
+                return 1
+        rows = measure(given.seed, given.repeats, Path(folder))
+    print_table(rows)
+    flags = [] if given.out is None else ["--out", os.path.relpath(given.out)]
+    command = ["python", "benchmarks/bench_store.py", "--repeats", str(given.repeats)]
+    line = json.dumps(
+        {
+            "benchmark": "store",
+            "command": " ".join([*command, "--seed", str(given.seed), *flags]),
+            "seed": given.seed,
+            "geometry": "30 layers, 3 KV heads, 64 dim, bfloat16",
+            **surroundings(),
+            "rows": rows,
+        }
+    )
+    print(line)
+    if given.out is not None:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        with given.out.open("a") as file:
+            file.write(line + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

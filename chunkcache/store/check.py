@@ -1,0 +1,156 @@
+"""`chunkcache check`: does every entry have its bytes, and do all bytes have an entry?"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from chunkcache.errors import CorruptRecord, InvalidRequest
+from chunkcache.store.layout import MetaEntry, map_bytes_for
+from chunkcache.store.lmdb_env import DATA_FILE, RecordEnv
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from chunkcache.store.record import RecordHeader
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What a check found. `records` = `ok` + `corrupt`; stale records are among the sound ones."""
+
+    records: int = 0  # entries of `meta`
+    ok: int = 0
+    corrupt: int = 0
+    orphans: int = 0  # digests with slabs and no entry
+    stale: int = 0  # sound, but of another model, tokenizer, RoPE or codec
+    removed: int = 0
+    size_bytes: int = 0  # pages in use, after what was removed
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Nothing was wrong (stale records are not wrong)."""
+        return not self.problems
+
+
+def check_store(
+    path: Path,
+    capacity_bytes: int,
+    *,
+    fingerprint: bytes | None = None,
+    codec: str | None = None,
+    fix: bool = False,
+    drop_stale: bool = False,
+) -> CheckReport:
+    """Verify every record of a store, from `meta` to the slabs and from the slabs to `meta`.
+
+    Other processes may use the store meanwhile; this process must not have it open. A store that
+    was never made is clean. Every record is verified in a read transaction of its own, so that a
+    long check does not keep freed pages from reuse.
+
+    Args:
+        path: the LMDB folder.
+        capacity_bytes: as configured; sizes the map.
+        fingerprint: the current model's; records of others are stale.
+        codec: the current codec; records of others are stale.
+        fix: remove what is wrong.
+        drop_stale: remove what is stale.
+
+    Raises:
+        InvalidRequest: `drop_stale` without saying what is current.
+        StoreError: the environment cannot be opened, read or, to remove something, written.
+
+    Cost: reads the whole store once.
+    """
+    if drop_stale and fingerprint is None and codec is None:
+        raise InvalidRequest.of(
+            "drop_stale", drop_stale, "given with the current fingerprint or codec",
+            "name the model whose records are to stay",
+        )  # fmt: skip
+    if not (path / DATA_FILE).exists():
+        return CheckReport()
+    with closing(RecordEnv(path, map_bytes_for(capacity_bytes))) as env:
+        check = _Check(env, fingerprint, codec)
+        check.run()
+        if fix:
+            check.remove(check.wrong)
+        if drop_stale:
+            check.remove(check.stale)
+        env.sync()
+        return check.report
+
+
+class _Check:
+    """One run over an environment."""
+
+    def __init__(self, env: RecordEnv, fingerprint: bytes | None, codec: str | None) -> None:
+        self._env = env
+        self._fingerprint = fingerprint
+        self._codec = codec
+        self.report = CheckReport()
+        self.wrong: list[bytes] = []
+        self.stale: list[bytes] = []
+
+    def run(self) -> None:
+        with self._env.reading() as txn:
+            listed = {digest for digest, _ in self._env.entries(txn)}
+            orphans = sorted(self._env.slab_digests(txn) - listed)
+            self.report.size_bytes = self._env.used_bytes(txn)
+        for digest in sorted(listed):
+            self._check_record(digest)
+        for digest in orphans:
+            self.report.orphans += 1
+            self._note(digest, "slabs without an entry")
+
+    def remove(self, digests: Iterable[bytes]) -> None:
+        """Each record in a transaction of its own, so that a kill leaves no half."""
+        for digest in digests:
+            with self._env.writing() as txn:
+                self._env.remove(txn, digest)
+                self.report.size_bytes = self._env.used_bytes(txn)
+            self.report.removed += 1
+
+    def _check_record(self, digest: bytes) -> None:
+        try:
+            entry = self._verified(digest)
+        except CorruptRecord as error:
+            self.report.records += 1
+            self.report.corrupt += 1
+            self._note(digest, error.message)
+            return
+        if entry is None:
+            return  # another process removed it since the list was made
+        self.report.records += 1
+        self.report.ok += 1
+        if not (
+            self._fingerprint in (None, entry.fingerprint) and self._codec in (None, entry.codec)
+        ):
+            self.report.stale += 1
+            self.stale.append(digest)
+
+    def _verified(self, digest: bytes) -> MetaEntry | None:
+        """The entry of a record all of whose bytes are right; None when there is no such entry."""
+        with self._env.reading() as txn:
+            packed = self._env.entry(txn, digest)
+            if packed is None:
+                return None
+            entry = MetaEntry.unpack(packed)
+            header = self._env.header(txn, digest)
+            _check_agree(entry, header, self._env.record_bytes(txn, digest))
+            for _ in self._env.slabs(txn, header):
+                pass  # being yielded is being verified
+            return entry
+
+    def _note(self, digest: bytes, problem: str) -> None:
+        self.wrong.append(digest)
+        self.report.problems.append(f"{digest.hex()[:12]}: {problem}")
+
+
+def _check_agree(entry: MetaEntry, header: RecordHeader, size_bytes: int) -> None:
+    said = (entry.fingerprint, entry.codec, entry.num_tokens, entry.size_bytes)
+    found = (header.fingerprint, header.codec, header.num_tokens, size_bytes)
+    if said != found:
+        raise CorruptRecord("the entry and the header contradict each other")

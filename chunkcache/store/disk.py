@@ -1,0 +1,274 @@
+"""Chunk KV in LMDB: survives restarts, shared by the processes of one machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+
+from chunkcache.chunk import ChunkKV, pack_token_ids
+from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.store.base import TierUsage
+from chunkcache.store.layout import MetaEntry, map_bytes_for, padded, pages_bytes
+from chunkcache.store.lmdb_env import RecordEnv
+from chunkcache.store.mirror import Mirror
+from chunkcache.store.policy import WindowedFrequencyPolicy
+from chunkcache.store.record import checksum, encode_header
+from chunkcache.store.turnstile import Turnstile
+from chunkcache.store.writer import RecordWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import lmdb
+
+    from chunkcache.chunk import ChunkKey, KVGeometry
+    from chunkcache.store.codec.base import Codec
+    from chunkcache.store.policy import Policy
+    from chunkcache.store.record import RecordHeader
+
+log = structlog.get_logger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class DiskTier:
+    """Records in an LMDB environment, at most `capacity_bytes` of it. Thread-safe.
+
+    A record is published in one transaction: a crash leaves it absent or whole. Every load verifies
+    checksums and compares token ids, and copies out before its transaction ends. Several processes
+    may write the same path: the budget is checked against the store itself inside the transaction
+    that fills it (`RecordWriter`).
+
+    Args:
+        path: folder of the environment.
+        capacity_bytes: budget in file pages, for the records of all models.
+        codec: how new records are coded; records of another codec are not found.
+        fingerprint: of the model; records of another model are not found.
+        policy: who leaves first; `WindowedFrequencyPolicy` unless given.
+        on_evict: called with the number of records evicted.
+        sync_interval_s: how often a background thread flushes to the device.
+        map_bytes: overrides the size of the map, half as large again as the budget.
+
+    Raises:
+        StoreError: the environment cannot be opened.
+    """
+
+    name = "disk"
+
+    def __init__(
+        self,
+        path: Path,
+        capacity_bytes: int,
+        codec: Codec,
+        *,
+        fingerprint: bytes,
+        policy: Policy | None = None,
+        on_evict: Callable[[int], None] = lambda _: None,
+        sync_interval_s: float = 5.0,
+        map_bytes: int | None = None,
+    ) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._codec = codec
+        self._fingerprint = fingerprint
+        self._env = RecordEnv(path, map_bytes or map_bytes_for(capacity_bytes))
+        self._mirror = Mirror(policy or WindowedFrequencyPolicy(capacity_bytes))
+        self._writer = RecordWriter(self._env, self._mirror, capacity_bytes, on_evict)
+        self._verbs = Turnstile()
+        self._closed = False
+        self._stop = threading.Event()
+        try:
+            self._load_mirror()
+        except StoreError:
+            self._env.close()
+            raise
+        self._syncer = threading.Thread(
+            target=self._sync_loop, args=(sync_interval_s,), name="chunkcache-sync", daemon=True
+        )
+        self._syncer.start()
+
+    # ------------------------------------------------------------ the five verbs
+
+    def get(self, key: ChunkKey) -> ChunkKV | None:
+        """See `Tier`. Cost: one checksum pass and one copy of the record.
+
+        Raises:
+            StoreError: the environment cannot be read.
+        """
+        with self._using():
+            try:
+                with self._env.reading() as txn:
+                    record = self._load(txn, key)
+            except CorruptRecord:
+                self._drop_corrupt(key.digest)
+                raise
+            if record is not None:
+                self._mirror.used(key.digest)
+            return record
+
+    def put(self, record: ChunkKV) -> bool:
+        """See `Tier`. When it returns, the record survives a kill of the process.
+
+        Raises:
+            StoreError: map or disk full, LMDB failed, or the record contradicts itself; it was
+                dropped whole.
+        """
+        with self._using():
+            digest = record.key.digest
+            if self._holds(record.key, if_corrupt=False):
+                self._mirror.used(digest)
+                return True
+            entry, header, slabs = self._encode(record)
+            if entry.size_bytes > self._capacity_bytes:
+                return False
+            self._writer.publish(digest, entry, header, slabs)
+            return True
+
+    def contains(self, key: ChunkKey) -> bool:
+        """See `Tier`. Reads the header alone; damage to the slabs is found by `get`."""
+        with self._using():
+            return self._holds(key, if_corrupt=False)
+
+    def delete(self, key: ChunkKey) -> bool:
+        """See `Tier`. A damaged record was there too."""
+        with self._using():
+            if not self._holds(key, if_corrupt=True):
+                return False
+            self._writer.remove(key.digest)
+            return True
+
+    def scan(self) -> Iterator[bytes]:
+        """See `Tier`. Records of this model and codec."""
+        with self._using(), self._env.reading() as txn:
+            return iter([d for d, packed in self._env.entries(txn) if self._is_ours(packed)])
+
+    def usage(self) -> TierUsage:
+        """See `Tier`. Records of all models, codecs and processes; O(1)."""
+        with self._using(), self._env.reading() as txn:
+            return TierUsage(
+                self._env.num_records(txn), self._env.used_bytes(txn), self._capacity_bytes
+            )
+
+    def close(self) -> None:
+        """See `Tier`. Waits for verbs that run. In a forked child, leaves the parent's alone.
+
+        Raises:
+            StoreError: the last flush failed; closed all the same.
+        """
+        if not self._env.is_ours:
+            return
+        self._stop.set()
+        self._syncer.join()
+        with self._verbs.alone():
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._env.sync()
+            finally:
+                self._env.close()
+
+    # ------------------------------------------------------------ reading
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        self._env.check_process()
+        with self._verbs.passing():
+            if self._closed:
+                raise StoreError(f"store: {self._env.path} is closed")
+            yield
+
+    def _is_ours(self, packed: bytes) -> bool:
+        try:
+            entry = MetaEntry.unpack(packed)
+        except CorruptRecord:
+            return False
+        return (entry.fingerprint, entry.codec) == (self._fingerprint, self._codec.name)
+
+    def _header(self, txn: lmdb.Transaction[memoryview], key: ChunkKey) -> RecordHeader | None:
+        """The header of the very record `key` names. Raises `CorruptRecord`."""
+        packed = self._env.entry(txn, key.digest)
+        if packed is None:
+            return None
+        entry = MetaEntry.unpack(packed)
+        if (entry.fingerprint, entry.codec) != (self._fingerprint, self._codec.name):
+            return None
+        header = self._env.header(txn, key.digest)
+        if (header.fingerprint, header.codec) != (entry.fingerprint, entry.codec):
+            raise CorruptRecord(f"record {key.hex}: its header is of another model or codec")
+        if header.packed_token_ids != pack_token_ids(key.token_ids):
+            return None  # two chunks with one digest
+        return header
+
+    def _holds(self, key: ChunkKey, *, if_corrupt: bool) -> bool:
+        try:
+            with self._env.reading() as txn:
+                return self._header(txn, key) is not None
+        except CorruptRecord:
+            return if_corrupt
+
+    def _load(self, txn: lmdb.Transaction[memoryview], key: ChunkKey) -> ChunkKV | None:
+        header = self._header(txn, key)
+        if header is None:
+            return None
+        geometry = header.geometry
+        kv = torch.empty(_shape(geometry, header.num_tokens), dtype=_DTYPES[geometry.dtype])
+        self._codec.decode_layers(self._env.slabs(txn, header), kv)
+        return ChunkKV(key, geometry, kv, header.stats)
+
+    # ------------------------------------------------------------ writing
+
+    def _encode(self, record: ChunkKV) -> tuple[MetaEntry, bytes, list[bytes]]:
+        shape = _shape(record.geometry, record.num_tokens)
+        if tuple(record.kv.shape) != shape or record.kv.dtype != _DTYPES[record.geometry.dtype]:
+            raise StoreError(
+                f"record {record.key.hex}: its KV is {record.kv.dtype} {tuple(record.kv.shape)}, "
+                f"its geometry says {record.geometry.dtype} {shape}"
+            )
+        lengths: list[int] = []
+        slabs: list[bytes] = []
+        for layer in record.kv:
+            coded = self._codec.encode_layer(layer)
+            lengths.append(len(coded))
+            slabs.append(padded(coded))
+        header = padded(
+            encode_header(
+                record, fingerprint=self._fingerprint, codec=self._codec.name,
+                slab_lengths=lengths, slab_checksums=[checksum(slab) for slab in slabs],
+            )
+        )  # fmt: skip
+        size_bytes = sum(pages_bytes(len(value)) for value in (header, *slabs))
+        now = time.time_ns()
+        entry = MetaEntry(size_bytes, record.num_tokens, now, self._fingerprint, self._codec.name)
+        return entry, header, slabs
+
+    def _load_mirror(self) -> None:
+        with self._env.reading() as txn:
+            damaged = self._mirror.replace(txn.id(), self._env.entries(txn))
+        for digest in damaged:
+            log.warning("meta_entry_corrupt", key=digest.hex()[:12], action="dropped")
+            self._drop_corrupt(digest)
+
+    def _drop_corrupt(self, digest: bytes) -> None:
+        try:
+            self._writer.remove(digest)
+        except StoreError as error:
+            # it stays, is found corrupt again by the next look-up, and is never served
+            log.warning("corrupt_record_stays", key=digest.hex()[:12], reason=error.message)
+
+    def _sync_loop(self, interval_s: float) -> None:
+        while not self._stop.wait(interval_s):
+            try:
+                self._env.free_stale_readers()
+                self._writer.sync()
+            except StoreError as error:
+                log.warning("store_sync_failed", reason=error.message, effect="tried again")
+
+
+def _shape(geometry: KVGeometry, num_tokens: int) -> tuple[int, int, int, int, int]:
+    return (geometry.num_layers, 2, num_tokens, geometry.num_kv_heads, geometry.head_dim)

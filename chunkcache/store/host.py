@@ -1,0 +1,117 @@
+"""Chunk KV in host memory: a dictionary with a byte budget. The simple twin of every tier."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from chunkcache.store.base import TierUsage
+from chunkcache.store.policy import WindowedFrequencyPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from chunkcache.chunk import ChunkKey, ChunkKV
+    from chunkcache.store.policy import Policy
+
+
+class HostTier:
+    """Records in memory, at most `capacity_bytes` of KV. Thread-safe.
+
+    Args:
+        capacity_bytes: budget for the KV tensors; 0 admits nothing.
+        policy: who leaves first; `WindowedFrequencyPolicy` unless given.
+        on_evict: called with the number of records evicted, under the tier's lock.
+    """
+
+    name = "host"
+
+    def __init__(
+        self,
+        capacity_bytes: int,
+        policy: Policy | None = None,
+        *,
+        on_evict: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._policy = policy or WindowedFrequencyPolicy(capacity_bytes)
+        self._on_evict = on_evict
+        self._lock = threading.Lock()
+        self._records: dict[bytes, ChunkKV] = {}
+        self._size_bytes = 0
+
+    def get(self, key: ChunkKey) -> ChunkKV | None:
+        """See `Tier`. The record itself, not a copy: records are immutable."""
+        with self._lock:
+            record = self._find(key)
+            if record is not None:
+                self._policy.on_hit(key.digest)
+            return record
+
+    def put(self, record: ChunkKV) -> bool:
+        """See `Tier`. A record that is there already counts as used and is not replaced."""
+        if record.size_bytes > self._capacity_bytes:
+            return False
+        record = _owning_its_memory(record)
+        digest = record.key.digest
+        with self._lock:
+            if self._find(record.key) is not None:
+                self._policy.on_hit(digest)
+                return True
+            self._drop(digest)  # another chunk with the same digest
+            excess = self._size_bytes + record.size_bytes - self._capacity_bytes
+            victims = self._policy.victims(excess)
+            for victim in victims:
+                self._drop(victim)
+            if victims:
+                self._on_evict(len(victims))
+            self._records[digest] = record
+            self._size_bytes += record.size_bytes
+            self._policy.on_put(digest, record.size_bytes)
+        return True
+
+    def contains(self, key: ChunkKey) -> bool:
+        """See `Tier`."""
+        with self._lock:
+            return self._find(key) is not None
+
+    def delete(self, key: ChunkKey) -> bool:
+        """See `Tier`."""
+        with self._lock:
+            return self._find(key) is not None and self._drop(key.digest)
+
+    def scan(self) -> Iterator[bytes]:
+        """See `Tier`."""
+        with self._lock:
+            return iter(list(self._records))
+
+    def usage(self) -> TierUsage:
+        """See `Tier`."""
+        with self._lock:
+            return TierUsage(len(self._records), self._size_bytes, self._capacity_bytes)
+
+    def close(self) -> None:
+        """See `Tier`. Memory needs no flush: the records are let go."""
+        with self._lock:
+            for digest in list(self._records):
+                self._drop(digest)
+
+    def _find(self, key: ChunkKey) -> ChunkKV | None:
+        record = self._records.get(key.digest)
+        return record if record is not None and record.key == key else None
+
+    def _drop(self, digest: bytes) -> bool:
+        record = self._records.pop(digest, None)
+        if record is None:
+            return False
+        self._size_bytes -= record.size_bytes
+        self._policy.on_delete(digest)
+        return True
+
+
+def _owning_its_memory(record: ChunkKV) -> ChunkKV:
+    """A view into a larger tensor would keep all of that alive, outside the budget."""
+    if record.kv.untyped_storage().nbytes() <= record.size_bytes:
+        return record
+    return replace(record, kv=record.kv.clone())

@@ -1,0 +1,86 @@
+"""How records lie in LMDB: keys, padding, and the entry of `meta`. Pure bytes, no LMDB here.
+
+Two databases. `meta`: digest → `MetaEntry`, all that scans, eviction and budgets need. `slabs`:
+digest ‖ layer index (2 bytes, big-endian) → the coded layer, digest ‖ ffff → the header. LMDB gives
+a large value whole pages of its own after a 16-byte page header, so every value of `slabs` is
+padded to 4096·n − 16 bytes: nothing is lost, and its database counts the store's bytes exactly.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import xxhash
+
+from chunkcache.errors import CorruptRecord
+
+PAGE_BYTES = 4096
+_PAGE_HEADER_BYTES = 16
+_HEADER_SUFFIX = b"\xff\xff"
+_ENTRY = struct.Struct("<QIQHH")
+_MIN_MAP_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class MetaEntry:
+    """What `meta` says of one record."""
+
+    size_bytes: int  # whole pages, slabs and header: what the record costs on disk
+    num_tokens: int
+    created_ns: int  # Unix time
+    fingerprint: bytes  # of the model
+    codec: str
+
+    def pack(self) -> bytes:
+        """Bytes with a checksum of their own."""
+        codec = self.codec.encode()
+        fixed = _ENTRY.pack(
+            self.size_bytes, self.num_tokens, self.created_ns, len(self.fingerprint), len(codec)
+        )
+        body = fixed + self.fingerprint + codec
+        return body + xxhash.xxh3_64_digest(body)
+
+    @classmethod
+    def unpack(cls, buffer: bytes) -> MetaEntry:
+        """The entry in `buffer`. Raises `CorruptRecord` when a byte is not as it was packed."""
+        body = buffer[:-8]
+        if len(body) < _ENTRY.size or xxhash.xxh3_64_digest(body) != buffer[-8:]:
+            raise CorruptRecord("meta entry: checksum does not match")
+        size, tokens, created, fp_length, codec_length = _ENTRY.unpack_from(body)
+        fingerprint = body[_ENTRY.size : _ENTRY.size + fp_length]
+        codec = body[_ENTRY.size + fp_length :]
+        if len(fingerprint) != fp_length or len(codec) != codec_length:
+            raise CorruptRecord("meta entry: length does not match")
+        return cls(size, tokens, created, fingerprint, codec.decode("utf-8", "replace"))
+
+
+def padded(value: bytes) -> bytes:
+    """The value with zeros up to 4096·n − 16 bytes."""
+    return value.ljust(stored_length(len(value)), b"\0")
+
+
+def stored_length(length: int) -> int:
+    """Length of a value of `length` bytes once padded."""
+    return pages_bytes(length) - _PAGE_HEADER_BYTES
+
+
+def pages_bytes(length: int) -> int:
+    """Bytes of file that a value of `length` bytes takes."""
+    return -(-(length + _PAGE_HEADER_BYTES) // PAGE_BYTES) * PAGE_BYTES
+
+
+def map_bytes_for(capacity_bytes: int) -> int:
+    """Size of the map for a budget: half as large again, because a store of large values needs
+    slack to find runs of free pages, and 16 MiB for trees and free lists."""
+    return _MIN_MAP_BYTES + capacity_bytes * 3 // 2
+
+
+def slab_key(digest: bytes, layer: int) -> bytes:
+    """Key of one layer."""
+    return digest + layer.to_bytes(2, "big")
+
+
+def header_key(digest: bytes) -> bytes:
+    """Key of the header, after all layers."""
+    return digest + _HEADER_SUFFIX

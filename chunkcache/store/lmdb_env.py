@@ -1,0 +1,295 @@
+"""One LMDB environment holding records: opening, transactions, and their failures.
+
+What lies where is in layout.py. Nothing here decides what is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import lmdb
+
+from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.store.layout import PAGE_BYTES, header_key, pages_bytes, slab_key, stored_length
+from chunkcache.store.record import DIGEST_BYTES, checksum, decode_header, header_length
+from chunkcache.store.turnstile import Turnstile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from chunkcache.store.layout import MetaEntry
+    from chunkcache.store.record import RecordHeader
+
+    AnyTransaction = lmdb.Transaction[bytes] | lmdb.Transaction[memoryview]
+    _Txn = TypeVar("_Txn", bound=AnyTransaction)
+
+DATA_FILE = "data.mdb"
+_TICK = b"tick"  # a key of the unnamed database, written to make a transaction that is not empty
+_SLACK_BYTES = 4 * 1024 * 1024  # for tree pages and free lists that come with a transaction
+
+
+class MapFull(StoreError):
+    """No run of free pages in the map is long enough."""
+
+
+class RecordEnv:
+    """An open environment. Thread-safe; one per path and process; not to be used across fork.
+
+    Args:
+        path: the environment's folder; made when missing.
+        map_bytes: upper bound of the file. Address space only; the file grows as it fills.
+
+    Raises:
+        StoreError: the environment cannot be opened, or its file is shorter than it says it is.
+    """
+
+    def __init__(self, path: Path, map_bytes: int) -> None:
+        self.path = path
+        self._pid = os.getpid()
+        self._transactions = Turnstile()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            # No fsync per commit: a commit is complete for other processes and survives a kill;
+            # after power loss checksums find values not written. Read-ahead stays on: without it
+            # every 4 KB page is one I/O. No writemap: it turns a full disk into a signal.
+            self._env = lmdb.open(
+                str(path), map_size=-(-map_bytes // PAGE_BYTES) * PAGE_BYTES, max_dbs=2,
+                sync=False, metasync=False, writemap=False, readahead=True,
+            )  # fmt: skip
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(
+                f"store: cannot open {path}: {error}. Hint: one process may open it once; "
+                "if its files are damaged, delete the folder, it is only a cache"
+            ) from error
+        try:
+            self._check_length()
+            self.free_stale_readers()
+            self._meta = self._env.open_db(b"meta")
+            self._slabs = self._env.open_db(b"slabs")
+        except lmdb.Error as error:
+            self._env.close()
+            raise StoreError(
+                f"store: cannot use {path}: {error}. Hint: free disk space; if it is not a "
+                "chunkcache store or is damaged, delete the folder, it is only a cache"
+            ) from error
+        except StoreError:
+            self._env.close()
+            raise
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process opened the environment; False in a forked child."""
+        return os.getpid() == self._pid
+
+    def check_process(self) -> None:
+        """Raises `StoreError` in a forked child: LMDB's locks and maps do not survive a fork."""
+        if not self.is_ours:
+            raise StoreError(
+                f"store: {self.path}: opened before a fork. Hint: open it in the child"
+            )
+
+    def _check_length(self) -> None:
+        # Reading a mapped page past the end of the file would end the process with SIGBUS.
+        expected = (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
+        try:
+            found = (self.path / DATA_FILE).stat().st_size
+        except OSError as error:
+            raise StoreError(f"store: {self.path} has lost its file: {error.strerror}") from error
+        if found < expected:
+            raise StoreError(
+                f"store: {self.path} is truncated: {found} bytes, expected {expected}. "
+                "Hint: stop, and delete the folder, it is only a cache"
+            )
+
+    # ------------------------------------------------------------ transactions
+
+    @contextmanager
+    def reading(self) -> Iterator[lmdb.Transaction[memoryview]]:
+        """A read transaction. Keep it short: what it can see is not reused until it ends.
+
+        Memoryviews got from it must not outlive it. Raises `StoreError`: LMDB failed, or the file
+        was truncated.
+        """
+        self.check_process()
+        try:
+            with self._begun(lambda: self._env.begin(buffers=True)) as txn:
+                self._check_length()
+                yield txn
+        except lmdb.Error as error:
+            raise StoreError(f"store: cannot read {self.path}: {error}") from error
+
+    @contextmanager
+    def writing(self, value_bytes: int = 0) -> Iterator[lmdb.Transaction[bytes]]:
+        """A write transaction that puts about `value_bytes`; all or nothing.
+
+        Raises:
+            StoreError: map full, disk full or any other failure; nothing was written.
+        """
+        self.check_process()
+        try:
+            with self._begun(lambda: self._env.begin(write=True)) as txn:
+                self._check_length()
+                self._grow_file(value_bytes)
+                yield txn
+        except lmdb.MapFullError as error:
+            raise MapFull(
+                f"store: the map of {self.path} has no room for {value_bytes} bytes more, it is "
+                f"limited to {self._env.info()['map_size']} bytes. "
+                "Hint: raise store.disk_capacity_bytes"
+            ) from error
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(
+                f"store: cannot write {self.path}: {error}. Hint: free disk space, or lower "
+                "store.disk_capacity_bytes and restart"
+            ) from error
+
+    @contextmanager
+    def _begun(self, begin: Callable[[], _Txn]) -> Iterator[_Txn]:
+        """The transaction, over a map that covers what other processes, with larger maps, wrote."""
+        for _ in range(3):
+            with self._transactions.passing():
+                try:
+                    txn = begin()
+                except lmdb.MapResizedError:
+                    pass
+                else:
+                    with txn:
+                        yield txn
+                    return
+            with self._transactions.alone():
+                self._env.set_mapsize(0)
+        raise StoreError(f"store: {self.path} outgrows every map. Hint: try again")
+
+    def _grow_file(self, value_bytes: int) -> None:
+        # LMDB leaves pages unwritten that a transaction took at the end of the file and gave back,
+        # so a healthy file may be shorter than it says. Growing it first, under the write lock (as
+        # a hole, it takes no space), keeps "too short" a sign of truncation, even after a kill.
+        file = self.path / DATA_FILE
+        info = self._env.info()
+        used = (info["last_pgno"] + 1) * PAGE_BYTES
+        target = min(used + value_bytes + _SLACK_BYTES + used // 64, info["map_size"])
+        if file.stat().st_size < target:
+            os.truncate(file, target)
+
+    # ------------------------------------------------------------ within a transaction
+
+    def put(
+        self,
+        txn: lmdb.Transaction[bytes],
+        digest: bytes,
+        entry: MetaEntry,
+        header: bytes,
+        slabs: Sequence[bytes],
+    ) -> None:
+        """Write a record; whatever was left under its digest is replaced. All values are padded."""
+        self.remove(txn, digest)
+        for layer, slab in enumerate(slabs):
+            txn.put(slab_key(digest, layer), slab, db=self._slabs)
+        txn.put(header_key(digest), header, db=self._slabs)
+        txn.put(digest, entry.pack(), db=self._meta)
+
+    def remove(self, txn: lmdb.Transaction[bytes], digest: bytes) -> bool:
+        """Remove all of a record. False: `meta` did not have it."""
+        with txn.cursor(db=self._slabs) as cursor:
+            more = cursor.set_range(digest)
+            while more and bytes(cursor.key())[:DIGEST_BYTES] == digest:
+                more = cursor.delete()
+        return bool(txn.delete(digest, db=self._meta))
+
+    def used_bytes(self, txn: AnyTransaction) -> int:
+        """What all records cost: the pages that values of `slabs` lie in. O(1)."""
+        return txn.stat(self._slabs)["overflow_pages"] * PAGE_BYTES
+
+    def num_records(self, txn: AnyTransaction) -> int:
+        """Entries of `meta`. O(1)."""
+        return txn.stat(self._meta)["entries"]
+
+    def entries(self, txn: AnyTransaction) -> Iterator[tuple[bytes, bytes]]:
+        """Digest and packed `MetaEntry` of every record."""
+        with txn.cursor(db=self._meta) as cursor:
+            for digest, packed in cursor:
+                yield bytes(digest), bytes(packed)
+
+    def entry(self, txn: AnyTransaction, digest: bytes) -> bytes | None:
+        """The packed `MetaEntry` of a record."""
+        packed = txn.get(digest, db=self._meta)
+        return bytes(packed) if packed is not None else None
+
+    def slab_digests(self, txn: AnyTransaction) -> set[bytes]:
+        """Digests of which `slabs` has anything. Reads keys, not values."""
+        with txn.cursor(db=self._slabs) as cursor:
+            return {bytes(key)[:DIGEST_BYTES] for key in cursor.iternext(values=False)}
+
+    def record_bytes(self, txn: AnyTransaction, digest: bytes) -> int:
+        """Pages that the values of one record lie in, counted one by one. Reads all of it."""
+        total = 0
+        with txn.cursor(db=self._slabs) as cursor:
+            more = cursor.set_range(digest)
+            while more and bytes(cursor.key())[:DIGEST_BYTES] == digest:
+                total += pages_bytes(len(cursor.value()))
+                more = cursor.next()
+        return total
+
+    def header(self, txn: AnyTransaction, digest: bytes) -> RecordHeader:
+        """The header of a record. Raises `CorruptRecord`: missing, damaged, or another record's."""
+        name = f"record {digest.hex()}"
+        found = txn.get(header_key(digest), db=self._slabs)
+        if found is None:
+            raise CorruptRecord(f"{name}: the header is missing")
+        buffer = bytes(found)
+        length = header_length(buffer)
+        if len(buffer) != stored_length(length) or buffer[length:].strip(b"\0"):
+            raise CorruptRecord(f"{name}: the header is padded wrongly")
+        header = decode_header(buffer[:length])
+        if header.digest != digest:
+            raise CorruptRecord(f"{name}: the header is another record's")
+        return header
+
+    def slabs(
+        self, txn: lmdb.Transaction[memoryview], header: RecordHeader
+    ) -> Iterator[memoryview]:
+        """The bytes of each layer in order, verified; valid until `txn` ends.
+
+        Raises:
+            CorruptRecord: missing, or its checksum, which covers its length, does not match.
+        """
+        lengths_and_checksums = zip(header.slab_lengths, header.slab_checksums, strict=True)
+        for layer, (length, expected) in enumerate(lengths_and_checksums):
+            found = txn.get(slab_key(header.digest, layer), db=self._slabs)
+            if found is None or checksum(found) != expected:
+                problem = "missing" if found is None else "checksum does not match"
+                raise CorruptRecord(f"record {header.digest.hex()} layer {layer}: {problem}")
+            yield found[:length]
+
+    # ------------------------------------------------------------ upkeep
+
+    def tick(self) -> int:
+        """An almost empty commit, and its number: LMDB reuses freed pages one commit later."""
+        with self.writing() as txn:
+            txn.put(_TICK, b"")
+            return txn.id()
+
+    def free_stale_readers(self) -> int:
+        """Free the slots of readers that were killed; they would keep pages from reuse."""
+        self.check_process()
+        try:
+            return self._env.reader_check()
+        except lmdb.Error as error:
+            raise StoreError(f"store: cannot check the readers of {self.path}: {error}") from error
+
+    def sync(self) -> None:
+        """Flush to the device. Raises `StoreError` when that fails."""
+        self.check_process()
+        try:
+            self._env.sync(True)
+        except lmdb.Error as error:
+            raise StoreError(f"store: cannot sync {self.path}: {error}") from error
+
+    def close(self) -> None:
+        """Close, when the last transaction has ended. In a forked child, leave it to the parent."""
+        if self.is_ours:
+            with self._transactions.alone():
+                self._env.close()

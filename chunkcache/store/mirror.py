@@ -1,0 +1,105 @@
+"""What a process knows of `meta`: the records there are, in order of eviction. Pure.
+
+Other processes write the same store. Commits are numbered, so a mirror that has seen every number
+knows it is exact; one that missed some reads `meta` again before it names a victim.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from chunkcache.errors import CorruptRecord
+from chunkcache.store.layout import MetaEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from chunkcache.store.policy import Policy
+
+
+class Mirror:
+    """Entries of `meta` and the policy that orders them. Thread-safe."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._lock = threading.Lock()
+        self._entries: dict[bytes, bytes] = {}  # digest → packed entry
+        self._sizes: dict[bytes, int] = {}
+        self._commit = -1  # number of the last commit, when this mirror has seen all up to it
+
+    def is_current(self, commit: int) -> bool:
+        """Whether nothing was committed, up to `commit`, that this mirror does not know."""
+        with self._lock:
+            return self._commit == commit
+
+    def replace(self, commit: int, entries: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+        """Take over all of `meta` as of `commit`. O(records), cheap for those known already.
+
+        Returns:
+            Digests whose entry is damaged: their size is unknown, they cannot stay.
+        """
+        fresh = dict(entries)
+        with self._lock:
+            for digest in [d for d, packed in self._entries.items() if fresh.get(d) != packed]:
+                self._forget(digest)
+            came: list[tuple[int, bytes, int]] = []
+            damaged: list[bytes] = []
+            for digest in fresh.keys() - self._entries.keys():
+                try:
+                    entry = MetaEntry.unpack(fresh[digest])
+                except CorruptRecord:
+                    damaged.append(digest)
+                else:
+                    came.append((entry.created_ns, digest, entry.size_bytes))
+            for _, digest, size_bytes in sorted(came):  # oldest first, as if they came in just now
+                self._add(digest, fresh[digest], size_bytes)
+            self._commit = commit
+        return damaged
+
+    def added(self, commit: int, digest: bytes, entry: MetaEntry) -> None:
+        """This process put a record in commit number `commit`."""
+        with self._lock:
+            self._add(digest, entry.pack(), entry.size_bytes)
+            self._follow(commit)
+
+    def removed(self, commit: int, digests: Iterable[bytes] = ()) -> None:
+        """This process removed records, or none, in commit number `commit`."""
+        with self._lock:
+            for digest in digests:
+                self._forget(digest)
+            self._follow(commit)
+
+    def used(self, digest: bytes) -> None:
+        """A record was hit."""
+        with self._lock:
+            self._policy.on_hit(digest)
+
+    def victims(self, bytes_needed: int, at_most_bytes: int) -> list[bytes]:
+        """Digests to evict, worst first, to free `bytes_needed`, as far as `at_most_bytes` go.
+
+        At least one, however large, unless there is no record.
+        """
+        with self._lock:
+            chosen: list[bytes] = []
+            total = 0
+            for digest in self._policy.victims(bytes_needed):
+                total += self._sizes[digest]
+                if chosen and total > at_most_bytes:
+                    break
+                chosen.append(digest)
+            return chosen
+
+    def _add(self, digest: bytes, packed: bytes, size_bytes: int) -> None:
+        self._entries[digest] = packed
+        self._sizes[digest] = size_bytes
+        self._policy.on_put(digest, size_bytes)
+
+    def _forget(self, digest: bytes) -> None:
+        if self._entries.pop(digest, None) is not None:
+            del self._sizes[digest]
+            self._policy.on_delete(digest)
+
+    def _follow(self, commit: int) -> None:
+        if self._commit == commit - 1:
+            self._commit = commit

@@ -1,0 +1,200 @@
+"""The header of a stored record: everything but the KV itself. No pickle, every byte checked.
+
+`magic (8) ‖ version (u16) ‖ body length (u32) ‖ body ‖ xxh3_128 of all before (16)`, little-endian.
+The body is a run of fields, each `length (u32) ‖ bytes`. The slabs, one per layer, are stored
+beside the header; it holds their lengths and checksums.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from chunkcache.chunk import ChunkStats, KVGeometry, pack_token_ids
+from chunkcache.errors import CorruptRecord, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chunkcache.chunk import ChunkKV
+
+MAGIC = b"CHUNKKV\x00"
+VERSION = 1
+CHECKSUM_BYTES = 16
+DIGEST_BYTES = 32
+_PREAMBLE = struct.Struct("<8sHI")
+_SHAPE = struct.Struct("<III")
+_NUM_FIELDS = 14
+
+
+def checksum(buffer: bytes | memoryview) -> bytes:
+    """xxh3_128, 16 bytes. Guards against decay and torn writes, not against an adversary."""
+    return xxhash.xxh3_128_digest(buffer)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordHeader:
+    """What is known of a record before its slabs are read."""
+
+    digest: bytes
+    fingerprint: bytes  # of the model
+    packed_token_ids: bytes
+    geometry: KVGeometry
+    codec: str
+    stats: ChunkStats
+    slab_lengths: tuple[int, ...]  # bytes of each layer as stored
+    slab_checksums: tuple[bytes, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the chunk."""
+        return len(self.packed_token_ids) // 4
+
+
+def encode_header(
+    record: ChunkKV,
+    *,
+    fingerprint: bytes,
+    codec: str,
+    slab_lengths: Sequence[int],
+    slab_checksums: Sequence[bytes],
+) -> bytes:
+    """The header of `record`.
+
+    Args:
+        fingerprint: of the model.
+        codec: name of the codec that made the slabs.
+        slab_lengths: bytes the codec made of each layer.
+        slab_checksums: `checksum` of each layer as stored.
+
+    Raises:
+        StoreError: the record contradicts itself (statistics of another length than the chunk).
+    """
+    geometry, stats = record.geometry, record.stats
+    slabs = zip(slab_lengths, slab_checksums, strict=True)
+    fields = (
+        record.key.digest,
+        fingerprint,
+        pack_token_ids(record.key.token_ids),
+        _SHAPE.pack(geometry.num_layers, geometry.num_kv_heads, geometry.head_dim),
+        geometry.dtype.encode(),
+        geometry.rope.encode(),
+        codec.encode(),
+        stats.token_inter.astype("<f4").tobytes(),
+        stats.token_head.astype("<f4").tobytes(),
+        stats.chunk_inter.astype("<f4").tobytes(),
+        struct.pack("<d", stats.intra),
+        _join(stats.prior_digests),
+        struct.pack(f"<{len(stats.prior_lengths)}I", *stats.prior_lengths),
+        b"".join(length.to_bytes(8, "little") + digest for length, digest in slabs),
+    )
+    body = _join(fields)
+    head = _PREAMBLE.pack(MAGIC, VERSION, len(body)) + body
+    encoded = head + checksum(head)
+    try:
+        decode_header(encoded)
+    except CorruptRecord as error:
+        raise StoreError(f"record {record.key.hex}: cannot be stored: {error.message}") from error
+    return encoded
+
+
+def header_length(buffer: bytes) -> int:
+    """Length of the header that `buffer` begins with, as its preamble says; nothing is verified.
+
+    Raises:
+        CorruptRecord: the buffer is too short for such a header.
+    """
+    if len(buffer) < _PREAMBLE.size:
+        raise CorruptRecord(f"header: only {len(buffer)} bytes")
+    _, _, body_length = _PREAMBLE.unpack_from(buffer)
+    length = _PREAMBLE.size + int(body_length) + CHECKSUM_BYTES
+    if length > len(buffer):
+        raise CorruptRecord(f"header: {len(buffer)} bytes, expected {length}")
+    return length
+
+
+def decode_header(buffer: bytes) -> RecordHeader:
+    """The header in `buffer`, which must hold it and nothing else.
+
+    Raises:
+        CorruptRecord: any byte is missing, added or changed, or the fields contradict each other.
+    """
+    _check_envelope(buffer)
+    fields = _split(buffer[_PREAMBLE.size : -CHECKSUM_BYTES])
+    if len(fields) != _NUM_FIELDS:
+        raise CorruptRecord(f"header: {len(fields)} fields, expected {_NUM_FIELDS}")
+    digest, fingerprint, token_ids, shape, dtype, rope, codec = fields[:7]
+    inter, head, chunk_inter, intra, priors, lengths, slabs = fields[7:]
+    try:
+        layers, heads, dim = _SHAPE.unpack(shape)
+        header = RecordHeader(
+            digest=digest,
+            fingerprint=fingerprint,
+            packed_token_ids=token_ids,
+            geometry=KVGeometry(layers, heads, dim, dtype.decode(), rope.decode()),
+            codec=codec.decode(),
+            stats=ChunkStats(
+                token_inter=_floats(inter),
+                token_head=_floats(head),
+                chunk_inter=_floats(chunk_inter),
+                intra=struct.unpack("<d", intra)[0],
+                prior_digests=tuple(_split(priors)),
+                prior_lengths=tuple(n for (n,) in struct.iter_unpack("<I", lengths)),
+            ),
+            slab_lengths=tuple(n for n, _ in struct.iter_unpack("<Q16s", slabs)),
+            slab_checksums=tuple(c for _, c in struct.iter_unpack("<Q16s", slabs)),
+        )
+    except (struct.error, UnicodeDecodeError, ValueError) as error:
+        raise CorruptRecord(f"header: a field is malformed: {error}") from error
+    _check_consistent(header)
+    return header
+
+
+def _check_envelope(buffer: bytes) -> None:
+    if len(buffer) < _PREAMBLE.size + CHECKSUM_BYTES:
+        raise CorruptRecord(f"header: only {len(buffer)} bytes")
+    if checksum(buffer[:-CHECKSUM_BYTES]) != buffer[-CHECKSUM_BYTES:]:
+        raise CorruptRecord("header: checksum does not match")
+    magic, version, body_length = _PREAMBLE.unpack_from(buffer)
+    if magic != MAGIC or version != VERSION:
+        raise CorruptRecord(f"header: format {magic!r} version {version}, expected {VERSION}")
+    if body_length != len(buffer) - _PREAMBLE.size - CHECKSUM_BYTES:
+        raise CorruptRecord("header: length does not match")
+
+
+def _check_consistent(header: RecordHeader) -> None:
+    stats, tokens = header.stats, header.num_tokens
+    holds = (
+        len(header.digest) == DIGEST_BYTES,
+        len(header.packed_token_ids) == 4 * tokens,
+        len(header.slab_lengths) == header.geometry.num_layers,
+        len(stats.token_inter) == tokens,
+        len(stats.token_head) == tokens,
+        len(stats.prior_digests) == len(stats.prior_lengths),
+        header.geometry.dtype in ("float32", "bfloat16", "float16"),
+    )
+    if not all(holds):
+        raise CorruptRecord("header: its fields contradict each other")
+
+
+def _floats(field: bytes) -> np.ndarray:
+    return np.frombuffer(field, "<f4").astype(np.float32)
+
+
+def _join(fields: Sequence[bytes]) -> bytes:
+    return b"".join(len(field).to_bytes(4, "little") + field for field in fields)
+
+
+def _split(body: bytes) -> list[bytes]:
+    fields, at = [], 0
+    while at < len(body):
+        start = at + 4
+        at = start + int.from_bytes(body[at:start], "little")
+        if start > len(body) or at > len(body):
+            raise CorruptRecord("header: a field runs past the end")
+        fields.append(body[start:at])
+    return fields

@@ -1,0 +1,156 @@
+"""Writing into a store that has a byte budget and other writers: make room, publish, remove."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import structlog
+
+from chunkcache.errors import StoreError
+from chunkcache.store.lmdb_env import MapFull
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import lmdb
+
+    from chunkcache.store.layout import MetaEntry
+    from chunkcache.store.lmdb_env import RecordEnv
+    from chunkcache.store.mirror import Mirror
+
+log = structlog.get_logger(__name__)
+
+_ATTEMPTS = 3  # at a full map; each after the first evicts more, to find runs of free pages
+_RACES = 32  # rounds in which another process may take the room that was made
+_DELETE_BATCH_BYTES = 32 * 1024 * 1024  # one transaction frees at most so much, or one record
+
+
+class RecordWriter:
+    """Keeps the records of an environment below `capacity_bytes`. Thread-safe.
+
+    The budget is checked against the environment's own page count, inside the transaction that
+    fills it: no process, however its commits interleave with others', puts the store over it.
+
+    Args:
+        on_evict: called with the number of records evicted.
+    """
+
+    def __init__(
+        self,
+        env: RecordEnv,
+        mirror: Mirror,
+        capacity_bytes: int,
+        on_evict: Callable[[int], None],
+    ) -> None:
+        self._env = env
+        self._mirror = mirror
+        self._capacity_bytes = capacity_bytes
+        self._on_evict = on_evict
+        self._lock = threading.Lock()  # held from making room until the record is in
+        self._unsynced = threading.Event()
+        self._eviction_helps = True  # against a full map
+
+    def publish(
+        self, digest: bytes, entry: MetaEntry, header: bytes, slabs: Sequence[bytes]
+    ) -> None:
+        """Make room within the budget and write a record in one transaction.
+
+        Raises:
+            StoreError: map or disk full, or another failure; nothing of the record is there.
+        """
+        size = entry.size_bytes
+        room = self._capacity_bytes - size
+        with self._lock:
+            map_full = 0
+            for _ in range(_RACES):
+                used = self._evict(room)
+                try:
+                    if self._put(digest, entry, header, slabs):
+                        self._eviction_helps = True
+                        return
+                except MapFull:
+                    # Free pages lie apart, or a reader that hangs keeps them from reuse. In the
+                    # second case evicting is in vain, and is not tried again until a put succeeds.
+                    map_full += 1
+                    if not self._eviction_helps or map_full == _ATTEMPTS:
+                        self._eviction_helps = False
+                        raise
+                    room = max(0, used - size * map_full)
+        raise StoreError(
+            f"store: other processes fill {self._env.path} faster than room can be made in it. "
+            f"Limit: {self._capacity_bytes} bytes. Hint: raise store.disk_capacity_bytes"
+        )
+
+    def remove(self, digest: bytes) -> None:
+        """Remove a record, or what is left of it. Raises `StoreError`."""
+        with self._lock:
+            with self._env.writing() as txn:
+                self._env.remove(txn, digest)
+                commit = txn.id()
+            self._mirror.removed(commit, [digest])
+            self._unsynced.set()
+            self._free_pages()
+
+    def sync(self) -> None:
+        """Flush to the device, if anything was written. Raises `StoreError`: try again later."""
+        if not self._unsynced.is_set():
+            return
+        self._unsynced.clear()
+        try:
+            self._env.sync()
+        except StoreError:
+            self._unsynced.set()
+            raise
+
+    def _put(self, digest: bytes, entry: MetaEntry, header: bytes, slabs: Sequence[bytes]) -> bool:
+        """One transaction. False: another process took the room."""
+        with self._env.writing(entry.size_bytes) as txn:
+            if self._env.used_bytes(txn) + entry.size_bytes > self._capacity_bytes:
+                return False
+            self._env.put(txn, digest, entry, header, slabs)
+            commit = txn.id()
+        self._mirror.added(commit, digest, entry)
+        self._unsynced.set()
+        return True
+
+    def _evict(self, down_to_bytes: int) -> int:
+        """Evict until no more than `down_to_bytes` are used. Returns: the bytes used then."""
+        evicted = 0
+        while True:
+            with self._env.writing() as txn:
+                used, commit = self._env.used_bytes(txn), txn.id()
+                if used <= down_to_bytes:
+                    break
+                victims = self._victims(txn, used - down_to_bytes)
+                for victim in victims:
+                    self._env.remove(txn, victim)
+            self._mirror.removed(commit, victims)
+            self._unsynced.set()
+            self._on_evict(len(victims))
+            evicted += len(victims)
+        if evicted:
+            self._free_pages()
+        return used
+
+    def _free_pages(self) -> None:
+        """Let the next transaction use what was removed. Raises nothing: it may use new pages."""
+        try:
+            self._mirror.removed(self._env.tick())
+        except StoreError as error:
+            log.warning("store_pages_not_freed", reason=error.message)
+
+    def _victims(self, txn: lmdb.Transaction[bytes], bytes_needed: int) -> list[bytes]:
+        """Whom to evict in this transaction: damaged entries first, then as the policy says."""
+        before = txn.id() - 1
+        if not self._mirror.is_current(before):
+            damaged = self._mirror.replace(before, self._env.entries(txn))
+            if damaged:
+                return damaged
+        victims = self._mirror.victims(bytes_needed, _DELETE_BATCH_BYTES)
+        if not victims:
+            raise StoreError(
+                f"store: {self._env.path} holds {bytes_needed} bytes too many, in no record. "
+                "Hint: chunkcache check --fix"
+            )
+        return victims

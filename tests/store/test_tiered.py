@@ -1,0 +1,235 @@
+"""Host over disk: promotion, write-behind, reasons of misses, and a disk that fails."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from chunkcache.errors import StoreError
+from chunkcache.store.host import HostTier
+from chunkcache.store.tiered import TieredStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+    from chunkcache.chunk import ChunkKV
+    from chunkcache.metrics import Metrics
+    from chunkcache.store.disk import DiskTier
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def host() -> HostTier:
+    return HostTier(MIB)
+
+
+@pytest.fixture
+def disk(open_tier: Callable[..., DiskTier]) -> DiskTier:
+    return open_tier()
+
+
+@pytest.fixture
+def store(host: HostTier, disk: DiskTier, metrics: Metrics) -> Iterator[TieredStore]:
+    store = TieredStore(host, disk, metrics, write_queue_limit=2)
+    yield store
+    store.close()
+
+
+def test_an_offered_record_is_in_memory_at_once_and_durable_after_a_flush(
+    store: TieredStore, records: ModuleType
+) -> None:
+    record = records.make_record(1)
+    assert store.offer(record)
+    assert store.contains(record.key) == "host"
+    lookup = store.fetch(record.key)
+    assert (lookup.record, lookup.tier, lookup.miss) == (record, "host", None)
+    store.flush()
+    assert store.is_durable(record.key)
+
+
+def test_a_hit_on_disk_is_promoted_and_bit_equal(
+    store: TieredStore, disk: DiskTier, records: ModuleType, counted: Callable[..., float]
+) -> None:
+    record = records.make_record(1, num_tokens=30)
+    disk.put(record)
+    assert store.contains(record.key) == "disk"
+    first, second = store.fetch_many([record.key, record.key])
+    assert (first.tier, second.tier) == ("disk", "host")
+    assert first.record is not None
+    assert records.contents(first.record) == records.contents(record)
+    assert first.record is second.record
+    assert counted("chunk_hits_total", tier="disk") == counted("chunk_hits_total", tier="host") == 1
+    assert counted("tier_records", tier="host") == counted("tier_records", tier="disk") == 1
+    assert counted("tier_bytes", tier="host") == record.size_bytes
+
+
+def test_what_no_tier_holds_is_absent(
+    store: TieredStore, records: ModuleType, counted: Callable[..., float]
+) -> None:
+    key = records.make_record(1).key
+    lookup = store.fetch(key)
+    assert (lookup.record, lookup.tier, lookup.miss) == (None, None, "absent")
+    assert store.contains(key) is None and not store.is_durable(key)
+    assert counted("chunk_misses_total", reason="absent") == 1
+
+
+def test_without_a_disk_the_host_tier_is_the_store(metrics: Metrics, records: ModuleType) -> None:
+    store = TieredStore(HostTier(1000), None, metrics)
+    record = records.make_record(1)
+    assert store.has_room(1000) and not store.has_room(1001)
+    assert store.offer(record) and store.offer(record, wait=True)
+    assert store.is_durable(record.key) and store.contains(record.key) == "host"
+    assert store.fetch(records.make_record(2).key).miss == "absent"
+    assert not store.offer(records.make_record(3, num_tokens=100))
+    store.flush()
+    store.close()
+    store.close()
+
+
+def test_room_on_disk_is_judged_with_what_a_record_costs_there(
+    open_tier: Callable[..., DiskTier], metrics: Metrics, records: ModuleType
+) -> None:
+    evicted: list[int] = []
+    store = TieredStore(HostTier(0), open_tier(2 * MIB, on_evict=evicted.append), metrics)
+    number = 0
+    while store.has_room((record := records.make_record(number, num_tokens=300)).size_bytes):
+        assert store.offer(record, wait=True)
+        number += 1
+    assert number > 20 and not evicted
+    store.close()
+
+
+def test_slower_needs_measurements_of_both_rates_and_a_record_that_is_there(
+    store: TieredStore, disk: DiskTier, records: ModuleType, counted: Callable[..., float]
+) -> None:
+    there, absent = records.make_record(1), records.make_record(2)
+    disk.put(there)
+    assert store.fetch(there.key).tier == "disk"  # measures the disk
+    store._host.delete(there.key)
+    assert store.fetch(there.key).tier == "disk"  # nothing was computed yet: no comparison
+    store._host.delete(there.key)
+    for _ in range(99):
+        store.cost.observe_load("disk", 1, 10.0)
+    store.cost.observe_prefill(1_000_000, 1.0)
+    assert store.fetch(there.key).miss == "slower"
+    assert store.fetch(absent.key).miss == "absent"
+    assert counted("chunk_misses_total", reason="slower") == 1
+    tiers = [store.fetch(there.key).tier for _ in range(20)]
+    assert tiers.count("disk") == 1, "measured again, once, and promoted"
+    assert store.fetch(there.key).tier == "host", "memory is not slow"
+
+
+class FailingDisk:
+    """A disk tier in which every verb fails, in a way of the caller's choice."""
+
+    name = "disk"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.closed = False
+
+    def _fail(self, *args: object) -> Any:
+        raise self.error
+
+    get = put = contains = delete = scan = usage = _fail
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_disk_that_fails_is_a_miss_and_a_count_never_a_failed_request(
+    metrics: Metrics, records: ModuleType, counted: Callable[..., float]
+) -> None:
+    disk = FailingDisk(StoreError("store: cannot read"))
+    store = TieredStore(HostTier(MIB), disk, metrics)
+    record = records.make_record(1)
+    with structlog.testing.capture_logs() as logs:
+        assert store.fetch(record.key).miss == "error"
+        assert store.offer(record)
+        store.flush()
+        assert store.fetch(record.key).tier == "host"
+        assert store.contains(record.key) == "host"
+        assert store.contains(records.make_record(2).key) is None
+        assert not store.is_durable(record.key)
+        with pytest.raises(StoreError, match="cannot read"):
+            store.offer(record, wait=True)
+        with pytest.raises(StoreError, match="cannot read"):
+            store.has_room(1)
+    assert counted("chunk_misses_total", reason="error") == 1
+    assert counted("store_errors_total", kind="write") == 2
+    assert {line["event"] for line in logs} == {"store_read_failed", "store_write_failed"}
+    store.close()
+    assert disk.closed
+
+
+def test_an_unforeseen_fault_of_the_disk_does_not_stop_later_writes(
+    store: TieredStore, disk: DiskTier, records: ModuleType, counted: Callable[..., float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def broken(record: ChunkKV) -> bool:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
+        patch.setattr(disk, "put", broken)
+        with pytest.raises(StoreError, match="ZeroDivisionError"):
+            store.offer(records.make_record(1), wait=True)
+    assert [line["event"] for line in logs] == ["store_writer_fault"]
+    assert counted("store_errors_total", kind="write") == 1
+    assert store.offer(records.make_record(2), wait=True)
+
+
+def test_a_full_queue_keeps_the_host_copy_and_says_which_knob(
+    store: TieredStore, disk: DiskTier, records: ModuleType, counted: Callable[..., float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    busy, go_on = threading.Event(), threading.Event()
+    put = disk.put
+
+    def slow(record: ChunkKV) -> bool:
+        busy.set()
+        assert go_on.wait(20)
+        return put(record)
+
+    monkeypatch.setattr(disk, "put", slow)
+    assert store.offer(records.make_record(0))
+    assert busy.wait(20)
+    assert store.offer(records.make_record(1)) and store.offer(records.make_record(2))
+    with structlog.testing.capture_logs() as logs:
+        assert not store.offer(records.make_record(3))
+    assert [(line["event"], line["limit"], line["knob"]) for line in logs] == [
+        ("store_queue_full", 2, "store.write_queue_limit")
+    ]
+    assert counted("store_errors_total", kind="queue_full") == 1
+    assert store.fetch(records.make_record(3).key).tier == "host"
+    go_on.set()
+    store.flush()
+    assert [store.is_durable(records.make_record(n).key) for n in range(4)] == [True] * 3 + [False]
+
+
+def test_closing_writes_what_was_offered_and_later_offers_fail_clearly(
+    store: TieredStore, open_tier: Callable[..., DiskTier], records: ModuleType
+) -> None:
+    for number in range(6):
+        store.offer(records.make_record(number), wait=number % 2 == 1)
+    store.close()
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.offer(records.make_record(9), wait=True)
+    assert not store.offer(records.make_record(9))
+    tier = open_tier()
+    assert all(tier.contains(records.make_record(number).key) for number in (1, 3, 5))
+    assert tier.contains(records.make_record(4).key)
+
+
+def test_a_record_the_disk_does_not_admit_is_said_to_be_not_kept(
+    open_tier: Callable[..., DiskTier], metrics: Metrics, records: ModuleType
+) -> None:
+    store = TieredStore(HostTier(MIB), open_tier(5 * 4096), metrics)
+    assert not store.offer(records.make_record(1, num_tokens=1000), wait=True)
+    assert store.offer(records.make_record(2), wait=True)
+    store.close()
