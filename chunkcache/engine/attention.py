@@ -9,6 +9,7 @@ sees the keys of its own sequence at positions ≤ its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Protocol
 
 import chunkcache_kernels as kernels
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     import torch
 
 ATTENTION_NAME = "chunkcache_rows"
+
+
+class Logits(Enum):
+    """Of which rows the next-token logits are wanted."""
+
+    NONE = auto()
+    LAST = auto()
+    ALL = auto()
 
 
 @dataclass(slots=True)
@@ -40,7 +49,7 @@ class SequenceRows:
     positions: torch.Tensor
     slots: torch.Tensor
     observer: RowObserver | None = None
-    wants_logits: bool = True  # of the last row
+    logits: Logits = Logits.LAST
     row_slots: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 import torch
 
-from chunkcache.engine.attention import SequenceRows
+from chunkcache.engine.attention import Logits, SequenceRows
 from chunkcache.engine.blocks import BlockPool
 from chunkcache.engine.prefix import PrefixCache
 from chunkcache.engine.scheduler import Candidate, Share, schedule
@@ -168,33 +168,45 @@ class Engine:
             positions = current.positions[current.done : current.done + share.rows]
             current.done += share.rows
             is_last = current.pending == 0
+            wanted = current.logits
+            if wanted is Logits.LAST and not is_last:
+                wanted = Logits.NONE
             batch.append(
                 SequenceRows(
                     token_ids=torch.tensor([request.token_ids[p] for p in positions]),
                     positions=torch.from_numpy(positions).to(self.model.device),
                     slots=request.slots,
                     observer=current.observer,
-                    wants_logits=is_last and current.wants_logits,
+                    logits=wanted,
                 )
             )
             requests.append((request, is_last))
         self._metrics.step_rows.observe(sum(share.rows for share in shares))
         results = self.model.forward(batch, self.pool, depth)
         for (request, is_last), logits in zip(requests, results, strict=True):
+            current = request.current
+            assert current is not None
+            if current.logits is Logits.ALL and logits is not None:
+                current.parts.append(logits)
+                logits = torch.cat(current.parts) if is_last else None
             if is_last:
-                was_decoding = request.is_decoding
-                request.advance(self.model, logits)
-                if request.is_decoding and not was_decoding:
-                    self._share_prefix(request)
-                if request.current is None:
-                    self._finish(request)
+                self._advance(request, logits)
+
+    def _advance(self, request: Request, logits: torch.Tensor | None) -> None:
+        was_decoding = request.is_decoding
+        request.advance(self.model, logits)
+        if request.is_decoding and not was_decoding:
+            self._share_prefix(request)
+        if request.current is None:
+            self._finish(request)
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._settings.max_running:
             request = self._waiting[0]
             shared: list[int] = []
             if self._settings.prefix_cache:
-                shared = self.prefix.match(request.salt, request.token_ids)
+                known = request.token_ids[: request.max_prefix_tokens]
+                shared = self.prefix.match(request.salt, known)
             own = self.blocks.allocate(self.blocks.blocks_for(request.max_tokens) - len(shared))
             if own is None:
                 self.blocks.release(shared)

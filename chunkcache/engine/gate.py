@@ -19,7 +19,8 @@ import chunkcache_kernels as kernels
 from chunkcache.chunk import ChunkKey, Span, SpanKind
 from chunkcache.config import EngineSettings, RepairSettings
 from chunkcache.engine.core import Engine
-from chunkcache.engine.generation import Generation, Outcome
+from chunkcache.engine.generation import Generation
+from chunkcache.engine.outcome import Outcome
 from chunkcache.engine.prefill import ChunkPrefill
 from chunkcache.engine.prompt import Prompt
 from chunkcache.metrics import Metrics
@@ -81,11 +82,12 @@ def run_gate(model: DecoderModel) -> Verdict:
     """
     if model.dtype is torch.float32:
         return _judge(model)
-    model.hf.float()
+    network: Any = model.hf  # transformers types .to() for its own hooks only
+    network.float()
     try:
         return _judge(model.in_dtype(torch.float32))
     finally:
-        model.hf.to(model.dtype)
+        network.to(model.dtype)
 
 
 def _judge(model: DecoderModel) -> Verdict:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import queue
 import time
-from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from chunkcache.chunk import SpanKind
+from chunkcache.engine.attention import Logits
 from chunkcache.engine.observe import DeviationScores, QuestionScores
-from chunkcache.engine.planner import RepairPlan, make_plan
+from chunkcache.engine.outcome import Delta, Outcome
+from chunkcache.engine.planner import make_plan
 from chunkcache.engine.request import Pass, Placement, Request
 from chunkcache.engine.sample import Sampler
 from chunkcache.engine.text import TextStream
@@ -19,47 +22,33 @@ from chunkcache.repair import Scoring
 from chunkcache.repair.select import reusable_positions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    import torch
+    from collections.abc import Iterator, Mapping, Sequence
 
     from chunkcache.chunk import ChunkKV
     from chunkcache.engine.model import DecoderModel
+    from chunkcache.engine.planner import RepairPlan
     from chunkcache.engine.prompt import Prompt
     from chunkcache.errors import ChunkCacheError
     from chunkcache.protocol import Sampling
     from chunkcache.repair import RepairPolicy
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A piece of the answer."""
+class Stage(Enum):
+    """What the current pass is for."""
 
-    text: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """A finished generation and everything a report is made of."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str  # "stop" or "length"
-    plan: RepairPlan
-    recomputed: np.ndarray  # int64 positions of reused rows that were computed again
-    probe_rows: int  # rows run only to choose what to recompute
-    cost_ratio: float  # rows × layers run for the prompt ÷ rows × layers of full prefill
-    first_logits: torch.Tensor  # fp32 [vocab] on CPU: what the first token was drawn from
-    queue_ms: float
-    place_ms: float
-    probe_ms: float
-    compute_ms: float
-    ttft_ms: float
-    total_ms: float
+    SCORE = auto()  # look before choosing rows to repair
+    PROMPT = auto()  # missing and repaired rows; ends in the logits of the first token
+    FORCED = auto()  # a given continuation, for its logits only
+    DECODE = auto()
 
 
 class Generation(Request):
-    """One answer. The caller reads `events()`; the engine thread does everything else."""
+    """One answer. The caller reads `events()`; the engine thread does everything else.
+
+    With `keep_logits` the outcome has the logits every token was drawn from. With `forced_ids`
+    (a continuation to compare with) its logits are those at each of the forced tokens instead; the
+    answer itself is then decoded as ever.
+    """
 
     def __init__(
         self,
@@ -72,8 +61,11 @@ class Generation(Request):
         sampling: Sampling,
         max_new_tokens: int,
         salt: bytes,
+        forced_ids: Sequence[int] = (),
+        keep_logits: bool = False,
     ) -> None:
-        super().__init__(prompt.token_ids, max_new_tokens=max_new_tokens, salt=salt)
+        room = max(max_new_tokens, len(forced_ids))
+        super().__init__(prompt.token_ids, max_new_tokens=room, salt=salt)
         self._prompt = prompt
         self._records = records
         self._policy = policy
@@ -81,6 +73,10 @@ class Generation(Request):
         self._exact_only = exact_only
         self._sampling = sampling
         self._max_new_tokens = max_new_tokens
+        self._forced_ids = tuple(forced_ids)
+        self._keep_logits = keep_logits
+        self._step_logits: list[torch.Tensor] = []
+        self._stage = Stage.PROMPT
         self._sampler = Sampler(sampling)
         self._mailbox: queue.SimpleQueue[Delta | Outcome | ChunkCacheError] = queue.SimpleQueue()
         self._plan: RepairPlan | None = None
@@ -123,16 +119,18 @@ class Generation(Request):
         needs = self._policy.needs if plan.task.max_rows else Scoring.NONE
         if needs is Scoring.QUESTION:
             question = next(s for s in self._prompt.spans if s.kind is SpanKind.QUESTION)
+            self._stage = Stage.SCORE
             self._scores = QuestionScores(plan.num_tokens, question.start)
             self.current = Pass(missing, observer=self._scores)
         elif needs is Scoring.DEVIATION:
+            self._stage = Stage.SCORE
             self._scores = DeviationScores(
                 plan.num_tokens,
                 [(p.span.start, self._records[i]) for i, p in enumerate(plan.spans) if p.placed],
             )
             rows = np.union1d(missing, reusable_positions(plan.task))
             depth = min(DeviationScores.LAYER + 1, model.geometry.num_layers)
-            self.current = Pass(rows, self._scores, num_layers=depth, wants_logits=False)
+            self.current = Pass(rows, self._scores, num_layers=depth, logits=Logits.NONE)
         else:
             self._recomputed = self._policy.choose(plan.task, None)
             self.current = Pass(np.union1d(missing, self._recomputed))
@@ -144,28 +142,62 @@ class Generation(Request):
 
     def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:
         """After scoring: choose and repair. After that, and from then on: sample."""
-        assert self._plan is not None and self.current is not None
-        if self.is_decoding:
-            assert logits is not None
-            self._take_token(model, logits)
+        if self._stage in {Stage.SCORE, Stage.PROMPT}:
+            self._count_cost(model)
+        if self._stage is Stage.SCORE and not self._chose_nothing(logits):
             return
-        depth = (self.current.num_layers or model.geometry.num_layers) / model.geometry.num_layers
-        self._cost += len(self.current.positions) * depth
-        if self._scores is not None:
-            scores, self._scores = self._scores.scores(), None
-            self._recomputed = self._policy.choose(self._plan.task, scores)
-            self._probe_ended_at = time.perf_counter()
-            if len(self._recomputed) or logits is None:
-                self._probe_rows = len(self.current.positions)
-                self.current = Pass(self._repair_rows(was_full_depth=logits is not None))
-                return
         assert logits is not None
+        if self._stage is Stage.FORCED:
+            self._step_logits += logits.cpu().unbind(0)
+            del self.token_ids[self._prompt.num_tokens :]
+            assert self._first_logits is not None
+            self._start_decoding(model, self._first_logits)
+        elif self._stage is Stage.DECODE:
+            self._take_token(model, logits)
+        else:
+            self._end_prompt(model, logits)
+
+    def _count_cost(self, model: DecoderModel) -> None:
+        assert self.current is not None
+        layers = model.geometry.num_layers
+        self._cost += len(self.current.positions) * (self.current.num_layers or layers) / layers
+
+    def _chose_nothing(self, logits: torch.Tensor | None) -> bool:
+        """Choose rows from the scores. False: a repair pass was set, and must run first."""
+        assert self._plan is not None and self._scores is not None and self.current is not None
+        self._recomputed = self._policy.choose(self._plan.task, self._scores.scores())
+        self._scores = None
+        self._probe_ended_at = time.perf_counter()
+        if len(self._recomputed) == 0 and logits is not None:
+            return True
+        self._stage = Stage.PROMPT
+        self._probe_rows = len(self.current.positions)
+        self.current = Pass(self._repair_rows(was_full_depth=logits is not None))
+        return False
+
+    def _end_prompt(self, model: DecoderModel, logits: torch.Tensor) -> None:
+        assert self._plan is not None
         if len(self._recomputed) == self._plan.task.reusable_rows:
             self.exact_tokens = self._plan.num_tokens
         else:
             self.exact_tokens = self._plan.exact_until
         self._first_token_at = time.perf_counter()
         self._first_logits = logits.cpu()
+        if not self._forced_ids:
+            self._start_decoding(model, logits)
+            return
+        self._step_logits.append(self._first_logits)
+        if len(self._forced_ids) == 1:
+            self._start_decoding(model, logits)
+            return
+        self._stage = Stage.FORCED
+        start = self._prompt.num_tokens
+        self.token_ids += self._forced_ids[:-1]
+        rows = np.arange(start, len(self.token_ids), dtype=np.int64)
+        self.current = Pass(rows, logits=Logits.ALL)
+
+    def _start_decoding(self, model: DecoderModel, logits: torch.Tensor) -> None:
+        self._stage = Stage.DECODE
         self.is_decoding = True
         self._take_token(model, logits)
 
@@ -181,6 +213,8 @@ class Generation(Request):
 
     def _take_token(self, model: DecoderModel, logits: torch.Tensor) -> None:
         assert self._text is not None
+        if self._keep_logits and not self._forced_ids:
+            self._step_logits.append(logits.cpu())
         token = self._sampler.draw(logits)
         self._new_ids.append(token)
         if token in model.eos_ids:
@@ -218,6 +252,7 @@ class Generation(Request):
                 probe_rows=self._probe_rows,
                 cost_ratio=self._cost / self._plan.num_tokens,
                 first_logits=self._first_logits,
+                step_logits=torch.stack(self._step_logits) if self._step_logits else None,
                 queue_ms=(self.started_at - self.submitted_at) * 1e3,
                 place_ms=self.place_ms,
                 probe_ms=(self._probe_ended_at - self.started_at) * 1e3,

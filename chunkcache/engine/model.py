@@ -19,7 +19,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import chunkcache_kernels as kernels
 from chunkcache.chunk import KVGeometry
-from chunkcache.engine.attention import ATTENTION_NAME, KVPool, RowBatch, rows_attention
+from chunkcache.engine.attention import (
+    ATTENTION_NAME,
+    KVPool,
+    Logits,
+    RowBatch,
+    rows_attention,
+)
 from chunkcache.engine.weights import resolve_model, weights_digest
 from chunkcache.errors import ModelNotFound, UnsupportedModel
 
@@ -162,8 +168,9 @@ class DecoderModel:
     def forward(
         self, sequences: Sequence[SequenceRows], pool: KVPool, num_layers: int | None = None
     ) -> list[torch.Tensor | None]:
-        """Run rows of several sequences; write their KV; return fp32 logits `[vocab]` per sequence.
+        """Run rows of several sequences; write their KV; return fp32 logits per sequence.
 
+        `[vocab]` where the last row's are wanted, `[rows, vocab]` where all are, else None.
         `num_layers` stops after that many layers (and returns no logits): how deviation is scored.
         Cost: one pass of the layers over all rows together.
         """
@@ -186,16 +193,21 @@ class DecoderModel:
     def _logits(
         self, hidden: torch.Tensor, sequences: Sequence[SequenceRows]
     ) -> list[torch.Tensor | None]:
-        lasts, end = [], 0
+        wanted: list[int] = []
+        counts, end = [], 0
         for rows in sequences:
-            end += len(rows)
-            if rows.wants_logits:
-                lasts.append(end - 1)
-        if not lasts:
+            start, end = end, end + len(rows)
+            first = {Logits.NONE: end, Logits.LAST: end - 1, Logits.ALL: start}[rows.logits]
+            wanted += range(first, end)
+            counts.append(end - first)
+        if not wanted:
             return [None] * len(sequences)
         model: Any = self.hf
-        logits = iter(model.lm_head(model.model.norm(hidden[lasts])).float().unbind(0))
-        return [next(logits) if rows.wants_logits else None for rows in sequences]
+        logits = model.lm_head(model.model.norm(hidden[wanted])).float().split(counts)
+        return [
+            {Logits.NONE: None, Logits.LAST: part[-1:].flatten(), Logits.ALL: part}[rows.logits]
+            for rows, part in zip(sequences, logits, strict=True)
+        ]
 
 
 def load_model(settings: Settings) -> DecoderModel:
@@ -212,7 +224,8 @@ def load_model(settings: Settings) -> DecoderModel:
         tokenizer = AutoTokenizer.from_pretrained(source)
         device = choose_device(settings.model.device)
         dtype = choose_dtype(settings.model.dtype, device)
-        hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device)
+        hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        hf = hf.to(device)
         folder = Path(hf.config._name_or_path) if Path(source).is_dir() else _hub_folder(source)
     except OSError as error:
         raise ModelNotFound(
@@ -258,7 +271,8 @@ def wrap_model(
     refuse_unsupported(config)
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, rows_attention)
     config._attn_implementation = ATTENTION_NAME
-    hf.eval().requires_grad_(False)
+    network: Any = hf
+    network.eval().requires_grad_(False)
     heads = config.num_attention_heads
     dtype = next(hf.parameters()).dtype
     rope = json.dumps(config.rope_parameters, sort_keys=True, default=str)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chunkcache.chunk import ChunkKV, content_digest
+from chunkcache.engine.attention import Logits
 from chunkcache.engine.observe import CaptureKV
 from chunkcache.engine.request import Pass, Placement, Request
 
@@ -29,7 +30,8 @@ class ChunkPrefill(Request):
     """Computes one `ChunkKV`; `future` resolves to it or to a `ChunkCacheError`.
 
     `prior` are token ids of chunks between the head and this one (a variant's born prefix); the
-    canonical record has none. Everything runs exactly, so its blocks may be shared.
+    canonical record has none. Only the blocks of the born prefix are shared with others: a warm-up
+    must not push the prefixes of conversations out of the prefix cache.
     """
 
     def __init__(
@@ -47,17 +49,17 @@ class ChunkPrefill(Request):
         self._prior = [(content_digest(ids), len(ids)) for ids in prior]
         edges = np.cumsum([len(head), *(len(ids) for ids in prior)])
         self._boundaries = [int(e) for e in edges]
+        # the chunk's own rows must all run, so that they can be captured
+        self.max_prefix_tokens = self._boundaries[-1]
         self._capture: CaptureKV | None = None
 
     def begin(self, model: DecoderModel, prefix_tokens: int) -> list[Placement]:
         """Run everything from the first token that no shared block holds."""
-        # the chunk's own rows must all run, so that they can be captured
-        first = min(prefix_tokens, self._boundaries[-1])
         self._capture = CaptureKV(model, self._boundaries, len(self.key.token_ids))
         self.current = Pass(
-            np.arange(first, len(self.token_ids), dtype=np.int64),
+            np.arange(prefix_tokens, len(self.token_ids), dtype=np.int64),
             observer=self._capture,
-            wants_logits=False,
+            logits=Logits.NONE,
         )
         return []
 
@@ -65,7 +67,7 @@ class ChunkPrefill(Request):
         """One pass is all there is."""
         assert self._capture is not None
         self.current = None
-        self.exact_tokens = len(self.token_ids)
+        self.exact_tokens = self._boundaries[-1]
         record = ChunkKV(
             self.key, model.geometry, self._capture.kv, self._capture.stats(self._prior)
         )

@@ -27,12 +27,12 @@ class PrefixCache:
         self._digest_of: dict[int, bytes] = {}
 
     def match(self, salt: bytes, token_ids: Sequence[int]) -> list[int]:
-        """Retained blocks holding the longest known prefix; the caller releases them.
+        """Retained blocks with the longest known prefix of `token_ids`; the caller releases them.
 
-        The last token is never matched: its row must run to give logits.
+        To get logits, leave out the last token of a prompt: its row must run.
         """
         blocks: list[int] = []
-        for digest, tokens in self._chain(salt, token_ids[:-1]):
+        for digest, tokens in self._chain(salt, token_ids):
             known = self._block_of.get(digest)
             if known is None or known[1] != tokens:
                 break

@@ -10,10 +10,12 @@ import itertools
 import threading
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+
+from chunkcache.engine.attention import Logits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +37,9 @@ class Pass:
     positions: np.ndarray
     observer: RowObserver | None = None
     num_layers: int | None = None
-    wants_logits: bool = True
+    logits: Logits = Logits.LAST
     done: int = 0
+    parts: list[torch.Tensor] = field(default_factory=list)  # logits so far, when all are wanted
 
     @property
     def pending(self) -> int:
@@ -66,6 +69,7 @@ class Request(ABC):
         self.current: Pass | None = None
         self.is_decoding = False
         self.exact_tokens = 0  # leading tokens whose KV may be shared as an exact prefix
+        self.max_prefix_tokens = len(token_ids) - 1  # the last row must run, for its logits
         self.cancelled = threading.Event()
         self.submitted_at = time.perf_counter()
         self.started_at = self.submitted_at
@@ -77,7 +81,10 @@ class Request(ABC):
 
     @abstractmethod
     def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:
-        """The current pass is done: set the next one, or None when the request is finished."""
+        """The current pass is done: set the next one, or None when the request is finished.
+
+        `logits` fp32: `[vocab]`, or `[rows, vocab]` where the pass wanted all, or None.
+        """
 
     @abstractmethod
     def fail(self, error: ChunkCacheError) -> None:

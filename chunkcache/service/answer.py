@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import SpanKind
-from chunkcache.engine.generation import Delta, Generation, Outcome
+from chunkcache.engine.generation import Generation
+from chunkcache.engine.outcome import Delta, Outcome
 from chunkcache.errors import Cancelled
 from chunkcache.protocol import (
     AnswerDelta,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from chunkcache.chunk import Chunk
-    from chunkcache.engine.generation import Outcome
+    from chunkcache.engine.outcome import Outcome
     from chunkcache.engine.planner import SpanPlan
 
 

@@ -1,0 +1,51 @@
+"""What comes out of a generation: pieces of text, then everything a report is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from chunkcache.engine.planner import RepairPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """A finished generation and everything a report is made of."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str  # "stop" or "length"
+    plan: RepairPlan
+    recomputed: np.ndarray  # int64 positions of reused rows that were computed again
+    probe_rows: int  # rows run only to choose what to recompute
+    cost_ratio: float  # rows × layers run for the prompt ÷ rows × layers of full prefill
+    first_logits: torch.Tensor  # fp32 [vocab] on CPU: what the first token was drawn from
+    step_logits: torch.Tensor | None  # fp32 [steps, vocab] on CPU, if they were asked for
+    queue_ms: float
+    place_ms: float
+    probe_ms: float
+    compute_ms: float
+    ttft_ms: float
+    total_ms: float
+
+    @property
+    def repair_ratio(self) -> float:
+        """Rows × layers run beyond the rows no cache held ÷ rows × layers of the reused chunks.
+
+        The honest price of repair: probe rows and partial layers included; 0 without reuse.
+        """
+        reusable = self.plan.task.reusable_rows
+        if reusable == 0:
+            return 0.0
+        return (self.cost_ratio * self.plan.num_tokens - len(self.plan.missing)) / reusable

@@ -1,0 +1,242 @@
+"""Tiny random models of every supported family, a tiny tokenizer, and an engine to run them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+)
+
+from chunkcache.chunk import ChunkKey, ChunkKV, Span, SpanKind
+from chunkcache.config import EngineSettings, RepairSettings
+from chunkcache.engine.core import Engine
+from chunkcache.engine.generation import Generation
+from chunkcache.engine.model import DecoderModel, wrap_model
+from chunkcache.engine.outcome import Outcome
+from chunkcache.engine.prefill import ChunkPrefill
+from chunkcache.engine.prompt import Prompt
+from chunkcache.metrics import Metrics
+from chunkcache.protocol import Sampling
+from chunkcache.repair import policy_named
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_SIZES: dict[str, Any] = {
+    "vocab_size": 384,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
+_FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "llama-tied-llama3-rope": (
+        LlamaConfig, LlamaForCausalLM,
+        {"tie_word_embeddings": True, "rope_parameters": _LLAMA3},
+    ),
+    "llama-wide-heads": (LlamaConfig, LlamaForCausalLM, {"head_dim": 16}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16, "tie_word_embeddings": True}),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM, {"no_rope_layers": [1, 0, 1]}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def families() -> list[str]:
+    return list(_FAMILIES)
+
+
+def pytest_generate_tests(metafunc: Any) -> None:
+    if "family" in metafunc.fixturenames:
+        metafunc.parametrize("family", list(_FAMILIES))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with nothing but the 256 bytes and three special tokens; a chat template."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|im_start|>", "<|im_end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(["the quick brown fox jumps over the lazy dog " * 20], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def build(tokenizer: PreTrainedTokenizerFast) -> Callable[..., DecoderModel]:
+    """A fresh random model of a family; weights large enough for attention to be far from flat."""
+
+    def make(
+        family: str = "llama", dtype: torch.dtype = torch.float32, **sizes: Any
+    ) -> DecoderModel:
+        config_class, model_class, extra = _FAMILIES[family]
+        torch.manual_seed(11)
+        config = config_class(**{**_SIZES, **extra, **sizes})
+        config._attn_implementation = "eager"
+        network = model_class(config)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if "norm" not in name:
+                    parameter.normal_(std=0.25)
+        return wrap_model(
+            network.to(dtype), tokenizer, weights=f"random-{family}", name=f"tiny-{family}"
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(build: Callable[..., DecoderModel]) -> DecoderModel:
+    """A tiny random Llama in fp32, shared by tests that change nothing in it."""
+    return build()
+
+
+@dataclass
+class Bench:
+    """An engine, and the ways tests talk to it."""
+
+    engine: Engine
+    model: DecoderModel
+    head: tuple[int, ...]
+    question: tuple[int, ...]
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def tokens(self, count: int, seed: int) -> tuple[int, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(torch.randint(3, 380, (count,), generator=generator).tolist())
+
+    def prompt(
+        self,
+        chunks: Sequence[Sequence[int]],
+        *,
+        history: Sequence[int] = (),
+        canonical: bool = True,
+    ) -> Prompt:
+        pieces = [(SpanKind.HEAD, self.head), *[(SpanKind.CHUNK, ids) for ids in chunks]]
+        pieces += [(SpanKind.HISTORY, history), (SpanKind.QUESTION, self.question)]
+        spans, start = [], 0
+        for kind, ids in pieces:
+            if ids:
+                spans.append(Span(kind, start, tuple(ids)))
+                start += len(ids)
+        return Prompt(tuple(spans), head_is_canonical=canonical)
+
+    def prefill(
+        self, ids: Sequence[int], *, prior: Sequence[Sequence[int]] = (), salt: bytes = b"chunks"
+    ) -> ChunkPrefill:
+        born = [*self.head, *(t for chunk in prior for t in chunk)]
+        key = ChunkKey.of(ids, fingerprint=self.model.fingerprint, born_prefix=born, salt=salt)
+        request = ChunkPrefill(key, head=self.head, salt=salt, prior=prior)
+        self.engine.submit(request)
+        request.future.result(timeout=60)
+        return request
+
+    def record(self, ids: Sequence[int], **options: Any) -> ChunkKV:
+        return self.prefill(ids, **options).future.result()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        records: dict[int, ChunkKV],
+        policy: Any = "none",
+        *,
+        budget: float = 1.0,
+        exact_only: bool = False,
+        salt: bytes = b"answers",
+        max_new_tokens: int = 3,
+        sampling: Sampling | None = None,
+        **options: Any,
+    ) -> Generation:
+        chosen = policy_named(policy, RepairSettings()) if isinstance(policy, str) else policy
+        request = Generation(
+            prompt, records, policy=chosen, budget=budget, exact_only=exact_only,
+            sampling=sampling or Sampling(), max_new_tokens=max_new_tokens, salt=salt, **options,
+        )  # fmt: skip
+        self.engine.submit(request)
+        return request
+
+    def answer(self, prompt: Prompt, records: dict[int, ChunkKV], *args: Any, **kw: Any) -> Outcome:
+        request = self.submit(prompt, records, *args, **kw)
+        return next(e for e in request.events() if isinstance(e, Outcome))
+
+    def wait_until_idle(self) -> None:
+        """A request's result may be read a moment before the engine has let go of its blocks."""
+        deadline = time.monotonic() + 30
+        while self.engine.unfinished:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def full(self, prompt: Prompt, **options: Any) -> Outcome:
+        """The slow twin: everything computed, nothing shared."""
+        salt = options.pop("salt", b"full-%d" % len(self.outcomes))
+        self.outcomes.append(self.answer(prompt, {}, exact_only=True, salt=salt, **options))
+        return self.outcomes[-1]
+
+
+@pytest.fixture
+def bench(tiny: DecoderModel, open_bench: Callable[..., Bench]) -> Bench:
+    return open_bench(tiny)
+
+
+@pytest.fixture
+def open_bench() -> Iterator[Callable[..., Bench]]:
+    """Engines over a model; afterwards each is closed and its block books must balance."""
+    opened: list[Engine] = []
+
+    def make(model: DecoderModel, **settings: Any) -> Bench:
+        defaults = {"kv_capacity_bytes": 1 << 22, "block_size_tokens": 8, "step_tokens": 48}
+        engine = Engine(model, EngineSettings(**{**defaults, **settings}), Metrics())
+        opened.append(engine)
+        result = Bench(engine, model, (), ())
+        result.head, result.question = result.tokens(13, 101), result.tokens(7, 102)
+        for pool in (engine.pool.keys, engine.pool.values):
+            for layer in pool:
+                layer.fill_(float("nan"))  # reading a slot nobody wrote must show
+        return result
+
+    yield make
+    for engine in opened:
+        engine.close()
+        engine.blocks.check()
+        assert engine.unfinished == 0
+        assert engine.blocks.available == engine.blocks.num_blocks

@@ -1,0 +1,241 @@
+"""The engine as a machine: limits, order, cancellation, failure, shutdown."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from chunkcache.engine import core
+from chunkcache.engine.model import DecoderModel
+from chunkcache.engine.outcome import Delta, Outcome
+from chunkcache.errors import (
+    Cancelled,
+    ChunkCacheError,
+    Overloaded,
+    PromptTooLong,
+    ShuttingDown,
+)
+from chunkcache.protocol import Sampling
+
+
+class Gate:
+    """Holds the model's forward pass until told to go on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        true = DecoderModel.forward
+
+        def forward(model: DecoderModel, *args: Any, **kw: Any) -> Any:
+            self.entered.set()
+            assert self.go_on.wait(30)
+            return true(model, *args, **kw)
+
+        patch.setattr(DecoderModel, "forward", forward)
+
+
+def run_out(request: Any) -> Outcome:
+    return next(e for e in request.events() if isinstance(e, Outcome))
+
+
+def test_deltas_add_up_to_the_text(bench: Any) -> None:
+    request = bench.submit(bench.prompt([]), {}, exact_only=True, max_new_tokens=30)
+    events = list(request.events())
+    assert "".join(e.text for e in events[:-1] if isinstance(e, Delta)) == events[-1].text
+    assert events[-1].finish_reason in {"stop", "length"}
+    assert len(events[-1].token_ids) <= 30
+
+
+def test_more_requests_than_blocks_all_finish(
+    tiny: DecoderModel, open_bench: Callable[..., Any]
+) -> None:
+    """32 KV tokens' worth of room for requests of 30: they take turns, none is lost."""
+    room = 64 * tiny.geometry.bytes_per_token
+    bench = open_bench(tiny, kv_capacity_bytes=max(room, 1 << 20), max_running=3)
+    requests = [
+        bench.submit(bench.prompt([bench.tokens(5, s)]), {}, exact_only=True, max_new_tokens=6)
+        for s in range(12)
+    ]
+    for request in requests:
+        assert len(run_out(request).token_ids) >= 1
+
+
+def test_the_waiting_get_room_when_the_pool_is_full(
+    tiny: DecoderModel, open_bench: Callable[..., Any]
+) -> None:
+    bench = open_bench(tiny, kv_capacity_bytes=1 << 20, block_size_tokens=8)
+    capacity = bench.engine.capacity_tokens
+    size = min(capacity, tiny.context_tokens) * 2 // 3
+    filler = bench.tokens(size - 40, 1)
+    requests = [
+        bench.submit(bench.prompt([filler]), {}, exact_only=True, salt=b"%d" % i) for i in range(3)
+    ]
+    texts = {run_out(r).token_ids for r in requests}
+    assert len(texts) == 1
+    bench.engine.blocks.check()
+
+
+def test_a_prompt_that_can_never_fit_is_refused_with_the_limit(bench: Any) -> None:
+    prompt = bench.prompt([bench.tokens(2040, 1)])
+    with pytest.raises(PromptTooLong, match="2048"):
+        bench.submit(prompt, {}, exact_only=True)
+
+
+def test_a_full_queue_is_overloaded_and_recovers(
+    tiny: DecoderModel, open_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench(tiny, queue_limit=1, max_running=1)
+    gate = Gate(monkeypatch)
+    first = bench.submit(bench.prompt([]), {}, exact_only=True)
+    assert gate.entered.wait(30)
+    second = bench.submit(bench.prompt([]), {}, exact_only=True)
+    with pytest.raises(Overloaded, match="queue_limit"):
+        bench.submit(bench.prompt([]), {}, exact_only=True)
+    gate.go_on.set()
+    assert run_out(first).token_ids == run_out(second).token_ids
+    assert run_out(bench.submit(bench.prompt([]), {}, exact_only=True)).token_ids
+
+
+def test_cancelling_a_running_request_frees_its_blocks_and_spares_the_others(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    doomed = bench.submit(bench.prompt([bench.tokens(60, 1)]), {}, exact_only=True)
+    assert gate.entered.wait(30)
+    other = bench.submit(bench.prompt([bench.tokens(60, 2)]), {}, exact_only=True)
+    bench.engine.cancel(doomed)
+    bench.engine.cancel(doomed)
+    gate.go_on.set()
+    with pytest.raises(Cancelled):
+        run_out(doomed)
+    assert run_out(other).token_ids
+
+
+def test_cancelling_a_waiting_request(
+    tiny: DecoderModel, open_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench(tiny, max_running=1)
+    gate = Gate(monkeypatch)
+    first = bench.submit(bench.prompt([]), {}, exact_only=True)
+    assert gate.entered.wait(30)
+    waiting = bench.submit(bench.prompt([]), {}, exact_only=True)
+    bench.engine.cancel(waiting)
+    gate.go_on.set()
+    with pytest.raises(Cancelled, match="waited"):
+        run_out(waiting)
+    assert run_out(first).token_ids
+
+
+def test_closing_fails_what_runs_and_what_waits_and_refuses_the_rest(
+    tiny: DecoderModel, open_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench(tiny, max_running=1)
+    gate = Gate(monkeypatch)
+    requests = [bench.submit(bench.prompt([]), {}, exact_only=True) for _ in range(3)]
+    assert gate.entered.wait(30)
+    closer = threading.Thread(target=bench.engine.close)
+    closer.start()
+    gate.go_on.set()
+    closer.join(30)
+    assert not closer.is_alive()
+    for request in requests[1:]:
+        with pytest.raises(ShuttingDown):
+            run_out(request)
+    with pytest.raises(ShuttingDown):
+        bench.submit(bench.prompt([]), {}, exact_only=True)
+    bench.engine.close()
+
+
+def test_a_fault_in_a_step_reaches_every_caller_and_the_engine_lives_on(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = DecoderModel.forward
+    calls = []
+
+    def forward(model: DecoderModel, *args: Any, **kw: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("a cosmic ray")
+        return true(model, *args, **kw)
+
+    monkeypatch.setattr(DecoderModel, "forward", forward)
+    failing = bench.submit(bench.prompt([bench.tokens(90, 1)]), {}, exact_only=True)
+    with pytest.raises(ChunkCacheError, match="cosmic ray"):
+        run_out(failing)
+    assert run_out(bench.submit(bench.prompt([]), {}, exact_only=True)).token_ids
+
+
+def test_a_decoding_request_is_not_held_up_by_a_long_prefill(
+    tiny: DecoderModel, open_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stall-free batching: each step has the decode row and what fits of the prefill."""
+    bench = open_bench(tiny, step_tokens=16)
+    steps: list[list[int]] = []
+    true = DecoderModel.forward
+
+    def forward(model: DecoderModel, batch: Any, *args: Any, **kw: Any) -> Any:
+        steps.append([len(rows) for rows in batch])
+        return true(model, batch, *args, **kw)
+
+    monkeypatch.setattr(DecoderModel, "forward", forward)
+    decoding = bench.submit(bench.prompt([]), {}, exact_only=True, max_new_tokens=40)
+    next(iter(decoding.events()))
+    run_out(bench.submit(bench.prompt([bench.tokens(200, 1)]), {}, exact_only=True))
+    mixed = [s for s in steps if len(s) == 2 and s[1] > 1]
+    assert len(mixed) >= 200 // 16 - 2
+    assert all(rows[0] == 1 and sum(rows) <= 16 for rows in mixed)
+    bench.engine.cancel(decoding)
+
+
+def test_seeds_make_sampling_repeatable_whoever_else_runs(bench: Any) -> None:
+    prompt = bench.prompt([bench.tokens(20, 1)])
+
+    def wish(seed: int) -> Sampling:
+        return Sampling(temperature=1.5, top_p=0.9, top_k=50, seed=seed)
+
+    alone = run_out(bench.submit(prompt, {}, exact_only=True, sampling=wish(7), max_new_tokens=12))
+    crowd = [
+        bench.submit(prompt, {}, exact_only=True, sampling=wish(s), max_new_tokens=12)
+        for s in (1, 7, 2)
+    ]
+    answers = [run_out(r).token_ids for r in crowd]
+    assert answers[1] == alone.token_ids
+    assert len(set(answers)) == 3
+
+
+def test_stop_strings_end_the_answer_unseen(bench: Any) -> None:
+    prompt = bench.prompt([bench.tokens(20, 1)])
+    plain = run_out(bench.submit(prompt, {}, exact_only=True, max_new_tokens=24))
+    stop = plain.text[3:5]
+    assert len(stop) == 2
+    stopped = run_out(
+        bench.submit(
+            prompt, {}, exact_only=True, max_new_tokens=24, sampling=Sampling(stop=(stop,))
+        )
+    )
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == plain.text[: plain.text.index(stop)]
+
+
+def test_context_is_never_read_beyond_what_was_written(bench: Any) -> None:
+    """The pool is full of NaN: one read of an unwritten slot would poison the logits."""
+    outcome = bench.full(bench.prompt([bench.tokens(77, 1)]), max_new_tokens=20, keep_logits=True)
+    assert outcome.step_logits is not None
+    assert bool(torch.isfinite(outcome.step_logits).all())
+
+
+def test_the_engine_logs_its_faults(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries: list[Any] = []
+
+    class Log:
+        def error(self, event: str, **details: Any) -> None:
+            entries.append((event, details))
+
+    monkeypatch.setattr(core, "log", Log())
+    monkeypatch.setattr(DecoderModel, "forward", lambda *a, **k: 1 / 0)
+    with pytest.raises(ChunkCacheError):
+        run_out(bench.submit(bench.prompt([]), {}, exact_only=True))
+    assert entries[0][0] == "engine_step_failed" and "ZeroDivision" in str(entries[0][1])
