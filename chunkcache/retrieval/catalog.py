@@ -1,0 +1,292 @@
+"""The catalog: collections, documents, chunks and vectors of every tenant, in one SQLite file.
+
+The catalog is the truth; index files are derived from it. Every change of what can be found is one
+transaction that also raises the collection's generation, so an edited or removed document's chunks
+are unreachable at once.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chunkcache.errors import InvalidRequest, NotFound
+from chunkcache.protocol import CollectionInfo
+from chunkcache.retrieval import catalog_sql as sql
+from chunkcache.retrieval.database import Database
+from chunkcache.retrieval.documents import DEFAULT_COLLECTION
+from chunkcache.retrieval.entries import EntryTable
+from chunkcache.retrieval.index_folder import remove_index_folder
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+
+    from chunkcache.chunk import Chunk
+    from chunkcache.protocol import DocumentInfo
+    from chunkcache.retrieval.documents import Attributes, Document
+
+_NAME_LIMIT_CHARS = 256
+
+
+class Catalog:
+    """An open catalog. Thread-safe; several processes may have the same file open.
+
+    Every method that takes a collection raises `NotFound` when the tenant has no such collection.
+    Every tenant has `default`, from the beginning.
+
+    Args:
+        path: the SQLite file; made when missing.
+
+    Raises:
+        StoreError: the file cannot be opened, is no catalog, or was made by a newer chunkcache.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path)
+        self.entries = EntryTable(self._database)
+
+    def close(self) -> None:
+        """Close the file. Idempotent; later calls of other methods raise `ShuttingDown`."""
+        self._database.close()
+
+    # ------------------------------------------------------------ collections
+
+    def create_collection(self, tenant: str, name: str) -> CollectionInfo:
+        """A new, empty collection. Names need not be unique; ids are random.
+
+        Raises:
+            InvalidRequest: the name is longer than 256 characters.
+        """
+        if len(name) > _NAME_LIMIT_CHARS:
+            raise InvalidRequest.of(
+                "name", name, f"at most {_NAME_LIMIT_CHARS} characters", "give a shorter name"
+            )
+        made = CollectionInfo(id=f"vs_{secrets.token_hex(12)}", name=name, created_at=time.time())
+        with self._database.writing() as connection:
+            connection.execute(
+                "INSERT INTO collections (tenant, id, name, created_at) VALUES (?, ?, ?, ?)",
+                (tenant, made.id, made.name, made.created_at),
+            )
+        return made
+
+    def collections(self, tenant: str) -> list[CollectionInfo]:
+        """The tenant's collections, `default` first, then oldest first."""
+        with self._database.reading() as connection:
+            found = connection.execute(
+                "SELECT id, name, created_at FROM collections WHERE tenant = ? AND id <> ? "
+                "ORDER BY created_at, key",
+                (tenant, DEFAULT_COLLECTION),
+            ).fetchall()
+            default = _default(connection)
+        return [default, *(CollectionInfo(id=i, name=n, created_at=t) for i, n, t in found)]
+
+    def collection(self, tenant: str, collection_id: str) -> CollectionInfo:
+        """One collection. Raises `NotFound`."""
+        for collection in self.collections(tenant):
+            if collection.id == collection_id:
+                return collection
+        raise sql.no_collection(collection_id)
+
+    def delete_collection(self, tenant: str, collection_id: str) -> bool:
+        """Delete a collection, its documents and its index files. False: it was not there.
+
+        `default` is emptied and stays.
+        """
+        with self._database.writing() as connection:
+            try:
+                key = sql.collection_key(connection, tenant, collection_id)
+            except NotFound:
+                return False
+            if key is None:  # a default that was never written to
+                return True
+            folder = connection.execute(
+                "SELECT index_folder FROM collections WHERE key = ?", (key,)
+            ).fetchone()[0]
+            if collection_id == DEFAULT_COLLECTION:
+                connection.execute("DELETE FROM documents WHERE collection = ?", (key,))
+                sql.raise_generation(connection, key)
+            else:
+                connection.execute("DELETE FROM collections WHERE key = ?", (key,))
+        if folder is not None:
+            remove_index_folder(Path(folder))
+        return True
+
+    def delete_tenant(self, tenant: str) -> int:
+        """Delete all a tenant has, index files too. How many documents that were."""
+        deleted = 0
+        for collection in self.collections(tenant):
+            deleted += len(self.documents(tenant, collection.id))
+            self.delete_collection(tenant, collection.id)
+        return deleted
+
+    def generation(self, tenant: str, collection: str) -> int:
+        """A number that grows with every change of the collection's documents or vectors."""
+        with self._database.reading() as connection:
+            return sql.generation(connection, tenant, collection)
+
+    def note_index_folder(self, tenant: str, collection: str, folder: Path) -> None:
+        """Remember a folder of index files, to be deleted with the collection."""
+        with self._database.writing() as connection:
+            key = sql.writable_collection_key(connection, tenant, collection)
+            connection.execute(
+                "UPDATE collections SET index_folder = ? WHERE key = ?", (str(folder), key)
+            )
+
+    def index_folders(self) -> set[Path]:
+        """The folders that were noted, of all collections of all tenants."""
+        with self._database.reading() as connection:
+            found = connection.execute(
+                "SELECT index_folder FROM collections WHERE index_folder IS NOT NULL"
+            ).fetchall()
+        return {Path(folder) for (folder,) in found}
+
+    # ------------------------------------------------------------ documents
+
+    def documents(self, tenant: str, collection: str) -> list[DocumentInfo]:
+        """Documents of a collection, by title."""
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            found = connection.execute(
+                f"SELECT {sql.INFO_COLUMNS} FROM documents WHERE collection = ? "
+                "ORDER BY title, document_id",
+                (key,),
+            ).fetchall()
+        return [sql.document_info(collection, row) for row in found]
+
+    def document_info(self, tenant: str, collection: str, document_id: str) -> DocumentInfo | None:
+        """A document's entry in `documents`, or None."""
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            row = connection.execute(
+                f"SELECT {sql.INFO_COLUMNS} FROM documents WHERE collection = ? "
+                "AND document_id = ?",
+                (key, document_id),
+            ).fetchone()
+        return sql.document_info(collection, row) if row is not None else None
+
+    def document(self, tenant: str, collection: str, document_id: str) -> sql.StoredDocument | None:
+        """A document with its text and how it was split, or None."""
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            return sql.stored_document(connection, key, collection, document_id)
+
+    def put_document(
+        self,
+        tenant: str,
+        collection: str,
+        document: Document,
+        chunks: Sequence[Chunk],
+        vectors: np.ndarray,
+        *,
+        splitter: str,
+        space: str,
+    ) -> DocumentInfo:
+        """Add a document, or replace it with all its chunks. One transaction.
+
+        Args:
+            chunks: in order; `vectors` is float32 `[len(chunks), dim]`.
+            splitter: fingerprint of the splitter that made the chunks.
+            space: what the vectors mean, see `vector_space`.
+        """
+        with self._database.writing() as connection:
+            key = sql.writable_collection_key(connection, tenant, collection)
+            sql.put_document(connection, key, document, splitter)
+            sql.put_chunks(connection, key, document.document_id, chunks, vectors, space)
+            sql.raise_generation(connection, key)
+            stored = sql.stored_document(connection, key, collection, document.document_id)
+        assert stored is not None  # it was put in this transaction
+        return stored.info
+
+    def replace_chunks(
+        self,
+        tenant: str,
+        collection: str,
+        read: sql.StoredDocument,
+        chunks: Sequence[Chunk],
+        vectors: np.ndarray,
+        *,
+        splitter: str,
+        space: str,
+    ) -> bool:
+        """Give a document chunks of another splitter. False: it has changed since `read`, or gone.
+
+        See `put_document` for the arguments. One transaction.
+        """
+        with self._database.writing() as connection:
+            key = sql.writable_collection_key(connection, tenant, collection)
+            now = sql.stored_document(connection, key, collection, read.info.document_id)
+            if now is None or (now.info.sha256, now.splitter) != (read.info.sha256, read.splitter):
+                return False
+            sql.put_document(connection, key, now.document, splitter)
+            sql.put_chunks(connection, key, now.info.document_id, chunks, vectors, space)
+            sql.raise_generation(connection, key)
+        return True
+
+    def set_attributes(
+        self, tenant: str, collection: str, document_id: str, attributes: Attributes
+    ) -> None:
+        """Replace a document's attributes; nothing happens when it is gone."""
+        with self._database.writing() as connection:
+            key = sql.writable_collection_key(connection, tenant, collection)
+            connection.execute(
+                "UPDATE documents SET attributes = ? WHERE collection = ? AND document_id = ?",
+                (json.dumps(attributes), key, document_id),
+            )
+
+    def remove_document(self, document_id: str, tenant: str, collection: str) -> bool:
+        """Remove a document and its chunks. False: it was not there."""
+        with self._database.writing() as connection:
+            key = sql.writable_collection_key(connection, tenant, collection)
+            gone = connection.execute(
+                "DELETE FROM documents WHERE collection = ? AND document_id = ?", (key, document_id)
+            )
+            if gone.rowcount:
+                sql.raise_generation(connection, key)
+        return gone.rowcount > 0
+
+    def split_otherwise(self, tenant: str, collection: str, splitter: str) -> list[str]:
+        """Ids of documents whose chunks another splitter made."""
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            found = connection.execute(
+                "SELECT document_id FROM documents WHERE collection = ? AND splitter <> ?",
+                (key, splitter),
+            ).fetchall()
+        return [document_id for (document_id,) in found]
+
+    # ------------------------------------------------------------ chunks
+
+    def chunks(self, tenant: str, collection: str) -> Iterator[Chunk]:
+        """All chunks of a collection, by document in order of addition.
+
+        Read in pages: no lock is held between them. Documents that are added meanwhile are left
+        out, as are chunks that are removed before their page is read.
+        """
+        self.generation(tenant, collection)  # an unknown collection is an error now, not later
+        return self.entries.iterate(tenant, collection)
+
+    def chunks_by_id(
+        self, tenant: str, collection: str, chunk_ids: Sequence[str]
+    ) -> list[Chunk | None]:
+        """Chunks in the order of `chunk_ids`; None for an id that is not, or no longer, there."""
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            found = connection.execute(
+                f"{sql.SELECT_CHUNKS} WHERE d.collection = ? "
+                "AND c.chunk_id IN (SELECT value FROM json_each(?))",
+                (key, json.dumps(list(chunk_ids))),
+            ).fetchall()
+        by_id = {chunk.chunk_id: chunk for chunk in map(sql.chunk, found)}
+        return [by_id.get(chunk_id) for chunk_id in chunk_ids]
+
+
+def _default(connection: sqlite3.Connection) -> CollectionInfo:
+    return CollectionInfo(
+        id=DEFAULT_COLLECTION, name=DEFAULT_COLLECTION, created_at=sql.born_at(connection)
+    )

@@ -1,0 +1,199 @@
+"""The SQL that several methods of the catalog share, to be run inside a transaction."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chunkcache.chunk import Chunk, pack_token_ids
+from chunkcache.errors import NotFound
+from chunkcache.protocol import DocumentInfo
+from chunkcache.retrieval.documents import DEFAULT_COLLECTION, Document, DocumentKind
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+INFO_COLUMNS = "document_id, title, url, sha256, num_chunks, num_tokens, size_bytes, added_at"
+CHUNK_COLUMNS = (
+    "c.chunk_id, c.token_ids, c.text, d.document_id, c.title, c.url, c.start_char, c.end_char"
+)
+SELECT_CHUNKS = f"SELECT {CHUNK_COLUMNS} FROM chunks c JOIN documents d ON d.key = c.document"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A document as it is in the catalog."""
+
+    document: Document
+    info: DocumentInfo
+    splitter: str  # fingerprint of what made its chunks
+
+
+def no_collection(collection_id: str) -> NotFound:
+    """The error for an unknown collection, in the words of the API that shows it."""
+    return NotFound(f"No such vector store: '{collection_id[:80]}'.", param="vector_store_id")
+
+
+def born_at(connection: sqlite3.Connection) -> float:
+    """When the catalog was made, seconds since the epoch."""
+    (value,) = connection.execute("SELECT value FROM meta WHERE key = 'created_at'").fetchone()
+    return float(value)
+
+
+def collection_key(connection: sqlite3.Connection, tenant: str, collection: str) -> int | None:
+    """The key of a collection; None for a default that was never written to.
+
+    Raises:
+        NotFound: the tenant has no such collection.
+    """
+    found = connection.execute(
+        "SELECT key FROM collections WHERE tenant = ? AND id = ?", (tenant, collection)
+    ).fetchone()
+    if found is None and collection != DEFAULT_COLLECTION:
+        raise no_collection(collection)
+    return int(found[0]) if found is not None else None
+
+
+def writable_collection_key(connection: sqlite3.Connection, tenant: str, collection: str) -> int:
+    """The key of a collection, in a write transaction: a default gets its row here."""
+    key = collection_key(connection, tenant, collection)
+    if key is None:
+        cursor = connection.execute(
+            "INSERT INTO collections (tenant, id, name, created_at) VALUES (?, ?, ?, ?)",
+            (tenant, DEFAULT_COLLECTION, DEFAULT_COLLECTION, born_at(connection)),
+        )
+        key = cursor.lastrowid
+    assert key is not None  # an INSERT always has a row id
+    return key
+
+
+def generation(connection: sqlite3.Connection, tenant: str, collection: str) -> int:
+    """See `Catalog.generation`."""
+    key = collection_key(connection, tenant, collection)
+    found = connection.execute(
+        "SELECT generation FROM collections WHERE key = ?", (key,)
+    ).fetchone()
+    return int(found[0]) if found is not None else 0
+
+
+def raise_generation(connection: sqlite3.Connection, key: int) -> None:
+    """Say that something changed."""
+    connection.execute("UPDATE collections SET generation = generation + 1 WHERE key = ?", (key,))
+
+
+def document_info(collection: str, row: Sequence[Any]) -> DocumentInfo:
+    """From `INFO_COLUMNS`."""
+    names = [name.strip() for name in INFO_COLUMNS.split(",")]
+    return DocumentInfo(collection=collection, **dict(zip(names, row, strict=True)))
+
+
+def chunk(row: Sequence[Any]) -> Chunk:
+    """From `CHUNK_COLUMNS`; columns after those are ignored."""
+    chunk_id, token_ids, text, document_id, title, url, start_char, end_char = row[:8]
+    return Chunk(
+        chunk_id=chunk_id,
+        token_ids=tuple(array("I", token_ids)),
+        text=text,
+        document_id=document_id,
+        title=title,
+        url=url,
+        start_char=start_char,
+        end_char=end_char,
+    )
+
+
+def stored_document(
+    connection: sqlite3.Connection, key: int | None, collection: str, document_id: str
+) -> StoredDocument | None:
+    """A document of the collection with that key, or None."""
+    row = connection.execute(
+        f"SELECT {INFO_COLUMNS}, kind, text, attributes, splitter FROM documents "
+        "WHERE collection = ? AND document_id = ?",
+        (key, document_id),
+    ).fetchone()
+    if row is None:
+        return None
+    *info_row, kind, text, attributes, splitter = row
+    info = document_info(collection, info_row)
+    document = Document(
+        document_id=info.document_id,
+        title=info.title,
+        url=info.url,
+        sha256=info.sha256,
+        size_bytes=info.size_bytes,
+        kind=DocumentKind(kind),
+        text=text,
+        attributes=json.loads(attributes),
+    )
+    return StoredDocument(document, info, splitter)
+
+
+def put_document(
+    connection: sqlite3.Connection, key: int, document: Document, splitter: str
+) -> None:
+    """Write the document's own row. A replaced document keeps the time it was first added."""
+    connection.execute(
+        "INSERT INTO documents (collection, document_id, title, url, sha256, size_bytes, kind,"
+        " text, attributes, splitter, num_chunks, num_tokens, added_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, ?)"
+        " ON CONFLICT (collection, document_id) DO UPDATE SET title = excluded.title,"
+        " url = excluded.url, sha256 = excluded.sha256, size_bytes = excluded.size_bytes,"
+        " kind = excluded.kind, text = excluded.text, attributes = excluded.attributes,"
+        " splitter = excluded.splitter",
+        (
+            key, document.document_id, document.title, document.url, document.sha256,
+            document.size_bytes, str(document.kind), document.text,
+            json.dumps(dict(document.attributes)), splitter, time.time(),
+        ),
+    )  # fmt: skip
+
+
+def put_chunks(
+    connection: sqlite3.Connection,
+    key: int,
+    document_id: str,
+    chunks: Sequence[Chunk],
+    vectors: np.ndarray,
+    space: str,
+) -> None:
+    """Write a document's chunks and vectors in place of those it had, and count them."""
+    (document_key,) = connection.execute(
+        "SELECT key FROM documents WHERE collection = ? AND document_id = ?", (key, document_id)
+    ).fetchone()
+    connection.execute("DELETE FROM chunks WHERE document = ?", (document_key,))
+    # Entries are consecutive from a random start: never used twice, not even after the catalog was
+    # restored from a backup that is older than the index files beside it.
+    first = secrets.randbits(62)
+    connection.executemany(
+        "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                first + ordinal, document_key, ordinal, c.chunk_id, c.title, c.url,
+                c.start_char, c.end_char, c.text, pack_token_ids(c.token_ids),
+            )
+            for ordinal, c in enumerate(chunks)
+        ],
+    )  # fmt: skip
+    put_vectors(connection, range(first, first + len(chunks)), vectors, space)
+    connection.execute(
+        "UPDATE documents SET num_chunks = ?, num_tokens = ? WHERE key = ?",
+        (len(chunks), sum(len(c.token_ids) for c in chunks), document_key),
+    )
+
+
+def put_vectors(
+    connection: sqlite3.Connection, entries: Sequence[int], vectors: np.ndarray, space: str
+) -> None:
+    """Write vectors `[len(entries), dim]` of chunks, in place of those they had."""
+    packed = np.ascontiguousarray(vectors, dtype="<f4")
+    connection.executemany(
+        "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)",
+        [(entry, space, vector.tobytes()) for entry, vector in zip(entries, packed, strict=True)],
+    )

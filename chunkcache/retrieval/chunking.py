@@ -1,0 +1,116 @@
+"""A document → its chunks and their vectors, for ingesting and for refreshing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chunkcache.chunk import Chunk
+from chunkcache.errors import InvalidRequest
+from chunkcache.retrieval.documents import DocumentKind, chunk_id_of, searched_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from chunkcache.retrieval.chunk_lines import GivenChunk
+    from chunkcache.retrieval.documents import Document
+    from chunkcache.retrieval.embedder import Embedder
+    from chunkcache.retrieval.splitter import Splitter
+
+
+def split_document(splitter: Splitter, document: Document) -> list[Chunk]:
+    """The chunks of a document that came as one text.
+
+    Raises:
+        InvalidRequest: see `Splitter.split`.
+    """
+    pieces = splitter.split(document.text, markdown=document.kind is DocumentKind.MARKDOWN)
+    return [
+        Chunk(
+            chunk_id=chunk_id_of(document.document_id, ordinal, piece.text),
+            token_ids=piece.token_ids,
+            text=piece.text,
+            document_id=document.document_id,
+            title=document.title,
+            url=document.url,
+            start_char=piece.start_char,
+            end_char=piece.end_char,
+        )
+        for ordinal, piece in enumerate(pieces)
+    ]
+
+
+def take_chunks(splitter: Splitter, document: Document, given: Sequence[GivenChunk]) -> list[Chunk]:
+    """The chunks of a document that came in chunks, as they are.
+
+    Raises:
+        InvalidRequest: a line has more tokens than a chunk may have, or none; naming the line.
+    """
+    chunks = []
+    start = 0
+    for ordinal, line in enumerate(given):
+        token_ids = splitter.encode(line.text)
+        if not 1 <= len(token_ids) <= splitter.chunk_tokens:
+            raise InvalidRequest(
+                f"line {line.line} has {len(token_ids)} tokens, must have 1 to "
+                f"{splitter.chunk_tokens}. Hint: split it, or raise retrieval.chunk_tokens",
+                param="file",
+            )
+        name = f"{document.document_id}-{line.id}" if line.id else ""
+        chunks.append(
+            Chunk(
+                chunk_id=name or chunk_id_of(document.document_id, ordinal, line.text),
+                token_ids=token_ids,
+                text=line.text,
+                document_id=document.document_id,
+                title=line.title or document.title,
+                url=line.url or document.url,
+                start_char=start,
+                end_char=start + len(line.text),
+            )
+        )
+        start += len(line.text) + 2  # a blank line joins chunks into the document's text
+    return chunks
+
+
+def tokenise_again(splitter: Splitter, chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Chunks as they were given, with token ids of another splitter.
+
+    One that has become too long is split: nobody is there to be told that it is.
+    """
+    renewed = []
+    for chunk in chunks:
+        token_ids = splitter.encode(chunk.text)
+        if len(token_ids) <= splitter.chunk_tokens:
+            renewed.append(replace(chunk, token_ids=token_ids))
+            continue
+        for part, piece in enumerate(splitter.split(chunk.text)):
+            renewed.append(
+                replace(
+                    chunk,
+                    chunk_id=f"{chunk.chunk_id}.{part}",
+                    token_ids=piece.token_ids,
+                    text=piece.text,
+                    start_char=chunk.start_char + piece.start_char,
+                    end_char=chunk.start_char + piece.end_char,
+                )
+            )
+    return renewed
+
+
+def embed_chunks(
+    embedder: Embedder, chunks: Sequence[Chunk], known: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Vectors of chunks, float32 `[len(chunks), dim]`.
+
+    `known` holds vectors by searched text: an edited document only pays for what changed.
+    """
+    texts = [searched_text(chunk) for chunk in chunks]
+    missing = list(dict.fromkeys(text for text in texts if text not in known))
+    made = dict(zip(missing, embedder.embed(missing), strict=True)) if missing else {}
+    vectors = np.empty((len(texts), embedder.dim), np.float32)
+    for place, text in enumerate(texts):
+        vectors[place] = known[text] if text in known else made[text]
+    return vectors

@@ -1,0 +1,189 @@
+"""The indexes of one collection: in memory, kept level with the catalog, saved now and then."""
+
+from __future__ import annotations
+
+import threading
+from hashlib import blake2b
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import structlog
+
+from chunkcache.errors import NotFound
+from chunkcache.retrieval.documents import SEARCHED_TEXT_VERSION, searched_text, vector_space
+from chunkcache.retrieval.index_folder import (
+    INDEX_SUFFIX,
+    remove_index_folder,
+    sweep_partial_files,
+)
+from chunkcache_indexes.ann import HnswIndex
+from chunkcache_indexes.flat import FlatIndex
+from chunkcache_indexes.hybrid import reciprocal_rank_fusion
+from chunkcache_indexes.index_file import IndexFileError
+from chunkcache_indexes.lexical import WORDS_VERSION, LexicalIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Literal
+
+    import numpy.typing as npt
+
+    from chunkcache.retrieval.catalog import Catalog
+    from chunkcache.retrieval.embedder import Embedder
+    from chunkcache_indexes.base import VectorIndex
+
+    Mode = Literal["hybrid", "vector", "lexical"]
+
+_Index = TypeVar("_Index")
+log = structlog.get_logger(__name__)
+
+_BATCH_ENTRIES = 16384
+_UNSAVED_ENTRIES = 256  # changes that are not worth a save; or a tenth of both indexes
+
+
+class CollectionIndex:
+    """Vector and lexical index of one collection. The holder of `lock` may call its methods.
+
+    Index files name in their file names what they were made with, and hold the entries they know.
+    They are brought up to date by comparing those with the catalog's, whichever of the two is
+    ahead; a file that is damaged or missing is made anew from the catalog.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        tenant: str,
+        collection: str,
+        embedder: Embedder,
+        folder: Path,
+        kind: Literal["flat", "hnsw"],
+    ) -> None:
+        self.lock = threading.Lock()
+        self.generation = -1  # of the catalog, as of the last update
+        self._catalog = catalog
+        self._tenant, self._collection = tenant, collection
+        self._space = vector_space(embedder)
+        self._folder = folder
+        self._unsaved = 0
+        self._vector_path = folder / f"vectors-{kind}-{_short(self._space)}{INDEX_SUFFIX}"
+        words = _short(f"{WORDS_VERSION} {SEARCHED_TEXT_VERSION}")
+        self._lexical_path = folder / f"lexical-{words}{INDEX_SUFFIX}"
+        self._vector_class: type[FlatIndex] | type[HnswIndex]
+        self._vector_class = HnswIndex if kind == "hnsw" else FlatIndex
+        self._vectors: VectorIndex = self._vector_class(embedder.dim)
+        self._words = LexicalIndex()
+
+    def update(self) -> None:
+        """Take in what the catalog has, drop what it has no more; save if much changed.
+
+        Cost: a query when nothing changed; else one over all entries, the new vectors and texts,
+        and for saving a pass over the index files.
+
+        Raises:
+            NotFound: the collection was deleted.
+        """
+        if self.generation < 0:
+            self._load()
+        generation, entries = self._catalog.entries.all(self._tenant, self._collection)
+        removed = self._remove(entries)
+        added = self._add_vectors(np.setdiff1d(entries, self._vectors.ids))
+        added += self._add_words(np.setdiff1d(entries, self._words.ids))
+        self.generation = generation
+        self._unsaved += removed + added
+        if not len(entries):
+            remove_index_folder(self._folder)
+        elif self._unsaved > max(_UNSAVED_ENTRIES, len(entries) // 5):
+            self._save()
+
+    def search(
+        self, query: str, vector: np.ndarray, depth: int, mode: Mode
+    ) -> list[tuple[int, float]]:
+        """At most `depth` entries with their scores, best first.
+
+        Scores are inner products (vector), BM25 (lexical), or reciprocal ranks (hybrid).
+        """
+        rankings = []
+        if mode != "lexical":
+            found = self._vectors.search(vector[None], depth)
+            rankings.append(_pairs(found.ids[0], found.scores[0]))
+        if mode != "vector":
+            rankings.append(_pairs(*self._words.search(query, depth)))
+        if len(rankings) == 1:
+            return rankings[0]
+        fused = reciprocal_rank_fusion([entry for entry, _ in ranking] for ranking in rankings)
+        return fused[:depth]
+
+    def _remove(self, entries: npt.NDArray[np.int64]) -> int:
+        removed = self._vectors.remove(np.setdiff1d(self._vectors.ids, entries))
+        return removed + self._words.remove(np.setdiff1d(self._words.ids, entries))
+
+    def _add_vectors(self, missing: npt.NDArray[np.int64]) -> int:
+        added = 0
+        for start in range(0, len(missing), _BATCH_ENTRIES):
+            batch = missing[start : start + _BATCH_ENTRIES]
+            present, vectors = self._catalog.entries.read(batch, self._space)
+            if len(present):
+                self._vectors.add(present, vectors)
+            added += len(present)
+        return added
+
+    def _add_words(self, missing: npt.NDArray[np.int64]) -> int:
+        added = 0
+        for start in range(0, len(missing), _BATCH_ENTRIES):
+            batch = missing[start : start + _BATCH_ENTRIES]
+            chunks = self._catalog.entries.chunks(self._tenant, self._collection, batch)
+            self._words.add(list(chunks), [searched_text(chunk) for chunk in chunks.values()])
+            added += len(chunks)
+        return added
+
+    def _save(self) -> None:
+        """Write both files. A failure costs work after the next start, and nothing else."""
+        self._catalog.note_index_folder(self._tenant, self._collection, self._folder)
+        try:
+            self._vectors.save(self._vector_path)
+            self._words.save(self._lexical_path)
+            for path in self._folder.glob(f"*{INDEX_SUFFIX}"):
+                if path not in (self._vector_path, self._lexical_path):
+                    path.unlink(missing_ok=True)  # of another embedder or kind
+        except OSError as error:
+            log.warning("index_not_saved", folder=str(self._folder), reason=str(error))
+        else:
+            self._unsaved = 0
+        try:
+            self._catalog.generation(self._tenant, self._collection)
+        except NotFound:  # deleted while we wrote
+            remove_index_folder(self._folder)
+            raise
+
+    def _load(self) -> None:
+        """Take what lies on disk, as far as it is whole."""
+        if not self._folder.is_dir():
+            return
+        self._catalog.note_index_folder(self._tenant, self._collection, self._folder)
+        sweep_partial_files(self._folder)
+        load: Callable[[Path], VectorIndex] = self._vector_class.load
+        vectors = _loaded(load, self._vector_path)
+        words = _loaded(LexicalIndex.load, self._lexical_path)
+        if vectors is not None:
+            self._vectors = vectors
+        if words is not None:
+            self._words = words
+
+
+def _loaded(load: Callable[[Path], _Index], path: Path) -> _Index | None:
+    try:
+        return load(path)
+    except FileNotFoundError:
+        return None
+    except (IndexFileError, OSError) as error:
+        log.warning("index_rebuilt", path=str(path), reason=str(error))
+        return None
+
+
+def _pairs(ids: npt.NDArray[np.int64], scores: np.ndarray) -> list[tuple[int, float]]:
+    return [(i, s) for i, s in zip(ids.tolist(), scores.tolist(), strict=True) if i >= 0]
+
+
+def _short(name: str) -> str:
+    return blake2b(name.encode(), digest_size=6).hexdigest()

@@ -1,0 +1,180 @@
+"""The searched side of the catalog: entries, which are chunks as indexes know them, by an int64.
+
+An entry means one chunk for ever: chunks are never changed, only deleted and made anew as other
+entries. An index that knows its entries can therefore be brought up to date by comparing sets.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chunkcache.retrieval import catalog_sql as sql
+from chunkcache.retrieval.documents import searched_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from chunkcache.chunk import Chunk
+    from chunkcache.retrieval.database import Database
+
+    Entries = npt.NDArray[np.int64]
+
+_BATCH_ENTRIES = 4096
+_PAGE_CHUNKS = 256
+
+
+class EntryTable:
+    """Entries, vectors and chunks of a collection. Thread-safe, as the catalog is."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def all(self, tenant: str, collection: str) -> tuple[int, Entries]:
+        """The collection's generation and its entries, both of one moment.
+
+        Raises:
+            NotFound: the tenant has no such collection.
+        """
+        with self._database.reading() as connection:
+            generation = sql.generation(connection, tenant, collection)
+            key = sql.collection_key(connection, tenant, collection)
+            found = connection.execute(
+                "SELECT c.entry FROM chunks c JOIN documents d ON d.key = c.document "
+                "WHERE d.collection = ?",
+                (key,),
+            ).fetchall()
+        return generation, np.array([entry for (entry,) in found], np.int64)
+
+    def without_vector(self, tenant: str, collection: str, space: str) -> Entries:
+        """Entries that have no vector in this space. Raises `NotFound`."""
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            found = connection.execute(
+                "SELECT c.entry FROM chunks c JOIN documents d ON d.key = c.document "
+                "LEFT JOIN vectors v ON v.entry = c.entry AND v.embedder = ? "
+                "WHERE d.collection = ? AND v.entry IS NULL ORDER BY d.key, c.ordinal",
+                (space, key),
+            ).fetchall()
+        return np.array([entry for (entry,) in found], np.int64)
+
+    def read(self, entries: Sequence[int] | Entries, space: str) -> tuple[Entries, np.ndarray]:
+        """Those of the entries that have a vector in this space, and float32 `[n, dim]`.
+
+        Entries that were deleted meanwhile are left out. `dim` is 0 when there is none at all.
+        """
+        found: list[tuple[int, bytes]] = []
+        for batch in _batches(entries):
+            with self._database.reading() as connection:
+                found += connection.execute(
+                    "SELECT entry, vector FROM vectors "
+                    "WHERE entry IN (SELECT value FROM json_each(?)) AND embedder = ?",
+                    (batch, space),
+                ).fetchall()
+        joined = np.frombuffer(b"".join(vector for _, vector in found), "<f4")
+        present = np.array([entry for entry, _ in found], np.int64)
+        return present, joined.astype(np.float32).reshape(len(found), -1 if found else 0)
+
+    def write(
+        self,
+        tenant: str,
+        collection: str,
+        entries: Sequence[int] | Entries,
+        vectors: np.ndarray,
+        space: str,
+    ) -> None:
+        """Give chunks vectors in this space, in place of those they had. One transaction.
+
+        Chunks that were deleted meanwhile are left out. Raises `NotFound`.
+        """
+        with self._database.writing() as connection:
+            key = sql.writable_collection_key(connection, tenant, collection)
+            present = {
+                entry
+                for (entry,) in connection.execute(
+                    "SELECT c.entry FROM chunks c JOIN documents d ON d.key = c.document "
+                    "WHERE d.collection = ? AND c.entry IN (SELECT value FROM json_each(?))",
+                    (key, json.dumps([int(entry) for entry in entries])),
+                )
+            }
+            kept = [place for place, entry in enumerate(entries) if int(entry) in present]
+            wanted = [int(entries[place]) for place in kept]
+            sql.put_vectors(connection, wanted, np.asarray(vectors)[kept], space)
+            sql.raise_generation(connection, key)
+
+    def chunks(
+        self, tenant: str, collection: str, entries: Sequence[int] | Entries
+    ) -> dict[int, Chunk]:
+        """Chunks of the collection by entry. Those that are gone are left out."""
+        found: dict[int, Chunk] = {}
+        for batch in _batches(entries):
+            with self._database.reading() as connection:
+                key = sql.collection_key(connection, tenant, collection)
+                page = connection.execute(
+                    f"SELECT {sql.CHUNK_COLUMNS}, c.entry FROM chunks c "
+                    "JOIN documents d ON d.key = c.document WHERE d.collection = ? "
+                    "AND c.entry IN (SELECT value FROM json_each(?))",
+                    (key, batch),
+                ).fetchall()
+            found.update({row[-1]: sql.chunk(row) for row in page})
+        return found
+
+    def iterate(self, tenant: str, collection: str) -> Iterator[Chunk]:
+        """See `Catalog.chunks`."""
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            documents = connection.execute(
+                "SELECT key FROM documents WHERE collection = ? ORDER BY key", (key,)
+            ).fetchall()
+        for (document,) in documents:
+            after = -1
+            while page := self._page(document, after):
+                yield from (sql.chunk(row) for row in page)
+                after = page[-1][-1]
+
+    def _page(self, document_key: int, after: int) -> list[tuple[Any, ...]]:
+        with self._database.reading() as connection:
+            return connection.execute(
+                f"SELECT {sql.CHUNK_COLUMNS}, c.ordinal FROM chunks c "
+                "JOIN documents d ON d.key = c.document "
+                "WHERE c.document = ? AND c.ordinal > ? ORDER BY c.ordinal LIMIT ?",
+                (document_key, after, _PAGE_CHUNKS),
+            ).fetchall()
+
+    def of_document(self, tenant: str, collection: str, document_id: str) -> list[Chunk]:
+        """A document's chunks in order; none when it is gone."""
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            found = connection.execute(
+                f"{sql.SELECT_CHUNKS} WHERE d.collection = ? AND d.document_id = ? "
+                "ORDER BY c.ordinal",
+                (key, document_id),
+            ).fetchall()
+        return [sql.chunk(row) for row in found]
+
+    def vectors_by_text(
+        self, tenant: str, collection: str, document_id: str, space: str
+    ) -> dict[str, np.ndarray]:
+        """Vectors that a document's chunks have in this space, by their searched text."""
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            found = connection.execute(
+                f"SELECT {sql.CHUNK_COLUMNS}, v.vector FROM chunks c "
+                "JOIN documents d ON d.key = c.document JOIN vectors v ON v.entry = c.entry "
+                "WHERE d.collection = ? AND d.document_id = ? AND v.embedder = ?",
+                (key, document_id, space),
+            ).fetchall()
+        return {
+            searched_text(sql.chunk(row)): np.frombuffer(row[-1], "<f4").astype(np.float32)
+            for row in found
+        }
+
+
+def _batches(entries: Sequence[int] | Entries) -> list[str]:
+    """Entries as JSON arrays, so that no statement grows beyond bounds."""
+    plain = [int(entry) for entry in entries]
+    return [json.dumps(plain[i : i + _BATCH_ENTRIES]) for i in range(0, len(plain), _BATCH_ENTRIES)]

@@ -1,0 +1,181 @@
+"""Text → pieces of at most so many tokens of the answering model, cut where the sense allows.
+
+Where to cut is semantic-text-splitter's work (paragraphs, then lines, sentences, words, graphemes,
+characters; headings and blocks in Markdown). What a token is, is the model's own tokenizer's: every
+piece is tokenised alone, because its token ids are what is cached and what the prompt is made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+from tokenizers import Tokenizer
+
+from chunkcache.errors import ConfigError, InvalidRequest, UnsupportedModel
+from chunkcache.retrieval.documents import valid_unicode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedTokenizerBase
+
+_VERSION = "splitter/1"  # part of the fingerprint: change it when the same text is cut otherwise
+_SEGMENT_CHARS = 100_000  # the splitter's cost grows with the square of an unbroken run of letters
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of a text: `text == whole[start_char:end_char]`, and its token ids, taken alone."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    start_char: int
+    end_char: int
+
+
+class Splitter:
+    """Splits texts for one tokenizer and one chunk size. Thread-safe.
+
+    Args:
+        tokenizer: the answering model's; only read.
+        chunk_tokens: largest piece.
+        overlap_tokens: at most so many tokens at the end of a piece are repeated at the beginning
+            of the next one.
+
+    Raises:
+        ConfigError: a size is out of range.
+        UnsupportedModel: the tokenizer is not one of the `tokenizers` library.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, chunk_tokens: int, overlap_tokens: int = 0
+    ) -> None:
+        if chunk_tokens < 1:
+            raise ConfigError(f"retrieval.chunk_tokens: got {chunk_tokens}, must be at least 1.")
+        if not 0 <= overlap_tokens < chunk_tokens:
+            raise ConfigError(
+                f"retrieval.overlap_tokens: got {overlap_tokens}, must be from 0 to "
+                f"chunk_tokens - 1 = {chunk_tokens - 1}. Hint: an eighth of chunk_tokens is plenty."
+            )
+        self.chunk_tokens = chunk_tokens
+        self.overlap_tokens = overlap_tokens
+        self._tokenizer = own_tokenizer(tokenizer)
+        serialised = self._tokenizer.to_str()
+        self._special = _special_ids(serialised)
+        self.fingerprint = _fingerprint(serialised, chunk_tokens, overlap_tokens)
+        # from here on, the text of a special token is text: a document cannot inject one
+        self._tokenizer.encode_special_tokens = True
+        size = self._size
+        self._plain = TextSplitter.from_callback(size, chunk_tokens, overlap_tokens)
+        self._markdown = MarkdownSplitter.from_callback(size, chunk_tokens, overlap_tokens)
+
+    def split(self, text: str, *, markdown: bool = False) -> list[Piece]:
+        """The pieces of a text, in order. White space around pieces is left out.
+
+        Without overlap, pieces do not intersect, and all that is not white space is in one of them
+        (except characters for which the tokenizer has no token at all). Cost: the text is
+        tokenised about ten times, 2 s per million characters.
+
+        Raises:
+            InvalidRequest: the text is not valid Unicode, a single character takes more than
+                `chunk_tokens` tokens, or a special token cannot be kept out (see `encode`).
+        """
+        splitter = self._markdown if markdown else self._plain
+        valid_unicode("text", text)
+        pieces = []
+        for segment_start, segment in _segments(text):
+            for start, piece in splitter.chunk_indices(segment):
+                token_ids = self.encode(piece)
+                if len(token_ids) > self.chunk_tokens:
+                    raise InvalidRequest.of(
+                        "text", piece, f"cut into pieces of {self.chunk_tokens} tokens",
+                        "raise retrieval.chunk_tokens",
+                    )  # fmt: skip
+                if token_ids:
+                    begin = segment_start + start
+                    pieces.append(Piece(piece, token_ids, begin, begin + len(piece)))
+        return pieces
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text taken alone: no BOS, no special tokens.
+
+        Raises:
+            InvalidRequest: the tokenizer makes a special token of the text all the same. That is
+                possible when special tokens are words of its vocabulary, as in some Unigram models.
+        """
+        token_ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        special = self._special.intersection(token_ids)
+        if special:
+            token = self._tokenizer.id_to_token(min(special))
+            raise InvalidRequest.of(
+                "text", token, "without the model's special tokens", "remove that text"
+            )
+        return tuple(token_ids)
+
+    def _size(self, text: str) -> int:
+        """Tokens of a text; of one that is far too long, those of a part that is too long already.
+
+        The splitter asks about whole paragraphs and documents, again and again, only to learn that
+        they do not fit.
+        """
+        prefix_chars = 6 * self.chunk_tokens
+        while prefix_chars < len(text):
+            tokens = len(self._tokenizer.encode(text[:prefix_chars], add_special_tokens=False))
+            if tokens > self.chunk_tokens + self.chunk_tokens // 4:
+                return tokens
+            prefix_chars *= 2
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def own_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy of the tokenizer's core that nobody else configures: no truncation, no padding.
+
+    Raises:
+        UnsupportedModel: the tokenizer is not one of the `tokenizers` library.
+    """
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(core, Tokenizer):
+        raise UnsupportedModel(
+            f"tokenizer: {type(tokenizer).__name__} has no core of the tokenizers library. "
+            "Hint: use a model that comes with a tokenizer.json."
+        )
+    copy = Tokenizer.from_str(core.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _special_ids(serialised: str) -> frozenset[int]:
+    """Ids of special tokens, without the one for unknown text, which any text may hold."""
+    description = json.loads(serialised)
+    unknown = description["model"].get("unk_token")
+    unknown_id = description["model"].get("unk_id")
+    return frozenset(
+        token["id"]
+        for token in description["added_tokens"]
+        if token["special"] and token["content"] != unknown and token["id"] != unknown_id
+    )
+
+
+def _fingerprint(serialised: str, chunk_tokens: int, overlap_tokens: int) -> str:
+    digest = hashlib.blake2b(serialised.encode(), digest_size=16).hexdigest()
+    return f"{_VERSION} {chunk_tokens} {overlap_tokens} {digest}"
+
+
+def _segments(text: str) -> Iterator[tuple[int, str]]:
+    """The text in parts of bounded length, cut at a blank line, a line end or a space if it can be.
+
+    Most texts are one part. Pieces never span two, and do not overlap across the cut.
+    """
+    start = 0
+    while len(text) - start > _SEGMENT_CHARS:
+        limit = start + _SEGMENT_CHARS
+        cuts = (text.rfind(mark, start + 1, limit) for mark in ("\n\n", "\n", " "))
+        cut = next((cut for cut in cuts if cut > 0), limit)
+        yield start, text[start:cut]
+        start = cut
+    yield start, text[start:]

@@ -1,0 +1,146 @@
+"""BM25: the words, the scores, the changes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chunkcache_indexes.lexical import LexicalIndex, words_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", []),
+        ("  --- ... \n", []),
+        ("The END.", ["the", "end"]),
+        ("os.path.join(a)", ["os.path.join", "os", "path", "join", "a"]),
+        ("json.dumps", ["json.dumps", "json", "dumps"]),
+        ("max_file_bytes", ["max_file_bytes", "max", "file", "bytes"]),
+        ("__init__", ["init"]),
+        ("std::vector", ["std::vector", "std", "vector"]),
+        ("stdin->fd", ["stdin->fd", "stdin", "fd"]),
+        ("--top-k 5", ["top-k", "top", "k", "5"]),
+        ("/usr/bin", ["usr/bin", "usr", "bin"]),
+        ("HnswIndex", ["hnswindex", "hnsw", "index"]),
+        ("HTTPServer", ["httpserver", "http", "server"]),
+        ("sha256", ["sha256"]),
+        ("Straße ﬁne", ["strasse", "fine"]),
+        ("日本語", ["日本", "本語"]),
+        ("語", ["語"]),
+        ("GPU入門", ["gpu", "入門"]),
+        ("don't", ["don", "t"]),
+    ],
+)
+def test_words_of(text: str, words: list[str]) -> None:
+    assert words_of(text) == words
+
+
+@given(st.text(max_size=80))
+@settings(deadline=None, max_examples=200)
+def test_no_text_breaks_the_word_rule(text: str) -> None:
+    assert all(word and "\n" not in word for word in words_of(text))
+
+
+def filled(*texts: str) -> LexicalIndex:
+    index = LexicalIndex()
+    index.add(range(10, 10 + len(texts)), texts)
+    return index
+
+
+def test_identifiers_are_found_by_whole_and_by_part() -> None:
+    index = filled(
+        "Join parts with os.path.join, which adds separators.",
+        "The path to the summit is steep; join us.",
+        "Serialise with json.dumps(value).",
+        "JSON is a format. The truck dumps sand.",
+    )
+    assert index.search("os.path.join", 4).ids[0] == 10
+    assert index.search("json.dumps", 4).ids[0] == 12
+    assert set(index.search("dumps", 4).ids.tolist()) == {12, 13}
+
+
+def test_scores_are_those_of_the_formula() -> None:
+    texts = ["red red blue", "blue green", "green green green yellow", "white"]
+    index = filled(*texts)
+    hits = index.search("red green", 10)
+    lengths = [len(text.split()) for text in texts]
+    mean = sum(lengths) / len(lengths)
+
+    def weight(word: str, place: int) -> float:
+        frequency = texts[place].split().count(word)
+        having = sum(word in text.split() for text in texts)
+        rarity = math.log(1 + (len(texts) - having + 0.5) / (having + 0.5))
+        saturation = 1.2 * (1 - 0.75 + 0.75 * lengths[place] / mean)
+        return rarity * frequency / (frequency + saturation)
+
+    expected = {10 + p: weight("red", p) + weight("green", p) for p in range(3)}
+    assert dict(zip(hits.ids.tolist(), hits.scores.tolist(), strict=True)) == pytest.approx(
+        expected, rel=1e-5
+    )
+    assert hits.scores.tolist() == sorted(hits.scores.tolist(), reverse=True)
+
+
+def test_texts_without_a_common_word_are_not_hits() -> None:
+    index = filled("one two", "three", "")
+    assert index.search("two", 9).ids.tolist() == [10]
+    assert index.search("four", 9).ids.tolist() == []
+    assert index.search("", 9).ids.tolist() == []
+
+
+def test_equal_scores_are_ordered_by_id_and_cut_at_k() -> None:
+    assert filled(*["same words"] * 5).search("words", 3).ids.tolist() == [10, 11, 12]
+
+
+@pytest.mark.parametrize("texts", [(), ("",), ("", "...")])
+def test_an_index_without_words_finds_nothing(texts: tuple[str, ...], tmp_path: Path) -> None:
+    index = filled(*texts)
+    assert index.search("any", 3).ids.tolist() == []
+    index.save(tmp_path / "x")
+    assert LexicalIndex.load(tmp_path / "x").ids.tolist() == index.ids.tolist()
+
+
+def test_changes_give_what_building_afresh_gives(tmp_path: Path) -> None:
+    """Incremental changes against the slow twin: a new index over the texts that are left."""
+    texts = {i: f"word{i % 3} common os.path item{i}" for i in range(12)}
+    index = LexicalIndex()
+    index.add(list(texts), list(texts.values()))
+    assert index.search("word1", 9).ids.tolist() == [1, 4, 7, 10]
+    assert index.remove([1, 5, 99]) == 2
+    assert index.search("word1", 9).ids.tolist() == [4, 7, 10]
+    index.add([20], ["word1 word1 fresh"])
+    left = {**{i: t for i, t in texts.items() if i not in (1, 5)}, 20: "word1 word1 fresh"}
+    fresh = LexicalIndex()
+    fresh.add(list(left), list(left.values()))
+    index.save(tmp_path / "x")
+    for changed in (index, LexicalIndex.load(tmp_path / "x")):
+        assert len(changed) == 11
+        for query in ("word1", "common", "fresh item3", "os.path", "item5"):
+            mine, theirs = changed.search(query, 20), fresh.search(query, 20)
+            assert mine.ids.tolist() == theirs.ids.tolist()
+            assert mine.scores.tolist() == pytest.approx(theirs.scores.tolist())
+
+
+def test_words_of_removed_texts_leave_the_file(tmp_path: Path) -> None:
+    index = filled("public words", "secretword here")
+    index.remove([11])
+    index.save(tmp_path / "x")
+    data = (tmp_path / "x").read_bytes()
+    assert b"public" in data and b"secretword" not in data
+
+
+def test_bad_calls_are_refused() -> None:
+    index = filled("a")
+    with pytest.raises(ValueError, match="held already"):
+        index.add([10], ["b"])
+    with pytest.raises(ValueError, match="as many as ids: 2"):
+        index.add([1, 2], ["b"])
+    with pytest.raises(ValueError, match="k: got 0"):
+        index.search("a", 0)

@@ -1,0 +1,212 @@
+"""Index files: saved, loaded, brought level, rebuilt, cleared away."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from chunkcache.errors import NotFound
+from chunkcache.retrieval.catalog import Catalog
+from chunkcache.retrieval.retriever import Retriever
+from chunkcache_indexes.lexical import LexicalIndex
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chunkcache.retrieval.ingest import Ingestor
+
+
+def found(retriever: Retriever, query: str, top_k: int = 3, **where: str) -> list[str]:
+    return [chunk.title for chunk in retriever.search(query, top_k=top_k, **where)]
+
+
+@pytest.mark.parametrize("index", ["flat", "hnsw"])
+def test_a_saved_index_is_loaded_and_brought_up_to_date(
+    ingestor: Ingestor,
+    make_retriever: Any,
+    catalog: Catalog,
+    tmp_path: Path,
+    index: str,
+    monkeypatch: pytest.MonkeyPatch,
+    fill: Any,
+    big: Any,
+    index_files: Any,
+    topics: Any,
+) -> None:
+    big(ingestor)
+    assert make_retriever(index=index).search("note 41", top_k=1)[0].text.startswith("note 41 ")
+    assert len(index_files(tmp_path)) == 2
+    fill(ingestor)
+    read: list[int] = []
+    real = type(catalog.entries).read
+
+    def counted(self: Any, entries: Any, space: str) -> Any:
+        read.append(len(entries))
+        return real(self, entries, space)
+
+    monkeypatch.setattr("chunkcache.retrieval.entries.EntryTable.read", counted)
+    again = make_retriever(index=index)
+    assert found(again, "lazy dog", 1) == ["dog.txt"]
+    assert again.search("note 41", top_k=1)[0].text.startswith("note 41 ")
+    assert read == [len(topics)]
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: d[:-1]])
+def test_damaged_index_files_are_rebuilt_with_a_warning(
+    ingestor: Ingestor,
+    make_retriever: Any,
+    tmp_path: Path,
+    logged: list[Any],
+    damage: Any,
+    big: Any,
+    index_files: Any,
+) -> None:
+    big(ingestor)
+    expected = make_retriever().search("note 41 topic3", top_k=5)
+    for path in index_files(tmp_path):
+        path.write_bytes(damage(path.read_bytes()))
+    assert make_retriever().search("note 41 topic3", top_k=5) == expected
+    assert [entry["event"] for entry in logged] == ["index_rebuilt"] * 2
+    logged.clear()
+    make_retriever().search("note 41", top_k=1)
+    assert logged == []
+
+
+def test_an_index_that_is_ahead_of_the_catalog_is_brought_back(
+    ingestor: Ingestor,
+    make_retriever: Any,
+    catalog: Catalog,
+    tmp_path: Path,
+    fill: Any,
+    big: Any,
+    index_files: Any,
+    topics: Any,
+) -> None:
+    """As after the catalog was restored from an older backup."""
+    fill(ingestor)
+    backup = tmp_path / "backup"
+    with catalog._database.reading() as connection:
+        connection.execute("ROLLBACK")
+        connection.execute("VACUUM INTO ?", (str(backup),))
+        connection.execute("BEGIN")
+    big(ingestor)
+    make_retriever().search("note 41", top_k=1)
+    assert index_files(tmp_path)
+    restored = Catalog(backup)
+    retriever = make_retriever()
+    retriever._catalog = restored
+    assert {c.title for c in retriever.search("note 41 lazy dog", top_k=64)} == set(topics)
+    restored.close()
+
+
+def test_an_index_that_cannot_be_saved_still_serves(
+    ingestor: Ingestor, retriever: Retriever, tmp_path: Path, logged: list[Any], big: Any
+) -> None:
+    (tmp_path / "home" / "indexes").write_text("a file where the folder should be")
+    big(ingestor)
+    assert retriever.search("note 41", top_k=1)[0].text.startswith("note 41 ")
+    assert [entry["event"] for entry in logged] == ["index_not_saved"]
+
+
+def test_files_of_another_embedder_or_kind_are_not_used_and_go(
+    ingestor: Ingestor, make_retriever: Any, tmp_path: Path, big: Any, index_files: Any
+) -> None:
+    big(ingestor)
+    make_retriever().search("note 41", top_k=1)
+    flat = index_files(tmp_path)
+    make_retriever(index="hnsw").search("note 41", top_k=1)
+    assert len(index_files(tmp_path)) == 2
+    assert len(set(flat) & set(index_files(tmp_path))) == 1  # the lexical one
+
+
+def test_deleting_a_collection_drops_its_index_files(
+    ingestor: Ingestor,
+    retriever: Retriever,
+    catalog: Catalog,
+    tmp_path: Path,
+    big: Any,
+    index_files: Any,
+) -> None:
+    own = catalog.create_collection("public", "own").id
+    big(ingestor, collection=own)
+    big(ingestor)
+    for collection in (own, "default"):
+        retriever.search("note 41", top_k=1, collection=collection)
+    assert len(index_files(tmp_path)) == 4
+    catalog.delete_collection("public", own)
+    assert len(index_files(tmp_path)) == 2
+    with pytest.raises(NotFound):
+        retriever.search("note 41", top_k=1, collection=own)
+    catalog.delete_tenant("public")
+    assert index_files(tmp_path) == []
+    assert retriever.search("note 41", top_k=1) == []
+    assert list((tmp_path / "home" / "indexes").iterdir()) == []
+
+
+def test_a_collection_deleted_during_a_save_leaves_no_files(
+    ingestor: Ingestor,
+    retriever: Retriever,
+    catalog: Catalog,
+    tmp_path: Path,
+    monkeypatch: Any,
+    big: Any,
+    index_files: Any,
+) -> None:
+    own = catalog.create_collection("public", "own").id
+    big(ingestor, collection=own)
+    real = LexicalIndex.save
+
+    def delete_then_save(self: Any, path: Path) -> None:
+        catalog.delete_collection("public", own)
+        real(self, path)
+
+    monkeypatch.setattr(LexicalIndex, "save", delete_then_save)
+    with pytest.raises(NotFound):
+        retriever.search("note 41", top_k=1, collection=own)
+    assert index_files(tmp_path) == []
+
+
+def test_index_files_of_collections_that_are_gone_are_swept_at_start(
+    ingestor: Ingestor,
+    make_retriever: Any,
+    catalog: Catalog,
+    tmp_path: Path,
+    big: Any,
+    index_files: Any,
+) -> None:
+    big(ingestor)
+    make_retriever().search("note 41", top_k=1)
+    orphan = tmp_path / "home" / "indexes" / "0000-vs_gone"
+    orphan.mkdir()
+    (orphan / "vectors-flat-x.idx").write_text("x")
+    make_retriever()
+    assert not orphan.exists()
+    assert len(index_files(tmp_path)) == 2
+
+
+def test_what_a_killed_process_left_half_written_is_swept(
+    ingestor: Ingestor, make_retriever: Any, tmp_path: Path, big: Any, index_files: Any
+) -> None:
+    big(ingestor)
+    make_retriever().search("note 41", top_k=1)
+    folder = index_files(tmp_path)[0].parent
+    for name, age_s in {"old.idx.1.partial": 7200, "fresh.idx.2.partial": 0}.items():
+        (folder / name).write_text("x")
+        now = (folder / name).stat().st_mtime
+        os.utime(folder / name, (now - age_s, now - age_s))
+    make_retriever().search("note 41", top_k=1)
+    assert [path.name for path in folder.glob("*.partial")] == ["fresh.idx.2.partial"]
+
+
+def test_only_so_many_indexes_are_held_in_memory(
+    ingestor: Ingestor, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chunkcache.retrieval.retriever._OPEN_COLLECTIONS", 2)
+    for tenant in ("a", "b", "c"):
+        ingestor.ingest_bytes("x.txt", f"the dog of {tenant}".encode(), tenant=tenant)
+    for tenant in ("a", "b", "c", "a"):
+        (chunk,) = retriever.search("dog", top_k=3, tenant=tenant)
+        assert chunk.text.endswith(tenant)
+        assert len(retriever._open) <= 2

@@ -1,0 +1,299 @@
+"""Every kind of file: its text, its title, and each way of being unreadable."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pypdfium2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chunkcache.errors import InvalidRequest
+from chunkcache.retrieval.chunk_lines import parse_chunk_lines
+from chunkcache.retrieval.documents import DocumentKind
+from chunkcache.retrieval.loaders import SUFFIXES, Extracted, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LIMIT = 1 << 20
+
+
+def read(name: str, data: bytes | str) -> Extracted:
+    return load(name, data.encode() if isinstance(data, str) else data, LIMIT)
+
+
+def reason(name: str, data: bytes | str, limit_bytes: int = LIMIT) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        load(name, data.encode() if isinstance(data, str) else data, limit_bytes)
+    return caught.value.message
+
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"plain", "plain"),
+        (b"\xef\xbb\xbfwith a mark", "with a mark"),
+        ("größer\r\nals\rzwei".encode(), "größer\nals\nzwei"),
+        ("Ωμέγα".encode("utf-16"), "Ωμέγα"),
+        (b"\xfe\xff" + "Ωμέγα".encode("utf-16-be"), "Ωμέγα"),
+        ("Ωμέγα".encode("utf-32"), "Ωμέγα"),
+    ],
+)
+def test_text_is_decoded_by_mark_or_as_utf8_with_plain_line_ends(data: bytes, text: str) -> None:
+    assert read("a.txt", data).text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Où est passé l'élève français ? Il était très fatigué après Noël.", "cp1252"),
+        ("Die größte Übung für Öl und Äpfel in der Straße, schöne Grüße.", "latin-1"),
+        ("He said \u201chello\u201d \u2013 and it\u2019s fine, isn't it?", "cp1252"),
+        ("Příliš žluťoučký kůň úpěl ďábelské ódy. Večer půjdeme na večeři.", "cp1250"),
+        ("Wczoraj poszedłem do sklepu, żeby kupić świeże bułki, gęś i ćwikłę.", "cp1250"),
+        ("Съешь ещё этих мягких французских булок, да выпей чаю.", "cp1251"),
+        ("これは日本語の文章です。東京に住んでいます。", "shift_jis"),
+    ],
+)
+def test_another_encoding_is_guessed(text: str, encoding: str) -> None:
+    assert read("a.txt", (text * 3).encode(encoding)).text == text * 3
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "the file is empty"),
+        (b" \n\t ", "the file is empty"),
+        (b"\xef\xbb\xbf", "there is no text in it"),
+        (b"\x7fELF\x00\x00", "a binary file"),
+        (b"\xff\xfea\x00\x00", "not utf-16"),
+    ],
+)
+def test_what_is_not_text_is_refused_with_the_reason(data: bytes, says: str) -> None:
+    assert says in reason("a.txt", data)
+
+
+def test_undecodable_bytes_are_refused() -> None:
+    noise = bytes(range(0x80, 0xA0)) * 8 + b"\x01\x02\x03\x81\x8d\x8f"
+    assert "UTF-8" in reason("a.txt", noise)
+
+
+def test_a_file_over_the_limit_is_refused_and_one_at_the_limit_is_not() -> None:
+    assert load("a.txt", b"12345", 5).text == "12345"
+    assert "6 bytes, at most 5" in reason("a.txt", b"123456", 5)
+
+
+@pytest.mark.parametrize("name", ["picture.png", "noend", "archive.tar.gz", ".txt"])
+def test_unknown_types_are_refused_naming_those_there_are(name: str) -> None:
+    assert "unknown type" in reason(name, "x") and ".pdf" in reason(name, "x")
+
+
+def test_the_suffix_may_be_in_capitals() -> None:
+    assert read("README.MD", "# Hi").kind is DocumentKind.MARKDOWN
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "title"),
+    [
+        ("notes.txt", "# no heading here", "notes.txt"),
+        ("a.md", "intro\n\n## The  *second* ##\ntext", "The *second*"),
+        ("a.md", "```\n# not this\n```\n# but this", "but this"),
+        ("a.md", "~~~\n```\n# not this\n~~~\n# but this", "but this"),
+        ("a.md", "Title\n=====\n\ntext", "Title"),
+        ("a.md", "no heading\n\n---\n", "a.md"),
+        ("a.md", "#hashtag is none", "a.md"),
+        ("a.rst", "====\nBook\n====\n\nChapter\n-------\n", "Book"),
+        ("a.rst", ".. note::\n\nChapter one\n-----------\n", "Chapter one"),
+        ("a.rst", "too long a title\n---\n", "a.rst"),
+        ("bad\nname.txt", "x", "bad name.txt"),
+        ("by\udcfftes.txt", "x", "by\\udcfftes.txt"),
+    ],
+)
+def test_titles(name: str, text: str, title: str) -> None:
+    assert read(name, text).title == title
+
+
+@given(st.binary(max_size=200), st.sampled_from([s for s in SUFFIXES if s != ".pdf"]))
+@settings(deadline=None, max_examples=150)
+def test_no_bytes_do_worse_than_be_refused(data: bytes, suffix: str) -> None:
+    try:
+        found = read(f"a{suffix}", data)
+    except InvalidRequest:
+        return
+    assert found.text.strip() and found.title
+    found.text.encode()
+
+
+# ---------------------------------------------------------------- html
+
+PAGE = """<!doctype html><html><head><title>Path  functions</title>
+<link rel="canonical" href="https://example.org/path"><script>var secret = 1;</script></head>
+<body><nav><a href="/">Home</a> <a href="/all">All pages</a></nav><article><h1>Paths</h1>
+<p>Use <code>os.path.join</code> to join one or more path segments intelligently, always.</p>
+<h2>Lists</h2><ul><li>first of all</li><li>and then the second</li></ul>
+<p>The last paragraph of the article has some more words to say about joining.</p></article>
+<footer>Copyright nobody</footer></body></html>"""
+
+
+def test_html_becomes_markdown_of_its_main_content() -> None:
+    found = read("a.html", PAGE)
+    assert found.kind is DocumentKind.MARKDOWN
+    assert (found.title, found.url) == ("Path functions", "https://example.org/path")
+    assert "# Paths" in found.text and "`os.path.join`" in found.text
+    assert "- first of all" in found.text
+    assert "secret" not in found.text and "All pages" not in found.text
+
+
+def test_html_says_its_own_encoding() -> None:
+    page = PAGE.replace("<head>", '<head><meta charset="iso-8859-1">').replace("Paths", "Über")
+    assert "# Über" in read("a.htm", page.encode("iso-8859-1")).text
+
+
+def test_a_short_page_is_read() -> None:
+    assert "little" in read("a.html", "<html><body><p>little</p></body></html>").text
+
+
+@pytest.mark.parametrize("page", ["<html><body></body></html>", "<html><script>x</script></html>"])
+def test_pages_without_text_are_refused(page: str) -> None:
+    assert "there is no text" in reason("a.html", page)
+
+
+def test_a_link_that_is_no_web_address_is_not_a_url() -> None:
+    assert read("a.html", PAGE.replace("https://example.org/path", "javascript:x()")).url == ""
+
+
+# ---------------------------------------------------------------- pdf
+
+
+@pytest.fixture
+def pdf() -> Callable[..., bytes]:
+    """A PDF of one line of text per page, written by hand."""
+
+    def make(*pages: str, title: str = "", trailer: str = "") -> bytes:
+        objects = [
+            "<< /Type /Catalog /Pages 2 0 R >>",
+            f"<< /Type /Pages /Count {len(pages)} /Kids ["
+            + " ".join(f"{5 + 2 * n} 0 R" for n in range(len(pages)))
+            + "] >>",
+            "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+            f"<< /Title ({title}) >>",
+        ]
+        for number, text in enumerate(pages):
+            show = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET" if text else ""
+            objects += [
+                f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {6 + 2 * number} "
+                "0 R /Resources << /Font << /F1 3 0 R >> >> >>",
+                f"<< /Length {len(show)} >>\nstream\n{show}\nendstream",
+            ]
+        data, offsets = b"%PDF-1.4\n", []
+        for number, body in enumerate(objects, start=1):
+            offsets.append(len(data))
+            data += f"{number} 0 obj\n{body}\nendobj\n".encode()
+        table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
+        end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<< /Size "
+        end += f"{len(objects) + 1} /Root 1 0 R /Info 4 0 R {trailer} >>\nstartxref\n{len(data)}\n"
+        return data + end.encode() + b"%%EOF\n"
+
+    return make
+
+
+def test_pdf_text_of_all_pages_and_title(pdf: Any) -> None:
+    found = read("a.pdf", pdf("The quick brown fox", "jumps over", title="A tale"))
+    assert found.text == "The quick brown fox\n\njumps over"
+    assert found.title == "A tale"
+    assert read("b.pdf", pdf("text")).title == "b.pdf"
+
+
+def test_an_encrypted_pdf_is_refused(pdf: Any) -> None:
+    key = "00" * 32
+    lock = f"/Encrypt << /Filter /Standard /V 1 /R 2 /O <{key}> /U <{key}> /P -4 >> /ID [<00><00>]"
+    assert "encrypted" in reason("a.pdf", pdf("secret", trailer=lock))
+
+
+def test_a_scan_and_a_broken_pdf_are_refused(pdf: Any) -> None:
+    assert "without text" in reason("a.pdf", pdf("", ""))
+    assert "broken PDF" in reason("a.pdf", b"%PDF-1.4\nrubbish")
+
+
+def test_threads_load_pdfs_one_at_a_time(pdf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PDFium is not thread-safe, and shows it only now and then; so its use is watched."""
+    files = [pdf(*[f"file {n} page {p}" for p in range(3)]) for n in range(4)]
+    open_now: list[int] = []
+    most = 0
+
+    class Watched(pypdfium2.PdfDocument):
+        def __init__(self, data: bytes) -> None:
+            nonlocal most
+            open_now.append(1)
+            most = max(most, len(open_now))
+            time.sleep(0.002)  # long enough for another thread to come in
+            super().__init__(data)
+
+        def close(self) -> None:
+            super().close()
+            open_now.pop()
+
+    monkeypatch.setattr(pypdfium2, "PdfDocument", Watched)
+    wrong: list[int] = []
+
+    def work() -> None:
+        for n, data in enumerate(files):
+            if read("a.pdf", data).text != "\n\n".join(f"file {n} page {p}" for p in range(3)):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (wrong, open_now, most) == ([], [], 1)
+
+
+# ---------------------------------------------------------------- chunks
+
+
+def test_chunk_lines_are_taken_as_they_are() -> None:
+    lines = [
+        {"text": " keeps\nits form ", "title": "A  b", "url": "https://e.org", "id": "x-1"},
+        {"text": "second", "id": 0, "title": None, "unknown": [1]},
+    ]
+    data = "\ufeff" + "\r\n\n".join(json.dumps(line) for line in lines) + "\n"
+    found = read("corpus.chunks.jsonl", data)
+    assert found.kind is DocumentKind.CHUNKS
+    first, second = found.chunks
+    assert (first.text, first.title, first.url, first.id) == (
+        " keeps\nits form ", "A b", "https://e.org", "x-1",
+    )  # fmt: skip
+    assert (second.text, second.title, second.id, second.line) == ("second", "", "0", 3)
+    assert found.text == " keeps\nits form \n\nsecond"
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ('{"text": "a"}\n{"text": ', "line 2 is not JSON"),
+        ("[1]", "line 1 is not a JSON object"),
+        ("[" * 100_000, "line 1 is not JSON"),
+        ('{"title": "a"}', "line 1 has no text"),
+        ('{"text": null}', "line 1 has a text that is not a string"),
+        ('{"text": "  "}', "line 1 has no text"),
+        ('{"text": 5}', "line 1 has a text that is not a string"),
+        ('{"text": "a", "url": {}}', "line 1 has a url that is not a string"),
+        ('{"text": "a", "id": true}', "line 1 has a id that is not a string"),
+        ('{"text": "a", "id": "no spaces"}', "line 1 has an id that is not"),
+        ('{"text": "a", "id": "1"}\n\n{"text": "b", "id": 1}', "line 3 has the id '1' of line 1"),
+        ('{"text": "\\ud83d half"}', "line 1 has a text with half a surrogate pair"),
+    ],
+)
+def test_a_wrong_line_is_named(lines: str, says: str) -> None:
+    with pytest.raises(InvalidRequest, match="line") as caught:
+        parse_chunk_lines(lines)
+    assert says in caught.value.message
