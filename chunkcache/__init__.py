@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from chunkcache.version import __version__
+
 if TYPE_CHECKING:
     from chunkcache.sdk.client import AsyncClient, Client
     from chunkcache.service import ChunkCache
 
-__version__ = "0.1.0"
 __all__ = ["AsyncClient", "ChunkCache", "Client", "__version__"]
 
 

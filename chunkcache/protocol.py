@@ -24,8 +24,10 @@ class _Wire(BaseModel):
 class ChunkCacheOptions(_Wire):
     """Per-request wishes about exactness. Omitted fields take the server's settings."""
 
-    mode: Literal["auto", "exact"] = Field(
-        "auto", description="exact: only exact prefixes are reused, everything else is computed"
+    mode: Literal["auto", "exact", "full"] = Field(
+        "auto",
+        description="exact: only exact prefixes are reused, everything else is computed; "
+        "full: nothing is reused, for comparison",
     )
     policy: RepairPolicyName | None = Field(None, description="which rows are recomputed")
     budget: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(

@@ -30,21 +30,37 @@ from chunkcache.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from chunkcache.config import EngineSettings
     from chunkcache.engine.model import DecoderModel
     from chunkcache.engine.request import Placement, Request
     from chunkcache.metrics import Metrics
 
+_MANY_ROWS = 64  # below that a pass is bound by reading the weights and says little of prefill
+
 log = structlog.get_logger(__name__)
 
 
 class Engine:
-    """Runs requests on one model. `submit`, `cancel`, `close` may be called from any thread."""
+    """Runs requests on one model. `submit`, `cancel`, `close` may be called from any thread.
 
-    def __init__(self, model: DecoderModel, settings: EngineSettings, metrics: Metrics) -> None:
+    `on_prefill(rows, seconds)` is told, on the engine thread, of every full-depth pass of many
+    rows: how fast this machine computes, for whoever weighs loading against computing.
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        settings: EngineSettings,
+        metrics: Metrics,
+        *,
+        on_prefill: Callable[[int, float], None] = lambda rows, seconds: None,
+    ) -> None:
         self.model = model
         self._settings = settings
         self._metrics = metrics
+        self._on_prefill = on_prefill
         block = settings.block_size_tokens
         tokens = settings.kv_capacity_bytes // model.geometry.bytes_per_token
         self.blocks = BlockPool(max(1, tokens // block), block)
@@ -182,7 +198,11 @@ class Engine:
             )
             requests.append((request, is_last))
         self._metrics.step_rows.observe(sum(share.rows for share in shares))
+        began = time.perf_counter()
         results = self.model.forward(batch, self.pool, depth)
+        rows = sum(share.rows for share in shares)
+        if depth is None and rows >= _MANY_ROWS:
+            self._on_prefill(rows, time.perf_counter() - began)
         for (request, is_last), logits in zip(requests, results, strict=True):
             current = request.current
             assert current is not None
@@ -204,7 +224,7 @@ class Engine:
         while self._waiting and len(self._running) < self._settings.max_running:
             request = self._waiting[0]
             shared: list[int] = []
-            if self._settings.prefix_cache:
+            if self._shares_prefix(request):
                 known = request.token_ids[: request.max_prefix_tokens]
                 shared = self.prefix.match(request.salt, known)
             own = self.blocks.allocate(self.blocks.blocks_for(request.max_tokens) - len(shared))
@@ -221,6 +241,9 @@ class Engine:
                 self._place(request, placement)
             request.place_ms = (time.perf_counter() - request.started_at) * 1e3
 
+    def _shares_prefix(self, request: Request) -> bool:
+        return self._settings.prefix_cache and request.share_prefix
+
     def _slots(self, blocks: list[int]) -> torch.Tensor:
         size = self.blocks.block_size_tokens
         first = torch.tensor(blocks, dtype=torch.int64) * size
@@ -234,7 +257,7 @@ class Engine:
         self.model.place(kv, where, self.pool, request.slots[placement.position : end])
 
     def _share_prefix(self, request: Request) -> None:
-        if self._settings.prefix_cache and request.exact_tokens:
+        if self._shares_prefix(request) and request.exact_tokens:
             tokens = request.token_ids[: request.exact_tokens]
             self.prefix.insert(request.salt, tokens, request.blocks)
 

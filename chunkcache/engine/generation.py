@@ -63,9 +63,12 @@ class Generation(Request):
         salt: bytes,
         forced_ids: Sequence[int] = (),
         keep_logits: bool = False,
+        share_prefix: bool = True,
     ) -> None:
         room = max(max_new_tokens, len(forced_ids))
-        super().__init__(prompt.token_ids, max_new_tokens=room, salt=salt)
+        super().__init__(
+            prompt.token_ids, max_new_tokens=room, salt=salt, share_prefix=share_prefix
+        )
         self._prompt = prompt
         self._records = records
         self._policy = policy

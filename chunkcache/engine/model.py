@@ -213,10 +213,14 @@ class DecoderModel:
 def load_model(settings: Settings) -> DecoderModel:
     """Load the model named in the settings and make it ready to run rows.
 
+    `model.num_threads`, when given, is set for the whole process: torch knows no other way.
+
     Raises:
         ModelNotFound: nothing at that id or path.
         UnsupportedModel: an architecture that is refused (see `refuse_unsupported`).
     """
+    if settings.model.num_threads:
+        torch.set_num_threads(settings.model.num_threads)
     source = resolve_model(settings.model.name, settings.cache)
     try:
         config = AutoConfig.from_pretrained(source)
@@ -232,8 +236,30 @@ def load_model(settings: Settings) -> DecoderModel:
             f"model.name: cannot load {settings.model.name!r}: {str(error).splitlines()[0]} "
             "Hint: give a hub id that can be reached or a local folder."
         ) from error
+    fingerprint = model_fingerprint(
+        config, tokenizer, weights_digest(folder, settings.cache), geometry_of(config, dtype)
+    )
+    return wrap_model(hf, tokenizer, fingerprint=fingerprint, name=model_alias(settings.model))
+
+
+def load_fingerprint(settings: Settings) -> bytes:
+    """The fingerprint `load_model` would give, without loading the weights (one `stat` per file).
+
+    Raises:
+        ModelNotFound: nothing at that id or path.
+    """
+    source = resolve_model(settings.model.name, settings.cache)
+    dtype = choose_dtype(settings.model.dtype, choose_device(settings.model.device))
+    try:
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        folder = Path(source) if Path(source).is_dir() else _hub_folder(source)
+    except OSError as error:
+        raise ModelNotFound(
+            f"model.name: cannot read {settings.model.name!r}: {str(error).splitlines()[0]}"
+        ) from error
     digest = weights_digest(folder, settings.cache)
-    return wrap_model(hf, tokenizer, weights=digest, name=model_alias(settings.model))
+    return model_fingerprint(config, tokenizer, digest, geometry_of(config, dtype))
 
 
 def _hub_folder(hub_id: str) -> Path:
@@ -264,32 +290,23 @@ def model_alias(settings: ModelSettings) -> str:
 
 
 def wrap_model(
-    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, weights: str, name: str
+    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, fingerprint: bytes, name: str
 ) -> DecoderModel:
-    """Make a transformers model run rows. `weights` identifies its parameters in fingerprints."""
+    """Make a transformers model run rows; `fingerprint` as `model_fingerprint` makes it."""
     config = hf.config
     refuse_unsupported(config)
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, rows_attention)
     config._attn_implementation = ATTENTION_NAME
     network: Any = hf
     network.eval().requires_grad_(False)
-    heads = config.num_attention_heads
     dtype = next(hf.parameters()).dtype
-    rope = json.dumps(config.rope_parameters, sort_keys=True, default=str)
-    geometry = KVGeometry(
-        num_layers=config.num_hidden_layers,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        dtype=str(dtype).removeprefix("torch."),
-        rope=rope,
-    )
     device = next(hf.parameters()).device
     decoder: Any = hf.model
     return DecoderModel(
         hf=hf,
         tokenizer=tokenizer,
-        geometry=geometry,
-        fingerprint=_fingerprint(hf, tokenizer, weights, geometry),
+        geometry=geometry_of(config, dtype),
+        fingerprint=fingerprint,
         angles=RotaryAngles(decoder.rotary_emb, config, device),
         context_tokens=int(config.max_position_embeddings),
         eos_ids=_eos_ids(hf, tokenizer),
@@ -307,18 +324,36 @@ def _eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozens
     return frozenset(ids)
 
 
-def _fingerprint(
-    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weights: str, geometry: KVGeometry
+def geometry_of(config: PreTrainedConfig, dtype: torch.dtype) -> KVGeometry:
+    """Shape and number type of the KV a model of this configuration makes."""
+    heads = config.num_attention_heads
+    return KVGeometry(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        dtype=str(dtype).removeprefix("torch."),
+        rope=json.dumps(config.rope_parameters, sort_keys=True, default=str),
+    )
+
+
+def model_fingerprint(
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: str,
+    geometry: KVGeometry,
 ) -> bytes:
-    """Everything that changes KV or token ids: weights, architecture, RoPE, dtype, vocabulary."""
-    config = {k: v for k, v in hf.config.to_dict().items() if not k.startswith("_")}
+    """Digest of all that changes KV or token ids: weights, architecture, RoPE, dtype, vocabulary.
+
+    `weights` is a digest of the parameters (`weights_digest`).
+    """
+    described = {k: v for k, v in config.to_dict().items() if not k.startswith("_")}
     for volatile in ("transformers_version", "dtype", "use_cache", "attn_implementation"):
-        config.pop(volatile, None)
+        described.pop(volatile, None)
     vocabulary = hashlib.sha256(
         json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False).encode()
     ).hexdigest()
     fields = [
-        _LAYOUT, weights, json.dumps(config, sort_keys=True, default=str),
+        _LAYOUT, weights, json.dumps(described, sort_keys=True, default=str),
         geometry.dtype, geometry.rope, vocabulary,
     ]  # fmt: skip
     return hashlib.sha256("\x00".join(fields).encode()).digest()

@@ -59,11 +59,19 @@ class Placement:
 class Request(ABC):
     """Identity, sequence and blocks; owned by the engine thread once submitted."""
 
-    def __init__(self, token_ids: Sequence[int], *, max_new_tokens: int, salt: bytes) -> None:
+    def __init__(
+        self,
+        token_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        salt: bytes,
+        share_prefix: bool = True,
+    ) -> None:
         self.request_id = next(_arrivals)
         self.token_ids = list(token_ids)
         self.max_tokens = len(token_ids) + max_new_tokens
         self.salt = salt
+        self.share_prefix = share_prefix  # with other requests under the same salt, both ways
         self.blocks: list[int] = []
         self.slots = torch.empty(0, dtype=torch.int64)
         self.current: Pass | None = None

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import SpanKind
-from chunkcache.engine.generation import Generation
 from chunkcache.engine.outcome import Delta, Outcome
 from chunkcache.errors import Cancelled
 from chunkcache.protocol import (
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import Chunk
     from chunkcache.engine.core import Engine
+    from chunkcache.engine.generation import Generation
     from chunkcache.engine.prompt import Prompt
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import Report
@@ -56,6 +56,11 @@ class AnswerHandle:
         self._engine = engine
         self._metrics = metrics
         self.outcome: Outcome | None = None  # after the last event; in-process callers only
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt as laid out: spans of token ids."""
+        return self._preparation.prompt
 
     def cancel(self) -> None:
         """Stop at the next step; `events()` raises `Cancelled`. Idempotent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chunkcache.engine.generation import Generation
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     from chunkcache.service.runtime import Runtime
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What a measurement wants beside the answer (see `Generation`); a user wants nothing."""
+
+    forced_ids: tuple[int, ...] = ()
+    keep_logits: bool = False
+
+
 class Asker:
     """Lays out the prompt, finds chunk KV, queues the generation."""
 
@@ -36,8 +45,9 @@ class Asker:
         salt: bytes,
         started_at: float,
         retrieve_ms: float,
+        measure: Measure,
     ) -> AnswerHandle:
-        """Queue the answer to `request` from `chunks` (best first, the order they get in the prompt).
+        """Queue the answer to `request` from `chunks`, which are in prompt order.
 
         Raises:
             InvalidRequest, PromptTooLong, Overloaded, ShuttingDown: nothing was queued.
@@ -47,16 +57,20 @@ class Asker:
         max_new = request.sampling.max_tokens or self._settings.engine.max_new_tokens_default
         notes: list[str] = []
         prompt, chunks = self._fit(request, list(chunks), max_new, notes)
-        exact = options.mode == "exact"
         if not runtime.reuses:
             notes.append("chunk reuse is off for this model: it did not pass the gate")
-        exact_only = exact or not runtime.reuses
+        exact_only = options.mode != "auto" or not runtime.reuses
         name = options.policy or repair.policy
         budget = repair.budget if options.budget is None else options.budget
         preparation = Preparation(
-            prompt, chunks, "exact" if exact_only else name, 1.0 if exact_only else budget,
-            started_at, retrieve_ms, notes=notes,
-        )  # fmt: skip
+            prompt,
+            chunks,
+            policy=_mode_name(options.mode, name, exact_only),
+            budget=1.0 if exact_only else budget,
+            started_at=started_at,
+            retrieve_ms=retrieve_ms,
+            notes=notes,
+        )
         records: dict[int, ChunkKV] = {}
         if not exact_only:
             records = self._find(prompt, salt, preparation)
@@ -64,6 +78,8 @@ class Asker:
             prompt, records,
             policy=policy_named(name, repair), budget=budget, exact_only=exact_only,
             sampling=request.sampling, max_new_tokens=max_new, salt=salt,
+            share_prefix=options.mode != "full",
+            forced_ids=measure.forced_ids, keep_logits=measure.keep_logits,
         )  # fmt: skip
         runtime.engine.submit(generation)
         return AnswerHandle(generation, preparation, runtime.engine, self._metrics)
@@ -90,8 +106,12 @@ class Asker:
         limit = min(runtime.model.context_tokens, runtime.engine.capacity_tokens) - max_new
         given = len(chunks)
         prompt = runtime.prompts.build(request.messages, chunks)
-        while prompt.num_tokens > limit and chunks and self._settings.engine.overflow == "drop":
-            chunks = chunks[:-1]
+        if prompt.num_tokens > limit and self._settings.engine.overflow == "drop":
+            total = prompt.num_tokens
+            sizes = [len(prompt.spans[index]) for index in chunk_spans(prompt)]
+            while chunks and total > limit:
+                total -= sizes.pop()
+                chunks = chunks[:-1]
             prompt = runtime.prompts.build(request.messages, chunks)
         if prompt.num_tokens > limit:
             raise PromptTooLong(
@@ -106,3 +126,10 @@ class Asker:
                 f"the prompt must fit {limit} tokens"
             )
         return prompt, chunks
+
+
+def _mode_name(mode: str, policy: str, exact_only: bool) -> str:
+    """What the report calls the policy: the rule that was in force, not the one asked for."""
+    if not exact_only:
+        return policy
+    return "full" if mode == "full" else "exact"

@@ -11,10 +11,12 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from chunkcache.chunk import Chunk
 from chunkcache.config import Settings, load_settings
 from chunkcache.engine.model import load_tokenizer, model_alias
-from chunkcache.errors import InvalidRequest, ShuttingDown
+from chunkcache.errors import InvalidRequest, NotFound, ShuttingDown
 from chunkcache.metrics import Metrics
 from chunkcache.protocol import (
     AnswerFinished,
@@ -34,9 +36,9 @@ from chunkcache.retrieval.embedder import Embedder, open_embedder
 from chunkcache.retrieval.ingest import Ingestor
 from chunkcache.retrieval.retriever import Retriever
 from chunkcache.retrieval.splitter import Splitter
-from chunkcache.service.asking import Asker
+from chunkcache.service.asking import Asker, Measure
 from chunkcache.service.runtime import Runtime
-from chunkcache.service.tenants import load_secret, tenant_salt
+from chunkcache.service.tenants import link_key, load_secret, tenant_salt
 from chunkcache.service.warm import Shard, WarmProgress, warm_chunks
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
     from chunkcache.protocol import AnswerEvent
     from chunkcache.service.answer import AnswerHandle
+
+log = structlog.get_logger(__name__)
 
 PUBLIC = "public"
 DEFAULT = "default"
@@ -107,7 +111,11 @@ class ChunkCache:
     @cached_property
     def _retriever(self) -> Retriever:
         return Retriever(
-            self.catalog, self._embedder, self.settings.home / "indexes", self.settings.retrieval
+            self.catalog,
+            self._embedder,
+            self.settings.home / "indexes",
+            self.settings.retrieval,
+            self._splitter,
         )
 
     @cached_property
@@ -136,6 +144,11 @@ class ChunkCache:
         """The name clients give for embeddings."""
         return self.settings.retrieval.embedder.removeprefix("embedded:").rpartition("/")[2]
 
+    @property
+    def link_key(self) -> bytes:
+        """Signs links to passages; the same after a restart."""
+        return link_key(self._secret)
+
     # ------------------------------------------------------------ documents
 
     def ingest(
@@ -158,16 +171,50 @@ class ChunkCache:
         )
 
     def ingest_bytes(
-        self, name: str, data: bytes, *, tenant: str = PUBLIC, collection: str = DEFAULT
+        self,
+        name: str,
+        data: bytes,
+        *,
+        tenant: str = PUBLIC,
+        collection: str = DEFAULT,
+        attributes: dict[str, str | float | bool] | None = None,
     ) -> DocumentInfo:
         """Read one uploaded file. Raises `InvalidRequest` with the reason when it is unreadable."""
         with self._lock:
             ingestor = self._ingestor
-        return ingestor.ingest_bytes(name, data, tenant=tenant, collection=collection)
+        return ingestor.ingest_bytes(
+            name, data, tenant=tenant, collection=collection, attributes=attributes
+        )
+
+    def ingest_texts(
+        self,
+        documents: Sequence[GivenDocument],
+        *,
+        tenant: str = PUBLIC,
+        collection: str = DEFAULT,
+    ) -> IngestReport:
+        """Take texts as documents; one without an id is known by its content."""
+        with self._lock:
+            ingestor = self._ingestor
+        return ingestor.ingest_texts(documents, tenant=tenant, collection=collection)
 
     def documents(self, *, tenant: str = PUBLIC, collection: str = DEFAULT) -> list[DocumentInfo]:
         """Documents in a collection, by title."""
         return self.catalog.documents(tenant, collection)
+
+    def document_text(
+        self, document_id: str, *, tenant: str = PUBLIC, collection: str = DEFAULT
+    ) -> tuple[DocumentInfo, str]:
+        """A document and its extracted text, in which citations' offsets count characters.
+
+        Raises:
+            NotFound: no such document or collection.
+        """
+        info = self.catalog.document_info(tenant, collection, document_id)
+        stored = self.catalog.document(tenant, collection, document_id)
+        if info is None or stored is None:
+            raise NotFound(f"document {document_id!r}: there is none of that id", param="document")
+        return info, stored.document.text
 
     def remove(self, document_id: str, *, tenant: str = PUBLIC, collection: str = DEFAULT) -> bool:
         """Remove a document; its chunks are unreachable at once. False: it was not there."""
@@ -181,8 +228,12 @@ class ChunkCache:
         """The tenant's collections."""
         return self.catalog.collections(tenant)
 
-    def collection(self, collection_id: str, *, tenant: str = PUBLIC) -> CollectionInfo | None:
-        """One collection, or None."""
+    def collection(self, collection_id: str, *, tenant: str = PUBLIC) -> CollectionInfo:
+        """One collection.
+
+        Raises:
+            NotFound: the tenant has none of that id.
+        """
         return self.catalog.collection(tenant, collection_id)
 
     def delete_collection(self, collection_id: str, *, tenant: str = PUBLIC) -> bool:
@@ -206,7 +257,7 @@ class ChunkCache:
             retriever = self._retriever
         return retriever.search(query, top_k=top_k, tenant=tenant, collection=collection)
 
-    def embed(self, texts: list[str]) -> tuple[list[list[float]], int]:
+    def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """Unit vectors and the number of tokens read."""
         with self._lock:
             embedder = self._embedder
@@ -222,7 +273,13 @@ class ChunkCache:
         shard: Shard | None = None,
         on_progress: Callable[[WarmProgress], None] = lambda _: None,
     ) -> WarmReport:
-        """Compute the KV of every chunk of a collection that the disk tier lacks."""
+        """Compute the KV of every chunk of a collection that the disk tier lacks.
+
+        Documents split with another tokenizer or chunk size are split again first.
+        """
+        with self._lock:
+            ingestor = self._ingestor
+        ingestor.refresh(tenant=tenant, collection=collection)
         return warm_chunks(
             self.runtime,
             self.catalog.chunks(tenant, collection),
@@ -236,8 +293,10 @@ class ChunkCache:
 
     # ------------------------------------------------------------ answers
 
-    def start(self, request: AnswerRequest) -> AnswerHandle:
+    def start(self, request: AnswerRequest, *, measure: Measure | None = None) -> AnswerHandle:
         """Retrieve, look up and queue; the answer comes from the handle's events.
+
+        `measure` asks for logits beside the answer (see `evaluate`).
 
         Raises:
             InvalidRequest, PromptTooLong, Overloaded, ShuttingDown: before anything was queued.
@@ -248,7 +307,10 @@ class ChunkCache:
         started_at = time.perf_counter()
         chunks = self._passages(request)
         retrieve_ms = (time.perf_counter() - started_at) * 1e3
-        return asker.start(request, chunks, self._salt(request.tenant), started_at, retrieve_ms)
+        return asker.start(
+            request, chunks, self._salt(request.tenant), started_at, retrieve_ms,
+            measure or Measure(),
+        )  # fmt: skip
 
     def stream(self, question: str | AnswerRequest, **wishes: Any) -> Iterator[AnswerEvent]:
         """The events of one answer; closing the iterator cancels it. Wishes: see `ask`."""
@@ -319,6 +381,15 @@ class ChunkCache:
         ]
 
     # ------------------------------------------------------------ life cycle
+
+    def load(self) -> dict[str, object]:
+        """Load the model now instead of at the first question; returns `health`.
+
+        Raises:
+            ModelNotFound, UnsupportedModel, GateFailed, StoreError: the model cannot be served.
+        """
+        log.info("model_ready", model=self.model_id, reuse=self.runtime.reuses)
+        return self.health()
 
     def health(self) -> dict[str, object]:
         """Whether it serves, which model, and what the gate said."""

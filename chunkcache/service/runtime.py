@@ -49,7 +49,9 @@ class Runtime:
         self.verdict = _gate(self.model, settings)
         self.prompts = PromptBuilder(self.model.tokenizer, settings.prompt)
         self.store = open_store(settings, self.model.fingerprint, metrics)
-        self.engine = Engine(self.model, settings.engine, metrics)
+        self.engine = Engine(
+            self.model, settings.engine, metrics, on_prefill=self.store.cost.observe_prefill
+        )
         self._lock = threading.Lock()
         self._in_flight: dict[ChunkKey, ChunkPrefill] = {}
 

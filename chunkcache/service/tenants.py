@@ -52,3 +52,8 @@ def load_secret(home: Path) -> bytes:
 def tenant_salt(secret: bytes, tenant: str) -> bytes:
     """16 bytes that only this installation can derive for this tenant."""
     return hashlib.blake2b(tenant.encode(), key=secret, digest_size=16).digest()
+
+
+def link_key(secret: bytes) -> bytes:
+    """32 bytes to sign links to passages with; another function of the secret than the salts."""
+    return hashlib.blake2b(b"passage links", key=secret, digest_size=32, person=b"links/1").digest()

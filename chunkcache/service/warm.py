@@ -81,12 +81,12 @@ def warm_chunks(
         left = sum(len(key.token_ids) for key in todo[report.computed + report.failed :])
         on_progress(
             WarmProgress(
-                report.already_warm + report.computed + report.failed,
-                len(keys),
-                report.tokens,
-                rate,
-                left / rate,
-            )  # fmt: skip
+                done=report.already_warm + report.computed + report.failed,
+                total=len(keys),
+                tokens=report.tokens,
+                tokens_per_s=rate,
+                eta_s=left / rate,
+            )
         )
     report.seconds = time.perf_counter() - started
     return report

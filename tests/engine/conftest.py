@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -28,7 +27,12 @@ from chunkcache.chunk import ChunkKey, ChunkKV, Span, SpanKind
 from chunkcache.config import EngineSettings, RepairSettings
 from chunkcache.engine.core import Engine
 from chunkcache.engine.generation import Generation
-from chunkcache.engine.model import DecoderModel, wrap_model
+from chunkcache.engine.model import (
+    DecoderModel,
+    geometry_of,
+    model_fingerprint,
+    wrap_model,
+)
 from chunkcache.engine.outcome import Outcome
 from chunkcache.engine.prefill import ChunkPrefill
 from chunkcache.engine.prompt import Prompt
@@ -36,10 +40,6 @@ from chunkcache.metrics import Metrics
 from chunkcache.protocol import Sampling
 from chunkcache.repair import policy_named
 
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 _SIZES: dict[str, Any] = {
     "vocab_size": 384,
     "hidden_size": 48,
@@ -81,28 +81,6 @@ def pytest_generate_tests(metafunc: Any) -> None:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with nothing but the 256 bytes and three special tokens; a chat template."""
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|im_start|>", "<|im_end|>", "<|pad|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    inner.train_from_iterator(["the quick brown fox jumps over the lazy dog " * 20], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        eos_token="<|im_end|>",
-        pad_token="<|pad|>",
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-@pytest.fixture(scope="session")
 def build(tokenizer: PreTrainedTokenizerFast) -> Callable[..., DecoderModel]:
     """A fresh random model of a family; weights large enough for attention to be far from flat."""
 
@@ -118,8 +96,9 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Callable[..., DecoderModel]:
             for name, parameter in network.named_parameters():
                 if "norm" not in name:
                     parameter.normal_(std=0.25)
+        mark = model_fingerprint(config, tokenizer, f"random-{family}", geometry_of(config, dtype))
         return wrap_model(
-            network.to(dtype), tokenizer, weights=f"random-{family}", name=f"tiny-{family}"
+            network.to(dtype), tokenizer, fingerprint=mark, name=f"tiny-{family}"
         )
 
     return make

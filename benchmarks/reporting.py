@@ -1,0 +1,53 @@
+"""What every benchmark says beside its figures, and how it says it: a table, then one JSON line."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def surroundings(*packages: str) -> dict[str, Any]:
+    """Commit, machine, and versions of torch and `packages`."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "commit": commit or "unknown",
+        "machine": {
+            "cpu": cpu, "cores": os.cpu_count(), "gpu": device, "kernel": platform.release(),
+            "load_1min": round(os.getloadavg()[0], 2), "torch_threads": torch.get_num_threads(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", *packages)},
+        },
+    }  # fmt: skip
+
+
+def command_line() -> str:
+    """This run's command, as it can be given again from the repository's root."""
+    script, *arguments = sys.argv
+    return " ".join(["python", os.path.relpath(script), *arguments])
+
+
+def emit(result: dict[str, Any], out: Path | None) -> None:
+    """Print the JSON line, and append it to `out` if given."""
+    line = json.dumps(result)
+    print(line)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("a") as file:
+            file.write(line + "\n")

@@ -1,0 +1,33 @@
+"""The `chunkcache` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from chunkcache.errors import ChunkCacheError, ConfigError, InvalidRequest, NotFound
+
+_USAGE = 2  # what the shell calls a usage error: something the caller can mend
+
+
+def main() -> None:
+    """Run the command; errors of ours become one line on stderr and an exit code.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # silences a warning on fork
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own bars say more
+    from chunkcache.cli.app import app
+
+    try:
+        app()
+    except ChunkCacheError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        usage = isinstance(error, (InvalidRequest, ConfigError, NotFound))
+        sys.exit(_USAGE if usage else 1)
+    except KeyboardInterrupt:
+        print("interrupted; what was stored stays, run it again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # `chunkcache ls | head` is no fault
+        sys.exit(0)

@@ -1,0 +1,78 @@
+"""`warm`, `check`: the chunk KV."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chunkcache.cli.context import shared
+from chunkcache.cli.documents import Collection, Tenant
+from chunkcache.cli.screen import console, progress_bar
+
+if TYPE_CHECKING:
+    from chunkcache.service.warm import WarmProgress
+
+_SHOWN_PROBLEMS = 20
+
+
+def warm(
+    context: typer.Context,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes; the cores are shared among them.")
+    ] = 1,
+    tenant: Tenant = "public",
+    collection: Collection = "default",
+) -> None:
+    """Compute the KV of every chunk ahead of the questions. Resumable; safe to kill."""
+    from chunkcache.jobs.warmup import warm_in_processes
+
+    common = shared(context)
+    with progress_bar("chunks") as bar:
+        task = bar.add_task("warm", total=None, note="")
+
+        def show(progress: WarmProgress) -> None:
+            note = f"{progress.tokens_per_s:.0f} tokens/s"
+            bar.update(task, completed=progress.done, total=progress.total, note=note)
+
+        if workers > 1:
+            report = warm_in_processes(
+                common.settings, workers, tenant=tenant, collection=collection, on_progress=show
+            )
+        else:
+            with common.open() as cache:
+                report = cache.warm(tenant=tenant, collection=collection, on_progress=show)
+    out = console()
+    rate = report.tokens / report.seconds if report.seconds else 0.0
+    out.print(
+        f"{report.chunks} chunks: {report.already_warm} were warm, {report.computed} computed "
+        f"({report.tokens} tokens in {report.seconds:.1f} s, {rate:.0f} tokens/s), "
+        f"{report.failed} failed"
+    )
+    if report.stopped_reason:
+        out.print(f"stopped: {report.stopped_reason}", style="yellow", markup=False)
+        raise typer.Exit(1)
+
+
+def check(
+    context: typer.Context,
+    fix: Annotated[bool, typer.Option("--fix", help="Remove what is wrong.")] = False,
+    drop_stale: Annotated[
+        bool, typer.Option("--drop-stale", help="Remove records of other models.")
+    ] = False,
+) -> None:
+    """Verify every stored record, both ways: entries have their bytes, bytes have their entry."""
+    from chunkcache.service.diagnosis import check_records
+
+    report = check_records(shared(context).settings, fix=fix, drop_stale=drop_stale)
+    out = console()
+    out.print(
+        f"{report.records} records, {report.size_bytes} bytes: {report.ok} ok, "
+        f"{report.corrupt} corrupt, {report.orphans} orphans, {report.stale} of another model; "
+        f"{report.removed} removed"
+    )
+    for problem in report.problems[:_SHOWN_PROBLEMS]:
+        out.print(f"  {problem}", style="yellow", markup=False)
+    if not report.clean and not fix:
+        out.print("Hint: chunkcache check --fix removes what is wrong; it will be made again.")
+        raise typer.Exit(1)

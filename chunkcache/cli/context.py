@@ -1,0 +1,54 @@
+"""What every command gets from the shared options."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chunkcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    import typer
+
+    from chunkcache.config import Settings
+    from chunkcache.service import ChunkCache
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The settings in force, and how to open the cache with them."""
+
+    settings: Settings
+
+    def open(self) -> ChunkCache:
+        """The in-process cache; loads torch (a second or two)."""
+        from chunkcache.service import ChunkCache
+
+        return ChunkCache(self.settings)
+
+
+def shared(context: typer.Context) -> Shared:
+    """The `Shared` that the callback made."""
+    assert isinstance(context.obj, Shared)
+    return context.obj
+
+
+def assign(into: dict[str, Any], text: str) -> None:
+    """`section.field=value` into nested dictionaries; the value is TOML where it is that.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    name, found, value = text.partition("=")
+    if not found or not name.strip():
+        raise ConfigError(f"--set: got {text!r}, must be NAME=VALUE. Hint: retrieval.top_k=6.")
+    *sections, field = name.strip().split(".")
+    for section in sections:
+        into = into.setdefault(section, {})
+        if not isinstance(into, dict):
+            raise ConfigError(f"--set: {name.strip()!r} is below a setting that has a value.")
+    try:
+        into[field] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        into[field] = value

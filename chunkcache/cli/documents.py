@@ -1,0 +1,107 @@
+"""`ingest`, `ls`, `rm`, `search`: the documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from chunkcache.cli.context import shared
+from chunkcache.cli.screen import console, progress_bar
+from chunkcache.errors import NotFound
+
+Tenant = Annotated[str, typer.Option("--tenant", help="Whose documents.")]
+Collection = Annotated[str, typer.Option("--collection", help="Which collection of theirs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+_SHOWN_PROBLEMS = 20
+
+
+def ingest(
+    context: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.", exists=True)],
+    tenant: Tenant = "public",
+    collection: Collection = "default",
+) -> None:
+    """Read txt, md, rst, html, pdf and pre-chunked jsonl files; unchanged ones cost a hash."""
+    with shared(context).open() as cache, progress_bar("files") as bar:
+        task = bar.add_task("ingest", total=None, note="")
+
+        def show(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, note=Path(name).name[:30])
+
+        report = cache.ingest(paths, tenant=tenant, collection=collection, on_progress=show)
+    out = console()
+    out.print(
+        f"added {report.added}, updated {report.updated}, unchanged {report.unchanged}, "
+        f"skipped {report.skipped}; {report.chunks} new chunks, {report.tokens} tokens"
+    )
+    for problem in report.problems[:_SHOWN_PROBLEMS]:
+        out.print(f"  skipped {problem}", style="yellow", markup=False)
+    if len(report.problems) > _SHOWN_PROBLEMS:
+        out.print(f"  … and {len(report.problems) - _SHOWN_PROBLEMS} more")
+    if report.problems and not (report.added or report.updated or report.unchanged):
+        raise typer.Exit(1)
+
+
+def ls(
+    context: typer.Context,
+    tenant: Tenant = "public",
+    collection: Collection = "default",
+    as_json: AsJson = False,
+) -> None:
+    """List the documents of a collection."""
+    with shared(context).open() as cache:
+        documents = cache.documents(tenant=tenant, collection=collection)
+    out = console()
+    if as_json:
+        for document in documents:
+            typer.echo(document.model_dump_json())
+        return
+    table = Table("id", "title", "chunks", "tokens", "bytes", box=None, header_style="bold")
+    for document in documents:
+        figures = (document.num_chunks, document.num_tokens, document.size_bytes)
+        table.add_row(document.document_id, document.title[:60], *map(str, figures))
+    out.print(table)
+    out.print(f"{len(documents)} documents")
+
+
+def rm(
+    context: typer.Context,
+    document_ids: Annotated[list[str], typer.Argument(help="Ids, as `ls` shows them.")],
+    tenant: Tenant = "public",
+    collection: Collection = "default",
+) -> None:
+    """Remove documents; their chunks are unreachable at once."""
+    with shared(context).open() as cache:
+        missing = [
+            name
+            for name in document_ids
+            if not cache.remove(name, tenant=tenant, collection=collection)
+        ]
+    if missing:
+        raise NotFound(f"document {missing[0]!r}: there is none of that id. Hint: chunkcache ls.")
+    console().print(f"removed {len(document_ids)}")
+
+
+def search(
+    context: typer.Context,
+    query: str,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, max=64)] = 4,
+    tenant: Tenant = "public",
+    collection: Collection = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Show the passages a question would be answered from."""
+    with shared(context).open() as cache:
+        passages = cache.search(query, top_k=top_k, tenant=tenant, collection=collection)
+    out = console()
+    for rank, passage in enumerate(passages, start=1):
+        if as_json:
+            typer.echo(json.dumps(passage.model_dump(), ensure_ascii=False))
+            continue
+        out.print(f"[bold]{rank}. {passage.score:.4f}[/bold]", end=" ")
+        out.print(passage.title, f"[{passage.start_char}-{passage.end_char}]", markup=False)
+        out.print("   " + " ".join(passage.text.split())[:160], style="dim", markup=False)

@@ -1,0 +1,34 @@
+"""`serve`: the endpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from chunkcache.cli.context import shared
+
+
+def serve(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option("--host", help="Address to bind.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")
+    ] = None,
+) -> None:
+    """Serve an OpenAI-compatible endpoint until SIGTERM, then drain and exit 0."""
+    from chunkcache.server.run import serve as run
+
+    cache = shared(context).open()
+    try:
+        health = cache.load()
+    except BaseException:
+        cache.close()
+        raise
+
+    def announce(url: str) -> None:
+        typer.echo(f"chunkcache serves {cache.model_id} at {url}/v1")
+        if not health["reuse"]:
+            typer.echo("chunk reuse is OFF: the model did not pass the gate", err=True)
+
+    raise typer.Exit(run(cache, host, port, on_ready=announce))

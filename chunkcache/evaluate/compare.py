@@ -1,0 +1,81 @@
+"""One question answered twice, by full recompute and from the cache, and the drift between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chunkcache.evaluate.drift import Drift, drift_between
+from chunkcache.protocol import AnswerFinished
+from chunkcache.service.asking import Measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chunkcache.engine.outcome import Outcome
+    from chunkcache.protocol import AnswerEvent, AnswerRequest
+    from chunkcache.service import ChunkCache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """A full recompute: the answer, and the logits at each of its tokens."""
+
+    answer: AnswerFinished
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """A cached answer beside its reference."""
+
+    answer: AnswerFinished
+    outcome: Outcome
+    drift: Drift
+    same_text: bool
+
+
+def full_answer(
+    cache: ChunkCache, request: AnswerRequest, on_event: Callable[[AnswerEvent], None] | None = None
+) -> Reference:
+    """Answer with nothing reused. `on_event` sees every event as it comes (for streaming)."""
+    options = request.options.model_copy(update={"mode": "full"})
+    answer, outcome = _run(
+        cache, request.model_copy(update={"options": options}), Measure(keep_logits=True), on_event
+    )
+    return Reference(answer, outcome)
+
+
+def cached_answer(
+    cache: ChunkCache,
+    request: AnswerRequest,
+    reference: Reference,
+    on_event: Callable[[AnswerEvent], None] | None = None,
+) -> Comparison:
+    """Answer as the request asks, and measure drift along the reference's own tokens.
+
+    The cost of measuring (one pass over the reference's tokens) falls after the first token's
+    time was taken.
+    """
+    measure = Measure(forced_ids=reference.outcome.token_ids)
+    answer, outcome = _run(cache, request, measure, on_event)
+    assert reference.outcome.step_logits is not None and outcome.step_logits is not None
+    drift = drift_between(reference.outcome.step_logits, outcome.step_logits)
+    return Comparison(answer, outcome, drift, answer.text == reference.answer.text)
+
+
+def _run(
+    cache: ChunkCache,
+    request: AnswerRequest,
+    measure: Measure,
+    on_event: Callable[[AnswerEvent], None] | None,
+) -> tuple[AnswerFinished, Outcome]:
+    handle = cache.start(request, measure=measure)
+    finished = None
+    for event in handle.events():
+        if on_event is not None:
+            on_event(event)
+        if isinstance(event, AnswerFinished):
+            finished = event
+    assert finished is not None and handle.outcome is not None
+    return finished, handle.outcome

@@ -1,0 +1,154 @@
+"""Warm-up in several processes: each opens the cache for itself and takes its share of the chunks.
+
+One process already uses all cores where the products are large; several help where they are not,
+because they have no common Python lock and no serial part between layers. All write to one store:
+LMDB serialises the short transactions.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chunkcache.errors import ChunkCacheError, InvalidRequest
+from chunkcache.protocol import WarmReport
+from chunkcache.service import ChunkCache
+from chunkcache.service.warm import Shard, WarmProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chunkcache.config import Settings
+
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    index: int
+    progress: WarmProgress
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    index: int
+    report: WarmReport | None
+    problem: str = ""
+
+
+def warm_in_processes(
+    settings: Settings,
+    workers: int,
+    *,
+    tenant: str,
+    collection: str,
+    on_progress: Callable[[WarmProgress], None] = lambda _: None,
+) -> WarmReport:
+    """Warm a collection with `workers` processes; the cores are shared out evenly among them.
+
+    Raises:
+        InvalidRequest: fewer than one worker.
+        ChunkCacheError: a worker failed; what the others stored stays.
+    """
+    if workers < 1:
+        raise InvalidRequest.of("workers", workers, "at least 1", "use one per two cores or so")
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    messages: Any = context.Queue()
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    model = settings.model.model_copy(update={"num_threads": threads})
+    settings = settings.model_copy(update={"model": model})
+    started = time.perf_counter()
+    processes = [
+        context.Process(
+            target=_work,
+            args=(settings, Shard(index, workers), tenant, collection, messages),
+            daemon=True,
+        )
+        for index in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        reports = _collect(processes, messages, on_progress)
+    finally:
+        for process in processes:
+            process.join(timeout=30)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+        messages.close()
+    total = _sum(reports)
+    total.seconds = time.perf_counter() - started
+    return total
+
+
+def _work(settings: Settings, shard: Shard, tenant: str, collection: str, messages: Any) -> None:
+    try:
+        with ChunkCache(settings) as cache:
+            report = cache.warm(
+                tenant=tenant,
+                collection=collection,
+                shard=shard,
+                on_progress=lambda p: messages.put(_Progress(shard.index, p)),
+            )
+        messages.put(_Done(shard.index, report))
+    except ChunkCacheError as error:
+        messages.put(_Done(shard.index, None, error.message))
+    except KeyboardInterrupt:
+        messages.put(_Done(shard.index, None, "interrupted"))
+
+
+def _collect(
+    processes: list[Any], messages: Any, on_progress: Callable[[WarmProgress], None]
+) -> list[WarmReport]:
+    latest: dict[int, WarmProgress] = {}
+    reports: dict[int, WarmReport] = {}
+    while len(reports) < len(processes):
+        try:
+            message = messages.get(timeout=_POLL_S)
+        except queue.Empty:
+            _raise_if_dead(processes, reports)
+            continue
+        if isinstance(message, _Progress):
+            latest[message.index] = message.progress
+            on_progress(_combined(list(latest.values())))
+        elif message.report is None:
+            raise ChunkCacheError(f"warm worker {message.index} failed: {message.problem}")
+        else:
+            reports[message.index] = message.report
+    return list(reports.values())
+
+
+def _raise_if_dead(processes: list[Any], reports: dict[int, WarmReport]) -> None:
+    for index, process in enumerate(processes):
+        if index not in reports and process.exitcode not in (None, 0):
+            raise ChunkCacheError(
+                f"warm worker {index} ended with exit code {process.exitcode}. Hint: out of "
+                "memory? Use fewer workers. What was stored stays; run it again to go on."
+            )
+
+
+def _combined(parts: list[WarmProgress]) -> WarmProgress:
+    return WarmProgress(
+        done=sum(p.done for p in parts),
+        total=sum(p.total for p in parts),
+        tokens=sum(p.tokens for p in parts),
+        tokens_per_s=sum(p.tokens_per_s for p in parts),
+        eta_s=max(p.eta_s for p in parts),
+    )
+
+
+def _sum(reports: list[WarmReport]) -> WarmReport:
+    total = WarmReport()
+    for report in reports:
+        total.chunks += report.chunks
+        total.already_warm += report.already_warm
+        total.computed += report.computed
+        total.failed += report.failed
+        total.tokens += report.tokens
+        total.stopped_reason = total.stopped_reason or report.stopped_reason
+    return total

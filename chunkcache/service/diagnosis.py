@@ -1,0 +1,69 @@
+"""What an operator asks when something looks wrong: is the model served right, is the store sound?"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import torch
+
+from chunkcache.engine.gate import Verdict, run_gate, store_verdict
+from chunkcache.engine.model import load_fingerprint, load_model
+from chunkcache.store import CheckReport, check_store, store_path
+
+if TYPE_CHECKING:
+    from chunkcache.config import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Facts to put into a bug report, and the gate's fresh verdict."""
+
+    facts: dict[str, str]
+    verdict: Verdict
+
+
+def diagnose(settings: Settings) -> Diagnosis:
+    """Load the model, run the gate now, and remember its verdict.
+
+    Raises:
+        ModelNotFound, UnsupportedModel: there is no model to judge.
+    """
+    model = load_model(settings)
+    verdict = run_gate(model)
+    store_verdict(verdict, model.fingerprint, settings.cache)
+    geometry = model.geometry
+    facts = {
+        "chunkcache": version("chunkcache"),
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "transformers": version("transformers"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "device": str(model.device),
+        "model": f"{model.name} ({model.hf.config.model_type}), {model.context_tokens} tokens",
+        "dtype": geometry.dtype,
+        "KV": f"{geometry.bytes_per_token} bytes a token",
+        "fingerprint": model.fingerprint.hex()[:16],
+        "home": str(settings.home),
+    }
+    return Diagnosis(facts, verdict)
+
+
+def check_records(settings: Settings, *, fix: bool, drop_stale: bool) -> CheckReport:
+    """Verify the disk tier; records of another model than the configured one count as stale.
+
+    Raises:
+        StoreError: the store cannot be opened.
+        ModelNotFound: without the model nobody can say what is stale.
+    """
+    return check_store(
+        store_path(settings),
+        settings.store.disk_capacity_bytes,
+        fingerprint=load_fingerprint(settings),
+        codec=settings.store.codec,
+        fix=fix,
+        drop_stale=drop_stale,
+    )

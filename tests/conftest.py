@@ -1,0 +1,82 @@
+"""What all areas share: a tiny tokenizer, and a tiny random model saved as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """Byte-level BPE: the 256 bytes, some merges, three special tokens, a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|im_start|>", "<|im_end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(["the quick brown fox jumps over the lazy dog " * 20], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A random two-layer Llama that loads through the same code as any model."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
+        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=4096,
+        bos_token_id=None, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    network = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "norm" not in name:
+                parameter.normal_(std=0.25)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_settings(tmp_path: Path, tiny_model_folder: Path) -> Callable[..., Any]:
+    """Settings of a cache of its own over the tiny model and a hashing embedder."""
+    from chunkcache.config import load_settings
+
+    def make(**sections: Any) -> Any:
+        defaults: dict[str, Any] = {
+            "model": {"name": str(tiny_model_folder), "alias": "tiny", "dtype": "float32"},
+            "retrieval": {"embedder": "hashing:64", "chunk_tokens": 64, "top_k": 3},
+            "engine": {"kv_capacity_bytes": 1 << 23, "max_new_tokens_default": 8},
+            "store": {"disk_capacity_bytes": 1 << 26, "host_capacity_bytes": 1 << 26},
+        }
+        merged = {name: {**defaults.get(name, {}), **sections.get(name, {})}
+                  for name in {*defaults, *sections} - {"home", "cache"}}  # fmt: skip
+        home = sections.get("home", tmp_path / "home")
+        return load_settings(home=home, cache=tmp_path / "cache", **merged)
+
+    return make
