@@ -49,7 +49,7 @@ check: install
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
-	$(RUN)/python -m chunkcache_docs --check
+	$(RUN)/python docs/build.py --check
 
 bench: install
 	$(RUN)/python benchmarks/verify.py
