@@ -5,13 +5,18 @@ Shapes: R rows, T keys, Hq query heads, Hkv key heads, D head dimension, S slots
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-# Query rows per attention call. Small enough that little of the upper triangle is computed in
-# vain, large enough that the products stay efficient; measured in benchmarks/bench_kernels.py.
-ROW_BLOCK = 128
-_MASS_FLOATS = 16 * 1024 * 1024  # bound on an explicit probability matrix: 64 MiB of fp32
+from chunkcache_kernels import products
+from chunkcache_kernels.plan import contiguous_run, cut_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chunkcache_kernels.plan import RowBlock, RowPlan
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -20,10 +25,14 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     Multiplied in fp32 and cast once: rounding the angles or the products to bf16 costs accuracy.
     Source: RoFormer, arXiv 2104.09864, eq. 34, in the layout Hugging Face models use.
     """
+    return _turned(x, cos, sin).to(x.dtype)
+
+
+def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     half = x.shape[-1] // 2
     wide = x.float()
-    turned = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
-    return (wide * cos[:, None] + turned * sin[:, None]).to(x.dtype)
+    swapped = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
+    return wide * cos[:, None] + swapped * sin[:, None]
 
 
 def place_kv(
@@ -33,19 +42,21 @@ def place_kv(
     sin: torch.Tensor,
     k_pool: torch.Tensor,
     v_pool: torch.Tensor,
-    slots: torch.Tensor,
+    slots: torch.Tensor | slice,
 ) -> None:
-    """Rotate `k` [T, Hkv, D] and write it and `v` to `slots` int64 [T] of the pools [S, Hkv, D].
+    """Rotate `k` [T, Hkv, D] and write it and `v` to `slots` of the pools [S, Hkv, D].
 
-    Slot −1 skips the row. Cost: one pass over k and v.
+    `slots` is int64 [T], or the slice they are (`RowPlan.write`). Slot −1 skips the row. Cost: one
+    pass over k and v; keys are cast once, to the pool's number type.
     """
-    turned = rotate(k, cos, sin).to(k_pool.dtype)
+    turned = _turned(k, cos, sin).to(k_pool.dtype)
     values = v.to(v_pool.dtype)
-    run = contiguous_run(slots)
+    run = slots if isinstance(slots, slice) else contiguous_run(slots)
     if run is not None:
         k_pool[run] = turned
         v_pool[run] = values
         return
+    assert isinstance(slots, torch.Tensor)
     keep = slots >= 0
     if not bool(keep.all()):
         turned, values, slots = turned[keep], values[keep], slots[keep]
@@ -54,26 +65,18 @@ def place_kv(
 
 
 def gather_kv(
-    k_pool: torch.Tensor, v_pool: torch.Tensor, slots: torch.Tensor
+    k_pool: torch.Tensor, v_pool: torch.Tensor, slots: torch.Tensor | slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V [T, Hkv, D] at `slots`; a view of the pools when the slots are one run."""
-    run = contiguous_run(slots)
+    """K and V [T, Hkv, D] at `slots`; a view of the pools when the slots are one run.
+
+    `slots` is int64 [T], or the slice they are (`RowPlan.read`). Cost: none for a run, else one
+    copy of T keys and values.
+    """
+    run = slots if isinstance(slots, slice) else contiguous_run(slots)
     if run is not None:
         return k_pool[run], v_pool[run]
+    assert isinstance(slots, torch.Tensor)
     return k_pool.index_select(0, slots), v_pool.index_select(0, slots)
-
-
-def contiguous_run(slots: torch.Tensor) -> slice | None:
-    """The slice `slots` stand for when they are n, n+1, n+2, …; else None."""
-    count = slots.shape[0]
-    if count == 0:
-        return slice(0, 0)
-    first = int(slots[0])
-    if first < 0 or int(slots[-1]) - first != count - 1:
-        return None
-    if count > 2 and not bool((slots[1:] - slots[:-1] == 1).all()):
-        return None
-    return slice(first, first + count)
 
 
 def paged_rows_attention(
@@ -83,11 +86,19 @@ def paged_rows_attention(
     slots: torch.Tensor,
     q_positions: torch.Tensor,
     scale: float,
+    *,
+    plan: RowPlan | None = None,
 ) -> torch.Tensor:
-    """`rows_attention` over keys in the pools: the key of position p is at `slots[p]`."""
-    context = int(q_positions[-1]) + 1
-    k, v = gather_kv(k_pool, v_pool, slots[:context])
-    return rows_attention(q, k, v, q_positions, scale)
+    """`rows_attention` over keys in the pools: the key of position p is at `slots[p]`.
+
+    With a `plan` of these rows, slots and positions are not looked at again.
+    """
+    if plan is None:
+        k, v = gather_kv(k_pool, v_pool, slots[: int(q_positions[-1]) + 1])
+        return rows_attention(q, k, v, q_positions, scale)
+    k, v = gather_kv(k_pool, v_pool, plan.read)
+    blocks = plan.blocks or cut_rows(plan.q_positions, dtype=q.dtype, device=q.device)
+    return _attend(q, k, v, blocks, scale)
 
 
 def rows_attention(
@@ -102,33 +113,35 @@ def rows_attention(
 
     Returns:
         [R, Hq, D]. Cost: each block of rows touches the keys up to its own last position only.
+        The values of keys that only some rows of a block see must be finite numbers.
     """
+    return _attend(q, k, v, cut_rows(q_positions, dtype=q.dtype, device=q.device), scale)
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: Sequence[RowBlock], scale: float
+) -> torch.Tensor:
     num_rows, num_heads, dim = q.shape
     kv_heads = k.shape[1]
     group = num_heads // kv_heads
+    assert blocks[-1].rows.stop == num_rows, "the plan is of other rows"
+    if products.pay(q.device, q.dtype, num_rows * group, blocks[-1].context):
+        return products.rows_attention(q, k, v, blocks, scale)
     out = torch.empty_like(q)
-    for start in range(0, num_rows, ROW_BLOCK):
-        positions = q_positions[start : start + ROW_BLOCK]
-        rows = positions.shape[0]
-        context = int(positions[-1]) + 1
+    for block in blocks:
+        rows = block.rows.stop - block.rows.start
         # the query heads of a group become rows of one head, so K is never repeated
-        folded = q[start : start + rows].view(rows, kv_heads, group, dim)
+        folded = q[block.rows].view(rows, kv_heads, group, dim)
         folded = folded.permute(1, 2, 0, 3).reshape(1, kv_heads, group * rows, dim)
-        mask = None
-        if rows > 1:
-            seen = torch.arange(context, device=q.device)[None] <= positions[:, None]
-            mask = torch.zeros(rows, context, dtype=q.dtype, device=q.device)
-            mask = mask.masked_fill_(~seen, float("-inf")).repeat(group, 1)
         part = scaled_dot_product_attention(
             folded,
-            k[:context].transpose(0, 1)[None],
-            v[:context].transpose(0, 1)[None],
-            attn_mask=mask,
+            k[: block.context].transpose(0, 1)[None],
+            v[: block.context].transpose(0, 1)[None],
+            attn_mask=block.full_mask(group),
             scale=scale,
         )
-        out[start : start + rows] = (
-            part.view(kv_heads, group, rows, dim).permute(2, 0, 1, 3).reshape(rows, num_heads, dim)
-        )
+        unfolded = part.view(kv_heads, group, rows, dim).permute(2, 0, 1, 3)
+        out[block.rows] = unfolded.reshape(rows, num_heads, dim)
     return out
 
 
@@ -154,43 +167,3 @@ def attention_probabilities(
     hidden = torch.arange(context, device=q.device)[None] > q_positions[:, None]
     scores = scores.masked_fill_(hidden, float("-inf"))
     return scores.softmax(dim=-1).view(num_heads, num_rows, context)
-
-
-def attention_mass(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    q_positions: torch.Tensor,
-    scale: float,
-    segments: torch.Tensor,
-    num_segments: int,
-) -> torch.Tensor:
-    """fp32 [R, num_segments]: how much of each row's attention falls on each segment.
-
-    `segments` int64 [T] names the segment of every key; mean over query heads; rows sum to 1.
-    Cost: one explicit softmax, made in pieces of at most 64 MiB.
-    """
-    context = int(q_positions[-1]) + 1
-    one_hot = torch.nn.functional.one_hot(segments[:context], num_segments).float()
-    step = max(1, _MASS_FLOATS // (q.shape[1] * context))
-    parts = [
-        attention_probabilities(q[s : s + step], k, q_positions[s : s + step], scale).mean(0)
-        for s in range(0, q.shape[0], step)
-    ]
-    return torch.cat([p @ one_hot[: p.shape[1]] for p in parts])
-
-
-def attention_received(
-    q: torch.Tensor, k: torch.Tensor, q_positions: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """fp32 [T']: what each key gets from all rows together, mean over query heads.
-
-    T' = last position + 1; the entries sum to R.
-    """
-    context = int(q_positions[-1]) + 1
-    received = torch.zeros(context, dtype=torch.float32, device=q.device)
-    step = max(1, _MASS_FLOATS // (q.shape[1] * context))
-    for start in range(0, q.shape[0], step):
-        rows = slice(start, start + step)
-        part = attention_probabilities(q[rows], k, q_positions[rows], scale).mean(0).sum(0)
-        received[: part.shape[0]] += part
-    return received
