@@ -111,6 +111,11 @@ class ServerSettings(_Section):
     api_keys_file: Path | None = Field(
         None, description="lines of `key tenant`; none means one open tenant"
     )
+    public_url: str = Field(
+        "",
+        pattern=r"^(https?://[^/?#\s]+(/[^?#\s]*)?)?$",
+        description="address that browsers reach the server by, for links; empty: the request's",
+    )
     drain_timeout_s: float = Field(30.0, ge=0, description="time running requests get on SIGTERM")
     max_body_bytes: int = Field(64 * MIB, ge=1024, description="largest request body")
 

@@ -14,6 +14,7 @@ ChunkCacheError
 ├── ModelNotFound       500  no weights at that id or path
 ├── StoreError          500  the store cannot be opened or written
 │   └── CorruptRecord        a record failed its checksum or its identity check
+├── InvalidResponse     502  the SDK got an answer it cannot read
 ├── ShuttingDown        503
 ├── ServerUnreachable   503  the SDK got no answer at all
 └── ConfigError         500  a setting is wrong
@@ -148,6 +149,13 @@ class ServerUnreachable(ChunkCacheError):
 
     status = 503
     code = "server_unreachable"
+
+
+class InvalidResponse(ChunkCacheError):
+    """Raised by the SDK: what answered does not speak this protocol, or not this version of it."""
+
+    status = 502
+    code = "invalid_response"
 
 
 class ConfigError(ChunkCacheError):

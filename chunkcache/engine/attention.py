@@ -8,7 +8,7 @@ sees the keys of its own sequence at positions ≤ its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +16,8 @@ import chunkcache_kernels as kernels
 
 if TYPE_CHECKING:
     import torch
+
+    from chunkcache_kernels.plan import RowPlan
 
 ATTENTION_NAME = "chunkcache_rows"
 
@@ -50,10 +52,6 @@ class SequenceRows:
     slots: torch.Tensor
     observer: RowObserver | None = None
     logits: Logits = Logits.LAST
-    row_slots: torch.Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.row_slots = self.slots[self.positions]
 
     def __len__(self) -> int:
         return self.positions.shape[0]
@@ -65,6 +63,7 @@ class LayerView:
 
     layer: int
     rows: SequenceRows
+    plan: RowPlan
     query: torch.Tensor  # [R, Hq, D] after RoPE
     key_before_rope: torch.Tensor  # [R, Hkv, D]
     value: torch.Tensor  # [R, Hkv, D]
@@ -92,6 +91,7 @@ class RowBatch:
     """All rows of one forward pass, and the angles at their positions."""
 
     sequences: list[SequenceRows]
+    plans: list[RowPlan]  # of each sequence: made once, used by every layer
     pool: KVPool
     cos: torch.Tensor  # fp32 [rows, D]
     sin: torch.Tensor
@@ -129,20 +129,20 @@ def rows_attention(
         )
     out = query.new_empty(query.shape)
     start = 0
-    for rows in batch.sequences:
+    for rows, plan in zip(batch.sequences, batch.plans, strict=True):
         part = slice(start, start + len(rows))
         start = part.stop
         view = None
         if rows.observer is not None:
             view = LayerView(
-                layer, rows, rotated[part], key[part], value[part],
+                layer, rows, plan, rotated[part], key[part], value[part],
                 keys, values, cos[part], sin[part], scaling,
             )  # fmt: skip
             rows.observer.before_write(view)
-        kernels.place_kv(key[part], value[part], cos[part], sin[part], keys, values, rows.row_slots)
+        kernels.place_kv(key[part], value[part], cos[part], sin[part], keys, values, plan.write)
         if rows.observer is not None and view is not None:
             rows.observer.after_write(view)
         out[part] = kernels.paged_rows_attention(
-            rotated[part], keys, values, rows.slots, rows.positions, scaling
+            rotated[part], keys, values, rows.slots, rows.positions, scaling, plan=plan
         )
     return out.unsqueeze(0), None

@@ -178,7 +178,12 @@ class DecoderModel:
         token_ids = torch.cat([rows.token_ids for rows in sequences]).to(self.device)
         positions = torch.cat([rows.positions for rows in sequences]).to(self.device)
         cos, sin = self.angles.at(positions)
-        batch = RowBatch(list(sequences), pool, cos, sin)
+        heads = self.hf.config.num_attention_heads
+        plans = [
+            kernels.plan_rows(rows.positions, rows.slots, like=pool.keys[0], num_heads=heads)
+            for rows in sequences
+        ]
+        batch = RowBatch(list(sequences), plans, pool, cos, sin)
         hidden = decoder.embed_tokens(token_ids[None])
         one = hidden.new_ones((1, 1, 1)).expand(1, hidden.shape[1], self.geometry.head_dim)
         zero = torch.zeros_like(one)

@@ -55,10 +55,9 @@ class CaptureKV:
         if own.numel() == 0:
             return
         positions = view.rows.positions[own]
-        context = int(positions.max()) + 1
-        slots = view.rows.slots[:context]
-        keys, _ = kernels.gather_kv(view.pool_keys, view.pool_values, slots)
-        segments = self._segments[:context].to(keys.device)
+        # the chunk comes last, so its rows see all that the step's rows see
+        keys, _ = kernels.gather_kv(view.pool_keys, view.pool_values, view.plan.read)
+        segments = self._segments[: view.plan.context].to(keys.device)
         mass = kernels.attention_mass(
             view.query[own], keys, positions, view.scale, segments, self._num_segments
         ).cpu()
@@ -103,10 +102,10 @@ class QuestionScores:
         if voting.numel() == 0:
             return
         positions = view.rows.positions[voting]
-        context = int(positions.max()) + 1
-        keys, _ = kernels.gather_kv(view.pool_keys, view.pool_values, view.rows.slots[:context])
+        # the voting rows come last, so they see all that the step's rows see
+        keys, _ = kernels.gather_kv(view.pool_keys, view.pool_values, view.plan.read)
         received = kernels.attention_received(view.query[voting], keys, positions, view.scale)
-        self._received[:context] += received.cpu()
+        self._received[: view.plan.context] += received.cpu()
 
     def scores(self) -> np.ndarray:
         """float32 `[num_tokens]`; meaningful for positions below the question."""

@@ -6,33 +6,40 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-import chunkcache
 from chunkcache.server import errors
 from chunkcache.server.auth import ApiKeys
 from chunkcache.server.files import FileShelf
+from chunkcache.server.guard import BrowserGuard
 from chunkcache.server.middleware import Authenticate, BodyLimit, Envelope
+from chunkcache.server.openapi import describe
 from chunkcache.server.routes import ROUTERS
+from chunkcache.version import __version__
 
 if TYPE_CHECKING:
     from chunkcache.server.backend import Service
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service, host: str | None = None) -> FastAPI:
     """The endpoint over a running service; `service.settings.server` sets keys and limits.
+
+    Args:
+        host: the address it will be bound to, if not that of the settings; see `BrowserGuard`.
 
     Raises:
         ConfigError: the API key file is unusable.
     """
     settings = service.settings
     # No interactive documentation: its pages load scripts from elsewhere.
-    app = FastAPI(title="chunkcache", version=chunkcache.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="chunkcache", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     app.state.shelf = FileShelf(settings.home / "files")
     errors.install(app)
+    describe(app)
     for router in ROUTERS:
         app.include_router(router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, limit_bytes=settings.server.max_body_bytes)
     app.add_middleware(Authenticate, keys=ApiKeys.load(settings.server.api_keys_file))
+    app.add_middleware(BrowserGuard, settings=settings.server, host=host or settings.server.host)
     app.add_middleware(Envelope)
     return app

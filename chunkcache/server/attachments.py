@@ -1,4 +1,10 @@
-"""Files in vector stores: the seam between the file shelf and the service's catalog."""
+"""Files in vector stores: the seam between the file shelf and the service's catalog.
+
+A vector store holds one document per file name. Attaching a file named like one that is there, with
+other content, replaces its document, as saving over a file does; the older file then is no longer
+in the store. The catalog decides: an attachment counts while the catalog has its document with its
+content, whatever the sidecars say.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,7 @@ from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.server.files import Attachment
 
 if TYPE_CHECKING:
-    from chunkcache.protocol import DocumentInfo, Json
+    from chunkcache.protocol import DocumentInfo
     from chunkcache.server.backend import Service
     from chunkcache.server.files import Attributes, FileShelf
 
@@ -53,12 +59,21 @@ def attach_file(
 def release_document(
     service: Service, shelf: FileShelf, tenant: str, store_id: str, attachment: Attachment
 ) -> None:
-    """Remove an attachment's document, unless another file with the same content put it there."""
+    """Remove the document of an attachment that is gone, unless something else put it there.
+
+    That is another file of the same name and content, or a newer one of the same name.
+    """
     if attachment.document is None:
         return
     document_id = attachment.document.document_id
-    others = shelf.attached(tenant, store_id).values()
-    if all(a.document is None or a.document.document_id != document_id for a in others):
+    try:
+        documents = _documents(service, tenant, store_id)
+    except NotFound:
+        return  # the whole vector store is gone
+    others = _living(shelf, tenant, store_id, documents).values()
+    replaced = not _lives(attachment, documents)
+    shared = any(a.document and a.document.document_id == document_id for a in others)
+    if not replaced and not shared:
         service.remove(document_id, tenant=tenant, collection=store_id)
 
 
@@ -68,39 +83,44 @@ def attachments_of(
     """All of a vector store by file id: attached files, then documents that came otherwise.
 
     A document ingested without an upload (from the command line, say) goes by its document id.
+
+    Raises:
+        NotFound: there is no such vector store.
     """
-    attached = shelf.attached(tenant, store_id)
-    documents = service.documents(tenant=tenant, collection=store_id)
+    documents = _documents(service, tenant, store_id)
+    attached = _living(shelf, tenant, store_id, documents)
     known = {a.document.document_id for a in attached.values() if a.document is not None}
     others = {
-        d.document_id: Attachment(created_at=d.added_at, document=d)
-        for d in documents
-        if d.document_id not in known
+        document_id: Attachment(created_at=document.added_at, document=document)
+        for document_id, document in documents.items()
+        if document_id not in known
     }
     merged = {**others, **attached}
     return dict(sorted(merged.items(), key=lambda item: (item[1].created_at, item[0])))
 
 
-def file_ids_by_document(shelf: FileShelf, tenant: str, store_id: str) -> dict[str, str]:
-    """Document id to file id, for documents that came from an upload."""
+def _documents(service: Service, tenant: str, store_id: str) -> dict[str, DocumentInfo]:
+    documents = service.documents(tenant=tenant, collection=store_id)
+    return {document.document_id: document for document in documents}
+
+
+def _living(
+    shelf: FileShelf, tenant: str, store_id: str, documents: dict[str, DocumentInfo]
+) -> dict[str, Attachment]:
+    """Attachments that count, failed ones too, with their documents as the catalog has them now."""
     return {
-        a.document.document_id: file_id
-        for file_id, a in shelf.attached(tenant, store_id).items()
-        if a.document is not None
+        file_id: attachment.model_copy(
+            update={"document": documents[attachment.document.document_id]}
+        )
+        if attachment.document is not None
+        else attachment
+        for file_id, attachment in shelf.attached(tenant, store_id).items()
+        if _lives(attachment, documents)
     }
 
 
-def store_file_object(store_id: str, file_id: str, attachment: Attachment) -> Json:
-    """OpenAI's `vector_store.file`, plus the `DocumentInfo` under `chunkcache`."""
-    document, error = attachment.document, attachment.error
-    return {
-        "id": file_id,
-        "object": "vector_store.file",
-        "created_at": int(attachment.created_at),
-        "vector_store_id": store_id,
-        "usage_bytes": document.size_bytes if document else 0,
-        "status": "completed" if document else "failed",
-        "last_error": {"code": "invalid_file", "message": error} if error else None,
-        "attributes": attachment.attributes,
-        "chunkcache": document.model_dump(mode="json") if document else None,
-    }
+def _lives(attachment: Attachment, documents: dict[str, DocumentInfo]) -> bool:
+    if attachment.document is None:
+        return True
+    now = documents.get(attachment.document.document_id)
+    return now is not None and now.sha256 == attachment.document.sha256

@@ -61,6 +61,8 @@ class ApiKeys:
                 continue
             if len(words) != 2:
                 raise ConfigError(f"server.api_keys_file: {path} line {number}: want `key tenant`")
+            if not words[0].isascii():  # HTTP headers carry ASCII
+                raise ConfigError(f"server.api_keys_file: {path} line {number}: a key not in ASCII")
             digest = _digest(words[0])
             if digest in entries:
                 raise ConfigError(f"server.api_keys_file: {path} line {number}: a repeated key")

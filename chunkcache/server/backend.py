@@ -62,12 +62,20 @@ class Service(Protocol):
         """Start of the service, seconds since the epoch."""
         ...
 
+    @property
+    def link_key(self) -> bytes:
+        """32 secret bytes, the same after a restart: signs links to passages.
+
+        To be derived from the installation's secret, so that it tells nothing about tenants' salts.
+        """
+        ...
+
     def start(self, request: AnswerRequest) -> RunningAnswer:
         """Retrieve and queue. Raises InvalidRequest, NotFound, Overloaded or ShuttingDown."""
         ...
 
     def search(self, query: str, *, top_k: int, tenant: str, collection: str) -> list[Passage]:
-        """The best passages, best first."""
+        """The best passages, best first. Raises NotFound, or InvalidRequest for a blank query."""
         ...
 
     def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
@@ -83,11 +91,24 @@ class Service(Protocol):
         collection: str,
         attributes: dict[str, str | float | bool] | None = None,
     ) -> DocumentInfo:
-        """Load, split, embed and index one file. Raises InvalidRequest if it cannot be read."""
+        """Load, split, embed and index one file; one of the same name is replaced.
+
+        Raises InvalidRequest if it cannot be read (nothing has changed then), NotFound if there is
+        no such collection.
+        """
         ...
 
     def documents(self, *, tenant: str, collection: str) -> list[DocumentInfo]:
-        """All documents of a collection."""
+        """All documents of a collection. Raises NotFound."""
+        ...
+
+    def document_text(
+        self, document_id: str, *, tenant: str, collection: str
+    ) -> tuple[DocumentInfo, str]:
+        """A document and its extracted text, in which citations' offsets count characters.
+
+        Raises NotFound: no such document or collection.
+        """
         ...
 
     def remove(self, document_id: str, *, tenant: str, collection: str) -> bool:
@@ -107,7 +128,10 @@ class Service(Protocol):
         ...
 
     def delete_collection(self, collection_id: str, *, tenant: str) -> bool:
-        """Forget a collection and its documents. False: it was not there."""
+        """Forget a collection and its documents; `default` is emptied and stays.
+
+        False: it was not there.
+        """
         ...
 
     def health(self) -> dict[str, object]:

@@ -28,9 +28,9 @@ ShelfDep = Annotated[FileShelf, Depends(_shelf)]
 TenantDep = Annotated[str, Depends(_tenant)]
 
 
-def require_model(asked: str, served: str) -> None:
-    """Raises NotFound with OpenAI's code `model_not_found` unless the two ids are equal."""
-    if asked != served:
+def require_model(asked: str | None, served: str) -> None:
+    """Raises NotFound with OpenAI's code `model_not_found` unless it is the one served, or none."""
+    if asked is not None and asked != served:
         raise unknown_model(asked, served)
 
 

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 UNSUPPORTED = "unsupported_parameter"
-_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+STATED = "stated"
+"""Types of our own validation errors, beside pydantic's; a stated one's message says it all."""
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 _SHOWN_CHARS = 80
 
@@ -34,7 +36,13 @@ _SHOWN_CHARS = 80
 def error_body(status: int, message: str, *, param: str | None, code: str) -> Json:
     """The error object for an HTTP status."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    shown = param and _encodable(param)
+    return {"error": {"message": _encodable(message), "type": kind, "param": shown, "code": code}}
+
+
+def _encodable(text: str) -> str:
+    """JSON can name half of a surrogate pair, UTF-8 cannot; requests are quoted in errors."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def body_of(error: ChunkCacheError) -> Json:
@@ -76,8 +84,11 @@ def validation_body(problems: Sequence[Mapping[str, Any]]) -> Json:
         code = UNSUPPORTED
     elif kind == UNSUPPORTED:
         message, code = f"{param}: {first['msg']}", UNSUPPORTED
+    elif kind == STATED:
+        message, code = f"{first['msg']}.", "invalid_value"
     elif kind == "missing":
-        message, code = f"Missing required parameter: '{param}'.", "missing_required_parameter"
+        message = f"Missing required parameter: '{param or 'body'}'."
+        code = "missing_required_parameter"
     else:
         shown = repr(first.get("input"))
         if len(shown) > _SHOWN_CHARS:
@@ -93,8 +104,13 @@ async def _on_deliberate(_request: Request, error: Exception) -> JSONResponse:
     return response_of(error)
 
 
-async def _on_validation(_request: Request, error: Exception) -> JSONResponse:
+async def _on_validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    if isinstance(error.body, bytes):  # the framework parses only what is declared as JSON
+        shown = request.headers.get("content-type", "none")[:_SHOWN_CHARS]
+        message = f"content-type: got {shown!r}, must be application/json."
+        body = error_body(400, message, param=None, code="invalid_content_type")
+        return JSONResponse(body, status_code=400)
     return JSONResponse(validation_body(error.errors()), status_code=400)
 
 

@@ -39,7 +39,7 @@ class Attachment(BaseModel):
 
 
 class StoredFile(BaseModel):
-    """An uploaded file. `attachments` is by vector store id."""
+    """An uploaded file. `attachments` is by vector store id, as they were when made."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,6 +47,7 @@ class StoredFile(BaseModel):
     filename: str
     purpose: str
     size_bytes: int
+    sha256: str
     created_at: float
     attachments: dict[str, Attachment] = Field(default_factory=dict)
 
@@ -66,6 +67,7 @@ class FileShelf:
             filename=filename,
             purpose=purpose,
             size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
             created_at=time.time(),
         )
         with self._lock:
@@ -83,6 +85,12 @@ class FileShelf:
         if file is None:
             raise NotFound(f"No such file: '{file_id[:80]}'.", param="file_id")
         return file
+
+    def name(self, tenant: str, file_id: str) -> str | None:
+        """The name a file was uploaded under; None: there is no such file."""
+        with self._lock:
+            file = self._files(tenant).get(file_id)
+        return file.filename if file else None
 
     def list(self, tenant: str) -> list[StoredFile]:
         """All files of a tenant, oldest first."""
@@ -112,15 +120,20 @@ class FileShelf:
             self._replace(tenant, file, {**file.attachments, store_id: attachment})
 
     def detach(self, tenant: str, file_id: str, store_id: str) -> None:
-        """Drop that record, if there is one. Raises NotFound for an unknown file."""
+        """Drop that record, if there is one."""
         with self._lock:
-            file = self.get(tenant, file_id)
+            file = self._files(tenant).get(file_id)
+            if file is None:
+                return
             kept = {key: value for key, value in file.attachments.items() if key != store_id}
             if len(kept) < len(file.attachments):
                 self._replace(tenant, file, kept)
 
     def attached(self, tenant: str, store_id: str) -> dict[str, Attachment]:
-        """What is attached to a vector store, by file id, oldest attachment first."""
+        """What was attached to a vector store, by file id, oldest attachment first.
+
+        The catalog may have moved on since: see `attachments.attachments_of`.
+        """
         found = [
             (file.id, file.attachments[store_id])
             for file in self.list(tenant)

@@ -1,4 +1,4 @@
-"""Three plain ASGI layers around the app: envelope, authentication, body limit.
+"""Plain ASGI layers around the app: envelope, authentication, body limit. See `guard` for another.
 
 Plain ASGI and not Starlette's BaseHTTPMiddleware: that one buffers streams and hides disconnects.
 """

@@ -1,15 +1,25 @@
 """The chat completion request: what is accepted, and nothing else.
 
-A field that is not listed here is refused by name. Two names differ from what one might guess:
+A field that is not listed here is refused by name, except where its value says to do nothing
+(`frequency_penalty: 0`, as many chat applications always send). Two names differ from what one
+might guess:
 `temperature` defaults to 0 (greedy: the same question gives the same cited answer), not to 1; and
 `top_k` is the sampling cut-off, as in vLLM, while the number of passages is `chunkcache.top_k`.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from chunkcache.protocol import (
@@ -19,23 +29,70 @@ from chunkcache.protocol import (
     Message,
     Sampling,
 )
-from chunkcache.server.errors import UNSUPPORTED
+from chunkcache.server.errors import STATED, UNSUPPORTED
 
 DEFAULT_COLLECTION = "default"
 _StopText = Annotated[str, Field(min_length=1)]
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+}
+"""Fields we do not support and the values that ask for nothing; null asks for nothing too."""
 
 
 class Body(BaseModel):
-    """Base of all request bodies: unknown fields are errors."""
+    """Base of all that a request says: unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class JsonBody(Body):
+    """Base of whole JSON bodies: all their text is valid Unicode."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _valid_unicode(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise _stated(f"half a surrogate pair, {half}, is not valid Unicode") from error
+        return data
+
+
+_CONTENT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "required": ["type", "text"],
+                "additionalProperties": False,
+            },
+        },
+    ]
+}
 
 
 class ChatMessage(Body):
     """A turn. `content` may be text or a list of text parts, which are joined."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str
+    content: Annotated[str, WithJsonSchema(_CONTENT_SCHEMA)]
     # What our own answers carry, so that an answer can be appended to the conversation as it is.
     refusal: None = None
     annotations: list[dict[str, Any]] | None = None
@@ -80,19 +137,21 @@ class ResponseFormat(Body):
     type: Literal["text"]
 
 
-class ChatRequest(Body):
+class ChatRequest(JsonBody):
     """`POST /v1/chat/completions`. A null stands for the default."""
 
-    model: str
+    model: str | None = Field(None, description="null: the one that is served")
     messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1, description="same as max_completion_tokens")
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(
+        None, ge=1, lt=2**31, description="same as max_completion_tokens"
+    )
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     temperature: float | None = Field(None, ge=0.0, le=2.0, description="null: 0, greedy")
     top_p: float | None = Field(None, gt=0.0, le=1.0)
-    top_k: int | None = Field(None, ge=0, description="sampling cut-off; 0: none")
+    top_k: int | None = Field(None, ge=0, lt=2**31, description="sampling cut-off; 0: none")
     n: Literal[1] | None = 1
     stop: _StopText | Annotated[list[_StopText], Field(max_length=4)] | None = None
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -107,20 +166,31 @@ class ChatRequest(Body):
     )
     chunkcache: ChunkCacheOptions | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value
+            for name, value in data.items()
+            if name not in _NEUTRAL or not (value is None or value in _NEUTRAL[name])
+        }
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
-            raise _conflict("max_tokens and max_completion_tokens differ; send one of them")
+            raise _stated("max_tokens and max_completion_tokens differ; send one of them")
         if self.stream_options is not None and not self.stream:
-            raise _conflict("stream_options is only allowed with stream=true")
+            raise _stated("stream_options is only allowed with stream=true")
         if self.messages[-1].role != "user":
-            raise _conflict("messages: the last one must have the role 'user'")
+            raise _stated("messages: the last one must have the role 'user'")
         options = self.chunkcache
         if self.documents is not None and options is not None:
             for name in ("vector_store_id", "top_k"):
                 if getattr(options, name) is not None:
-                    raise _conflict(f"documents replaces retrieval; leave out chunkcache.{name}")
+                    raise _stated(f"documents replaces retrieval; leave out chunkcache.{name}")
         return self
 
     def to_answer_request(self, tenant: str) -> AnswerRequest:
@@ -149,14 +219,14 @@ class ChatRequest(Body):
         return Sampling.model_validate(said)
 
 
-def _conflict(message: str) -> PydanticCustomError:
-    return PydanticCustomError("conflict", "{message}", {"message": message})
+def _stated(message: str) -> PydanticCustomError:
+    return PydanticCustomError(STATED, "{message}", {"message": message})
 
 
-class EmbeddingRequest(Body):
+class EmbeddingRequest(JsonBody):
     """`POST /v1/embeddings`. Token ids instead of text are not accepted."""
 
-    model: str
+    model: str | None = Field(None, description="null: the one that is served")
     input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] | None = "float"
     user: str | None = Field(None, description="a label of the caller's; changes nothing")

@@ -88,12 +88,13 @@ def serve(
         "timeout_graceful_shutdown": _FLUSH_TIMEOUT_S,
     }
     try:
-        server = _DrainingServer(uvicorn.Config(create_app(service), **options), service, on_ready)
+        app = create_app(service, options["host"])
+        server = _DrainingServer(uvicorn.Config(app, **options), service, on_ready)
         try:
             server.run()
-        except SystemExit as failed:  # uvicorn's way to say that the address is taken
+        except SystemExit:  # uvicorn's way to say that the address is taken
             log.error("not_listening", host=options["host"], port=options["port"])
-            return failed.code if isinstance(failed.code, int) else 1
+            return 1
         return 0
     finally:
         service.close()

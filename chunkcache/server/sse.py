@@ -18,7 +18,6 @@ from starlette.responses import StreamingResponse
 
 from chunkcache.errors import ChunkCacheError
 from chunkcache.protocol import AnswerDelta, AnswerFinished, AnswerReport
-from chunkcache.server.citations import url_citations
 from chunkcache.server.errors import body_of, incident_body
 
 if TYPE_CHECKING:
@@ -27,15 +26,20 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from chunkcache.protocol import AnswerEvent, AnswerStarted, Json
+    from chunkcache.server.citations import Citer
     from chunkcache.server.pump import AnswerPump
 
 DONE = "data: [DONE]\n\n"
+# JSON escapes the line breaks below U+0020 itself. These three are none to the standard of
+# server-sent events, but they are to Python's `splitlines`, and so to many a client.
+_LINE_BREAKS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
 
 def frame(data: Json, event: str | None = None) -> str:
-    """One server-sent event. JSON escapes newlines, so the payload is always one line."""
+    """One server-sent event, whose payload is one line by any reader's rules."""
     name = f"event: {event}\n" if event else ""
-    return f"{name}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    payload = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"{name}data: {payload.translate(_LINE_BREAKS)}\n\n"
 
 
 def usage_of(finished: AnswerFinished) -> Json:
@@ -66,6 +70,7 @@ class Reply:
     """Builds the objects of one response, which share an id, a time and a model."""
 
     model: str
+    citer: Citer
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -75,7 +80,7 @@ class Reply:
             "role": "assistant",
             "content": finished.text,
             "refusal": None,
-            "annotations": url_citations(finished.citations, len(finished.text)),
+            "annotations": self.citer.annotations(finished.citations, len(finished.text)),
         }
         choice = {
             "index": 0,
@@ -127,7 +132,7 @@ async def frames(
 
 
 def _closing(reply: Reply, finished: AnswerFinished, include_usage: bool) -> list[Json]:
-    notes = url_citations(finished.citations, len(finished.text))
+    notes = reply.citer.annotations(finished.citations, len(finished.text))
     closing = reply.chunk({"annotations": notes} if notes else {}, finished.finish_reason)
     report = {"chunkcache": report_of(finished)}
     if not include_usage:

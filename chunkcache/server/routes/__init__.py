@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from chunkcache.server.routes import chat, embeddings, files, models, operations, vector_stores
+from chunkcache.server.routes import (
+    chat,
+    documents,
+    embeddings,
+    files,
+    models,
+    operations,
+    vector_stores,
+)
 
 ROUTERS = (
     chat.router,
@@ -10,5 +18,6 @@ ROUTERS = (
     embeddings.router,
     files.router,
     vector_stores.router,
+    documents.router,
     operations.router,
 )

@@ -10,13 +10,16 @@ from starlette.concurrency import run_in_threadpool
 
 from chunkcache.errors import ChunkCacheError
 from chunkcache.protocol import AnswerFinished, AnswerStarted
+from chunkcache.server.citations import Citer
 from chunkcache.server.deps import ServiceDep, TenantDep, require_model
+from chunkcache.server.links import LinkSigner
 from chunkcache.server.openai_shapes import ChatRequest
 from chunkcache.server.pump import AnswerPump
 from chunkcache.server.sse import EventStream, Reply, frames
 
 if TYPE_CHECKING:
-    from chunkcache.server.backend import RunningAnswer
+    from chunkcache.protocol import AnswerRequest
+    from chunkcache.server.backend import RunningAnswer, Service
 
 router = APIRouter()
 
@@ -27,12 +30,23 @@ async def create_chat_completion(
 ) -> Response:
     """Answer the last user turn from retrieved or given documents, with citations."""
     require_model(body.model, service.model_id)
-    answer = await run_in_threadpool(service.start, body.to_answer_request(tenant))
-    reply = Reply(body.model)
+    asked = body.to_answer_request(tenant)
+    answer = await run_in_threadpool(service.start, asked)
+    reply = Reply(service.model_id, _citer(asked, request, service))
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return await _stream(answer, request, reply, include_usage=include_usage)
     return JSONResponse(reply.completion(await _finish(answer, request)))
+
+
+def _citer(asked: AnswerRequest, request: Request, service: Service) -> Citer:
+    held = asked.documents is None
+    return Citer(
+        signer=LinkSigner(service.link_key) if held else None,
+        base_url=service.settings.server.public_url or str(request.base_url),
+        tenant=asked.tenant,
+        store=asked.collection,
+    )
 
 
 async def _stream(
@@ -52,10 +66,14 @@ async def _stream(
 
 async def _finish(answer: RunningAnswer, request: Request) -> AnswerFinished:
     pump = AnswerPump(answer, request.receive)
+    finished: AnswerFinished | None = None
     try:
+        # To the very end: an answer that is left before it is cancelled.
         async for event in pump:
             if isinstance(event, AnswerFinished):
-                return event
+                finished = event
     finally:
         pump.close()
-    raise ChunkCacheError("The answer ended without a result.")
+    if finished is None:
+        raise ChunkCacheError("The answer ended without a result.")
+    return finished

@@ -35,7 +35,9 @@ def create_embeddings(
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-    return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
+    return JSONResponse(
+        {"object": "list", "data": data, "model": service.embedder_id, "usage": usage}
+    )
 
 
 def _base64(vector: Sequence[float]) -> str:

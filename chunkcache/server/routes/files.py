@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import APIRouter, Form, Query, UploadFile
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from chunkcache.server.files import StoredFile
 
 router = APIRouter()
+_NAME_LIMIT_CHARS = 512
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class FileUpload(Body):
@@ -43,10 +47,7 @@ def upload_file(
             "retrieval.max_file_bytes.",
             param="file",
         )
-    # Some clients send a path; only its last part is a name.
-    name = (form.file.filename or "").replace("\\", "/").rpartition("/")[2]
-    if not name or len(name) > 255:
-        raise InvalidRequest.of("file", name, "named with 1 to 255 characters", "set filename")
+    name = _document_name(form.file.filename or "")
     return JSONResponse(_file_object(shelf.add(tenant, name, data, purpose=form.purpose)))
 
 
@@ -76,7 +77,31 @@ def delete_file(
     return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
 
+def _document_name(filename: str) -> str:
+    """The name an upload goes by: a relative path is kept, so that `a/README` is not `b/README`.
+
+    Of an absolute path, which some clients send, only the last part is a name.
+
+    Raises:
+        InvalidRequest: nothing is left, it is too long, or has control characters.
+    """
+    slashed = filename.replace("\\", "/")
+    parts = [part for part in slashed.split("/") if part not in ("", ".", "..")]
+    if _ABSOLUTE.match(slashed):
+        parts = parts[-1:]
+    name = "/".join(parts)
+    if not 0 < len(name) <= _NAME_LIMIT_CHARS or _CONTROLS.search(name):
+        raise InvalidRequest.of(
+            "file",
+            filename,
+            f"named with 1 to {_NAME_LIMIT_CHARS} characters, none of them a control character",
+            "set the filename of the upload",
+        )
+    return name
+
+
 def _file_object(file: StoredFile) -> Json:
+    """OpenAI's `file`, plus what a client needs to ingest only what changed."""
     return {
         "id": file.id,
         "object": "file",
@@ -87,4 +112,5 @@ def _file_object(file: StoredFile) -> Json:
         "status": "processed",
         "status_details": None,
         "expires_at": None,
+        "chunkcache": {"sha256": file.sha256, "vector_store_ids": sorted(file.attachments)},
     }

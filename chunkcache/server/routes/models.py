@@ -19,18 +19,28 @@ router = APIRouter()
 @router.get("/v1/models", response_model=None)
 async def list_models(service: ServiceDep) -> JSONResponse:
     """The two models served."""
-    ids = (service.model_id, service.embedder_id)
-    return JSONResponse({"object": "list", "data": [_model(service, name) for name in ids]})
+    return JSONResponse({"object": "list", "data": _models(service)})
 
 
 @router.get("/v1/models/{model_id:path}", response_model=None)
 async def get_model(model_id: str, service: ServiceDep) -> JSONResponse:
     """One model; ids may hold slashes."""
-    if model_id not in (service.model_id, service.embedder_id):
-        raise unknown_model(model_id, service.model_id)
-    return JSONResponse(_model(service, model_id))
+    for model in _models(service):
+        if model["id"] == model_id:
+            return JSONResponse(model)
+    raise unknown_model(model_id, service.model_id)
 
 
-def _model(service: Service, model_id: str) -> Json:
-    created = int(service.created_at)
-    return {"id": model_id, "object": "model", "created": created, "owned_by": "chunkcache"}
+def _models(service: Service) -> list[Json]:
+    """OpenAI's `model` objects; `chunkcache.kind` says what each is for."""
+    kinds = {service.model_id: "chat", service.embedder_id: "embedding"}
+    return [
+        {
+            "id": model_id,
+            "object": "model",
+            "created": int(service.created_at),
+            "owned_by": "chunkcache",
+            "chunkcache": {"kind": kind},
+        }
+        for model_id, kind in kinds.items()
+    ]

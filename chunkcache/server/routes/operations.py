@@ -6,8 +6,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-import chunkcache
 from chunkcache.server.deps import ServiceDep
+from chunkcache.version import __version__
 
 router = APIRouter()
 
@@ -22,7 +22,7 @@ async def health(service: ServiceDep) -> JSONResponse:
 @router.get("/version", response_model=None)
 async def version() -> JSONResponse:
     """The version of chunkcache."""
-    return JSONResponse({"version": chunkcache.__version__})
+    return JSONResponse({"version": __version__})
 
 
 @router.get("/metrics", response_model=None)

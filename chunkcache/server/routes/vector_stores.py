@@ -1,6 +1,7 @@
 """`/v1/vector_stores`: collections of documents, under OpenAI's name for them.
 
-Ingestion happens while the attaching request waits, so a file's status is final at once.
+A vector store holds one document per file name, see `attachments`. Ingestion happens while the
+attaching request waits, so a file's status is final at once.
 """
 
 from __future__ import annotations
@@ -15,39 +16,37 @@ from chunkcache.errors import NotFound
 from chunkcache.server.attachments import (
     attach_file,
     attachments_of,
-    file_ids_by_document,
     release_document,
-    store_file_object,
 )
 from chunkcache.server.deps import ServiceDep, ShelfDep, TenantDep
-from chunkcache.server.openai_shapes import Body
+from chunkcache.server.openai_shapes import JsonBody
 from chunkcache.server.paging import PageQuery, page
 
 if TYPE_CHECKING:
     from chunkcache.protocol import CollectionInfo, Json, Passage
     from chunkcache.server.backend import Service
-    from chunkcache.server.files import Attachment, FileShelf
+    from chunkcache.server.files import Attachment, Attributes, FileShelf
 
 router = APIRouter(prefix="/v1/vector_stores")
 _Key = Annotated[str, Field(max_length=64)]
 _Value = Annotated[str, Field(max_length=512)] | bool | float
 
 
-class CreateVectorStore(Body):
+class CreateVectorStore(JsonBody):
     """A name, and files to attach at once."""
 
     name: str | None = Field(None, max_length=256)
     file_ids: list[str] = Field(default_factory=list, max_length=500)
 
 
-class AttachFile(Body):
+class AttachFile(JsonBody):
     """Which file, and labels for it."""
 
     file_id: str
     attributes: Annotated[dict[_Key, _Value], Field(max_length=16)] | None = None
 
 
-class SearchQuery(Body):
+class SearchQuery(JsonBody):
     """What to look for. Queries are searched as they are."""
 
     query: str = Field(min_length=1)
@@ -106,7 +105,7 @@ def attach_vector_store_file(
     service.collection(store_id, tenant=tenant)
     attributes = body.attributes or {}
     attachment = attach_file(service, shelf, tenant, store_id, body.file_id, attributes)
-    return JSONResponse(store_file_object(store_id, body.file_id, attachment))
+    return JSONResponse(_file_object(shelf, tenant, store_id, body.file_id, attachment))
 
 
 @router.get("/{store_id}/files", response_model=None)
@@ -118,9 +117,9 @@ def list_vector_store_files(
     tenant: TenantDep,
 ) -> JSONResponse:
     """The files of a vector store."""
-    service.collection(store_id, tenant=tenant)
     found = attachments_of(service, shelf, tenant, store_id)
-    return JSONResponse(page([store_file_object(store_id, *item) for item in found.items()], query))
+    objects = [_file_object(shelf, tenant, store_id, *item) for item in found.items()]
+    return JSONResponse(page(objects, query))
 
 
 @router.get("/{store_id}/files/{file_id}", response_model=None)
@@ -129,7 +128,7 @@ def get_vector_store_file(
 ) -> JSONResponse:
     """One file of a vector store."""
     attachment = _attachment(service, shelf, tenant, store_id, file_id)
-    return JSONResponse(store_file_object(store_id, file_id, attachment))
+    return JSONResponse(_file_object(shelf, tenant, store_id, file_id, attachment))
 
 
 @router.delete("/{store_id}/files/{file_id}", response_model=None)
@@ -138,8 +137,7 @@ def detach_vector_store_file(
 ) -> JSONResponse:
     """Take a file out of a vector store; the uploaded file stays."""
     attachment = _attachment(service, shelf, tenant, store_id, file_id)
-    if file_id in shelf.attached(tenant, store_id):
-        shelf.detach(tenant, file_id, store_id)
+    shelf.detach(tenant, file_id, store_id)
     release_document(service, shelf, tenant, store_id, attachment)
     return JSONResponse({"id": file_id, "object": "vector_store.file.deleted", "deleted": True})
 
@@ -149,21 +147,19 @@ def search_vector_store(
     store_id: str, body: SearchQuery, service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
 ) -> JSONResponse:
     """The best passages, best first."""
-    service.collection(store_id, tenant=tenant)
     passages = service.search(
         body.query, top_k=body.max_num_results, tenant=tenant, collection=store_id
     )
-    file_ids = file_ids_by_document(shelf, tenant, store_id)
-    attached = shelf.attached(tenant, store_id)
-    data = []
-    for passage in passages:
-        file_id = file_ids.get(passage.document_id, passage.document_id)
-        data.append(_hit(passage, file_id, attached.get(file_id)))
+    holders = {
+        attachment.document.document_id: (file_id, attachment.attributes)
+        for file_id, attachment in attachments_of(service, shelf, tenant, store_id).items()
+        if attachment.document is not None
+    }
     return JSONResponse(
         {
             "object": "vector_store.search_results.page",
             "search_query": [body.query],
-            "data": data,
+            "data": [_hit(p, *holders.get(p.document_id, (p.document_id, {}))) for p in passages],
             "has_more": False,
             "next_page": None,
         }
@@ -173,7 +169,6 @@ def search_vector_store(
 def _attachment(
     service: Service, shelf: FileShelf, tenant: str, store_id: str, file_id: str
 ) -> Attachment:
-    service.collection(store_id, tenant=tenant)
     found = attachments_of(service, shelf, tenant, store_id).get(file_id)
     if found is None:
         raise NotFound(f"No such file in the vector store: '{file_id[:80]}'.", param="file_id")
@@ -203,12 +198,33 @@ def _store_object(service: Service, shelf: FileShelf, tenant: str, store: Collec
     }
 
 
-def _hit(passage: Passage, file_id: str, attachment: Attachment | None) -> Json:
+def _file_object(
+    shelf: FileShelf, tenant: str, store_id: str, file_id: str, attachment: Attachment
+) -> Json:
+    """OpenAI's `vector_store.file`; `chunkcache` has the upload's name and the `DocumentInfo`."""
+    document, error = attachment.document, attachment.error
+    return {
+        "id": file_id,
+        "object": "vector_store.file",
+        "created_at": int(attachment.created_at),
+        "vector_store_id": store_id,
+        "usage_bytes": document.size_bytes if document else 0,
+        "status": "completed" if document else "failed",
+        "last_error": {"code": "invalid_file", "message": error} if error else None,
+        "attributes": attachment.attributes,
+        "chunkcache": {
+            "filename": shelf.name(tenant, file_id),
+            "document": document.model_dump(mode="json") if document else None,
+        },
+    }
+
+
+def _hit(passage: Passage, file_id: str, attributes: Attributes) -> Json:
     return {
         "file_id": file_id,
         "filename": passage.title,
         "score": passage.score,
-        "attributes": attachment.attributes if attachment else {},
+        "attributes": attributes,
         "content": [{"type": "text", "text": passage.text}],
         "chunkcache": passage.model_dump(mode="json"),
     }

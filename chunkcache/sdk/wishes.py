@@ -1,0 +1,80 @@
+"""The question and its wishes → the body of a chat completion request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from chunkcache.protocol import GivenDocument, Message
+from chunkcache.sdk.calls import Call
+
+if TYPE_CHECKING:
+    from chunkcache.config import RepairPolicyName
+    from chunkcache.protocol import Json
+
+Question = str | Sequence[Message | Mapping[str, str]]
+"""The question alone, or a conversation whose last turn is the question."""
+Documents = Sequence[str | GivenDocument | Mapping[str, str]]
+
+
+class Wishes(TypedDict, total=False):
+    """What may be said beside the question. What is left out, or None, is the server's to choose.
+
+    `top_k`, `vector_store_id`, `mode`, `policy` and `budget` are those of `ChunkCacheOptions`;
+    `top_k` passages are retrieved (0: none) and `documents` are used instead of retrieval.
+    """
+
+    documents: Documents | None
+    top_k: int | None
+    vector_store_id: str | None
+    mode: Literal["auto", "exact", "full"] | None
+    policy: RepairPolicyName | None
+    budget: float | None
+    model: str | None
+    temperature: float | None
+    top_p: float | None
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    seed: int | None
+
+
+_OPTIONS = ("top_k", "vector_store_id", "mode", "policy", "budget")
+
+
+def chat_call(question: Question, wishes: Wishes, *, stream: bool = False) -> Call:
+    """The request for an answer. Asking twice costs twice, so it is not repeatable.
+
+    Raises:
+        TypeError: a wish that there is not, as a wrong keyword of any function.
+    """
+    for name in wishes:
+        if name not in Wishes.__annotations__:
+            raise TypeError(f"there is no wish {name!r}; there are {', '.join(sorted(_names()))}")
+    said: Json = {name: value for name, value in wishes.items() if value is not None}
+    options = {name: said.pop(name) for name in _OPTIONS if name in said}
+    body: Json = {**said, "messages": _messages(question)}
+    if "documents" in said:
+        body["documents"] = [_document(document) for document in said["documents"]]
+    if "stop" in said and not isinstance(said["stop"], str):
+        body["stop"] = list(said["stop"])
+    if options:
+        body["chunkcache"] = options
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return Call("POST", "/v1/chat/completions", body, repeatable=False)
+
+
+def _names() -> set[str]:
+    return set(Wishes.__annotations__)
+
+
+def _messages(question: Question) -> list[Json]:
+    if isinstance(question, str):
+        return [{"role": "user", "content": question}]
+    return [m.model_dump() if isinstance(m, Message) else dict(m) for m in question]
+
+
+def _document(document: str | GivenDocument | Mapping[str, str]) -> Json:
+    if isinstance(document, str):
+        return {"text": document}
+    return document.model_dump() if isinstance(document, GivenDocument) else dict(document)

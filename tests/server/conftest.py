@@ -1,0 +1,72 @@
+"""A real server on a real port over the fake service."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import structlog
+
+from chunkcache.config import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HERE = Path(__file__).parent
+
+
+def _load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def fake() -> Any:
+    return _load("fake_service")
+
+
+@pytest.fixture(scope="session")
+def live() -> Iterator[Any]:
+    with _load("live").live_server() as server:
+        yield server
+
+
+@pytest.fixture
+def serve_with(fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Serve with these server settings instead of what was served before, on the same port."""
+    with ExitStack() as stack:
+
+        def start(queue_limit: int = 8, retrieval: Any = None, **server: Any) -> Any:
+            settings = Settings(
+                home=tmp_path / "home", cache=tmp_path / "cache", server=server,
+                retrieval=retrieval or {},
+            )  # fmt: skip
+            made = fake.FakeService(settings, queue_limit=queue_limit)
+            return stack.enter_context(live.serving(made))
+
+        yield start
+
+
+@pytest.fixture
+def served(serve_with: Callable[..., Any]) -> Any:
+    return serve_with()
+
+
+@pytest.fixture
+def http(served: Any) -> Iterator[httpx.Client]:
+    """A plain HTTP client for what the OpenAI client would not send."""
+    with httpx.Client(base_url=served.url, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    with structlog.testing.capture_logs() as entries:
+        yield entries

@@ -1,0 +1,292 @@
+"""A service without a model: real threads, real queueing, deterministic answers.
+
+The question's words steer it: `hold` waits for `go_on` (or cancellation) after the first word,
+`nap` does so for half a second at most, `breakdown` raises an unexpected error there, `refused`
+raises InvalidRequest there, `long N` answers with N words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from chunkcache.chunk import Rung, SpanKind
+from chunkcache.config import Settings
+from chunkcache.errors import (
+    Cancelled,
+    ChunkCacheError,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ShuttingDown,
+)
+from chunkcache.metrics import Metrics
+from chunkcache.protocol import (
+    AnswerDelta,
+    AnswerEvent,
+    AnswerFinished,
+    AnswerRequest,
+    AnswerStarted,
+    Citation,
+    CollectionInfo,
+    DocumentInfo,
+    Passage,
+    Report,
+    SpanReport,
+    Timings,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+class FakeAnswer:
+    def __init__(self, service: FakeService, request: AnswerRequest, found: list[Passage]) -> None:
+        self.service = service
+        self.request = request
+        self.cancelled = threading.Event()
+        self.go_on = threading.Event()
+        self.ended = threading.Event()
+        self.deltas_read = 0
+        self._citations = [
+            Citation(**passage.model_dump(exclude={"text"}), text=passage.text) for passage in found
+        ]
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+        self.go_on.set()
+
+    def events(self) -> Iterator[AnswerEvent]:
+        try:
+            yield AnswerStarted(citations=self._citations)
+            yield from self._words()
+        finally:
+            self.ended.set()
+            self.service.ended(self)
+
+    def _words(self) -> Iterator[AnswerEvent]:
+        question = self.request.messages[-1].content
+        words = [f"{word} " for word in f"You asked: {question} — voilà".split()]
+        if question.startswith("long "):
+            words = ["word "] * int(question.split()[1])
+        limit = self.request.sampling.max_tokens or len(words)
+        said = words[:limit]
+        for index, word in enumerate(said):
+            if self.cancelled.is_set():
+                raise Cancelled("cancelled")
+            self.deltas_read += 1
+            yield AnswerDelta(text=word)
+            if index == 0:
+                self._misbehave(question)
+        yield AnswerFinished(
+            text="".join(said),
+            finish_reason="length" if limit < len(words) else "stop",
+            completion_tokens=len(said),
+            report=self._report(),
+            citations=self._citations,
+        )
+
+    def _misbehave(self, question: str) -> None:
+        if "hold" in question:
+            self.go_on.wait(20)
+        if "nap" in question:
+            self.go_on.wait(0.5)
+        if "breakdown" in question:
+            raise RuntimeError("the secret inner state")
+        if "refused" in question:
+            raise InvalidRequest("refused half way", param="messages")
+
+    def _report(self) -> Report:
+        chunk = SpanReport(
+            kind=SpanKind.CHUNK, start=4, tokens=10, rung=Rung.REPAIRED, reused=8, recomputed=2,
+            computed=0, tier="host",
+        )  # fmt: skip
+        options = self.request.options
+        return Report(
+            rung=Rung.REPAIRED if self._citations else Rung.FULL,
+            policy=options.policy or "question",
+            budget=0.15 if options.budget is None else options.budget,
+            prompt_tokens=20,
+            reused_tokens=8 if self._citations else 0,
+            recomputed_tokens=2,
+            computed_tokens=10,
+            cost_ratio=0.6,
+            spans=[chunk] if self._citations else [],
+            timings=Timings(ttft_ms=1.5),
+        )
+
+
+class FakeService:
+    model_id = "tiny-chat"
+    embedder_id = "tiny-embed"
+    link_key = b"k" * 32
+
+    def __init__(self, settings: Settings, *, queue_limit: int = 8) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.created_at = 1_700_000_000.0
+        self.answers: list[FakeAnswer] = []
+        self.requests: list[AnswerRequest] = []
+        self.ingested: list[tuple[str, Any]] = []
+        self.drained = False
+        self.closed = False
+        self._queue_limit = queue_limit
+        self._num_created = 0
+        self._changed = threading.Condition()
+        self._running: list[FakeAnswer] = []
+        self._collections: dict[tuple[str, str], CollectionInfo] = {}
+        self._documents: dict[tuple[str, str], dict[str, tuple[DocumentInfo, str]]] = {}
+
+    def start(self, request: AnswerRequest) -> FakeAnswer:
+        with self._changed:
+            if self.drained:
+                raise ShuttingDown("draining")
+            if len(self._running) >= self._queue_limit:
+                raise Overloaded("the queue is full", retry_after_s=7)
+            self.requests.append(request)
+            answer = FakeAnswer(self, request, self._passages_for(request))
+            self.answers.append(answer)
+            self._running.append(answer)
+            self._changed.notify_all()
+            self.metrics.requests.labels("started").inc()
+            return answer
+
+    def _passages_for(self, request: AnswerRequest) -> list[Passage]:
+        if request.documents is not None:
+            return [
+                Passage(
+                    chunk_id=f"given-{i}", document_id=given.id or f"d{i}", title=given.title,
+                    url=given.url, text=given.text, score=1.0, start_char=0,
+                    end_char=len(given.text),
+                )
+                for i, given in enumerate(request.documents)
+            ]  # fmt: skip
+        return self.search(
+            request.messages[-1].content,
+            top_k=4 if request.top_k is None else request.top_k,
+            tenant=request.tenant,
+            collection=request.collection,
+        )
+
+    def ended(self, answer: FakeAnswer) -> None:
+        with self._changed:
+            self._running.remove(answer)
+            self._changed.notify_all()
+
+    def wait_for_answers(self, count: int) -> FakeAnswer:
+        """Block until so many answers have started; the last of them."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.answers) >= count, timeout=10)
+            return self.answers[count - 1]
+
+    def search(self, query: str, *, top_k: int, tenant: str, collection: str) -> list[Passage]:
+        self.collection(collection, tenant=tenant)
+        if not query.strip():
+            raise InvalidRequest.of("query", query, "a text with words", "ask something")
+        words = set(query.lower().split())
+        held = self._documents.get((tenant, collection), {}).values()
+        scored = [(len(words & set(text.lower().split())), info, text) for info, text in held]
+        scored.sort(key=lambda item: (-item[0], item[1].document_id))
+        return [
+            Passage(
+                chunk_id=f"{info.document_id}-0", document_id=info.document_id, title=info.title,
+                url=info.url, text=text, score=float(score), start_char=0, end_char=len(text),
+            )
+            for score, info, text in scored[:top_k]
+            if score
+        ]  # fmt: skip
+
+    def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        vectors = [[len(text) / 7, *(b / 255 for b in _digest(text)[:3])] for text in texts]
+        return vectors, sum(len(text.split()) for text in texts)
+
+    def ingest_bytes(
+        self,
+        name: str,
+        data: bytes,
+        *,
+        tenant: str,
+        collection: str,
+        attributes: dict[str, str | float | bool] | None = None,
+    ) -> DocumentInfo:
+        self.collection(collection, tenant=tenant)
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"{name}: not text", param="file") from error
+        if not text.strip():
+            raise InvalidRequest(f"{name}: the file is empty", param="file")
+        document_id = f"doc-{_digest(name).hex()[:12]}"
+        info = DocumentInfo(
+            document_id=document_id, collection=collection, title=name, url="",
+            sha256=hashlib.sha256(data).hexdigest(), num_chunks=1, num_tokens=len(text.split()),
+            size_bytes=len(data), added_at=time.time(),
+        )  # fmt: skip
+        held = self._documents.setdefault((tenant, collection), {})
+        if document_id in held and held[document_id][0].sha256 == info.sha256:
+            return held[document_id][0]
+        held[document_id] = (info, text)
+        self.ingested.append((name, attributes))
+        return info
+
+    def document_text(
+        self, document_id: str, *, tenant: str, collection: str
+    ) -> tuple[DocumentInfo, str]:
+        self.collection(collection, tenant=tenant)
+        held = self._documents.get((tenant, collection), {})
+        if document_id not in held:
+            raise NotFound("No such document.", param="document_id")
+        return held[document_id]
+
+    def documents(self, *, tenant: str, collection: str) -> list[DocumentInfo]:
+        self.collection(collection, tenant=tenant)
+        return [info for info, _ in self._documents.get((tenant, collection), {}).values()]
+
+    def remove(self, document_id: str, *, tenant: str, collection: str) -> bool:
+        held = self._documents.get((tenant, collection), {})
+        return held.pop(document_id, None) is not None
+
+    def create_collection(self, name: str, *, tenant: str) -> CollectionInfo:
+        self._num_created += 1
+        store_id = f"vs_{self._num_created}"
+        made = CollectionInfo(id=store_id, name=name, created_at=time.time())
+        self._collections[tenant, store_id] = made
+        return made
+
+    def collections(self, *, tenant: str) -> list[CollectionInfo]:
+        default = CollectionInfo(id="default", name="default", created_at=self.created_at)
+        own = [info for (owner, _), info in self._collections.items() if owner == tenant]
+        return [default, *own]
+
+    def collection(self, collection_id: str, *, tenant: str) -> CollectionInfo:
+        for info in self.collections(tenant=tenant):
+            if info.id == collection_id:
+                return info
+        raise NotFound(f"No such vector store: '{collection_id}'.", param="vector_store_id")
+
+    def delete_collection(self, collection_id: str, *, tenant: str) -> bool:
+        self._documents.pop((tenant, collection_id), None)
+        known = self._collections.pop((tenant, collection_id), None) is not None
+        return known or collection_id == "default"
+
+    def health(self) -> dict[str, object]:
+        return {"status": "draining" if self.drained else "ok", "model": self.model_id}
+
+    def drain(self, timeout_s: float) -> None:
+        with self._changed:
+            self.drained = True
+            self._changed.wait_for(lambda: not self._running, timeout=timeout_s)
+            left = list(self._running)
+        for answer in left:
+            answer.cancel()
+
+    def close(self) -> None:
+        if self.closed:
+            raise ChunkCacheError("closed twice")
+        self.closed = True
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

@@ -1,0 +1,136 @@
+"""A server process on a real port that is told to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from chunkcache.config import Settings
+from chunkcache.server.run import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FAKE = Path(__file__).parent / "serve_fake.py"
+
+
+class Process:
+    """A serving subprocess: its address, and the note it leaves when `serve` has returned."""
+
+    def __init__(self, child: subprocess.Popen[str], note: Path) -> None:
+        self.child = child
+        self._note = note
+        assert child.stdout is not None
+        self.url = next(line for line in child.stdout if line.startswith("http")).strip()
+        # what it logs must not fill the pipe
+        threading.Thread(target=child.stdout.read, daemon=True).start()
+
+    def stopped(self) -> tuple[int, str]:
+        """Exit code and note, once it has gone by itself."""
+        code = self.child.wait(20)
+        return code, self._note.read_text() if self._note.exists() else ""
+
+    def refuses(self) -> httpx.Response:
+        """Ask until the answer is that it is shutting down; other clients see that, not a reset."""
+        while True:
+            response = httpx.post(f"{self.url}/v1/chat/completions", json=asking("hello"))
+            if response.status_code != 200:
+                return response
+
+
+def asking(question: str, *, stream: bool = False) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}], "stream": stream}
+
+
+@contextmanager
+def serving(tmp_path: Path, drain_timeout_s: float) -> Iterator[Process]:
+    note = tmp_path / "note"
+    child = subprocess.Popen(
+        [sys.executable, str(FAKE), str(tmp_path / "home"), str(note), str(drain_timeout_s)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with child:
+        try:
+            yield Process(child, note)
+        finally:
+            child.kill()
+
+
+@contextmanager
+def streaming(process: Process, question: str) -> Iterator[Iterator[str]]:
+    """The lines of a stream whose first one has arrived."""
+    url, body = f"{process.url}/v1/chat/completions", asking(question, stream=True)
+    with httpx.stream("POST", url, json=body, timeout=20) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: {")
+        yield lines
+
+
+def test_sigterm_lets_running_answers_end_and_admits_no_new_ones(tmp_path: Path) -> None:
+    with serving(tmp_path, drain_timeout_s=20) as process:
+        with streaming(process, "take a nap") as lines:
+            process.child.send_signal(signal.SIGTERM)
+            refused = process.refuses()
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert process.stopped() == (0, "drained=True closed=True")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_outlasts_the_drain_is_cancelled_and_told_so(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with serving(tmp_path, drain_timeout_s=0.2) as process:
+        with streaming(process, "hold on") as lines:
+            process.child.send_signal(number)
+            *_, name, data, blank = lines
+        assert (name, blank) == ("event: error", "")
+        assert json.loads(data.removeprefix("data: "))["error"]["code"] == "cancelled"
+        assert process.stopped() == (0, "drained=True closed=True")
+
+
+def test_a_second_signal_does_not_wait_for_the_drain(tmp_path: Path) -> None:
+    with serving(tmp_path, drain_timeout_s=600) as process:
+        with streaming(process, "hold on") as lines:
+            process.child.send_signal(signal.SIGTERM)
+            process.refuses()
+            process.child.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        code, note = process.stopped()
+        assert (code, note) == (0, "drained=True closed=True")
+
+
+def test_a_taken_port_is_exit_code_1_and_the_service_is_closed(
+    fake: Any, tmp_path: Path, logged: list[Any]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        service = fake.FakeService(Settings(home=tmp_path / "home"))
+        assert serve(service, port=port) == 1
+    assert service.closed
+    assert {"event": "not_listening", "host": "127.0.0.1", "port": port, "log_level": "error"} in (
+        logged
+    )
+
+
+def test_the_default_address_is_this_machine_s_own() -> None:
+    assert Settings().server.host == "127.0.0.1"
+
+
+def test_an_unusable_key_file_closes_the_service(fake: Any, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", server={"api_keys_file": tmp_path / "none"})
+    service = fake.FakeService(settings)
+    with pytest.raises(Exception, match="api_keys_file"):
+        serve(service)
+    assert service.closed

@@ -1,0 +1,109 @@
+"""What operators and tools read: health, version, metrics, the OpenAPI description."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+import chunkcache
+from chunkcache.protocol import AnswerReport
+
+
+def test_health_is_the_service_s_own_statement(served: Any, http: httpx.Client) -> None:
+    response = http.get("/health")
+    assert (response.status_code, response.json()) == (200, served.service.health())
+    served.service.drain(0)
+    response = http.get("/health")
+    assert (response.status_code, response.json()["status"]) == (503, "draining")
+
+
+def test_version(http: httpx.Client) -> None:
+    assert http.get("/version").json() == {"version": chunkcache.__version__}
+
+
+def test_metrics_are_prometheus_text_of_this_service(served: Any, http: httpx.Client) -> None:
+    http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hello"}]})
+    response = http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    families = {family.name: family for family in text_string_to_metric_families(response.text)}
+    counted = {s.labels["outcome"]: s.value for s in families["chunkcache_requests"].samples
+               if s.name == "chunkcache_requests_total"}  # fmt: skip
+    assert counted == {"started": 1}
+
+
+def routes(app: Any) -> set[tuple[str, str]]:
+    return {
+        (method.lower(), path)
+        for path, operations in app.openapi()["paths"].items()
+        for method in operations
+    }
+
+
+def test_the_description_lists_every_route(served: Any, http: httpx.Client) -> None:
+    assert http.get("/openapi.json").json() == served.app.openapi()
+    assert routes(served.app) == {
+        ("post", "/v1/chat/completions"),
+        ("get", "/v1/models"),
+        ("get", "/v1/models/{model_id}"),
+        ("post", "/v1/embeddings"),
+        ("post", "/v1/files"),
+        ("get", "/v1/files"),
+        ("get", "/v1/files/{file_id}"),
+        ("delete", "/v1/files/{file_id}"),
+        ("post", "/v1/vector_stores"),
+        ("get", "/v1/vector_stores"),
+        ("get", "/v1/vector_stores/{store_id}"),
+        ("delete", "/v1/vector_stores/{store_id}"),
+        ("post", "/v1/vector_stores/{store_id}/files"),
+        ("get", "/v1/vector_stores/{store_id}/files"),
+        ("get", "/v1/vector_stores/{store_id}/files/{file_id}"),
+        ("delete", "/v1/vector_stores/{store_id}/files/{file_id}"),
+        ("post", "/v1/vector_stores/{store_id}/search"),
+        ("get", "/documents/{document_id}"),
+        ("get", "/health"),
+        ("get", "/version"),
+        ("get", "/metrics"),
+    }
+
+
+def references(node: Any) -> set[str]:
+    if isinstance(node, dict):
+        here = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+        return here.union(*(references(value) for value in node.values()))
+    if isinstance(node, list):
+        return set().union(*(references(value) for value in node))
+    return set()
+
+
+def test_the_description_is_closed_and_true(served: Any) -> None:
+    document = served.app.openapi()
+    schemas = document["components"]["schemas"]
+    assert {r.removeprefix("#/components/schemas/") for r in references(document)} <= set(schemas)
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert set(operation["responses"]) == {"200", "default"}, path
+            assert ("security" in operation) == path.startswith("/v1/"), path
+            assert operation["description"], path
+    upload = document["paths"]["/v1/files"]["post"]["requestBody"]["content"]
+    assert set(upload) == {"multipart/form-data"}
+    kinds = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert set(kinds) == {"application/json", "text/event-stream"}
+    assert set(schemas["AnswerReport"]["properties"]) == set(AnswerReport.model_fields)
+    content = schemas["ChatMessage"]["properties"]["content"]["anyOf"]
+    assert [kind["type"] for kind in content] == ["string", "array"]
+
+
+def test_the_server_loads_no_tensors() -> None:
+    heavy = "torch transformers faiss lmdb chunkcache.service chunkcache.engine chunkcache.store"
+    program = (
+        "import sys, chunkcache.server.app, chunkcache.server.run\n"
+        f"print([name for name in {heavy.split()!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
