@@ -8,7 +8,7 @@ k passages of n tokens are put before a question. Arms, interleaved in one run, 
 - `transformers`   the same token ids through plain `model.generate(max_new_tokens=1)`
 - `prefix`         exact prefixes only (mode `exact`); passages come in random order
 - `cache B`        chunk cache, everything warm in the host tier, budget B, the default policy
-- `lmdb B`         the same with an empty host tier and the store's pages dropped from the page cache
+- `lmdb B`         the same with an empty host tier and the store's file out of the page cache
 
 Every arm draws its own passages and order, so no arm profits from the prefix another one left.
 First, on a smaller prompt, repairing every row is held equal to full recompute; nothing is measured

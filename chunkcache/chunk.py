@@ -7,6 +7,7 @@ One word, one meaning; ARCHITECTURE.md has the table. This module imports numpy 
 from __future__ import annotations
 
 import hashlib
+import sys
 from array import array
 from dataclasses import dataclass
 from enum import StrEnum
@@ -37,10 +38,16 @@ class SpanKind(StrEnum):
 
 
 def pack_token_ids(token_ids: Sequence[int]) -> bytes:
-    """Token ids as little-endian uint32, the one byte form that is hashed, stored and compared."""
+    """Token ids as little-endian uint32, the one byte form that is hashed, stored and compared.
+
+    Raises:
+        OverflowError: an id below 0 or above 2³²-1.
+    """
     packed = array("I", token_ids)
     if packed.itemsize != 4:  # pragma: no cover - no supported platform
         raise TypeError("array('I') is not 32 bits here")
+    if sys.byteorder == "big":  # pragma: no cover - no machine to test on
+        packed.byteswap()
     return packed.tobytes()
 
 

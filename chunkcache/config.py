@@ -1,19 +1,39 @@
 """Settings: one frozen tree, read from a TOML file, then `CHUNKCACHE_*` variables, then arguments.
 
 Every field says its unit in its name. Nested fields: `CHUNKCACHE_STORE__HOST_CAPACITY_BYTES`.
+No field is a list or a dictionary: nothing in a frozen section can be changed in place, and merging
+is a matter of sections and scalars only. In variables, names that no field has are left alone,
+because orchestrators make their own (Kubernetes sets `CHUNKCACHE_PORT` for a service `chunkcache`).
 """
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from chunkcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -21,6 +41,13 @@ GIB = 1024 * MIB
 RepairPolicyName = Literal["none", "first_k", "question", "deviation", "cfo", "all"]
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
+
+
+def _expand_home(path: Path) -> Path:
+    return Path(os.path.expanduser(path))  # unlike Path's own, silent about unknown users
+
+
+_UserPath = Annotated[Path, AfterValidator(_expand_home)]
 
 
 class _Section(BaseModel):
@@ -90,6 +117,14 @@ class RetrievalSettings(_Section):
     mode: Literal["hybrid", "vector", "lexical"] = Field("hybrid", description="what is searched")
     max_file_bytes: int = Field(64 * MIB, ge=1, description="larger files are reported and skipped")
 
+    @field_validator("overlap_tokens")
+    @classmethod
+    def _overlap_is_part_of_a_chunk(cls, overlap: int, info: ValidationInfo) -> int:
+        chunk = info.data.get("chunk_tokens", overlap + 1)  # absent when it is wrong itself
+        if overlap >= chunk:
+            raise ValueError(f"Must be less than retrieval.chunk_tokens, which is {chunk}")
+        return overlap
+
 
 class PromptSettings(_Section):
     """The fixed words of the prompt."""
@@ -108,7 +143,7 @@ class ServerSettings(_Section):
 
     host: str = Field("127.0.0.1", description="address to bind")
     port: int = Field(8321, ge=0, le=65535, description="port to bind; 0 picks a free one")
-    api_keys_file: Path | None = Field(
+    api_keys_file: _UserPath | None = Field(
         None, description="lines of `key tenant`; none means one open tenant"
     )
     public_url: str = Field(
@@ -127,11 +162,11 @@ class Settings(BaseSettings):
         env_prefix="CHUNKCACHE_", env_nested_delimiter="__", extra="forbid", frozen=True
     )
 
-    home: Path = Field(
+    home: _UserPath = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("chunkcache", appauthor=False)),
         description="catalog, indexes and the LMDB store live here",
     )
-    cache: Path = Field(
+    cache: _UserPath = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("chunkcache", appauthor=False)),
         description="converted models and gate verdicts; safe to delete",
     )
@@ -154,23 +189,40 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
     Raises:
         ConfigError: naming the field, the value and what is allowed.
     """
-    from_file: dict[str, Any] = {}
-    if path is not None:
-        try:
-            from_file = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise ConfigError(f"config: cannot read {path}: {error.strerror}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"config: {path} is not TOML: {error}") from error
+    from_file = {} if path is None else _read_toml(_expand_home(path))
     try:
-        base = Settings().model_dump(exclude_unset=True)
-        return Settings(**_merge(_merge(from_file, base), overrides))
+        # raw, because what a variable says may be right only beside what the file says
+        from_environment = EnvSettingsSource(Settings)()
+        return Settings(**_merge(_merge(from_file, from_environment), overrides))
+    except SettingsError as error:
+        raise ConfigError(f"settings: {error}: {error.__cause__}") from error
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(p) for p in e['loc'])}: got {e.get('input')!r}. {e['msg']}."
-            for e in error.errors()
-        ]
-        raise ConfigError("settings: " + " ".join(lines)) from error
+        raise ConfigError("settings: " + " ".join(map(_explain, error.errors()))) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config: cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: {path} is not TOML: {error}") from error
+
+
+def _explain(problem: ErrorDetails) -> str:
+    """Field, value, limit, hint of one thing that is wrong."""
+    location = [str(part) for part in problem["loc"]]
+    got = f"{'.'.join(location)}: got {problem['input']!r}"
+    if problem["type"] == "extra_forbidden":
+        owner: Any = (
+            Settings if len(location) == 1 else Settings.model_fields[location[0]].annotation
+        )
+        return (
+            f"{got}, there is no such setting. Hint: the names are {', '.join(owner.model_fields)}."
+        )
+    limit = problem["msg"].removeprefix("Value error, ")
+    variable = f"CHUNKCACHE_{'__'.join(location).upper()}"
+    return f"{got}. {limit}. Hint: the file, {variable} and arguments set it, the last one wins."
 
 
 def _merge(weak: dict[str, Any], strong: dict[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def errors_page() -> str:
     module = chunkcache.errors
     tree = (module.__doc__ or "").split("\n\n", 1)[1].rstrip()
     lines = ["# Errors", "", _NOTE]
-    lines += ["Over HTTP an error is `{\"error\": {\"message\", \"type\", \"param\", \"code\"}}`;"]
+    lines += ['Over HTTP an error is `{"error": {"message", "type", "param", "code"}}`;']
     lines += ["the Python SDK raises the same classes again.", "", "```text", tree, "```", ""]
     lines += ["| class | status | code | meaning |", "|---|---|---|---|"]
     for name, error in vars(module).items():
@@ -118,8 +118,8 @@ def routes_page() -> str:
         for route in router.routes:
             methods = "/".join(sorted(getattr(route, "methods", ())))
             endpoint = getattr(route, "endpoint", None)
-            first = (inspect.getdoc(endpoint) or "").split("\n\n")[0]
-            lines.append(f"| {methods} | `{getattr(route, 'path', '')}` | {' '.join(first.split())} |")
+            first = " ".join((inspect.getdoc(endpoint) or "").split("\n\n")[0].split())
+            lines.append(f"| {methods} | `{getattr(route, 'path', '')}` | {first} |")
     return "\n".join(lines) + "\n"
 
 
@@ -148,12 +148,13 @@ def ttft_table() -> str:
     lines = ["| passages × tokens | prompt | " + " | ".join(names) + " |"]
     lines += ["|---|---|" + "---|" * len(names)]
     for row in result["rows"]:
-        cells = [
-            f"{arm['ttft_ms']:.0f} ms ({arm['of_full']:.2f})" for arm in row["arms"].values()
-        ]
+        cells = [f"{arm['ttft_ms']:.0f} ms ({arm['of_full']:.2f})" for arm in row["arms"].values()]
         size = f"{row['passages']} × {row['tokens']}"
         lines.append(f"| {size} | {row['prompt_tokens']} | " + " | ".join(cells) + " |")
-    lines += ["", f"{result['model']} in {result['dtype']}, policy `{result['policy']}`; median TTFT,"]
+    lines += [
+        "",
+        f"{result['model']} in {result['dtype']}, policy `{result['policy']}`; median TTFT,",
+    ]
     lines += [f"in brackets relative to `full` turn by turn. {_source(result)}."]
     return "\n".join(lines) + "\n"
 

@@ -8,7 +8,6 @@ from enum import StrEnum
 
 import structlog
 
-
 _CHATTY = ("bm25s", "httpx", "urllib3", "filelock")  # they set levels of their own
 
 

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pydoc
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # differs in every process
 
 def stdlib_pages() -> Iterator[tuple[str, str]]:
     """Name and text of each page, in the order of `MODULES`, names in alphabetical order."""
+    plain: Any = vars(pydoc)["plaintext"]  # documented, and missing from the type stubs
     for module_name in MODULES:
         module = importlib.import_module(module_name)
         names = getattr(module, "__all__", None) or dir(module)
@@ -40,7 +41,7 @@ def stdlib_pages() -> Iterator[tuple[str, str]]:
             thing = getattr(module, name, None)
             if name.startswith("_") or not _is_documented_here(thing, module_name):
                 continue
-            text = pydoc.render_doc(thing, title="%s", renderer=pydoc.plaintext)
+            text = pydoc.render_doc(thing, title="%s", renderer=plain)
             text = _ADDRESS.sub("", text)
             if _MIN_CHARS <= len(text) <= _MAX_CHARS:
                 yield f"{module_name}.{name}", text

@@ -102,3 +102,6 @@ class BlockPool:
         assert not cached & self._free, "a cached block is free"
         assert not held & cached, "a held block is evictable"
         assert len(held) + len(cached) + len(self._free) == self.num_blocks, "a block is lost"
+        assert min(self._references) >= 0, "a block has fewer holders than none"
+        assert cached <= set(self._on_evict), "nobody would hear of a cached block's eviction"
+        assert self._free.isdisjoint(self._on_evict), "a free block is still to be kept"

@@ -6,7 +6,7 @@ another context; from there on reused rows need repair, and no block is register
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import Rung, SpanKind, content_digest
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from chunkcache.chunk import ChunkKV, ChunkStats, Span
+    from chunkcache.chunk import ChunkKV, Span
     from chunkcache.engine.prompt import Prompt
 
 
@@ -76,7 +76,7 @@ def make_plan(
     for index, span in enumerate(prompt.spans):
         prefix = min(len(span), max(0, prefix_tokens - span.start))
         record = records.get(index)
-        in_place = prompt.head_is_canonical and index > 0 and _opens_documents(prompt.spans, index)
+        in_place = record is not None and _is_in_place(prompt, index, record)
         placed = 0
         if record is not None and prefix < len(span) and (in_place or not exact_only):
             placed = len(span) - prefix
@@ -93,8 +93,14 @@ def make_plan(
     return RepairPlan(tuple(plans), tuple(missing), exact_until, RepairTask(tuple(reused), budget))
 
 
-def _opens_documents(spans: Sequence[Span], index: int) -> bool:
-    return spans[index].kind is SpanKind.CHUNK and spans[index - 1].kind is SpanKind.HEAD
+def _is_in_place(prompt: Prompt, index: int, record: ChunkKV) -> bool:
+    """Whether the record, born right after the canonical head, stands right after it again."""
+    opens_documents = (
+        index > 0
+        and prompt.spans[index].kind is SpanKind.CHUNK
+        and prompt.spans[index - 1].kind is SpanKind.HEAD
+    )
+    return prompt.head_is_canonical and opens_documents and not record.stats.prior_digests
 
 
 def _reused(
@@ -103,17 +109,10 @@ def _reused(
     return ReusedChunk(
         start=span.start + prefix,
         num_tokens=len(span) - prefix,
-        stats=_without_first(record.stats, prefix),
+        first_row=prefix,
+        stats=record.stats,
         prior_digests=tuple(digest for digest, _ in prior),
         prior_lengths=tuple(length for _, length in prior),
-    )
-
-
-def _without_first(stats: ChunkStats, count: int) -> ChunkStats:
-    if count == 0:
-        return stats
-    return replace(
-        stats, token_inter=stats.token_inter[count:], token_head=stats.token_head[count:]
     )
 
 
@@ -127,7 +126,10 @@ def span_rung(plan: SpanPlan, recomputed: int) -> Rung:
 
 
 def weakest(rungs: Sequence[Rung]) -> Rung:
-    """The rung of a whole answer: repaired beats exact beats full downwards."""
+    """The rung of a whole answer: the least exact one that any span got.
+
+    Repaired if any span is, else exact if any is, else full; full, too, for no spans at all.
+    """
     for rung in (Rung.REPAIRED, Rung.EXACT):
         if rung in rungs:
             return rung

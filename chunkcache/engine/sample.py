@@ -17,7 +17,7 @@ class Sampler:
         self._sampling = sampling
         self._generator = torch.Generator()
         if sampling.seed is not None:
-            self._generator.manual_seed(sampling.seed)
+            self._generator.manual_seed(sampling.seed % (1 << 64))  # any integer is a seed
         else:
             self._generator.seed()
 
@@ -37,14 +37,19 @@ def filtered_probabilities(
 ) -> torch.Tensor:
     """Softmax of `logits / temperature`, cut to the top k, then to the smallest set reaching top_p.
 
-    The token that crosses top_p is kept, so the set is never empty.
+    As in transformers and vLLM, top_p is a share of what top_k has left. The token that crosses it
+    is kept, so the set is never empty. float64 `[vocab]`, summing to 1: a sum over a large
+    vocabulary in fp32 would be off by more than the tail.
     """
-    probabilities = torch.softmax(logits / temperature, dim=-1)
-    ordered, order = probabilities.sort(descending=True)
-    keep = torch.ones_like(ordered, dtype=torch.bool)
-    if top_k:
-        keep[top_k:] = False
-    keep &= (ordered.cumsum(0) - ordered) < top_p
+    # the largest logit is taken off before the division, which a tiny temperature would overflow
+    scaled = (logits - logits.max()).double() / temperature
+    probabilities = torch.softmax(scaled, dim=-1)
+    if not top_k and top_p >= 1.0:
+        return probabilities
+    likely, order = probabilities.topk(min(top_k or len(logits), len(logits)))
+    likely /= likely.sum()
+    if top_p < 1.0:
+        likely = likely.where(likely.cumsum(0) - likely < top_p, 0.0)
     kept = torch.zeros_like(probabilities)
-    kept[order[keep]] = ordered[keep]
+    kept[order] = likely
     return kept / kept.sum()

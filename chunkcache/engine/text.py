@@ -1,4 +1,8 @@
-"""Token ids → text deltas: whole characters only, stop strings never shown."""
+"""Token ids → text deltas: whole characters only, stop strings never shown.
+
+An answer ends at the stop string that is complete first, of several at once the longest: what is
+shown does not depend on how the text was cut into tokens.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,8 @@ class TextStream:
         self._ids.append(token_id)
         before = self._decode(self._ids[self._context : self._settled])
         after = self._decode(self._ids[self._context :])
-        if not after.endswith(_BROKEN):
+        # ids that add no text (special tokens) make no context: the next join needs a word
+        if len(after) > len(before) and not after.endswith(_BROKEN):
             self._text += after[len(before) :]
             self._context, self._settled = self._settled, len(self._ids)
         return self._show(final=False)
@@ -49,19 +54,20 @@ class TextStream:
     def _show(self, *, final: bool) -> str:
         if self.stopped:
             return ""
-        hits = [at for s in self._stop if (at := self._text.find(s, self._search_from(s))) >= 0]
+        hits = [
+            (at + len(s), at)
+            for s in self._stop
+            if (at := self._text.find(s, self._shown)) >= 0  # what may begin one is held back
+        ]
         if hits:
             self.stopped = True
-            end = min(hits)
+            _, end = min(hits)
         else:
             end = len(self._text) if final else len(self._text) - self._held_back()
         delta = self._text[self._shown : end]
-        self._shown = max(self._shown, end)
+        self._shown = end
         self._text = self._text[:end] if self.stopped else self._text
         return delta
-
-    def _search_from(self, stop: str) -> int:
-        return max(0, self._shown - len(stop) + 1)
 
     def _held_back(self) -> int:
         """Characters at the end that may be the beginning of a stop string."""
@@ -74,4 +80,11 @@ class TextStream:
         return longest
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+        if not ids:
+            return ""
+        # cleaning up would change text that has been shown ("do n" + "'t")
+        return str(
+            self._tokenizer.decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )

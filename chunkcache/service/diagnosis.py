@@ -1,4 +1,4 @@
-"""What an operator asks when something looks wrong: is the model served right, is the store sound?"""
+"""What an operator asks when something looks wrong: is the model right, is the store sound?"""
 
 from __future__ import annotations
 

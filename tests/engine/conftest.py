@@ -97,9 +97,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Callable[..., DecoderModel]:
                 if "norm" not in name:
                     parameter.normal_(std=0.25)
         mark = model_fingerprint(config, tokenizer, f"random-{family}", geometry_of(config, dtype))
-        return wrap_model(
-            network.to(dtype), tokenizer, fingerprint=mark, name=f"tiny-{family}"
-        )
+        return wrap_model(network.to(dtype), tokenizer, fingerprint=mark, name=f"tiny-{family}")
 
     return make
 

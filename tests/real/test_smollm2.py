@@ -114,7 +114,9 @@ def test_drift_shrinks_with_the_budget_and_vanishes_at_one(cache: ChunkCache) ->
     assert kl[1.0] < 1e-8 < kl[0.0]
     assert kl[0.5] < kl[0.0]
     assert drifts[1.0].same_text
-    assert drifts[0.15].answer.report.recomputed_tokens < drifts[0.5].answer.report.recomputed_tokens
+    assert (
+        drifts[0.15].answer.report.recomputed_tokens < drifts[0.5].answer.report.recomputed_tokens
+    )
 
 
 def test_retrieval_finds_the_page_and_cites_it(cache: ChunkCache) -> None:
@@ -146,8 +148,8 @@ def test_the_command_serves_the_unmodified_openai_client(
                         model=model,
                         messages=[{"role": "user", "content": "What colour is the door?"}],
                         max_tokens=8,
-                        extra_body={"documents": [{"id": "d", "title": "House", "text": text}
-                                                  for text in ("The door is red.", "It has a roof.")]},
+                        extra_body={"documents": [{"text": "The door is red."},
+                                                  {"title": "House", "text": "It has a roof."}]},
                     )
                     for _ in range(2)
                 ]  # fmt: skip

@@ -21,12 +21,13 @@ from chunkcache.protocol import (
     Message,
 )
 from chunkcache.service.asking import Measure
+from chunkcache.service.wishes import answer_request
 
 TEXTS = [f"Passage {i}: " + "the quick brown fox jumps over the lazy dog. " * 2 for i in range(4)]
 
 
 def logits_of(cache: ChunkCache, question: str = "why?", **wishes: Any) -> torch.Tensor:
-    handle = cache.start(cache._request(question, **wishes), measure=Measure())
+    handle = cache.start(answer_request(question, wishes), measure=Measure())
     list(handle.events())
     assert handle.outcome is not None
     return handle.outcome.first_logits
@@ -261,3 +262,16 @@ def test_metrics_add_up(cache: ChunkCache) -> None:
     kinds = ("reused", "recomputed", "computed")
     total = sum(values[f'chunkcache_tokens_total{{kind="{k}"}}'] for k in kinds)
     assert total == 2 * cache.ask("why?", documents=TEXTS).report.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("wish", "named"),
+    [
+        ({"mode": "magic"}, "mode"), ({"budget": 1.5}, "budget"), ({"policy": "x"}, "policy"),
+        ({"temperature": -1}, "temperature"), ({"top_k": 99}, "top_k"), ({"colour": 1}, "colour"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ],
+)  # fmt: skip
+def test_bad_wishes_are_named(cache: ChunkCache, wish: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidRequest, match=named):
+        cache.ask("why?", **wish)

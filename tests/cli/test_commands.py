@@ -1,0 +1,212 @@
+"""The commands, in process on the tiny model; and the real executable for exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from typer.testing import CliRunner
+
+from chunkcache.cli.app import app
+from chunkcache.cli.context import assign
+from chunkcache.cli.screen import RIBBON_CELLS, ribbon
+from chunkcache.errors import ConfigError, InvalidRequest, NotFound
+from chunkcache.protocol import Report, SpanReport, Timings
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The commands point log lines at stderr, which is another one for every test."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def options(tiny_model_folder: Path, tmp_path: Path) -> list[str]:
+    """The shared options of a cache of its own."""
+    settings = {
+        "cache": tmp_path / "cache",
+        "model.alias": "tiny",
+        "model.dtype": "float32",
+        "retrieval.embedder": "hashing:64",
+        "retrieval.chunk_tokens": 64,
+        "engine.kv_capacity_bytes": 1 << 23,
+        "store.disk_capacity_bytes": 1 << 26,
+    }
+    assigned = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    return ["--home", str(tmp_path / "home"), "--model", str(tiny_model_folder), *assigned]
+
+
+@pytest.fixture
+def run(options: list[str]) -> Callable[..., Any]:
+    def invoke(*arguments: str, code: int = 0) -> Any:
+        result = CliRunner().invoke(app, [*options, *arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Path:
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "owls.md").write_text("# Owls\n\nOwls hunt at night. They turn the head.\n")
+    (folder / "cats.txt").write_text("Cats sleep a lot.\n\nThey purr when content.\n")
+    (folder / "blob.txt").write_bytes(b"\x00\x01binary")
+    return folder
+
+
+def test_the_way_of_a_document(run: Callable[..., Any], pages: Path) -> None:
+    first = run("ingest", str(pages)).stdout
+    assert "added 2" in first and "skipped 1" in first and "blob.txt" in first
+    assert "unchanged 2" in run("ingest", str(pages)).stdout
+    listed = [json.loads(line) for line in run("ls", "--json").stdout.splitlines()]
+    assert {d["title"] for d in listed} == {"Owls", "cats.txt"}
+    assert "2 documents" in run("ls").stdout
+    hits = [json.loads(x) for x in run("search", "owls hunt", "--json").stdout.splitlines()]
+    assert hits[0]["title"] == "Owls"
+    assert "Owls" in run("search", "owls hunt").stdout
+    warmed = run("warm").stdout
+    assert "0 were warm" in warmed and "0 failed" in warmed
+    assert "0 computed" in run("warm").stdout
+    assert "0 corrupt" in run("check").stdout
+    run("rm", next(d["document_id"] for d in listed if d["title"] == "Owls"))
+    with pytest.raises(NotFound, match="doc-nowhere"):
+        run("rm", "doc-nowhere")
+    assert "1 documents" in run("ls").stdout
+
+
+def test_ask_streams_cites_and_reports(run: Callable[..., Any], pages: Path) -> None:
+    run("ingest", str(pages))
+    shown = run("ask", "when do owls hunt?", "--max-tokens", "4", "--budget", "0.5").stdout
+    assert "[1] Owls" in shown and "TTFT" in shown and "prompt tokens" in shown
+    as_json = json.loads(run("ask", "owls?", "--max-tokens", "4", "--json").stdout)
+    assert as_json["report"]["prompt_tokens"] > 0 and as_json["citations"]
+    exact = json.loads(run("ask", "owls?", "--mode", "exact", "--json").stdout)
+    assert exact["report"]["policy"] == "exact"
+
+
+def test_doctor_prints_the_figures(run: Callable[..., Any]) -> None:
+    shown = run("doctor").stdout
+    assert "repair_all" in shown and "the gate is passed" in shown and "float32" in shown
+
+
+def test_check_finds_a_flipped_byte_and_fix_removes_the_record(
+    run: Callable[..., Any], pages: Path, tmp_path: Path
+) -> None:
+    run("ingest", str(pages))
+    run("warm")
+    data = tmp_path / "home" / "kv" / "data.mdb"
+    content = bytearray(data.read_bytes())
+    at = max(range(0, len(content) - 4096, 4096), key=lambda i: len(set(content[i : i + 4096])))
+    content[at + 2000] ^= 0x40
+    data.write_bytes(content)
+    broken = run("check", code=1).stdout
+    assert "1 corrupt" in broken and "--fix" in broken
+    assert "1 removed" in run("check", "--fix").stdout
+    assert "0 corrupt" in run("check").stdout
+    assert "1 computed" in run("warm").stdout
+
+
+def test_warm_in_two_processes_does_the_same_work_once(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.txt").write_text(f"Fact number {number} is that {number} is a number.")
+    run("ingest", str(folder))
+    shown = run("warm", "--workers", "2").stdout
+    assert "12 chunks: 0 were warm, 12 computed" in shown
+    assert "12 records" in run("check").stdout
+    assert "12 were warm, 0 computed" in run("warm", "--workers", "2").stdout
+
+
+def test_a_store_that_is_full_stops_the_warm_up_and_says_why(
+    run: Callable[..., Any], pages: Path
+) -> None:
+    run("ingest", str(pages))
+    shown = run("--set", "store.disk_capacity_bytes=1000", "warm", code=1).stdout
+    assert "store.disk_capacity_bytes" in shown
+
+
+def test_bad_settings_are_named(run: Callable[..., Any]) -> None:
+    for text, named in {
+        "retrieval.top_k=0": "retrieval.top_k",
+        "retrieval.nonsense=1": "retrieval.nonsense",
+        "model.dtype=int3": "model.dtype",
+        "novalue": "NAME=VALUE",
+    }.items():
+        with pytest.raises(ConfigError, match=named):
+            run("--set", text, "ls")
+
+
+def test_assignments_nest_and_keep_their_types() -> None:
+    into: dict[str, Any] = {}
+    for text in ("a.b=3", "a.c=true", "a.d=word", 'e="3"', "f=[1, 2]"):
+        assign(into, text)
+    assert into == {"a": {"b": 3, "c": True, "d": "word"}, "e": "3", "f": [1, 2]}
+    with pytest.raises(ConfigError):
+        assign(into, "e.x=1")
+
+
+def test_unknown_modes_are_refused(run: Callable[..., Any]) -> None:
+    with pytest.raises(InvalidRequest, match="mode"):
+        run("ask", "x", "--mode", "magic")
+
+
+def span(**fields: Any) -> SpanReport:
+    kept = {"reused": 0, "recomputed": 0, "computed": 0, "tier": None, "miss": None}
+    return SpanReport.model_validate({**kept, **fields})
+
+
+def test_the_ribbon_is_to_scale_and_shows_recomputed_rows_where_they_are() -> None:
+    spans = [
+        span(kind="head", start=0, tokens=1, rung="exact"),
+        span(kind="chunk", start=1, tokens=100, rung="exact"),
+        span(kind="chunk", start=101, tokens=100, rung="repaired",
+             recomputed_positions=list(range(101, 151))),
+        span(kind="question", start=201, tokens=9, rung="full"),
+    ]  # fmt: skip
+    report = Report(
+        rung="repaired", policy="question", budget=0.5, prompt_tokens=210, reused_tokens=0,
+        recomputed_tokens=0, computed_tokens=210, cost_ratio=1.0, spans=spans, timings=Timings(),
+    )  # fmt: skip
+    line = ribbon(report).plain
+    assert abs(len(line) - RIBBON_CELLS) <= len(spans)
+    assert line[0] == "░" and line[-1] == "?"
+    third = line[30:59]
+    assert third.index("▒") < third.index("▓") and "▒" not in third[third.index("▓") :]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--version"], 0, "0."),
+        (["--set", "x", "ls"], 2, "NAME=VALUE"),
+        (["ls", "--nonsense"], 2, "nonsense"),
+        (["--model", "/does/not/exist", "doctor"], 1, "does not exist"),
+        (["ingest", "/does/not/exist"], 2, "does not exist"),
+    ],
+)
+def test_exit_codes_and_messages_of_the_real_command(
+    arguments: list[str], code: int, said: str, tmp_path: Path
+) -> None:
+    home = {"CHUNKCACHE_HOME": str(tmp_path), "CHUNKCACHE_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "chunkcache", *arguments],
+        capture_output=True, text=True, env={**os.environ, **home}, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    shown = done.stdout + done.stderr
+    assert said in shown and "Traceback" not in shown
