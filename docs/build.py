@@ -159,7 +159,56 @@ def ttft_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {"ttft": ttft_table}
+def drift_table() -> str:
+    """What reuse changes, of every policy measured, on the sets measured last."""
+    path = RESULTS / "bench_quality.jsonl"
+    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    latest_runs = {(run["model"], run["set"], run["split"]): run for run in runs}
+    shown = [run for key, run in sorted(latest_runs.items()) if key[2] == "report"]
+    if not shown:
+        return "Not measured yet.\n"
+    lines: list[str] = []
+    for run in shown:
+        full, bare = run["full_f1"], run["no_documents_f1"]
+        lines += [
+            f"**{run['model']}, {run['set']}**, {run['questions']} questions with "
+            f"{run['passages']} passages each; F1 of full recompute {full[0]:.3f}, "
+            f"without documents {bare[0]:.3f}.",
+            "",
+            "| policy | cost | TTFT | first KL | mean KL | top-1 | F1 | F1 lost | changed |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [_drift_row(arm) for arm in run["arms"]]
+        lines += ["", f"{_source(run)}.", ""]
+    lines += [
+        "Cost: rows × layers recomputed ÷ reused, probes included. TTFT: of full recompute's. KL",
+        "in nats to full recompute, 95 % intervals; `all` recomputes every row: its",
+        "KL is the noise floor of the number type. Changed: answers whose text is another one.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _drift_row(arm: dict[str, Any]) -> str:
+    figures = arm["figures"]
+
+    def interval(values: list[float]) -> str:
+        return f"{values[0]:.3f} ({values[1]:.3f}-{values[2]:.3f})"
+
+    cells = [
+        f"`{arm['name']}`",
+        f"{figures['repair_ratio'][0]:.3f}",
+        f"{figures['ttft_ratio'][0]:.2f}",
+        interval(figures["first_kl"]),
+        interval(figures["mean_kl"]),
+        f"{figures['agreement'][0]:.3f}",
+        f"{figures['f1'][0]:.3f}",
+        f"{arm['f1_loss'][0]:+.3f} ({arm['f1_loss'][1]:+.3f}, {arm['f1_loss'][2]:+.3f})",
+        f"{figures['changed'][0]:.2f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+TABLES: dict[str, Callable[[], str]] = {"ttft": ttft_table, "drift": drift_table}
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/commands.md": commands_page,

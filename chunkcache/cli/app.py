@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chunkcache.cli import answers, chunks, demo, doctor, documents, serving
+from chunkcache.cli import answers, chunks, demo, doctor, documents, evaluation, serving
 from chunkcache.cli.context import Shared, assign
 from chunkcache.cli.logging import LogLevel, configure_logging
 from chunkcache.config import load_settings
@@ -33,6 +33,7 @@ for command in (
     demo.demo,
 ):
     app.command()(command)
+app.command("eval")(evaluation.evaluate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from chunkcache.protocol import Report, SpanReport
 
 RIBBON_CELLS = 60
-_PIPE_COLUMNS = 140  # a file has no width of its own; tables should not be cut for it
+_PIPE_COLUMNS = 230  # a file has no width of its own; tables should not be cut for it
 _STYLES = {
     "head": "grey50",
     "exact": "green",

@@ -224,7 +224,7 @@ class Engine:
         while self._waiting and len(self._running) < self._settings.max_running:
             request = self._waiting[0]
             shared: list[int] = []
-            if self._shares_prefix(request):
+            if self._settings.prefix_cache and request.takes_prefix:
                 known = request.token_ids[: request.max_prefix_tokens]
                 shared = self.prefix.match(request.salt, known)
             own = self.blocks.allocate(self.blocks.blocks_for(request.max_tokens) - len(shared))
@@ -241,9 +241,6 @@ class Engine:
                 self._place(request, placement)
             request.place_ms = (time.perf_counter() - request.started_at) * 1e3
 
-    def _shares_prefix(self, request: Request) -> bool:
-        return self._settings.prefix_cache and request.share_prefix
-
     def _slots(self, blocks: list[int]) -> torch.Tensor:
         size = self.blocks.block_size_tokens
         first = torch.tensor(blocks, dtype=torch.int64) * size
@@ -257,7 +254,7 @@ class Engine:
         self.model.place(kv, where, self.pool, request.slots[placement.position : end])
 
     def _share_prefix(self, request: Request) -> None:
-        if self._shares_prefix(request) and request.exact_tokens:
+        if self._settings.prefix_cache and request.gives_prefix and request.exact_tokens:
             tokens = request.token_ids[: request.exact_tokens]
             self.prefix.insert(request.salt, tokens, request.blocks)
 

@@ -63,11 +63,16 @@ class Generation(Request):
         salt: bytes,
         forced_ids: Sequence[int] = (),
         keep_logits: bool = False,
-        share_prefix: bool = True,
+        takes_prefix: bool = True,
+        gives_prefix: bool = True,
     ) -> None:
         room = max(max_new_tokens, len(forced_ids))
         super().__init__(
-            prompt.token_ids, max_new_tokens=room, salt=salt, share_prefix=share_prefix
+            prompt.token_ids,
+            max_new_tokens=room,
+            salt=salt,
+            takes_prefix=takes_prefix,
+            gives_prefix=gives_prefix,
         )
         self._prompt = prompt
         self._records = records

@@ -78,7 +78,7 @@ def make_plan(
         record = records.get(index)
         in_place = record is not None and _is_in_place(prompt, index, record)
         placed = 0
-        if record is not None and prefix < len(span) and (in_place or not exact_only):
+        if record is not None and (in_place or not exact_only):
             placed = len(span) - prefix
         approximate = placed > 0 and not in_place and record is not None
         if approximate and record is not None:

@@ -65,13 +65,15 @@ class Request(ABC):
         *,
         max_new_tokens: int,
         salt: bytes,
-        share_prefix: bool = True,
+        takes_prefix: bool = True,
+        gives_prefix: bool = True,
     ) -> None:
         self.request_id = next(_arrivals)
         self.token_ids = list(token_ids)
         self.max_tokens = len(token_ids) + max_new_tokens
         self.salt = salt
-        self.share_prefix = share_prefix  # with other requests under the same salt, both ways
+        self.takes_prefix = takes_prefix  # from other requests under the same salt
+        self.gives_prefix = gives_prefix
         self.blocks: list[int] = []
         self.slots = torch.empty(0, dtype=torch.int64)
         self.current: Pass | None = None

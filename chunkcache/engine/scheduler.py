@@ -37,7 +37,8 @@ def schedule(candidates: Sequence[Candidate], step_rows: int) -> list[Share]:
     Decode rows may exceed `step_rows`; then prefill gets nothing in this step, and gets its turn
     as soon as fewer requests decode.
     """
-    shares = [Share(c.request_id, c.pending_rows) for c in candidates if c.is_decode]
+    decoding = [c for c in candidates if c.is_decode and c.pending_rows]
+    shares = [Share(c.request_id, c.pending_rows) for c in decoding]
     left = step_rows - sum(share.rows for share in shares)
     for candidate in sorted(candidates, key=lambda c: c.request_id):
         if candidate.is_decode or candidate.pending_rows == 0:

@@ -76,14 +76,13 @@ class ChatTemplate:
 
 
 def _cut(rendered: str, marks: Sequence[str]) -> list[str]:
-    parts = []
+    parts, found = [], True
     for mark in marks:
-        before, found, rendered = rendered.partition(mark)
+        before, separator, rendered = rendered.partition(mark)
         parts.append(before)
-        if not found:
-            break
+        found = found and bool(separator)
     parts.append(rendered)
-    if len(parts) != len(marks) + 1 or any(mark in part for mark in marks for part in parts):
+    if not found or any(mark in part for mark in marks for part in parts):
         raise InvalidRequest(
             "messages: the model's chat template drops, repeats or reorders a message. Hint: use "
             "one system message first, then user and assistant turns in alternation.",

@@ -35,21 +35,27 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """Add a token; return the text that became certain, possibly nothing."""
         self._ids.append(token_id)
-        before = self._decode(self._ids[self._context : self._settled])
-        after = self._decode(self._ids[self._context :])
+        new = self._unsettled()
         # ids that add no text (special tokens) make no context: the next join needs a word
-        if len(after) > len(before) and not after.endswith(_BROKEN):
-            self._text += after[len(before) :]
+        if new and not new.endswith(_BROKEN):
+            self._text += new
             self._context, self._settled = self._settled, len(self._ids)
         return self._show(final=False)
 
     def finish(self) -> str:
         """The text held back, at the end of the answer."""
         if not self.stopped:
-            before = self._decode(self._ids[self._context : self._settled])
-            self._text += self._decode(self._ids[self._context :])[len(before) :]
+            self._text += self._unsettled()
             self._settled = self._context = len(self._ids)
         return self._show(final=True)
+
+    def _unsettled(self) -> str:
+        before = self._decode(self._ids[self._context : self._settled])
+        after = self._decode(self._ids[self._context :])
+        if after.startswith(before):
+            return after[len(before) :]
+        # a byte that begins no character can break, in the decoder's view, those shown before it
+        return self._decode(self._ids[self._settled :])
 
     def _show(self, *, final: bool) -> str:
         if self.stopped:

@@ -57,7 +57,7 @@ def cached_answer(
     The cost of measuring (one pass over the reference's tokens) falls after the first token's
     time was taken.
     """
-    measure = Measure(forced_ids=reference.outcome.token_ids)
+    measure = Measure(forced_ids=reference.outcome.token_ids, leaves_no_prefix=True)
     answer, outcome = _run(cache, request, measure, on_event)
     assert reference.outcome.step_logits is not None and outcome.step_logits is not None
     drift = drift_between(reference.outcome.step_logits, outcome.step_logits)

@@ -40,7 +40,8 @@ class FirstK:
 
     A chunk encoded at the start of a prompt makes attention sinks of its first tokens; recomputed
     in place they stop being sinks. At most `k` per chunk, fewer when the budget is smaller; rows
-    are dealt round by round so that no chunk is favoured.
+    are dealt round by round so that no chunk is favoured. First tokens that the exact-prefix cache
+    holds are no sinks, and no later ones are taken in their place.
     """
 
     name = "first_k"
@@ -54,6 +55,7 @@ class FirstK:
         chosen: list[int] = []
         for offset in range(self._k):
             for chunk in task.chunks:
-                if offset < chunk.num_tokens and len(chosen) < task.max_rows:
-                    chosen.append(chunk.start + offset)
+                row = offset - chunk.first_row
+                if 0 <= row < chunk.num_tokens and len(chosen) < task.max_rows:
+                    chosen.append(chunk.start + row)
         return np.sort(np.array(chosen, dtype=np.int64))

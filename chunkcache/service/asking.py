@@ -28,6 +28,7 @@ class Measure:
 
     forced_ids: tuple[int, ...] = ()
     keep_logits: bool = False
+    leaves_no_prefix: bool = False  # an arm must not hand its exact blocks to the next one
 
 
 class Asker:
@@ -78,7 +79,8 @@ class Asker:
             prompt, records,
             policy=policy_named(name, repair), budget=budget, exact_only=exact_only,
             sampling=request.sampling, max_new_tokens=max_new, salt=salt,
-            share_prefix=options.mode != "full",
+            takes_prefix=options.mode != "full",
+            gives_prefix=options.mode != "full" and not measure.leaves_no_prefix,
             forced_ids=measure.forced_ids, keep_logits=measure.keep_logits,
         )  # fmt: skip
         runtime.engine.submit(generation)

@@ -1,0 +1,172 @@
+"""What repair costs and what answers lose: every policy against full recompute, on real questions.
+
+    python benchmarks/bench_quality.py --model FOLDER --set hotpotqa --split report --questions 100
+
+Question sets are looked for in $CHUNKCACHE_DATA, then ../shared/data (folder `qa`, JSON lines with
+`question`, `answers`, `contexts`); without them nothing is measured and the exit code is 0. Each
+question comes with its supporting passages among others, `--passages` in all. A set is cut in two
+halves: `tune` is for choosing and calibrating, `report` for figures that are published.
+
+One line per question goes to `--work` (it holds text of the set: not to be committed; a run can be
+stopped and resumed), the summary to `--out`, the frontier to a PNG beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from reporting import command_line, emit, surroundings
+
+from chunkcache import ChunkCache
+from chunkcache.cli.evaluation import show_summary
+from chunkcache.config import EMBEDDED_MODEL, load_settings
+from chunkcache.evaluate.quality import (
+    Evaluation,
+    Question,
+    evaluate,
+    paired_difference,
+    parse_arms,
+    read_questions,
+    summarise,
+)
+from chunkcache.evaluate.quality.picture import draw_frontier
+from chunkcache.protocol import GivenDocument
+
+SUFFIX = " Answer with only the short answer, no sentence."
+SYSTEM = "Answer the question from the documents. Reply with only the short answer."
+ARMS = (
+    "none", "first_k@0.15", "deviation@0.15", "deviation@0.3", "cfo@0.15",
+    "question@0.05", "question@0.15", "question@0.3", "all",
+)  # fmt: skip
+
+
+def data_folder() -> Path | None:
+    """Where the question sets are, if anywhere."""
+    here = Path(__file__).resolve().parent.parent
+    for folder in (os.environ.get("CHUNKCACHE_DATA"), here.parent / "shared" / "data"):
+        if folder and (Path(folder) / "qa").is_dir():
+            return Path(folder) / "qa"
+    return None
+
+
+def with_passages(questions: list[Question], count: int, seed: int) -> list[Question]:
+    """Questions with exactly their supporting passages and distractors, `count` in all, shuffled.
+
+    Distractors come from the question's own contexts, and from other questions where it has too
+    few. The order depends on the seed and the question alone.
+    """
+    chosen = []
+    for question in questions:
+        draw = random.Random(f"{seed}-{question.id}")
+        own = list(question.contexts or ())
+        kept = [c for c in own if c.id in question.supporting]
+        rest = [c for c in own if c.id not in question.supporting]
+        draw.shuffle(rest)
+        known = {c.text for c in own}
+        while len(kept) + len(rest) < count:
+            other = draw.choice(draw.choice(questions).contexts or ())
+            if other.text not in known:
+                known.add(other.text)
+                rest.append(other)
+        passages = kept + rest[: max(0, count - len(kept))]
+        draw.shuffle(passages)
+        renamed = [GivenDocument(id=str(i), title=c.title, text=c.text)
+                   for i, c in enumerate(passages)]  # fmt: skip
+        chosen.append(Question(question.id, question.text, question.answers, tuple(renamed)))
+    return chosen
+
+
+def halves(questions: list[Question], split: str) -> list[Question]:
+    """Every other question: `tune` has the even ones, `report` the odd ones."""
+    return questions[0::2] if split == "tune" else questions[1::2]
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="as model.name")
+    parser.add_argument("--set", default="hotpotqa", help="name of a file in the qa folder")
+    parser.add_argument("--split", default="report", choices=("tune", "report"))
+    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--passages", type=int, default=6)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), help="policy@budget")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--out", type=Path, help="append the JSON line to this file")
+    parser.add_argument("--picture", type=Path, help="write the frontier as PNG")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Evaluate, print, draw."""
+    given = arguments()
+    folder = data_folder()
+    if folder is None:
+        print("not measured: no question sets in $CHUNKCACHE_DATA or ../shared/data")
+        return 0
+    everything = read_questions(folder / f"{given.set}.jsonl.gz")
+    questions = halves(with_passages(everything, given.passages, given.seed), given.split)
+    questions = questions[: given.questions]
+    evaluation = Evaluation(
+        arms=tuple(parse_arms(given.arms, [0.15])), max_tokens=16, suffix=SUFFIX
+    )
+    work = given.work / f"quality-{Path(given.model).name.replace(':', '-')}-{given.set}.jsonl"
+    with tempfile.TemporaryDirectory() as home:
+        settings = load_settings(
+            home=Path(home),
+            model={"name": given.model},
+            prompt={"system": SYSTEM},
+            retrieval={"chunk_tokens": 1024, "embedder": "hashing:64"},
+            store={"disk_capacity_bytes": 0},
+        )
+        with ChunkCache(settings) as cache:
+            lines = evaluate(cache, questions, evaluation, work, on_progress=_progress())
+            facts = {
+                "model": cache.model_id,
+                "dtype": cache.runtime.model.geometry.dtype,
+                "repair": settings.repair.model_dump(mode="json"),
+            }
+    summary = summarise(lines)
+    show_summary(summary)
+    title = f"{facts['model']}, {given.set} ({given.split}), {summary.questions} questions"
+    if given.picture is not None:
+        draw_frontier(summary, given.picture, title=title)
+    emit(
+        {
+            "benchmark": "quality", "command": command_line(), "seed": given.seed,
+            "set": given.set, "split": given.split, "passages": given.passages, **facts,
+            **surroundings("transformers", "chunkcache"),
+            **summary.as_dict(), "against": _against(lines),
+        },
+        given.out,
+    )  # fmt: skip
+    return 0
+
+
+def _against(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Paired differences in mean KL of `question` at its budgets to the other policies."""
+    names = list(lines[0]["arms"])
+    ours = [n for n in names if n.startswith("question@")]
+    others = [n for n in names if n not in ours and n != "all"]
+    return {f"{a} - {b}": paired_difference(lines, "mean_kl", a, b) for a in ours for b in others}
+
+
+def _progress() -> Any:
+    began = time.perf_counter()
+
+    def show(done: int, total: int, eta_s: float) -> None:
+        spent = (time.perf_counter() - began) / 60
+        print(f"{done}/{total}, {spent:.1f} min, {eta_s / 60:.0f} min left", flush=True)
+
+    return show
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""How much an answer loses when chunks are reused: on your questions, against full recompute.
+
+`read_questions` → `evaluate` (one JSON line a question, resumable) → `summarise` → table, picture.
+"""
+
+from __future__ import annotations
+
+from chunkcache.evaluate.quality.arms import Arm, parse_arms
+from chunkcache.evaluate.quality.questions import Question, read_questions
+from chunkcache.evaluate.quality.run import Evaluation, evaluate
+from chunkcache.evaluate.quality.summary import ArmSummary, Summary, summarise
+
+__all__ = [
+    "Arm",
+    "ArmSummary",
+    "Evaluation",
+    "Question",
+    "Summary",
+    "evaluate",
+    "parse_arms",
+    "read_questions",
+    "summarise",
+]

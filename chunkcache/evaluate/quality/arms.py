@@ -1,0 +1,64 @@
+"""What is compared: a repair policy at a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from chunkcache.config import RepairPolicyName
+from chunkcache.errors import InvalidRequest
+from chunkcache.protocol import ChunkCacheOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_BUDGETLESS = {"none": 0.0, "all": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way of answering from the cache."""
+
+    policy: RepairPolicyName
+    budget: float
+
+    @property
+    def name(self) -> str:
+        """`question@0.15`; `none` and `all` have no budget."""
+        return self.policy if self.policy in _BUDGETLESS else f"{self.policy}@{self.budget:g}"
+
+    @property
+    def options(self) -> ChunkCacheOptions:
+        """The same wish in a request."""
+        return ChunkCacheOptions(policy=self.policy, budget=self.budget)
+
+
+def parse_arms(texts: Sequence[str], budgets: Sequence[float]) -> list[Arm]:
+    """Arms from names: `question` stands for every budget, `question@0.1` for that one.
+
+    Raises:
+        InvalidRequest: an unknown policy, or a budget outside 0..1.
+    """
+    arms: list[Arm] = []
+    for text in texts:
+        name, given, value = text.partition("@")
+        policy = next((known for known in get_args(RepairPolicyName) if known == name), None)
+        if policy is None:
+            known = ", ".join(get_args(RepairPolicyName))
+            raise InvalidRequest.of("policies", name, f"one of {known}", "question@0.15, say")
+        if name in _BUDGETLESS:
+            wanted: Sequence[float] = [_BUDGETLESS[name]]
+        else:
+            wanted = [_budget(value)] if given else budgets
+        arms += [Arm(policy, budget) for budget in wanted]
+    return list(dict.fromkeys(arms))
+
+
+def _budget(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise InvalidRequest.of("budget", text, "a number from 0 to 1", "question@0.15, say")
+    return value

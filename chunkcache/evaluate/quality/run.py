@@ -1,0 +1,166 @@
+"""The evaluation: every question in full, then from the cache in every arm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from chunkcache.errors import InvalidRequest
+from chunkcache.evaluate.compare import cached_answer, full_answer
+from chunkcache.evaluate.quality.scores import exact_match, is_unanswered, rouge_l, token_f1
+from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from chunkcache.evaluate.compare import Comparison, Reference
+    from chunkcache.evaluate.quality.arms import Arm
+    from chunkcache.evaluate.quality.questions import Question
+    from chunkcache.service import ChunkCache
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is asked of whom. `suffix` follows every question, e.g. to ask for short answers."""
+
+    arms: tuple[Arm, ...]
+    max_tokens: int = 24
+    suffix: str = ""
+    top_k: int | None = None  # passages per question: retrieved, or the first of the given ones
+    collection: str = "default"
+    tenant: str = "public"
+
+    def digest(self, cache: ChunkCache) -> str:
+        """Names the evaluation and the model: lines of another one are not continued."""
+        settings = cache.settings
+        facts = {
+            **asdict(self), "arms": None,
+            "fingerprint": cache.runtime.model.fingerprint.hex(),
+            "prompt": settings.prompt.model_dump(mode="json"),
+            "repair": settings.repair.model_dump(mode="json"),
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def evaluate(
+    cache: ChunkCache,
+    questions: Sequence[Question],
+    evaluation: Evaluation,
+    out: Path,
+    *,
+    on_progress: Callable[[int, int, float], None] = lambda done, total, eta_s: None,
+) -> list[Line]:
+    """Evaluate all questions; returns their lines, in order.
+
+    Every finished question is one line of `out`, so that a run may be stopped and resumed: lines
+    that are there already, of the same evaluation and with all arms, are taken as they are.
+
+    Raises:
+        InvalidRequest: `out` holds lines of another evaluation.
+    """
+    mark = evaluation.digest(cache)
+    known = _known(out, mark, evaluation)
+    done: list[Line] = []
+    began, fresh = time.perf_counter(), 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a") as file:
+        for index, question in enumerate(questions):
+            line = known.get(question.id)
+            if line is None:
+                line = {"evaluation": mark, **evaluate_question(cache, question, evaluation)}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+                fresh += 1
+            done.append(line)
+            left = len(questions) - index - 1
+            each_s = (time.perf_counter() - began) / max(1, fresh)
+            on_progress(index + 1, len(questions), left * each_s)
+    return done
+
+
+def _known(out: Path, mark: str, evaluation: Evaluation) -> dict[str, Line]:
+    if not out.exists():
+        return {}
+    lines = [json.loads(text) for text in out.read_text().splitlines() if text.strip()]
+    if any(line["evaluation"] != mark for line in lines):
+        raise InvalidRequest.of(
+            "out", str(out), "empty, or lines of this very evaluation",
+            "another file: the model, the prompt or the options differ",
+        )  # fmt: skip
+    names = {arm.name for arm in evaluation.arms}
+    return {line["id"]: line for line in lines if names <= set(line["arms"])}
+
+
+def evaluate_question(cache: ChunkCache, question: Question, evaluation: Evaluation) -> Line:
+    """One question: without documents, in full, and in every arm.
+
+    The reference and the chunk KV are computed once and shared by all arms.
+    """
+    request = _request(question, evaluation)
+    bare = cache.ask(request.model_copy(update={"documents": [], "top_k": None}))
+    cache.ask(request.model_copy(update={"sampling": Sampling(max_tokens=1)}))  # stores the chunks
+    reference = full_answer(cache, request)
+    arms: dict[str, Line] = {}
+    for arm in evaluation.arms:
+        asked = request.model_copy(update={"options": arm.options})
+        arms[arm.name] = _arm_line(cached_answer(cache, asked, reference), reference, question)
+    full = reference.answer
+    return {
+        "id": question.id,
+        "question": question.text,
+        "gold": list(question.answers),
+        "prompt_tokens": full.report.prompt_tokens,
+        "chunks": sum(1 for span in full.report.spans if span.kind == "chunk"),
+        "full": {
+            **_scores(full.text, question),
+            "tokens": full.completion_tokens,
+            "ttft_ms": full.report.timings.ttft_ms,
+        },
+        "no_documents": _scores(bare.text, question),
+        "arms": arms,
+    }
+
+
+def _request(question: Question, evaluation: Evaluation) -> AnswerRequest:
+    contexts = question.contexts
+    documents = None if contexts is None else list(contexts[: evaluation.top_k])
+    return AnswerRequest(
+        messages=[Message(role="user", content=question.text + evaluation.suffix)],
+        documents=documents,
+        top_k=None if documents is not None else evaluation.top_k,
+        tenant=evaluation.tenant,
+        collection=evaluation.collection,
+        sampling=Sampling(max_tokens=evaluation.max_tokens),
+        options=ChunkCacheOptions(),
+    )
+
+
+def _scores(text: str, question: Question) -> Line:
+    return {
+        "text": text,
+        "f1": token_f1(text, question.answers),
+        "em": exact_match(text, question.answers),
+        "unanswered": is_unanswered(text),
+    }
+
+
+def _arm_line(found: Comparison, reference: Reference, question: Question) -> Line:
+    report = found.answer.report
+    return {
+        **_scores(found.answer.text, question),
+        "rouge_l": rouge_l(found.answer.text, reference.answer.text),
+        "changed": not found.same_text,
+        "first_kl": found.drift.first_kl,
+        "mean_kl": found.drift.mean_kl,
+        "agreement": found.drift.agreement,
+        "repair_ratio": found.outcome.repair_ratio,
+        "rows": len(found.outcome.recomputed),
+        "reusable_rows": found.outcome.plan.task.reusable_rows,
+        "ttft_ratio": report.timings.ttft_ms / reference.answer.report.timings.ttft_ms,
+    }

@@ -1,0 +1,82 @@
+"""From lines to a table: means with bootstrap intervals, paired where two arms are compared."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_RESAMPLES = 2000
+_FIELDS = (
+    "f1", "em", "rouge_l", "first_kl", "mean_kl", "agreement", "changed", "unanswered",
+    "repair_ratio", "ttft_ratio",
+)  # fmt: skip
+
+Interval = tuple[float, float, float]  # mean, and the bounds of its 95 % interval
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSummary:
+    """Means over questions, each with its 95 % interval."""
+
+    name: str
+    figures: dict[str, Interval]
+    f1_loss: Interval  # full minus arm, per question: paired, hence narrower than either
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All arms of an evaluation."""
+
+    questions: int
+    full_f1: Interval
+    no_documents_f1: Interval
+    arms: tuple[ArmSummary, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
+    """Mean and percentile interval (Efron 1979) over 2,000 resamples.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.size == 0:
+        raise ValueError("no values to average")
+    draw = np.random.default_rng(seed).integers(0, data.size, (_RESAMPLES, data.size))
+    low, high = np.percentile(data[draw].mean(axis=1), [2.5, 97.5])
+    return float(data.mean()), float(low), float(high)
+
+
+def summarise(lines: Sequence[dict[str, Any]]) -> Summary:
+    """Summarise an evaluation's lines; only arms that every line has are summarised."""
+    names = [n for n in lines[0]["arms"] if all(n in line["arms"] for line in lines)]
+    arms = []
+    for name in names:
+        rows = [line["arms"][name] for line in lines]
+        figures = {field: bootstrap([float(row[field]) for row in rows]) for field in _FIELDS}
+        loss = [line["full"]["f1"] - row["f1"] for line, row in zip(lines, rows, strict=True)]
+        arms.append(ArmSummary(name, figures, bootstrap(loss)))
+    return Summary(
+        questions=len(lines),
+        full_f1=bootstrap([line["full"]["f1"] for line in lines]),
+        no_documents_f1=bootstrap([line["no_documents"]["f1"] for line in lines]),
+        arms=tuple(arms),
+    )
+
+
+def paired_difference(
+    lines: Sequence[dict[str, Any]], field: str, first: str, second: str
+) -> Interval:
+    """Mean of `first − second` per question, with its interval: is one arm better than another?"""
+    return bootstrap(
+        [float(line["arms"][first][field]) - float(line["arms"][second][field]) for line in lines]
+    )

@@ -1,0 +1,264 @@
+"""Every policy: rows of the reused chunks, each once, in order, and no more than are paid for."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chunkcache.chunk import ChunkStats
+from chunkcache.config import RepairPolicyName, RepairSettings
+from chunkcache.repair import RepairTask, ReusedChunk, Scoring, policy_named
+from chunkcache.repair.cfo import FixOverhead, outward, share
+from chunkcache.repair.fixed import FirstK
+from chunkcache.repair.select import reusable_positions, top_rows
+
+NAMES = get_args(RepairPolicyName)
+LETTERS = [bytes([c]) * 16 for c in b"abcd"]
+
+
+def stats(
+    born_tokens: int,
+    prior: tuple[bytes, ...] = (),
+    *,
+    token_inter: np.ndarray | None = None,
+    token_head: np.ndarray | None = None,
+) -> ChunkStats:
+    """Statistics of a chunk that kept half of its attention inside and spread the rest."""
+    count = len(prior)
+    return ChunkStats(
+        token_inter=np.zeros(born_tokens, np.float32) if token_inter is None else token_inter,
+        token_head=np.zeros(born_tokens, np.float32) if token_head is None else token_head,
+        chunk_inter=np.full(count, born_tokens / 2 / max(1, count), np.float32),
+        intra=born_tokens / 2,
+        prior_digests=prior,
+        prior_lengths=(10,) * count,
+    )
+
+
+@st.composite
+def tasks(draw: st.DrawFn, budgets: st.SearchStrategy[float] | None = None) -> RepairTask:
+    """Chunks of 1 to 9 placed rows with gaps between them; statistics of any quality."""
+    chunks, start = [], draw(st.integers(0, 5))
+    # small whole numbers make ties; NaN is what a broken model leaves behind
+    numbers = st.sampled_from([0.0, 1.0, 2.0, 0.5, math.nan, math.inf])
+    for _ in range(draw(st.integers(0, 5))):
+        rows, first = draw(st.integers(1, 9)), draw(st.sampled_from([0, 0, 3]))
+        born = rows + first
+        prior = tuple(draw(st.lists(st.sampled_from(LETTERS), max_size=3)))
+        mass = st.lists(numbers, min_size=born, max_size=born)
+        inter, head = draw(mass), draw(mass)
+        now = tuple(draw(st.lists(st.sampled_from(LETTERS), max_size=3)))
+        made = stats(
+            born, prior, token_inter=np.array(inter, np.float32),
+            token_head=np.array(head, np.float32),
+        )  # fmt: skip
+        chunks.append(ReusedChunk(start, rows, made, now, (10,) * len(now), first))
+        start += rows + draw(st.integers(0, 4))
+    budget = draw(budgets if budgets is not None else st.floats(0.0, 1.0))
+    return RepairTask(tuple(chunks), budget)
+
+
+def scores_for(name: str, task: RepairTask, seed: int = 0) -> np.ndarray | None:
+    """Scores of a whole prompt, NaN and ties among them, if the policy asks for any."""
+    if policy_named(name, RepairSettings()).needs is Scoring.NONE:
+        return None
+    end = max((c.start + c.num_tokens for c in task.chunks), default=0)
+    choices = np.array([0.0, 0.5, 1.0, np.nan, np.inf], np.float32)
+    return np.random.default_rng(seed).choice(choices, end + 3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(task=tasks(), seed=st.integers(0, 9))
+@settings(deadline=None, max_examples=120)
+def test_rows_are_of_the_chunks_each_once_in_order_and_within_the_budget(
+    name: str, task: RepairTask, seed: int
+) -> None:
+    policy = policy_named(name, RepairSettings(first_k_tokens=4))
+    scores = scores_for(name, task, seed)
+    rows = policy.choose(task, scores)
+    assert rows.dtype == np.int64 and rows.ndim == 1
+    assert np.all(np.diff(rows) > 0)
+    allowed = {p for c in task.chunks for p in range(c.start, c.start + c.num_tokens)}
+    assert set(rows.tolist()) <= allowed
+    if name != "all":
+        assert len(rows) <= task.max_rows <= task.budget * task.reusable_rows + 1e-9
+    again = policy.choose(task, scores)
+    assert np.array_equal(rows, again)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(task=tasks(st.just(0.0)))
+@settings(deadline=None, max_examples=30)
+def test_a_budget_of_nothing_buys_nothing(name: str, task: RepairTask) -> None:
+    rows = policy_named(name, RepairSettings()).choose(task, scores_for(name, task))
+    assert len(rows) == (task.reusable_rows if name == "all" else 0)
+
+
+@pytest.mark.parametrize("name", ["question", "deviation", "all"])
+@given(task=tasks(st.just(1.0)), seed=st.integers(0, 9))
+@settings(deadline=None, max_examples=50)
+def test_a_budget_of_everything_buys_every_row(name: str, task: RepairTask, seed: int) -> None:
+    rows = policy_named(name, RepairSettings()).choose(task, scores_for(name, task, seed))
+    assert np.array_equal(rows, reusable_positions(task))
+
+
+@given(chunk_rows=st.lists(st.integers(1, 200), max_size=6), budget=st.floats(0.0, 1.0))
+@settings(deadline=None, max_examples=200)
+def test_the_budget_pays_for_whole_rows_rounded_down(chunk_rows: list[int], budget: float) -> None:
+    chunks = tuple(ReusedChunk(1000 * i, n, stats(n), (), ()) for i, n in enumerate(chunk_rows))
+    task = RepairTask(chunks, budget)
+    assert task.reusable_rows == sum(chunk_rows)
+    exact = budget * sum(chunk_rows)
+    assert exact - 1 < task.max_rows <= exact + 1e-9
+
+
+@pytest.mark.parametrize(("budget", "rows"), [(0.29, 29), (0.57, 57), (0.1, 10), (1.0, 100)])
+def test_a_budget_in_round_percents_is_not_cut_by_binary_fractions(
+    budget: float, rows: int
+) -> None:
+    """0.29 · 100 is 28.999…996 in binary."""
+    assert RepairTask((ReusedChunk(0, 100, stats(100), (), ()),), budget).max_rows == rows
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policy_is_known_by_its_own_name(name: RepairPolicyName) -> None:
+    assert policy_named(name, RepairSettings()).name == name
+
+
+def test_only_two_policies_ask_for_scores() -> None:
+    needs = {name: policy_named(name, RepairSettings()).needs for name in NAMES}
+    assert needs.pop("question") is Scoring.QUESTION
+    assert needs.pop("deviation") is Scoring.DEVIATION
+    assert set(needs.values()) == {Scoring.NONE}
+
+
+# ------------------------------------------------------------------ scored rows
+
+
+def two_chunks(budget: float) -> RepairTask:
+    """Positions 2..5 and 8..9."""
+    return RepairTask(
+        (ReusedChunk(2, 4, stats(4), (), ()), ReusedChunk(8, 2, stats(2), (), ())), budget
+    )
+
+
+@pytest.mark.parametrize("name", ["question", "deviation"])
+def test_the_best_scores_of_all_chunks_together_win_and_others_do_not_count(
+    name: RepairPolicyName,
+) -> None:
+    scores = np.array([9, 9, 1, 5, 0, 3, 9, 9, 4, 2, 9], np.float32)
+    policy = policy_named(name, RepairSettings())
+    assert policy.choose(two_chunks(0.5), scores).tolist() == [3, 5, 8]
+
+
+def test_ties_go_to_the_earlier_row_and_nan_to_nobody() -> None:
+    scores = np.array([0, 0, 1, np.nan, 1, 1, 0, 0, 1, np.nan], np.float32)
+    policy = policy_named("question", RepairSettings())
+    assert policy.choose(two_chunks(0.5), scores).tolist() == [2, 4, 5]
+    # only when there is nothing else left are rows without a score taken
+    assert policy.choose(two_chunks(5 / 6), scores).tolist() == [2, 3, 4, 5, 8]
+
+
+def test_missing_scores_are_an_error_unless_nothing_is_to_be_chosen() -> None:
+    policy = policy_named("deviation", RepairSettings())
+    with pytest.raises(ValueError, match="'deviation' needs scores"):
+        policy.choose(two_chunks(0.5), None)
+    assert policy.choose(two_chunks(0.0), None).tolist() == []
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.0, 1.0, 2.0, math.nan, math.inf]), max_size=10),
+    count=st.integers(0, 12),
+)
+@settings(deadline=None, max_examples=200)
+def test_top_rows_equals_sorting_by_hand(scores: list[float], count: int) -> None:
+    positions = np.arange(len(scores), dtype=np.int64) * 3 + 5
+    rank = [-math.inf if math.isnan(s) else s for s in scores]
+    best = sorted(range(len(scores)), key=lambda i: (-rank[i], i))[:count]
+    chosen = top_rows(positions, np.array(scores, np.float32), count)
+    assert chosen.tolist() == sorted(positions[best].tolist())
+
+
+# ------------------------------------------------------------------ first k
+
+
+def test_first_rows_are_dealt_round_by_round() -> None:
+    policy = FirstK(3)
+    assert policy.choose(two_chunks(1.0), None).tolist() == [2, 3, 4, 8, 9]
+    assert policy.choose(two_chunks(0.5), None).tolist() == [2, 3, 8]
+    assert policy.choose(two_chunks(1 / 6), None).tolist() == [2]
+
+
+@given(task=tasks(st.just(1.0)), k=st.integers(1, 12))
+@settings(deadline=None, max_examples=50)
+def test_with_budget_enough_every_chunk_gets_those_of_its_first_k_that_were_placed(
+    task: RepairTask, k: int
+) -> None:
+    expected = [
+        c.start + i - c.first_row
+        for c in task.chunks
+        for i in range(c.first_row, min(k, c.first_row + c.num_tokens))
+    ]
+    assert FirstK(k).choose(task, None).tolist() == expected
+
+
+# ------------------------------------------------------------------ Cache-Craft
+
+
+def test_every_chunk_gets_its_overhead_rounded_up_of_its_most_outward_rows() -> None:
+    inter = np.array([0.1, 0.9, 0.2, 0.8, 0.3], np.float32)
+    moved = ReusedChunk(10, 5, stats(5, (LETTERS[0],), token_inter=inter), (LETTERS[1],), (10,))
+    at_home = ReusedChunk(20, 5, stats(5, (LETTERS[0],), token_inter=inter), (LETTERS[0],), (10,))
+    policy = FixOverhead(alpha=0.4)
+    assert policy.overhead(at_home) == 0.0
+    # equal chunks and half the attention inside would be σ(1); here the neighbour is twice as long
+    assert policy.overhead(moved) == pytest.approx(0.4 / (1 + math.exp(-0.5)))
+    assert policy.choose(RepairTask((moved, at_home), 1.0), None).tolist() == [11, 13]
+
+
+def test_born_alone_the_rows_that_leaned_on_the_head_are_taken() -> None:
+    head = np.array([1.0, 0.2, 0.7, 0.1], np.float32)
+    chunk = ReusedChunk(10, 4, stats(4, token_head=head), (LETTERS[0],), (10,))
+    assert outward(chunk).tolist() == head.tolist()
+    assert FixOverhead(1.0).choose(RepairTask((chunk,), 1.0), None).tolist() == [10, 12]
+
+
+def test_rows_that_the_prefix_cache_holds_are_counted_at_birth_and_never_chosen() -> None:
+    inter = np.array([9, 9, 9, 1, 3, 2], np.float32)
+    chunk = ReusedChunk(
+        13, 3, stats(6, (LETTERS[0],), token_inter=inter), (LETTERS[1],), (10,), first_row=3
+    )
+    whole = ReusedChunk(10, 6, chunk.stats, (LETTERS[1],), (10,))
+    policy = FixOverhead(0.5)
+    assert policy.overhead(chunk) == policy.overhead(whole)
+    assert outward(chunk).tolist() == [1, 3, 2]
+    assert policy.choose(RepairTask((chunk,), 0.4), None).tolist() == [14]
+
+
+def test_the_budget_is_shared_in_proportion_to_the_overhead() -> None:
+    chunks = tuple(
+        ReusedChunk(100 * i, 10, stats(10), (LETTERS[0],), (10,)) for i in range(3)
+    )  # each wants ⌈1 · 0.5 · 10⌉ rows
+    rows = FixOverhead(1.0).choose(RepairTask(chunks, 0.2), None)
+    assert [int(((rows >= 100 * i) & (rows < 100 * i + 10)).sum()) for i in range(3)] == [2, 2, 2]
+
+
+@given(wanted=st.lists(st.integers(0, 50), max_size=6), limit=st.integers(0, 120))
+@settings(deadline=None, max_examples=300)
+def test_shares_sum_to_the_limit_and_differ_from_proportion_by_less_than_one(
+    wanted: list[int], limit: int
+) -> None:
+    counts = share(wanted, limit)
+    total = sum(wanted)
+    assert sum(counts) == min(total, limit)
+    if total <= limit:
+        assert counts == wanted
+        return
+    for want, count in zip(wanted, counts, strict=True):
+        assert 0 <= count <= want
+        assert abs(count - want * limit / total) < 1

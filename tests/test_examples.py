@@ -1,0 +1,91 @@
+"""Every example runs, on the tiny model, as its own docstring says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def environment(tiny_settings: Callable[..., Any]) -> dict[str, str]:
+    """The tiny model by way of variables, as a user would set it."""
+    given = tiny_settings().model_dump(mode="json", exclude_unset=True)
+    variables = {}
+    for name, value in given.items():
+        if isinstance(value, dict):
+            variables |= {f"CHUNKCACHE_{name}__{k}".upper(): str(v) for k, v in value.items()}
+        else:
+            variables[f"CHUNKCACHE_{name}".upper()] = str(value)
+    return {**os.environ, **variables, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def server(environment: dict[str, str]) -> Iterator[str]:
+    command = [sys.executable, "-m", "chunkcache", "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        found = re.search(r"http://[^/\s]+", process.stdout.readline())
+        assert found is not None
+        yield found[0]
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def run(name: str, *arguments: str, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_in_process(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# Owls\n\nOwls hunt at night.")
+    out = run("01_in_process.py", str(tmp_path), "when?", environment=environment)
+    assert "- Owls" in out and "prompt tokens were reused" in out
+
+
+def test_openai_client(environment: dict[str, str], server: str, tmp_path: Path) -> None:
+    page = tmp_path / "owls.md"
+    page.write_text("# Owls\n\nOwls hunt at night.")
+    out = run("02_openai_client.py", f"{server}/v1", str(page), "when?", environment=environment)
+    assert "cached tokens:" in out
+
+
+def test_documents_in_the_request(environment: dict[str, str], server: str) -> None:
+    out = run("03_documents_in_the_request.py", server, environment=environment)
+    assert "'exact'" in out and "host" in out
+
+
+def test_no_example_is_left_out() -> None:
+    tested = set(re.findall(r'"(\d\d_\w+\.py)"', Path(__file__).read_text()))
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_the_benchmarks_have_help() -> None:
+    """They are long; here they only have to start. `make bench` runs them."""
+    for path in sorted((ROOT / "benchmarks").glob("bench_*.py")):
+        done = subprocess.run(
+            [sys.executable, str(path), "--help"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "--out" in done.stdout
+
+
+def test_committed_results_are_json_lines_with_their_surroundings() -> None:
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            result = json.loads(line)
+            assert {"benchmark", "command", "commit", "machine", "seed", "versions"} <= set(result)
