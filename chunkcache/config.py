@@ -136,6 +136,12 @@ class PromptSettings(_Section):
     documents_in: Literal["system", "user"] = Field(
         "system", description="documents after the system text, or opening the user turn"
     )
+    born_after: Literal["head", "passages"] = Field(
+        "passages",
+        description="what chunk KV is made after: the head alone (the first chunk of a prompt is "
+        "then exact), or the head and fixed unrelated passages (all chunks drift several times "
+        "less)",
+    )
 
 
 class ServerSettings(_Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from chunkcache.chunk import Rung, SpanKind
 from chunkcache.config import RepairPolicyName
@@ -19,6 +19,14 @@ class _Wire(BaseModel):
 
 
 # ---------------------------------------------------------------- options and report
+
+
+class Exactness(_Wire):
+    """How exact an answer must be at least; the service finds the cheapest way there."""
+
+    drift: float = Field(
+        gt=0.0, description="expected mean KL to full recompute, nats; needs a calibration"
+    )
 
 
 class ChunkCacheOptions(_Wire):
@@ -33,10 +41,20 @@ class ChunkCacheOptions(_Wire):
     budget: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
         None, description="share of the reused rows that is recomputed"
     )
+    exactness: Exactness | None = Field(
+        None, description="a drift target instead of a policy and a budget"
+    )
     vector_store_id: str | None = Field(None, description="where to retrieve from")
     top_k: int | None = Field(
         None, ge=0, le=64, description="passages retrieved; 0: none. Not the sampling top_k"
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_say_how_exact(self) -> ChunkCacheOptions:
+        others = (self.policy, self.budget, None if self.mode == "auto" else self.mode)
+        if self.exactness is not None and any(other is not None for other in others):
+            raise ValueError("exactness chooses policy and budget itself: leave them and mode out")
+        return self
 
 
 class SpanReport(_Wire):
@@ -82,6 +100,9 @@ class Report(_Wire):
     probe_rows: int = Field(0, description="extra rows run to choose what to recompute")
     cost_ratio: float = Field(
         description="rows × layers run for the prompt ÷ rows × layers of full prefill"
+    )
+    predicted_drift: float | None = Field(
+        None, description="expected mean KL to full recompute, nats; null without a calibration"
     )
     spans: list[SpanReport]
     timings: Timings

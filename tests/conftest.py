@@ -72,6 +72,7 @@ def tiny_settings(tmp_path: Path, tiny_model_folder: Path) -> Callable[..., Any]
             "model": {"name": str(tiny_model_folder), "alias": "tiny", "dtype": "float32"},
             "retrieval": {"embedder": "hashing:64", "chunk_tokens": 64, "top_k": 3},
             "engine": {"kv_capacity_bytes": 1 << 23, "max_new_tokens_default": 8},
+            "prompt": {"born_after": "head"},  # to a tokenizer of bytes the passages are long
             "store": {"disk_capacity_bytes": 1 << 26, "host_capacity_bytes": 1 << 26},
         }
         merged = {name: {**defaults.get(name, {}), **sections.get(name, {})}

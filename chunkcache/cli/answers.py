@@ -31,6 +31,10 @@ def ask(
     budget: Annotated[
         float | None, typer.Option("--budget", min=0, max=1, help="Share of reused rows.")
     ] = None,
+    drift: Annotated[
+        float | None,
+        typer.Option("--drift", help="Largest expected drift, instead of policy and budget."),
+    ] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=0, max=64)] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1)] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, max=2)] = 0.0,
@@ -43,6 +47,7 @@ def ask(
     wishes: dict[str, Any] = {
         "mode": mode, "policy": policy, "budget": budget, "top_k": top_k,
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
+        "exactness": None if drift is None else {"drift": drift},
         "tenant": tenant, "collection": collection,
     }  # fmt: skip
     out = console()
@@ -87,5 +92,7 @@ def show_report(out: Console, report: Report) -> None:
         f"{report.reused_tokens} reused, {report.recomputed_tokens} recomputed, "
         f"{report.computed_tokens} computed; cost {report.cost_ratio:.2f} of a full prefill"
     )
+    if report.predicted_drift is not None:
+        out.print(f"expected drift {report.predicted_drift:.3f} nats")
     for note in report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)

@@ -34,6 +34,7 @@ for command in (
 ):
     app.command()(command)
 app.command("eval")(evaluation.evaluate)
+app.command()(evaluation.calibrate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,10 +1,10 @@
-"""`eval`: what reuse costs in answers, on your own questions."""
+"""`eval` and `calibrate`: what reuse costs in answers, on your own questions."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,42 +14,55 @@ from chunkcache.cli.documents import Collection, Tenant
 from chunkcache.cli.screen import console, progress_bar
 
 if TYPE_CHECKING:
-    from chunkcache.evaluate.quality import Summary
+    from collections.abc import Sequence
+
+    from chunkcache.evaluate.quality import Evaluation, Question, Reliability, Summary
     from chunkcache.evaluate.quality.summary import Interval
+    from chunkcache.service import ChunkCache
+
+
+Questions = Annotated[
+    Path,
+    typer.Argument(
+        help='JSON lines: {"question", "answers"?, "contexts"?: [{"title", "text"}]}.',
+        exists=True, dir_okay=False,
+    ),
+]  # fmt: skip
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Questions taken.")]
+Skip = Annotated[int, typer.Option("--skip", min=0, help="Questions left out first.")]
+TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Passages.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1)]
+Suffix = Annotated[
+    str, typer.Option("--suffix", help="Follows every question, e.g. to ask for brevity.")
+]
+Out = Annotated[Path, typer.Option("--out", help="One JSON line per question; can be resumed.")]
 
 
 def evaluate(
     context: typer.Context,
-    questions: Annotated[
-        Path,
-        typer.Argument(
-            help='JSON lines: {"question", "answers"?, "contexts"?: [{"title", "text"}]}.',
-            exists=True, dir_okay=False,
-        ),
-    ],
+    questions: Questions,
     policies: Annotated[
         list[str] | None,
-        typer.Option("--policy", help="A policy, for every budget, or policy@budget. Repeatable."),
+        typer.Option(
+            "--policy",
+            help="A policy, for every budget, or policy@budget, or drift@target. Repeatable.",
+        ),
     ] = None,
     budgets: Annotated[
         list[float] | None, typer.Option("--budget", min=0, max=1, help="Repeatable.")
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", help="One JSON line per question; a run can be resumed.")
-    ] = Path("evaluation.jsonl"),
+    out: Out = Path("evaluation.jsonl"),
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Write the frontier as PNG.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions taken.")] = None,
-    skip: Annotated[int, typer.Option("--skip", min=0, help="Questions left out first.")] = 0,
-    top_k: Annotated[int | None, typer.Option("--top-k", min=0, help="Passages.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1)] = 24,
-    suffix: Annotated[
-        str, typer.Option("--suffix", help="Follows every question, e.g. to ask for brevity.")
-    ] = "",
+    limit: Limit = None,
+    skip: Skip = 0,
+    top_k: TopK = None,
+    max_tokens: MaxTokens = 24,
+    suffix: Suffix = "",
     tenant: Tenant = "public",
     collection: Collection = "default",
-) -> None:  # fmt: skip
+) -> None:
     """Answer every question in full and from the cache; report drift, F1 and cost per policy."""
     from chunkcache.evaluate import quality
 
@@ -59,14 +72,8 @@ def evaluate(
         collection=collection, tenant=tenant,
     )  # fmt: skip
     asked = quality.read_questions(questions, limit=limit, skip=skip)
-    with shared(context).open() as cache, progress_bar("questions") as bar:
-        task = bar.add_task("eval", total=len(asked), note="")
-        lines = quality.evaluate(
-            cache, asked, evaluation, out,
-            on_progress=lambda done, total, eta_s: bar.update(
-                task, completed=done, note=f"{eta_s / 60:.0f} min left"
-            ),
-        )  # fmt: skip
+    with shared(context).open() as cache:
+        lines = _evaluate(cache, asked, evaluation, out)
         name = cache.model_id
     summary = quality.summarise(lines)
     show_summary(summary)
@@ -75,6 +82,61 @@ def evaluate(
 
         draw_frontier(summary, picture, title=f"{questions.name}, {len(lines)} questions, {name}")
     typer.echo(json.dumps({"questions": str(questions), "model": name, **summary.as_dict()}))
+
+
+def calibrate(
+    context: typer.Context,
+    questions: Questions,
+    out: Out = Path("calibration.jsonl"),
+    limit: Limit = None,
+    skip: Skip = 0,
+    top_k: TopK = None,
+    max_tokens: MaxTokens = 24,
+    suffix: Suffix = "",
+    tenant: Tenant = "public",
+    collection: Collection = "default",
+) -> None:
+    """Learn from questions of yours how much drift to expect; then `--drift` can be asked for."""
+    from chunkcache.evaluate import quality
+    from chunkcache.service.calibration import store_calibration
+
+    evaluation = quality.Evaluation(
+        arms=tuple(quality.calibration_arms()), max_tokens=max_tokens, suffix=suffix, top_k=top_k,
+        collection=collection, tenant=tenant,
+    )  # fmt: skip
+    asked = quality.read_questions(questions, limit=limit, skip=skip)
+    with shared(context).open() as cache:
+        lines = _evaluate(cache, asked, evaluation, out)
+        calibration, reliability = quality.calibrate(lines)
+        path = store_calibration(cache.settings, cache.runtime.model.fingerprint, calibration)
+    show_reliability(reliability, calibration.questions)
+    console().print(f"kept in {path}", markup=False)
+
+
+def _evaluate(
+    cache: ChunkCache, questions: Sequence[Question], evaluation: Evaluation, out: Path
+) -> list[dict[str, Any]]:
+    from chunkcache.evaluate import quality
+
+    with progress_bar("questions") as bar:
+        task = bar.add_task("eval", total=len(questions), note="")
+        return quality.evaluate(
+            cache, questions, evaluation, out,
+            on_progress=lambda done, total, eta_s: bar.update(
+                task, completed=done, note=f"{eta_s / 60:.0f} min left"
+            ),
+        )  # fmt: skip
+
+
+def show_reliability(reliability: Sequence[Reliability], fitted: int) -> None:
+    """Predicted beside measured drift, on the questions the curve has not seen."""
+    out = console()
+    out.print(f"fitted to {fitted} questions; means over as many others (KL in nats):")
+    table = Table("policy", "attention left", "predicted", "measured", box=None)
+    for row in reliability:
+        figures = (row.residual, row.predicted, row.measured)
+        table.add_row(row.arm, *(f"{figure:.4f}" for figure in figures))
+    out.print(table)
 
 
 def show_summary(summary: Summary) -> None:

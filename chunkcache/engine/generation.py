@@ -14,12 +14,13 @@ from chunkcache.chunk import SpanKind
 from chunkcache.engine.attention import Logits
 from chunkcache.engine.observe import DeviationScores, QuestionScores
 from chunkcache.engine.outcome import Delta, Outcome
-from chunkcache.engine.planner import make_plan
+from chunkcache.engine.planner import make_plan, with_scoring
 from chunkcache.engine.request import Pass, Placement, Request
 from chunkcache.engine.sample import Sampler
 from chunkcache.engine.text import TextStream
 from chunkcache.repair import Scoring
-from chunkcache.repair.select import reusable_positions
+from chunkcache.repair.base import DEVIATION_LAYERS
+from chunkcache.repair.select import residual, reusable_positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -58,6 +59,7 @@ class Generation(Request):
         policy: RepairPolicy,
         budget: float,
         exact_only: bool,
+        max_residual: float | None = None,
         sampling: Sampling,
         max_new_tokens: int,
         salt: bytes,
@@ -78,6 +80,7 @@ class Generation(Request):
         self._records = records
         self._policy = policy
         self._budget = budget
+        self._max_residual = max_residual
         self._exact_only = exact_only
         self._sampling = sampling
         self._max_new_tokens = max_new_tokens
@@ -89,6 +92,7 @@ class Generation(Request):
         self._mailbox: queue.SimpleQueue[Delta | Outcome | ChunkCacheError] = queue.SimpleQueue()
         self._plan: RepairPlan | None = None
         self._recomputed = np.empty(0, dtype=np.int64)
+        self._residual: float | None = None
         self._scores: QuestionScores | DeviationScores | None = None
         self._probe_rows = 0
         self._cost = 0.0  # prompt rows run, in rows of full depth
@@ -119,16 +123,18 @@ class Generation(Request):
         self._text = TextStream(model.tokenizer, self._sampling.stop)
         plan = make_plan(
             self._prompt, prefix_tokens, self._records,
-            exact_only=self._exact_only, budget=self._budget,
+            exact_only=self._exact_only, budget=self._budget, max_residual=self._max_residual,
         )  # fmt: skip
+        plan = with_scoring(plan, self._policy.needs, model.geometry.num_layers)
         self._plan = plan
         self._probe_ended_at = self.started_at
         missing = np.array(plan.missing, dtype=np.int64)
-        needs = self._policy.needs if plan.task.max_rows else Scoring.NONE
+        needs = Scoring.NONE if plan.task.needs_no_scores else self._policy.needs
         if needs is Scoring.QUESTION:
             question = next(s for s in self._prompt.spans if s.kind is SpanKind.QUESTION)
             self._stage = Stage.SCORE
-            self._scores = QuestionScores(plan.num_tokens, question.start)
+            middle = model.geometry.num_layers // 2
+            self._scores = QuestionScores(plan.num_tokens, question.start, middle)
             self.current = Pass(missing, observer=self._scores)
         elif needs is Scoring.DEVIATION:
             self._stage = Stage.SCORE
@@ -137,7 +143,7 @@ class Generation(Request):
                 [(p.span.start, self._records[i]) for i, p in enumerate(plan.spans) if p.placed],
             )
             rows = np.union1d(missing, reusable_positions(plan.task))
-            depth = min(DeviationScores.LAYER + 1, model.geometry.num_layers)
+            depth = min(DEVIATION_LAYERS, model.geometry.num_layers)
             self.current = Pass(rows, self._scores, num_layers=depth, logits=Logits.NONE)
         else:
             self._recomputed = self._policy.choose(plan.task, None)
@@ -173,7 +179,10 @@ class Generation(Request):
     def _chose_nothing(self, logits: torch.Tensor | None) -> bool:
         """Choose rows from the scores. False: a repair pass was set, and must run first."""
         assert self._plan is not None and self._scores is not None and self.current is not None
-        self._recomputed = self._policy.choose(self._plan.task, self._scores.scores())
+        scores = self._scores.scores()
+        self._recomputed = self._policy.choose(self._plan.task, scores)
+        if self._policy.needs is Scoring.QUESTION:
+            self._residual = residual(self._plan.task, scores, self._recomputed)
         self._scores = None
         self._probe_ended_at = time.perf_counter()
         if len(self._recomputed) == 0 and logits is not None:
@@ -259,6 +268,7 @@ class Generation(Request):
                 recomputed=self._recomputed,
                 probe_rows=self._probe_rows,
                 cost_ratio=self._cost / self._plan.num_tokens,
+                probed_residual=self._residual,
                 first_logits=self._first_logits,
                 step_logits=torch.stack(self._step_logits) if self._step_logits else None,
                 queue_ms=(self.started_at - self.submitted_at) * 1e3,

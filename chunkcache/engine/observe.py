@@ -13,6 +13,7 @@ import torch
 
 import chunkcache_kernels as kernels
 from chunkcache.chunk import ChunkStats
+from chunkcache.repair.base import DEVIATION_LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,14 +84,17 @@ class CaptureKV:
 
 
 class QuestionScores:
-    """Adds up, over layers and heads, the attention that scoring rows pay to every position.
+    """Adds up, over heads and late layers, the attention that scoring rows pay to every position.
 
-    ProphetKV (arXiv 2602.02579, §4): the question over position-fixed, unrepaired KV. Rows before
-    `score_from` (history) run but do not vote.
+    ProphetKV (arXiv 2602.02579, §4): the question over position-fixed, unrepaired KV. Unlike there,
+    only layers from `first_layer` on vote: early ones look at form, and rows chosen by the second
+    half of the layers leave less drift (docs/log.md). Rows before `score_from` (history) run but do
+    not vote.
     """
 
-    def __init__(self, num_tokens: int, score_from: int) -> None:
+    def __init__(self, num_tokens: int, score_from: int, first_layer: int = 0) -> None:
         self._score_from = score_from
+        self._first_layer = first_layer
         self._received = torch.zeros(num_tokens, dtype=torch.float32)
 
     def before_write(self, view: LayerView) -> None:
@@ -98,6 +102,8 @@ class QuestionScores:
 
     def after_write(self, view: LayerView) -> None:
         """Score all positions up to the rows'."""
+        if view.layer < self._first_layer:
+            return
         voting = (view.rows.positions >= self._score_from).nonzero()[:, 0]
         if voting.numel() == 0:
             return
@@ -119,7 +125,7 @@ class DeviationScores:
     mixed with other chunks.
     """
 
-    LAYER = 1
+    LAYER = DEVIATION_LAYERS - 1
 
     def __init__(self, num_tokens: int, records: Sequence[tuple[int, ChunkKV]]) -> None:
         self._records = records

@@ -30,6 +30,7 @@ class Outcome:
     recomputed: np.ndarray  # int64 positions of reused rows that were computed again
     probe_rows: int  # rows run only to choose what to recompute
     cost_ratio: float  # rows × layers run for the prompt ÷ rows × layers of full prefill
+    probed_residual: float | None  # share of the question's attention left on unrepaired rows
     first_logits: torch.Tensor  # fp32 [vocab] on CPU: what the first token was drawn from
     step_logits: torch.Tensor | None  # fp32 [steps, vocab] on CPU, if they were asked for
     queue_ms: float
@@ -38,6 +39,19 @@ class Outcome:
     compute_ms: float
     ttft_ms: float
     total_ms: float
+
+    @property
+    def residual(self) -> float | None:
+        """Share of the question's attention to reused rows that is left on unrepaired ones.
+
+        0 where every row is exact, 1 where none was repaired, None where rows were repaired
+        without asking the question.
+        """
+        if len(self.recomputed) == self.plan.task.reusable_rows:
+            return 0.0
+        if len(self.recomputed) == 0:
+            return 1.0
+        return self.probed_residual
 
     @property
     def repair_ratio(self) -> float:

@@ -6,11 +6,11 @@ another context; from there on reused rows need repair, and no block is register
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import Rung, SpanKind, content_digest
-from chunkcache.repair.base import RepairTask, ReusedChunk
+from chunkcache.repair.base import DEVIATION_LAYERS, RepairTask, ReusedChunk, Scoring
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +58,7 @@ def make_plan(
     *,
     exact_only: bool,
     budget: float,
+    max_residual: float | None = None,
 ) -> RepairPlan:
     """Decide what every span gets.
 
@@ -67,6 +68,7 @@ def make_plan(
         records: chunk records by span index.
         exact_only: use a record only where it is exact.
         budget: share of the approximate rows that may be recomputed.
+        max_residual: stop earlier, see `RepairTask`.
     """
     plans: list[SpanPlan] = []
     missing: list[int] = []
@@ -90,7 +92,8 @@ def make_plan(
         if span.kind is SpanKind.CHUNK:
             prior.append((content_digest(span.token_ids), len(span)))
         plans.append(SpanPlan(span, prefix, placed, approximate))
-    return RepairPlan(tuple(plans), tuple(missing), exact_until, RepairTask(tuple(reused), budget))
+    task = RepairTask(tuple(reused), budget, max_residual=max_residual)
+    return RepairPlan(tuple(plans), tuple(missing), exact_until, task)
 
 
 def _is_in_place(prompt: Prompt, index: int, record: ChunkKV) -> bool:
@@ -114,6 +117,21 @@ def _reused(
         prior_digests=tuple(digest for digest, _ in prior),
         prior_lengths=tuple(length for _, length in prior),
     )
+
+
+def with_scoring(plan: RepairPlan, needs: Scoring, num_layers: int) -> RepairPlan:
+    """The same plan with the price of scoring taken from its budget.
+
+    The question's rows run once more when they score; deviation runs every row that is there to
+    repair, and the missing ones, through two layers.
+    """
+    task, rows = plan.task, 0.0
+    if needs is Scoring.QUESTION and task.chunks:
+        rows = float(sum(position > task.chunks[0].start for position in plan.missing))
+    elif needs is Scoring.DEVIATION:
+        share = min(1.0, DEVIATION_LAYERS / num_layers)
+        rows = (task.reusable_rows + len(plan.missing)) * share
+    return replace(plan, task=replace(task, scoring_rows=rows))
 
 
 def span_rung(plan: SpanPlan, recomputed: int) -> Rung:

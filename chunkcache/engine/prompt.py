@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import Span, SpanKind
+from chunkcache.engine.born_context import BORN_PASSAGES
 from chunkcache.engine.template import ChatTemplate, PartTokenizer
 from chunkcache.errors import InvalidRequest, UnsupportedModel
 from chunkcache.protocol import Message
@@ -67,15 +68,28 @@ class PromptBuilder:
             raise UnsupportedModel(f"model.name: no prompt can be made for it. {error}") from error
         self._tokens = PartTokenizer(tokenizer, parts)
         self.canonical_head = self._split(probe, with_documents=True)[0]
+        passages = BORN_PASSAGES if settings.born_after == "passages" else ()
+        self.born_passages = [self._passage_ids(title, text) for title, text in passages]
+
+    @property
+    def born_prefix(self) -> tuple[int, ...]:
+        """The token ids every canonical record is made after."""
+        return (*self.canonical_head, *(t for ids in self.born_passages for t in ids))
 
     def chunk_ids(self, chunk: Chunk) -> tuple[int, ...]:
         """The tokens a chunk takes in a prompt: its title line, its text, a blank line.
 
         They depend on the chunk alone, never on its place among others: they are what is cached.
         """
-        title = self._tokens.content(f"# {chunk.title}\n", "documents") if chunk.title else []
         text = self._tokens.checked(chunk.token_ids, chunk.text)
-        return (*title, *text, *self._tokens.content(_PASSAGE_CLOSE))
+        return self._passage(chunk.title, text)
+
+    def _passage_ids(self, title: str, text: str) -> tuple[int, ...]:
+        return self._passage(title, self._tokens.content(text))
+
+    def _passage(self, title: str, text: Sequence[int]) -> tuple[int, ...]:
+        opening = self._tokens.content(f"# {title}\n", "documents") if title else []
+        return (*opening, *text, *self._tokens.content(_PASSAGE_CLOSE))
 
     def build(self, messages: Sequence[Message], chunks: Sequence[Chunk]) -> Prompt:
         """Lay out a prompt.

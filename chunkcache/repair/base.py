@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from chunkcache.chunk import ChunkStats
 
 
+DEVIATION_LAYERS = 2  # the second layer is the first whose input has been mixed with other chunks
+
+
 class Scoring(StrEnum):
     """What must run before rows can be chosen."""
 
@@ -42,10 +45,17 @@ class ReusedChunk:
 
 @dataclass(frozen=True, slots=True)
 class RepairTask:
-    """The rows that may be recomputed and how many of them."""
+    """The rows that may be recomputed and how many of them.
+
+    The budget is an honest one: looking for the rows is paid from it as well. A whole budget, 1,
+    buys every row, and there is nothing to look for. With `max_residual` the policy may stop
+    earlier: as soon as no more than that share of its scores is left on rows not recomputed.
+    """
 
     chunks: tuple[ReusedChunk, ...]
     budget: float  # share of the reusable rows, 0..1
+    scoring_rows: float = 0.0  # what scoring costs, in rows of full depth
+    max_residual: float | None = None
 
     @property
     def reusable_rows(self) -> int:
@@ -55,7 +65,16 @@ class RepairTask:
     @property
     def max_rows(self) -> int:
         """Rows the budget pays for, rounded down; the 1e-9 undoes binary fractions."""
-        return min(self.reusable_rows, int(self.budget * self.reusable_rows + 1e-9))
+        if self.budget >= 1.0:
+            return self.reusable_rows
+        paid = self.budget * self.reusable_rows - self.scoring_rows
+        return min(self.reusable_rows, max(0, int(paid + 1e-9)))
+
+    @property
+    def needs_no_scores(self) -> bool:
+        """Whether there is nothing to choose: no row can be paid for, or every row is."""
+        everything = self.budget >= 1.0 and self.max_residual is None
+        return self.max_rows == 0 or everything
 
 
 class RepairPolicy(Protocol):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from chunkcache.repair.base import Scoring
-from chunkcache.repair.select import reusable_positions, top_rows
+from chunkcache.repair.select import reusable_positions, rows_until, top_rows
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from chunkcache.repair.base import RepairTask
 
 
@@ -18,13 +18,21 @@ class _TopScores:
     needs: Scoring
 
     def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
-        """The `task.max_rows` best-scored rows of all chunks together."""
-        if task.max_rows == 0:
-            return np.empty(0, dtype=np.int64)
+        """The best-scored rows of all chunks together: `task.max_rows`, or as many as it takes.
+
+        Where the task names a `max_residual`, the fewest rows that leave no more than that.
+        """
+        positions = reusable_positions(task)
+        if task.needs_no_scores:
+            return positions[: task.max_rows]  # none, or every one
         if scores is None:
             raise ValueError(f"policy {self.name!r} needs scores")
-        positions = reusable_positions(task)
-        return top_rows(positions, scores[positions], task.max_rows)
+        count = task.max_rows
+        if task.max_residual is not None:
+            count = min(count, rows_until(scores[positions], task.max_residual))
+            if count + task.scoring_rows >= task.reusable_rows:
+                count = task.reusable_rows  # everything costs no more, and is exact
+        return top_rows(positions, scores[positions], count)
 
 
 class QuestionRows(_TopScores):

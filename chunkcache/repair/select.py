@@ -24,3 +24,30 @@ def top_rows(positions: np.ndarray, scores: np.ndarray, count: int) -> np.ndarra
     ranked = np.where(np.isnan(scores), -np.inf, scores)
     order = np.lexsort((positions, -ranked))
     return np.sort(positions[order[:count]])
+
+
+def rows_until(scores: np.ndarray, max_residual: float) -> int:
+    """How many of the largest scores must be taken so that at most `max_residual` of all is left.
+
+    Scores that are not positive and finite are no mass at all. Without any mass: 0.
+
+    >>> rows_until(np.array([1.0, 5.0, 2.0, 2.0]), 0.3)
+    2
+    """
+    mass = np.sort(np.where(np.isfinite(scores) & (scores > 0), scores, 0.0).astype(np.float64))
+    total = mass.sum()
+    if total <= 0.0:
+        return 0
+    left = 1.0 - np.cumsum(mass[::-1]) / total
+    if max_residual >= 1.0:
+        return 0
+    # the last sum may miss 1 by rounding: all rows always suffice
+    return min(len(mass), int(np.searchsorted(-left, -max_residual - 1e-12)) + 1)
+
+
+def residual(task: RepairTask, scores: np.ndarray, chosen: np.ndarray) -> float:
+    """Share of the scores of all reusable rows that is left on rows not chosen; 0 without mass."""
+    positions = reusable_positions(task)
+    mass = np.where(np.isfinite(scores) & (scores > 0), scores, 0.0).astype(np.float64)
+    total = mass[positions].sum()
+    return float(max(0.0, 1.0 - mass[chosen].sum() / total)) if total > 0.0 else 0.0

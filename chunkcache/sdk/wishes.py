@@ -20,7 +20,8 @@ Documents = Sequence[str | GivenDocument | Mapping[str, str]]
 class Wishes(TypedDict, total=False):
     """What may be said beside the question. What is left out, or None, is the server's to choose.
 
-    `top_k`, `vector_store_id`, `mode`, `policy` and `budget` are those of `ChunkCacheOptions`;
+    `top_k`, `vector_store_id`, `mode`, `policy`, `budget` and `exactness` are those of
+    `ChunkCacheOptions`;
     `top_k` passages are retrieved (0: none) and `documents` are used instead of retrieval.
     """
 
@@ -30,6 +31,7 @@ class Wishes(TypedDict, total=False):
     mode: Literal["auto", "exact", "full"] | None
     policy: RepairPolicyName | None
     budget: float | None
+    exactness: Mapping[str, float] | None
     model: str | None
     temperature: float | None
     top_p: float | None
@@ -38,7 +40,7 @@ class Wishes(TypedDict, total=False):
     seed: int | None
 
 
-_OPTIONS = ("top_k", "vector_store_id", "mode", "policy", "budget")
+_OPTIONS = ("top_k", "vector_store_id", "mode", "policy", "budget", "exactness")
 
 
 def chat_call(question: Question, wishes: Wishes, *, stream: bool = False) -> Call:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from chunkcache.engine.prompt import Prompt
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import Report
+    from chunkcache.service.calibration import Calibration
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class Preparation:
     tiers: dict[int, str] = field(default_factory=dict)  # by span index
     misses: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    calibration: Calibration | None = None
 
 
 class AnswerHandle:
@@ -121,6 +123,7 @@ class AnswerHandle:
             tiers=before.tiers,
             misses=before.misses,
             notes=before.notes,
+            predicted_drift=_predicted_drift(before.calibration, outcome),
             timings=Timings(
                 queue_ms=outcome.queue_ms,
                 retrieve_ms=before.retrieve_ms,
@@ -132,6 +135,14 @@ class AnswerHandle:
                 total_ms=lead_ms + outcome.total_ms,
             ),
         )
+
+
+def _predicted_drift(calibration: Calibration | None, outcome: Outcome) -> float | None:
+    if outcome.residual == 0.0:
+        return 0.0  # nothing is approximate
+    if calibration is None or outcome.residual is None:
+        return None
+    return calibration.curve.drift_at(outcome.residual)
 
 
 def chunk_spans(prompt: Prompt) -> list[int]:

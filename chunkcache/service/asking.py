@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chunkcache.engine.generation import Generation
-from chunkcache.errors import PromptTooLong
+from chunkcache.errors import InvalidRequest, PromptTooLong
 from chunkcache.repair import policy_named
 from chunkcache.service.answer import AnswerHandle, Preparation, chunk_spans, elapsed_ms
+from chunkcache.service.calibration import CALIBRATED_POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +64,10 @@ class Asker:
         exact_only = options.mode != "auto" or not runtime.reuses
         name = options.policy or repair.policy
         budget = repair.budget if options.budget is None else options.budget
+        max_residual = None
+        if options.exactness is not None:
+            name, budget = CALIBRATED_POLICY, 1.0
+            max_residual = self._residual_for(options.exactness.drift)
         preparation = Preparation(
             prompt,
             chunks,
@@ -71,6 +76,7 @@ class Asker:
             started_at=started_at,
             retrieve_ms=retrieve_ms,
             notes=notes,
+            calibration=runtime.calibration,
         )
         records: dict[int, ChunkKV] = {}
         if not exact_only:
@@ -78,6 +84,7 @@ class Asker:
         generation = Generation(
             prompt, records,
             policy=policy_named(name, repair), budget=budget, exact_only=exact_only,
+            max_residual=max_residual,
             sampling=request.sampling, max_new_tokens=max_new, salt=salt,
             takes_prefix=options.mode != "full",
             gives_prefix=options.mode != "full" and not measure.leaves_no_prefix,
@@ -85,6 +92,15 @@ class Asker:
         )  # fmt: skip
         runtime.engine.submit(generation)
         return AnswerHandle(generation, preparation, runtime.engine, self._metrics)
+
+    def _residual_for(self, drift: float) -> float:
+        calibration = self._runtime.calibration
+        if calibration is None:
+            raise InvalidRequest.of(
+                "chunkcache.exactness", drift, "used with a calibration of this model and prompt",
+                "run chunkcache calibrate once, with questions of yours",
+            )  # fmt: skip
+        return calibration.curve.residual_for(drift)
 
     def _find(self, prompt: Prompt, salt: bytes, into: Preparation) -> dict[int, ChunkKV]:
         began = time.perf_counter()

@@ -39,6 +39,7 @@ def build_report(
     misses: Mapping[int, str],
     timings: Timings,
     notes: Sequence[str],
+    predicted_drift: float | None,
 ) -> Report:
     """The `chunkcache` object. `tiers` and `misses` are by span index.
 
@@ -59,6 +60,7 @@ def build_report(
         computed_tokens=sum(s.computed for s in spans),
         probe_rows=outcome.probe_rows,
         cost_ratio=outcome.cost_ratio,
+        predicted_drift=predicted_drift,
         spans=spans,
         timings=timings,
         notes=list(notes),

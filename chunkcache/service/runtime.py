@@ -17,6 +17,7 @@ from chunkcache.engine.model import load_model
 from chunkcache.engine.prefill import ChunkPrefill
 from chunkcache.engine.prompt import PromptBuilder
 from chunkcache.errors import GateFailed
+from chunkcache.service.calibration import load_calibration
 from chunkcache.store import open_store
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Runtime:
         self.engine = Engine(
             self.model, settings.engine, metrics, on_prefill=self.store.cost.observe_prefill
         )
+        self.calibration = load_calibration(settings, self.model.fingerprint)
         self._lock = threading.Lock()
         self._in_flight: dict[ChunkKey, ChunkPrefill] = {}
 
@@ -61,11 +63,11 @@ class Runtime:
         return self.verdict.reuses
 
     def key(self, token_ids: Sequence[int], salt: bytes) -> ChunkKey:
-        """The key of a chunk's canonical record: born right after the head."""
+        """The key of a chunk's canonical record: born after the head, or the born passages."""
         return ChunkKey.of(
             token_ids,
             fingerprint=self.model.fingerprint,
-            born_prefix=self.prompts.canonical_head,
+            born_prefix=self.prompts.born_prefix,
             salt=salt,
         )
 
@@ -105,7 +107,12 @@ class Runtime:
         with self._lock:
             if (running := self._in_flight.get(key)) is not None:
                 return running
-            request = ChunkPrefill(key, head=self.prompts.canonical_head, salt=salt)
+            request = ChunkPrefill(
+                key,
+                head=self.prompts.canonical_head,
+                prior=self.prompts.born_passages,
+                salt=salt,
+            )
             self.engine.submit(request)
             self._in_flight[key] = request
         request.future.add_done_callback(lambda _: self._forget(key))

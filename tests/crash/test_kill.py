@@ -101,7 +101,12 @@ def assert_records_hold_what_would_be_computed(cache: ChunkCache) -> None:
         found = runtime.store.fetch(key).record
         if found is None:
             continue
-        fresh = ChunkPrefill(key, head=runtime.prompts.canonical_head, salt=salt)
+        fresh = ChunkPrefill(
+            key,
+            head=runtime.prompts.canonical_head,
+            prior=runtime.prompts.born_passages,
+            salt=salt,
+        )
         runtime.engine.submit(fresh)
         assert (found.kv - fresh.future.result().kv).abs().max() < 1e-4
 

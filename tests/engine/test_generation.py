@@ -159,11 +159,13 @@ def test_cost_counts_every_row_that_ran(bench: Any) -> None:
     rows = head + question + len(asked.recomputed) + question
     assert asked.cost_ratio * prompt.num_tokens == pytest.approx(rows)
     assert asked.repair_ratio == pytest.approx((len(asked.recomputed) + question) / reusable)
-    deviating = bench.answer(prompt, records, "deviation", budget=0.5, salt=b"3")
+    assert 0.5 - 1 / reusable < asked.repair_ratio <= 0.5  # probes are paid from the budget
+    deviating = bench.answer(prompt, records, "deviation", budget=0.95, salt=b"3")
     layers = bench.model.geometry.num_layers
     probe = (head + question + reusable) * 2 / layers
     rows = probe + head + question + len(deviating.recomputed)
     assert deviating.cost_ratio * prompt.num_tokens == pytest.approx(rows)
+    assert 0.95 - 1 / reusable < deviating.repair_ratio <= 0.95
     full = bench.full(prompt)
     assert full.cost_ratio == pytest.approx(1.0) and full.repair_ratio == 0.0
 

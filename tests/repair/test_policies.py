@@ -15,7 +15,7 @@ from chunkcache.config import RepairPolicyName, RepairSettings
 from chunkcache.repair import RepairTask, ReusedChunk, Scoring, policy_named
 from chunkcache.repair.cfo import FixOverhead, outward, share
 from chunkcache.repair.fixed import FirstK
-from chunkcache.repair.select import reusable_positions, top_rows
+from chunkcache.repair.select import residual, reusable_positions, rows_until, top_rows
 
 NAMES = get_args(RepairPolicyName)
 LETTERS = [bytes([c]) * 16 for c in b"abcd"]
@@ -182,6 +182,66 @@ def test_top_rows_equals_sorting_by_hand(scores: list[float], count: int) -> Non
     best = sorted(range(len(scores)), key=lambda i: (-rank[i], i))[:count]
     chosen = top_rows(positions, np.array(scores, np.float32), count)
     assert chosen.tolist() == sorted(positions[best].tolist())
+
+
+# ------------------------------------------------------------------ honest budgets, residuals
+
+
+def test_looking_for_rows_is_paid_from_the_budget() -> None:
+    chunk = ReusedChunk(0, 100, stats(100), (), ())
+    assert RepairTask((chunk,), 0.15, scoring_rows=6.5).max_rows == 8
+    broke = RepairTask((chunk,), 0.05, scoring_rows=6.5)
+    assert broke.max_rows == 0 and broke.needs_no_scores
+    everything = RepairTask((chunk,), 1.0, scoring_rows=6.5)
+    assert everything.max_rows == 100 and everything.needs_no_scores
+    adaptive = RepairTask((chunk,), 1.0, scoring_rows=6.5, max_residual=0.5)
+    assert not adaptive.needs_no_scores
+
+
+@pytest.mark.parametrize("name", ["question", "deviation"])
+def test_a_whole_budget_needs_no_scores(name: RepairPolicyName) -> None:
+    rows = policy_named(name, RepairSettings()).choose(two_chunks(1.0), None)
+    assert rows.tolist() == [2, 3, 4, 5, 8, 9]
+
+
+masses = st.sampled_from([0.0, 0.5, 1.0, 3.0, -1.0, math.nan, math.inf])
+
+
+@given(scores=st.lists(masses, max_size=12), target=st.floats(0.0, 1.0))
+@settings(deadline=None, max_examples=200)
+def test_no_fewer_rows_would_do(scores: list[float], target: float) -> None:
+    values = np.array(scores, np.float64)
+    count = rows_until(values, target)
+    mass = sorted((v for v in scores if math.isfinite(v) and v > 0), reverse=True)
+    total = sum(mass)
+    assert 0 <= count <= len(scores)
+    if total:
+        assert 1 - sum(mass[:count]) / total <= target + 1e-9
+        assert count == 0 or 1 - sum(mass[: count - 1]) / total > target - 1e-9
+
+
+@given(task=tasks(st.just(1.0)), seed=st.integers(0, 9), target=st.floats(0.0, 1.0))
+@settings(deadline=None, max_examples=80)
+def test_a_residual_target_is_met(task: RepairTask, seed: int, target: float) -> None:
+    end = max((c.start + c.num_tokens for c in task.chunks), default=0)
+    scores = np.random.default_rng(seed).choice([0.0, 0.5, 1.0, 7.0], end + 3)
+    aimed = RepairTask(task.chunks, 1.0, max_residual=target)
+    rows = policy_named("question", RepairSettings()).choose(aimed, scores)
+    left = residual(aimed, scores, rows)
+    assert left <= target + 1e-9
+    if 0 < len(rows) < task.reusable_rows:  # the least of the chosen rows was needed
+        spared = rows[np.argsort(scores[rows], kind="stable")[1:]]
+        assert residual(aimed, scores, np.sort(spared)) > target - 1e-9
+
+
+def test_where_repair_would_cost_as_much_as_everything_everything_is_repaired() -> None:
+    chunk = ReusedChunk(0, 10, stats(10), (), ())
+    scores = np.ones(10)
+    policy = policy_named("question", RepairSettings())
+    near = RepairTask((chunk,), 1.0, scoring_rows=2.0, max_residual=0.2)
+    assert len(policy.choose(near, scores)) == 10
+    far = RepairTask((chunk,), 1.0, scoring_rows=2.0, max_residual=0.4)
+    assert len(policy.choose(far, scores)) == 6
 
 
 # ------------------------------------------------------------------ first k

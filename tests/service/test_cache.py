@@ -275,3 +275,33 @@ def test_metrics_add_up(cache: ChunkCache) -> None:
 def test_bad_wishes_are_named(cache: ChunkCache, wish: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidRequest, match=named):
         cache.ask("why?", **wish)
+
+
+def test_born_after_passages_every_chunk_is_approximate_and_all_of_them_repairable(
+    open_cache: Callable[..., ChunkCache],
+) -> None:
+    head, passages = open_cache(), open_cache(prompt={"born_after": "passages"})
+    full = logits_of(passages, documents=TEXTS, mode="full")
+    assert torch.equal(full, logits_of(head, documents=TEXTS, mode="full"))
+    drift = {}
+    for cache in (head, passages):
+        cache.ask("why?", documents=TEXTS)
+        drift[cache] = (full - logits_of(cache, documents=TEXTS, policy="none")).abs().max()
+        report = cache.ask("why?", documents=TEXTS, policy="none").report
+        rungs = [s.rung for s in report.spans if s.kind == "chunk"]
+        assert rungs[0] is (Rung.EXACT if cache is head else Rung.REPAIRED)
+        assert set(rungs[1:]) == {Rung.REPAIRED}
+    assert float(drift[head]) > 1e-2 and float(drift[passages]) > 1e-2
+    assert drift[head] != drift[passages]
+    repaired = logits_of(passages, documents=TEXTS, policy="question", budget=1.0)
+    assert float((full - repaired).abs().max()) < 2e-4
+
+
+def test_records_born_in_different_contexts_are_never_mistaken(
+    open_cache: Callable[..., ChunkCache],
+) -> None:
+    first = open_cache()
+    first.ask("why?", documents=TEXTS)
+    first.close()
+    again = open_cache(prompt={"born_after": "passages"}).ask("why?", documents=TEXTS)
+    assert set(misses(again)) == {"absent"}

@@ -6,17 +6,27 @@
 from __future__ import annotations
 
 from chunkcache.evaluate.quality.arms import Arm, parse_arms
+from chunkcache.evaluate.quality.calibrate import Reliability, calibrate, calibration_arms
 from chunkcache.evaluate.quality.questions import Question, read_questions
 from chunkcache.evaluate.quality.run import Evaluation, evaluate
-from chunkcache.evaluate.quality.summary import ArmSummary, Summary, summarise
+from chunkcache.evaluate.quality.summary import (
+    ArmSummary,
+    Summary,
+    paired_difference,
+    summarise,
+)
 
 __all__ = [
     "Arm",
     "ArmSummary",
     "Evaluation",
     "Question",
+    "Reliability",
     "Summary",
+    "calibrate",
+    "calibration_arms",
     "evaluate",
+    "paired_difference",
     "parse_arms",
     "read_questions",
     "summarise",

@@ -1,4 +1,4 @@
-"""What is compared: a repair policy at a budget."""
+"""What is compared: a repair policy at a budget, or a drift target."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, get_args
 
 from chunkcache.config import RepairPolicyName
 from chunkcache.errors import InvalidRequest
-from chunkcache.protocol import ChunkCacheOptions
+from chunkcache.protocol import ChunkCacheOptions, Exactness
+from chunkcache.service.calibration import CALIBRATED_POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _BUDGETLESS = {"none": 0.0, "all": 1.0}
+_TARGET = "drift"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,27 +23,37 @@ class Arm:
 
     policy: RepairPolicyName
     budget: float
+    drift: float | None = None  # a target, instead of the two
 
     @property
     def name(self) -> str:
-        """`question@0.15`; `none` and `all` have no budget."""
+        """`question@0.15`; `none` and `all` have no budget; `drift@0.02` is a target."""
+        if self.drift is not None:
+            return f"{_TARGET}@{self.drift:g}"
         return self.policy if self.policy in _BUDGETLESS else f"{self.policy}@{self.budget:g}"
 
     @property
     def options(self) -> ChunkCacheOptions:
         """The same wish in a request."""
+        if self.drift is not None:
+            return ChunkCacheOptions(exactness=Exactness(drift=self.drift))
         return ChunkCacheOptions(policy=self.policy, budget=self.budget)
 
 
 def parse_arms(texts: Sequence[str], budgets: Sequence[float]) -> list[Arm]:
     """Arms from names: `question` stands for every budget, `question@0.1` for that one.
 
+    `drift@0.02` stands for a drift target of 0.02 nats.
+
     Raises:
-        InvalidRequest: an unknown policy, or a budget outside 0..1.
+        InvalidRequest: an unknown policy, a budget outside 0..1, or a target that is not above 0.
     """
     arms: list[Arm] = []
     for text in texts:
         name, given, value = text.partition("@")
+        if name == _TARGET:
+            arms.append(Arm(CALIBRATED_POLICY, 1.0, _target(value)))
+            continue
         policy = next((known for known in get_args(RepairPolicyName) if known == name), None)
         if policy is None:
             known = ", ".join(get_args(RepairPolicyName))
@@ -52,6 +64,16 @@ def parse_arms(texts: Sequence[str], budgets: Sequence[float]) -> list[Arm]:
             wanted = [_budget(value)] if given else budgets
         arms += [Arm(policy, budget) for budget in wanted]
     return list(dict.fromkeys(arms))
+
+
+def _target(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 < value < float("inf"):
+        raise InvalidRequest.of("drift", text, "a number above 0, in nats", "drift@0.02, say")
+    return value
 
 
 def _budget(text: str) -> float:

@@ -87,14 +87,30 @@ def evaluate(
 def _known(out: Path, mark: str, evaluation: Evaluation) -> dict[str, Line]:
     if not out.exists():
         return {}
-    lines = [json.loads(text) for text in out.read_text().splitlines() if text.strip()]
-    if any(line["evaluation"] != mark for line in lines):
+    text = out.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        out.write_text(whole)  # a run was killed while it wrote its last line
+    lines = _parsed(whole, out)
+    if any(line.get("evaluation") != mark for line in lines):
         raise InvalidRequest.of(
             "out", str(out), "empty, or lines of this very evaluation",
             "another file: the model, the prompt or the options differ",
         )  # fmt: skip
     names = {arm.name for arm in evaluation.arms}
     return {line["id"]: line for line in lines if names <= set(line["arms"])}
+
+
+def _parsed(text: str, out: Path) -> list[Line]:
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            lines.append(dict(json.loads(line)))
+        except ValueError as error:
+            raise InvalidRequest.of(
+                "out", f"{out} line {number}", "a line of an evaluation", f"{error}; another file?"
+            ) from error
+    return lines
 
 
 def evaluate_question(cache: ChunkCache, question: Question, evaluation: Evaluation) -> Line:
@@ -161,6 +177,8 @@ def _arm_line(found: Comparison, reference: Reference, question: Question) -> Li
         "agreement": found.drift.agreement,
         "repair_ratio": found.outcome.repair_ratio,
         "rows": len(found.outcome.recomputed),
+        "residual": found.outcome.residual,
+        "predicted_drift": report.predicted_drift,
         "reusable_rows": found.outcome.plan.task.reusable_rows,
         "ttft_ratio": report.timings.ttft_ms / reference.answer.report.timings.ttft_ms,
     }

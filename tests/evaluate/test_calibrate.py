@@ -1,0 +1,136 @@
+"""From measured questions to a promise about drift, and what the service makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chunkcache import ChunkCache
+from chunkcache.chunk import Rung
+from chunkcache.errors import ConfigError, InvalidRequest
+from chunkcache.evaluate.quality import (
+    Evaluation,
+    calibrate,
+    calibration_arms,
+    evaluate,
+    read_questions,
+)
+from chunkcache.repair.drift_curve import DriftCurve
+from chunkcache.service.calibration import (
+    Calibration,
+    calibration_path,
+    load_calibration,
+    store_calibration,
+)
+
+CURVE = DriftCurve((0.0, 0.3, 0.8), (0.01, 0.1, 0.5))
+CALIBRATION = Calibration(CURVE, questions=5, held_out_predicted=0.1, held_out_measured=0.12)
+TEXTS = [f"Passage {i}: " + "the quick brown fox jumps over the lazy dog. " * 2 for i in range(4)]
+
+
+def line(residuals: list[float], drifts: list[float]) -> dict[str, Any]:
+    arms = {
+        arm.name: {"residual": r, "mean_kl": d, "reusable_rows": 10}
+        for arm, r, d in zip(calibration_arms(), residuals, drifts, strict=True)
+    }
+    return {"arms": arms}
+
+
+def test_the_curve_is_fitted_to_half_and_tested_on_the_rest() -> None:
+    residuals = [1.0, 0.8, 0.6, 0.5, 0.3, 0.1]
+    fitted = [line(residuals, [r / 2 for r in residuals]) for _ in range(4)]
+    others = [line(residuals, list(residuals)) for _ in range(4)]
+    mixed = [one for pair in zip(fitted, others, strict=True) for one in pair]
+    calibration, reliability = calibrate(mixed)
+    assert calibration.questions == 4
+    assert [r.predicted for r in reliability] == pytest.approx([r / 2 for r in residuals])
+    assert [r.measured for r in reliability] == pytest.approx(residuals)
+    assert calibration.held_out_measured == pytest.approx(2 * calibration.held_out_predicted)
+
+
+def test_too_few_questions_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="at least 8"):
+        calibrate([line([1.0] * 6, [0.1] * 6)] * 7)
+    unused = line([1.0] * 6, [0.1] * 6)
+    for arm in unused["arms"].values():
+        arm["reusable_rows"] = 0
+    with pytest.raises(InvalidRequest, match="at least 8"):
+        calibrate([unused] * 20)
+
+
+def test_a_calibration_belongs_to_a_model_and_a_prompt(tiny_settings: Any) -> None:
+    settings = tiny_settings()
+    store_calibration(settings, b"model", CALIBRATION)
+    assert load_calibration(settings, b"model") == CALIBRATION
+    assert load_calibration(settings, b"other") is None
+    assert load_calibration(tiny_settings(prompt={"system": "Else."}), b"model") is None
+    assert load_calibration(tiny_settings(prompt={"born_after": "passages"}), b"model") is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"calibration_version": 1, "curve": {}}',
+    '{"calibration_version": 1, "curve": {"residuals": [0.1], "drifts": [-1]}}'])  # fmt: skip
+def test_a_broken_calibration_is_named(tiny_settings: Any, content: str) -> None:
+    settings = tiny_settings()
+    path = store_calibration(settings, b"model", CALIBRATION)
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="is not a calibration"):
+        load_calibration(settings, b"model")
+
+
+def test_of_another_version_it_is_as_if_there_were_none(tiny_settings: Any) -> None:
+    settings = tiny_settings()
+    path = store_calibration(settings, b"model", CALIBRATION)
+    path.write_text(
+        path.read_text().replace('"calibration_version": 1', '"calibration_version": 0')
+    )
+    assert load_calibration(settings, b"model") is None
+    assert path == calibration_path(settings, b"model")
+
+
+def test_a_target_without_a_calibration_is_refused(cache: ChunkCache) -> None:
+    with pytest.raises(InvalidRequest, match="chunkcache calibrate"):
+        cache.ask("why?", documents=TEXTS, exactness={"drift": 0.1})
+    assert cache.ask("why?", documents=TEXTS, budget=0.3).report.predicted_drift is None
+
+
+def test_a_target_stands_alone(cache: ChunkCache) -> None:
+    for other in ({"budget": 0.1}, {"policy": "cfo"}, {"mode": "exact"}):
+        with pytest.raises(InvalidRequest, match="exactness"):
+            cache.ask("why?", documents=TEXTS, exactness={"drift": 0.1}, **other)
+    for wrong in (0.0, -1.0, None):
+        with pytest.raises(InvalidRequest, match=r"exactness\.drift"):
+            cache.ask("why?", documents=TEXTS, exactness={"drift": wrong})
+
+
+def test_the_budget_follows_the_target(cache: ChunkCache) -> None:
+    cache.runtime.calibration = CALIBRATION
+    cache.ask("why?", documents=TEXTS)
+    loose = cache.ask("why?", documents=TEXTS, exactness={"drift": 0.6}).report
+    assert loose.recomputed_tokens == 0 and loose.predicted_drift == 0.5
+    middle = cache.ask("why?", documents=TEXTS, exactness={"drift": 0.2}).report
+    assert middle.recomputed_tokens > 0 and middle.rung is Rung.REPAIRED
+    assert middle.predicted_drift is not None and middle.predicted_drift <= 0.2
+    out_of_reach = cache.ask("why?", documents=TEXTS, exactness={"drift": 0.001}).report
+    assert out_of_reach.predicted_drift == 0.0
+    assert {s.rung for s in out_of_reach.spans if s.kind == "chunk"} <= {Rung.FULL, Rung.EXACT}
+
+
+def test_plain_budgets_get_a_prediction_too(cache: ChunkCache) -> None:
+    cache.runtime.calibration = CALIBRATION
+    cache.ask("why?", documents=TEXTS)
+    assert cache.ask("why?", documents=TEXTS[::-1], policy="none").report.predicted_drift == 0.5
+    half = cache.ask("why?", documents=TEXTS[::-1], budget=0.5).report
+    assert half.predicted_drift in {0.01, 0.1}
+    assert cache.ask("why?", documents=TEXTS, policy="cfo").report.predicted_drift is None
+    assert cache.ask("why?", documents=TEXTS, mode="full").report.predicted_drift == 0.0
+
+
+def test_end_to_end(cache: ChunkCache, question_file: Path, tmp_path: Path) -> None:
+    evaluation = Evaluation(tuple(calibration_arms()), max_tokens=4)
+    lines = evaluate(cache, read_questions(question_file), evaluation, tmp_path / "out.jsonl")
+    calibration, reliability = calibrate(lines)
+    residuals = [row.residual for row in reliability]
+    assert residuals == sorted(residuals, reverse=True) and residuals[0] == 1.0
+    assert calibration.curve.drift_at(1.0) > 0

@@ -1,0 +1,121 @@
+"""The whole evaluation on a tiny model: every arm against full recompute, resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chunkcache import ChunkCache
+from chunkcache.errors import InvalidRequest
+from chunkcache.evaluate.quality import Evaluation, evaluate, parse_arms, read_questions, summarise
+from chunkcache.evaluate.quality.picture import draw_frontier
+
+ARMS = tuple(parse_arms(["none", "question@0.5", "cfo@0.5", "all"], []))
+
+
+def test_every_row_repaired_is_no_drift_and_costs_are_honest(
+    cache: ChunkCache, question_file: Path, tmp_path: Path
+) -> None:
+    questions = read_questions(question_file, limit=3)
+    seen: list[tuple[int, int]] = []
+    lines = evaluate(
+        cache, questions, Evaluation(ARMS, max_tokens=6), tmp_path / "out.jsonl",
+        on_progress=lambda done, total, eta_s: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    for line in lines:
+        every = line["arms"]["all"]
+        assert every["mean_kl"] < 1e-6 and every["agreement"] == 1.0 and not every["changed"]
+        assert every["residual"] == 0.0 and every["predicted_drift"] == 0.0
+        assert every["repair_ratio"] == pytest.approx(1.0)
+        none = line["arms"]["none"]
+        assert none["mean_kl"] > 1e-4 and none["repair_ratio"] == 0.0 and none["residual"] == 1.0
+        half = line["arms"]["question@0.5"]
+        assert 0.0 < half["repair_ratio"] <= 0.5 and 0.0 < half["residual"] < 1.0
+        assert line["arms"]["cfo@0.5"]["residual"] is None  # nobody asked the question
+        assert line["chunks"] == 6  # each passage is two chunks
+
+
+def test_a_stopped_run_goes_on_where_it_was(
+    cache: ChunkCache, question_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    evaluation = Evaluation(ARMS[:1], max_tokens=4)
+    first = evaluate(cache, read_questions(question_file, limit=2), evaluation, out)
+    asked = cache.metrics.requests.labels("ok")._value.get()
+    again = evaluate(cache, read_questions(question_file, limit=2), evaluation, out)
+    assert again == first
+    assert cache.metrics.requests.labels("ok")._value.get() == asked  # nothing was asked twice
+    more = evaluate(cache, read_questions(question_file, limit=3), evaluation, out)
+    assert more[:2] == first and len(out.read_text().splitlines()) == 3
+    wider = evaluate(
+        cache, read_questions(question_file, limit=1), Evaluation(ARMS[:2], max_tokens=4), out
+    )
+    assert set(wider[0]["arms"]) == {"none", "question@0.5"}
+
+
+def test_a_line_cut_short_by_a_kill_is_evaluated_again(
+    cache: ChunkCache, question_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    evaluation = Evaluation(ARMS[:1], max_tokens=4)
+    evaluate(cache, read_questions(question_file, limit=2), evaluation, out)
+    whole = out.read_text()
+    out.write_text(whole[:-30])
+    lines = evaluate(cache, read_questions(question_file, limit=2), evaluation, out)
+    assert [line["id"] for line in lines] == ["q0", "q1"]
+    kept = [json.loads(text) for text in out.read_text().splitlines()]
+    assert [line["id"] for line in kept] == ["q0", "q1"]
+
+
+def test_lines_of_another_evaluation_are_not_mixed_in(
+    cache: ChunkCache, question_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    questions = read_questions(question_file, limit=1)
+    evaluate(cache, questions, Evaluation(ARMS[:1], max_tokens=4), out)
+    with pytest.raises(InvalidRequest, match="another file"):
+        evaluate(cache, questions, Evaluation(ARMS[:1], max_tokens=5), out)
+
+
+def test_an_arm_leaves_nothing_that_helps_the_next_one(
+    cache: ChunkCache, question_file: Path, tmp_path: Path
+) -> None:
+    """`all` makes the whole prompt exact; were it shared, the arm after it would show no drift."""
+    arms = tuple(parse_arms(["all", "none"], []))
+    (line,) = evaluate(
+        cache, read_questions(question_file, limit=1), Evaluation(arms, max_tokens=4),
+        tmp_path / "out.jsonl",
+    )  # fmt: skip
+    assert line["arms"]["none"]["mean_kl"] > 1e-4
+    assert line["arms"]["none"]["reusable_rows"] > 0
+
+
+def test_questions_without_passages_retrieve_them(
+    tiny_settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    page = tmp_path / "owls.md"
+    page.write_text("# Owls\n\n" + "Owls hunt at night and turn the head. " * 20)
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "when do owls hunt?"}\n')
+    with ChunkCache(tiny_settings()) as cache:
+        cache.ingest([page])
+        (line,) = evaluate(
+            cache, read_questions(path), Evaluation(ARMS[:1], max_tokens=4, top_k=2),
+            tmp_path / "out.jsonl",
+        )  # fmt: skip
+    assert line["chunks"] == 2 and line["gold"] == []
+
+
+def test_the_picture_is_a_png(cache: ChunkCache, question_file: Path, tmp_path: Path) -> None:
+    lines = evaluate(
+        cache, read_questions(question_file, limit=2), Evaluation(ARMS, max_tokens=4),
+        tmp_path / "out.jsonl",
+    )  # fmt: skip
+    path = tmp_path / "new" / "frontier.png"
+    draw_frontier(summarise(lines), path, title="tiny")
+    assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
