@@ -7,6 +7,9 @@ Question sets are looked for in $CHUNKCACHE_DATA, then ../shared/data (folder `q
 question comes with its supporting passages among others, `--passages` in all. A set is cut in two
 halves: `tune` is for choosing and calibrating, `report` for figures that are published.
 
+Arms are answered from chunks born after fixed passages, the default; those named `… head` from
+chunks born after the head alone, as the papers' policies are meant.
+
 One line per question goes to `--work` (it holds text of the set: not to be committed; a run can be
 stopped and resumed), the summary to `--out`, the frontier to a PNG beside it.
 """
@@ -14,11 +17,13 @@ stopped and resumed), the summary to `--out`, the frontier to a PNG beside it.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +31,12 @@ from reporting import command_line, emit, surroundings
 
 from chunkcache import ChunkCache
 from chunkcache.cli.evaluation import show_summary
-from chunkcache.config import EMBEDDED_MODEL, load_settings
+from chunkcache.config import EMBEDDED_MODEL, Settings, load_settings
 from chunkcache.evaluate.quality import (
+    Beside,
     Evaluation,
     Question,
+    calibrate,
     evaluate,
     paired_difference,
     parse_arms,
@@ -40,11 +47,11 @@ from chunkcache.evaluate.quality.picture import draw_frontier
 from chunkcache.protocol import GivenDocument
 
 SUFFIX = " Answer with only the short answer, no sentence."
-SYSTEM = "Answer the question from the documents. Reply with only the short answer."
 ARMS = (
-    "none", "first_k@0.15", "deviation@0.15", "deviation@0.3", "cfo@0.15",
+    "none", "first_k@0.15", "deviation@0.15", "cfo@0.15",
     "question@0.05", "question@0.15", "question@0.3", "all",
 )  # fmt: skip
+HEAD_ARMS = ("none", "first_k@0.15", "deviation@0.15", "cfo@0.15", "question@0.15")
 
 
 def data_folder() -> Path | None:
@@ -95,8 +102,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--set", default="hotpotqa", help="name of a file in the qa folder")
     parser.add_argument("--split", default="report", choices=("tune", "report"))
     parser.add_argument("--questions", type=int, default=100)
-    parser.add_argument("--passages", type=int, default=6)
+    parser.add_argument("--passages", type=int, default=5)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help="policy@budget")
+    parser.add_argument(
+        "--head-arms", nargs="*", default=list(HEAD_ARMS), help="with chunks born after the head"
+    )
+    parser.add_argument(
+        "--calibration-from", type=Path, nargs="*", default=[], help="lines of runs on `tune`"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
@@ -117,22 +130,26 @@ def main() -> int:
     evaluation = Evaluation(
         arms=tuple(parse_arms(given.arms, [0.15])), max_tokens=16, suffix=SUFFIX
     )
-    work = given.work / f"quality-{Path(given.model).name.replace(':', '-')}-{given.set}.jsonl"
-    with tempfile.TemporaryDirectory() as home:
-        settings = load_settings(
-            home=Path(home),
-            model={"name": given.model},
-            prompt={"system": SYSTEM},
-            retrieval={"chunk_tokens": 1024, "embedder": "hashing:64"},
-            store={"disk_capacity_bytes": 0},
+    name = f"quality-{Path(given.model).name.replace(':', '-')}-{given.set}-{given.split}.jsonl"
+    with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
+        caches = [
+            stack.enter_context(ChunkCache(_settings(Path(home), given.model, born)))
+            for born in ("passages", "head")[: 2 if given.head_arms else 1]
+        ]
+        cache = caches[0]
+        head_arms = tuple(parse_arms(given.head_arms, [0.15]))
+        beside = [Beside("head", other, head_arms) for other in caches[1:]]
+        if given.calibration_from:
+            known = [line for path in given.calibration_from for line in read_lines(path)]
+            cache.runtime.calibration, _ = calibrate(known)
+        lines = evaluate(
+            cache, questions, evaluation, given.work / name, beside=beside, on_progress=_progress()
         )
-        with ChunkCache(settings) as cache:
-            lines = evaluate(cache, questions, evaluation, work, on_progress=_progress())
-            facts = {
-                "model": cache.model_id,
-                "dtype": cache.runtime.model.geometry.dtype,
-                "repair": settings.repair.model_dump(mode="json"),
-            }
+        facts = {
+            "model": cache.model_id,
+            "dtype": cache.runtime.model.geometry.dtype,
+            "repair": cache.settings.repair.model_dump(mode="json"),
+        }
     summary = summarise(lines)
     show_summary(summary)
     title = f"{facts['model']}, {given.set} ({given.split}), {summary.questions} questions"
@@ -148,6 +165,21 @@ def main() -> int:
         given.out,
     )  # fmt: skip
     return 0
+
+
+def _settings(home: Path, model: str, born: str) -> Settings:
+    return load_settings(
+        home=home / born,
+        model={"name": model},
+        prompt={"born_after": born},
+        retrieval={"chunk_tokens": 1024, "embedder": "hashing:64"},
+        store={"disk_capacity_bytes": 0},
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of an evaluation."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _against(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -182,7 +182,8 @@ class Generation(Request):
         scores = self._scores.scores()
         self._recomputed = self._policy.choose(self._plan.task, scores)
         if self._policy.needs is Scoring.QUESTION:
-            self._residual = residual(self._plan.task, scores, self._recomputed)
+            weighed = self._policy.weigh(self._plan.task, scores)
+            self._residual = residual(self._plan.task, weighed, self._recomputed)
         self._scores = None
         self._probe_ended_at = time.perf_counter()
         if len(self._recomputed) == 0 and logits is not None:

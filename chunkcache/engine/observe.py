@@ -84,17 +84,23 @@ class CaptureKV:
 
 
 class QuestionScores:
-    """Adds up, over heads and late layers, the attention that scoring rows pay to every position.
+    """What the question looks at: attention that its rows pay to every position, in late layers.
 
-    ProphetKV (arXiv 2602.02579, §4): the question over position-fixed, unrepaired KV. Unlike there,
-    only layers from `first_layer` on vote: early ones look at form, and rows chosen by the second
-    half of the layers leave less drift (docs/log.md). Rows before `score_from` (history) run but do
-    not vote.
+    ProphetKV (arXiv 2602.02579, §4) with three changes that were measured (docs/log.md). Only the
+    second half of the layers votes: early ones look at form. The mean over the question's rows and
+    the mean over its last `ANSWER_ROWS`, which open the answer, count alike: the first finds the
+    passage, the second the words that will be read next. And rows before `score_from` (history) run
+    but do not vote. Cost: one more softmax over the voting rows in the layers that vote.
     """
 
+    ANSWER_ROWS = 4
+
     def __init__(self, num_tokens: int, score_from: int, first_layer: int = 0) -> None:
-        self._score_from = score_from
         self._first_layer = first_layer
+        self._groups = [
+            (first, 1.0 / (num_tokens - first))
+            for first in (score_from, max(score_from, num_tokens - self.ANSWER_ROWS))
+        ]
         self._received = torch.zeros(num_tokens, dtype=torch.float32)
 
     def before_write(self, view: LayerView) -> None:
@@ -104,14 +110,17 @@ class QuestionScores:
         """Score all positions up to the rows'."""
         if view.layer < self._first_layer:
             return
-        voting = (view.rows.positions >= self._score_from).nonzero()[:, 0]
-        if voting.numel() == 0:
-            return
-        positions = view.rows.positions[voting]
-        # the voting rows come last, so they see all that the step's rows see
-        keys, _ = kernels.gather_kv(view.pool_keys, view.pool_values, view.plan.read)
-        received = kernels.attention_received(view.query[voting], keys, positions, view.scale)
-        self._received[: view.plan.context] += received.cpu()
+        keys: torch.Tensor | None = None
+        for first, weight in self._groups:
+            voting = (view.rows.positions >= first).nonzero()[:, 0]
+            if voting.numel() == 0:
+                continue
+            positions = view.rows.positions[voting]
+            if keys is None:
+                # the voting rows come last, so they see all that the step's rows see
+                keys, _ = kernels.gather_kv(view.pool_keys, view.pool_values, view.plan.read)
+            received = kernels.attention_received(view.query[voting], keys, positions, view.scale)
+            self._received[: view.plan.context] += weight * received.cpu()
 
     def scores(self) -> np.ndarray:
         """float32 `[num_tokens]`; meaningful for positions below the question."""

@@ -78,7 +78,7 @@ class RepairTask:
 
 
 class RepairPolicy(Protocol):
-    """Chooses rows."""
+    """Chooses rows. Policies subclass it, for the methods that most of them need not write."""
 
     name: str
     needs: Scoring
@@ -89,3 +89,7 @@ class RepairPolicy(Protocol):
         `scores` is float32 `[prompt tokens]` when `needs` asks for it, else None.
         """
         ...
+
+    def weigh(self, task: RepairTask, scores: np.ndarray) -> np.ndarray:
+        """What `choose` ranks rows by, from the scores measured, `[prompt tokens]`: as they are."""
+        return scores

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chunkcache.repair.base import Scoring
+from chunkcache.repair.base import RepairPolicy, Scoring
 from chunkcache.repair.overlap import (
     adjusted_overlap,
     context_impact,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from chunkcache.repair.base import RepairTask, ReusedChunk
 
 
-class FixOverhead:
+class FixOverhead(RepairPolicy):
     """Rows per chunk from CFO; the budget is a ceiling over all chunks, shared in proportion."""
 
     name = "cfo"

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chunkcache.repair.base import Scoring
+from chunkcache.repair.base import RepairPolicy, Scoring
 from chunkcache.repair.select import reusable_positions
 
 if TYPE_CHECKING:
     from chunkcache.repair.base import RepairTask
 
 
-class NoRepair:
+class NoRepair(RepairPolicy):
     """Place and reuse: right positions, no new context. The fastest and least exact."""
 
     name = "none"
@@ -24,7 +24,7 @@ class NoRepair:
         return np.empty(0, dtype=np.int64)
 
 
-class RepairAll:
+class RepairAll(RepairPolicy):
     """Every row: the twin of full prefill, whatever the budget says."""
 
     name = "all"
@@ -35,7 +35,7 @@ class RepairAll:
         return reusable_positions(task)
 
 
-class FirstK:
+class FirstK(RepairPolicy):
     """The first tokens of every chunk (EPIC / LegoLink, arXiv 2410.15332, §4).
 
     A chunk encoded at the start of a prompt makes attention sinks of its first tokens; recomputed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chunkcache.repair.base import Scoring
-from chunkcache.repair.select import reusable_positions, rows_until, top_rows
+from chunkcache.repair.base import RepairPolicy, Scoring
+from chunkcache.repair.select import reusable_positions, rows_until, smoothed, top_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,10 +13,7 @@ if TYPE_CHECKING:
     from chunkcache.repair.base import RepairTask
 
 
-class _TopScores:
-    name: str
-    needs: Scoring
-
+class _TopScores(RepairPolicy):
     def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
         """The best-scored rows of all chunks together: `task.max_rows`, or as many as it takes.
 
@@ -27,6 +24,7 @@ class _TopScores:
             return positions[: task.max_rows]  # none, or every one
         if scores is None:
             raise ValueError(f"policy {self.name!r} needs scores")
+        scores = self.weigh(task, scores)
         count = task.max_rows
         if task.max_residual is not None:
             count = min(count, rows_until(scores[positions], task.max_residual))
@@ -38,11 +36,18 @@ class _TopScores:
 class QuestionRows(_TopScores):
     """Rows the question looks at (ProphetKV, arXiv 2602.02579): one set for all layers.
 
-    A row the question never reads can be as wrong as it likes; a row it reads should be right.
+    A row the question never reads can be as wrong as it likes; a row it reads should be right. What
+    it looks at are the words around an answer as often as the answer, which is read only once the
+    answer begins: so each row takes its neighbours' scores as well as its own.
     """
 
     name = "question"
     needs = Scoring.QUESTION
+    REACH = 2  # rows to either side
+
+    def weigh(self, task: RepairTask, scores: np.ndarray) -> np.ndarray:
+        """Scores averaged over neighbours of the same chunk."""
+        return smoothed(task, scores, self.REACH)
 
 
 class DeviatingRows(_TopScores):

@@ -15,7 +15,13 @@ from chunkcache.config import RepairPolicyName, RepairSettings
 from chunkcache.repair import RepairTask, ReusedChunk, Scoring, policy_named
 from chunkcache.repair.cfo import FixOverhead, outward, share
 from chunkcache.repair.fixed import FirstK
-from chunkcache.repair.select import residual, reusable_positions, rows_until, top_rows
+from chunkcache.repair.select import (
+    residual,
+    reusable_positions,
+    rows_until,
+    smoothed,
+    top_rows,
+)
 
 NAMES = get_args(RepairPolicyName)
 LETTERS = [bytes([c]) * 16 for c in b"abcd"]
@@ -147,18 +153,41 @@ def two_chunks(budget: float) -> RepairTask:
     )
 
 
-@pytest.mark.parametrize("name", ["question", "deviation"])
-def test_the_best_scores_of_all_chunks_together_win_and_others_do_not_count(
-    name: RepairPolicyName,
-) -> None:
+def test_the_best_scores_of_all_chunks_together_win_and_others_do_not_count() -> None:
     scores = np.array([9, 9, 1, 5, 0, 3, 9, 9, 4, 2, 9], np.float32)
-    policy = policy_named(name, RepairSettings())
+    policy = policy_named("deviation", RepairSettings())
     assert policy.choose(two_chunks(0.5), scores).tolist() == [3, 5, 8]
+
+
+def test_the_question_takes_neighbours_of_the_same_chunk_along() -> None:
+    """One high score in the first chunk; the second chunk's are low, whatever stands between."""
+    scores = np.array([9, 9, 0, 8, 0, 0, 9, 9, 1, 1, 9], np.float32)
+    policy = policy_named("question", RepairSettings())
+    assert policy.weigh(two_chunks(0.5), scores)[2:6].tolist() == pytest.approx(
+        [8 / 3, 2, 2, 8 / 3]
+    )
+    assert policy.choose(two_chunks(4 / 6), scores).tolist() == [2, 3, 4, 5]
+
+
+@given(task=tasks(), seed=st.integers(0, 99), reach=st.integers(0, 4))
+@settings(deadline=None, max_examples=80)
+def test_smoothing_equals_the_mean_by_hand(task: RepairTask, seed: int, reach: int) -> None:
+    end = max((c.start + c.num_tokens for c in task.chunks), default=0)
+    scores = np.random.default_rng(seed).choice([0.0, 1.0, 2.5, np.nan, np.inf], end + 2)
+    before = scores.copy()
+    smooth = smoothed(task, scores, reach)
+    assert np.array_equal(scores, before, equal_nan=True)
+    for chunk in task.chunks:
+        rows = range(chunk.start, chunk.start + chunk.num_tokens)
+        for row in rows:
+            near = [scores[r] if np.isfinite(scores[r]) else 0.0
+                    for r in range(row - reach, row + reach + 1) if r in rows]  # fmt: skip
+            assert smooth[row] == pytest.approx(np.mean(near))
 
 
 def test_ties_go_to_the_earlier_row_and_nan_to_nobody() -> None:
     scores = np.array([0, 0, 1, np.nan, 1, 1, 0, 0, 1, np.nan], np.float32)
-    policy = policy_named("question", RepairSettings())
+    policy = policy_named("deviation", RepairSettings())
     assert policy.choose(two_chunks(0.5), scores).tolist() == [2, 4, 5]
     # only when there is nothing else left are rows without a score taken
     assert policy.choose(two_chunks(5 / 6), scores).tolist() == [2, 3, 4, 5, 8]
@@ -226,12 +255,13 @@ def test_a_residual_target_is_met(task: RepairTask, seed: int, target: float) ->
     end = max((c.start + c.num_tokens for c in task.chunks), default=0)
     scores = np.random.default_rng(seed).choice([0.0, 0.5, 1.0, 7.0], end + 3)
     aimed = RepairTask(task.chunks, 1.0, max_residual=target)
-    rows = policy_named("question", RepairSettings()).choose(aimed, scores)
-    left = residual(aimed, scores, rows)
-    assert left <= target + 1e-9
+    policy = policy_named("question", RepairSettings())
+    rows = policy.choose(aimed, scores)
+    weighed = policy.weigh(aimed, scores)
+    assert residual(aimed, weighed, rows) <= target + 1e-9
     if 0 < len(rows) < task.reusable_rows:  # the least of the chosen rows was needed
-        spared = rows[np.argsort(scores[rows], kind="stable")[1:]]
-        assert residual(aimed, scores, np.sort(spared)) > target - 1e-9
+        spared = rows[np.argsort(weighed[rows], kind="stable")[1:]]
+        assert residual(aimed, weighed, np.sort(spared)) > target - 1e-9
 
 
 def test_where_repair_would_cost_as_much_as_everything_everything_is_repaired() -> None:

@@ -278,9 +278,10 @@ def test_bad_wishes_are_named(cache: ChunkCache, wish: dict[str, Any], named: st
 
 
 def test_born_after_passages_every_chunk_is_approximate_and_all_of_them_repairable(
-    open_cache: Callable[..., ChunkCache],
+    open_cache: Callable[..., ChunkCache], tmp_path: Path
 ) -> None:
-    head, passages = open_cache(), open_cache(prompt={"born_after": "passages"})
+    head = open_cache()
+    passages = open_cache(home=tmp_path / "other", prompt={"born_after": "passages"})
     full = logits_of(passages, documents=TEXTS, mode="full")
     assert torch.equal(full, logits_of(head, documents=TEXTS, mode="full"))
     drift = {}

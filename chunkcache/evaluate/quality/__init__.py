@@ -8,7 +8,7 @@ from __future__ import annotations
 from chunkcache.evaluate.quality.arms import Arm, parse_arms
 from chunkcache.evaluate.quality.calibrate import Reliability, calibrate, calibration_arms
 from chunkcache.evaluate.quality.questions import Question, read_questions
-from chunkcache.evaluate.quality.run import Evaluation, evaluate
+from chunkcache.evaluate.quality.run import Beside, Evaluation, evaluate
 from chunkcache.evaluate.quality.summary import (
     ArmSummary,
     Summary,
@@ -19,6 +19,7 @@ from chunkcache.evaluate.quality.summary import (
 __all__ = [
     "Arm",
     "ArmSummary",
+    "Beside",
     "Evaluation",
     "Question",
     "Reliability",

@@ -36,16 +36,35 @@ class Evaluation:
     collection: str = "default"
     tenant: str = "public"
 
-    def digest(self, cache: ChunkCache) -> str:
+    def digest(self, cache: ChunkCache, beside: Sequence[Beside] = ()) -> str:
         """Names the evaluation and the model: lines of another one are not continued."""
-        settings = cache.settings
         facts = {
             **asdict(self), "arms": None,
-            "fingerprint": cache.runtime.model.fingerprint.hex(),
-            "prompt": settings.prompt.model_dump(mode="json"),
-            "repair": settings.repair.model_dump(mode="json"),
+            **_facts(cache),
+            "beside": {other.name: _facts(other.cache) for other in beside},
         }  # fmt: skip
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Another cache of the same model, whose arms are measured against the same references.
+
+    Its arms are listed under `ARM NAME`: how a setting, such as what chunks are born after, is
+    compared question by question.
+    """
+
+    name: str
+    cache: ChunkCache
+    arms: tuple[Arm, ...]
+
+
+def _facts(cache: ChunkCache) -> Line:
+    return {
+        "fingerprint": cache.runtime.model.fingerprint.hex(),
+        "prompt": cache.settings.prompt.model_dump(mode="json"),
+        "repair": cache.settings.repair.model_dump(mode="json"),
+    }
 
 
 def evaluate(
@@ -54,6 +73,7 @@ def evaluate(
     evaluation: Evaluation,
     out: Path,
     *,
+    beside: Sequence[Beside] = (),
     on_progress: Callable[[int, int, float], None] = lambda done, total, eta_s: None,
 ) -> list[Line]:
     """Evaluate all questions; returns their lines, in order.
@@ -64,8 +84,10 @@ def evaluate(
     Raises:
         InvalidRequest: `out` holds lines of another evaluation.
     """
-    mark = evaluation.digest(cache)
-    known = _known(out, mark, evaluation)
+    mark = evaluation.digest(cache, beside)
+    names = {arm.name for arm in evaluation.arms}
+    names |= {f"{arm.name} {other.name}" for other in beside for arm in other.arms}
+    known = _known(out, mark, names)
     done: list[Line] = []
     began, fresh = time.perf_counter(), 0
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +95,8 @@ def evaluate(
         for index, question in enumerate(questions):
             line = known.get(question.id)
             if line is None:
-                line = {"evaluation": mark, **evaluate_question(cache, question, evaluation)}
+                found = evaluate_question(cache, question, evaluation, beside)
+                line = {"evaluation": mark, **found}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 file.flush()
                 fresh += 1
@@ -84,7 +107,7 @@ def evaluate(
     return done
 
 
-def _known(out: Path, mark: str, evaluation: Evaluation) -> dict[str, Line]:
+def _known(out: Path, mark: str, names: set[str]) -> dict[str, Line]:
     if not out.exists():
         return {}
     text = out.read_text()
@@ -97,7 +120,6 @@ def _known(out: Path, mark: str, evaluation: Evaluation) -> dict[str, Line]:
             "out", str(out), "empty, or lines of this very evaluation",
             "another file: the model, the prompt or the options differ",
         )  # fmt: skip
-    names = {arm.name for arm in evaluation.arms}
     return {line["id"]: line for line in lines if names <= set(line["arms"])}
 
 
@@ -113,19 +135,26 @@ def _parsed(text: str, out: Path) -> list[Line]:
     return lines
 
 
-def evaluate_question(cache: ChunkCache, question: Question, evaluation: Evaluation) -> Line:
+def evaluate_question(
+    cache: ChunkCache, question: Question, evaluation: Evaluation, beside: Sequence[Beside] = ()
+) -> Line:
     """One question: without documents, in full, and in every arm.
 
     The reference and the chunk KV are computed once and shared by all arms.
     """
     request = _request(question, evaluation)
     bare = cache.ask(request.model_copy(update={"documents": [], "top_k": None}))
-    cache.ask(request.model_copy(update={"sampling": Sampling(max_tokens=1)}))  # stores the chunks
     reference = full_answer(cache, request)
     arms: dict[str, Line] = {}
-    for arm in evaluation.arms:
-        asked = request.model_copy(update={"options": arm.options})
-        arms[arm.name] = _arm_line(cached_answer(cache, asked, reference), reference, question)
+    for where, asks, suffix in [
+        (cache, evaluation.arms, ""),
+        *((other.cache, other.arms, f" {other.name}") for other in beside),
+    ]:
+        where.ask(request.model_copy(update={"sampling": Sampling(max_tokens=1)}))  # stores chunks
+        for arm in asks:
+            asked = request.model_copy(update={"options": arm.options})
+            found = cached_answer(where, asked, reference)
+            arms[arm.name + suffix] = _arm_line(found, reference, question)
     full = reference.answer
     return {
         "id": question.id,
