@@ -11,7 +11,14 @@ import pytest
 
 from chunkcache import ChunkCache
 from chunkcache.errors import InvalidRequest
-from chunkcache.evaluate.quality import Evaluation, evaluate, parse_arms, read_questions, summarise
+from chunkcache.evaluate.quality import (
+    Beside,
+    Evaluation,
+    evaluate,
+    parse_arms,
+    read_questions,
+    summarise,
+)
 from chunkcache.evaluate.quality.picture import draw_frontier
 
 ARMS = tuple(parse_arms(["none", "question@0.5", "cfo@0.5", "all"], []))
@@ -119,3 +126,24 @@ def test_the_picture_is_a_png(cache: ChunkCache, question_file: Path, tmp_path: 
     path = tmp_path / "new" / "frontier.png"
     draw_frontier(summarise(lines), path, title="tiny")
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+
+
+def test_another_cache_is_measured_against_the_same_references(
+    cache: ChunkCache, tiny_settings: Callable[..., Any], question_file: Path, tmp_path: Path
+) -> None:
+    settings = tiny_settings(home=tmp_path / "other", prompt={"born_after": "passages"})
+    arms = tuple(parse_arms(["none", "all"], []))
+    out, questions = tmp_path / "out.jsonl", read_questions(question_file, limit=1)
+    with ChunkCache(settings) as other:
+        beside = [Beside("passages", other, arms)]
+        (line,) = evaluate(cache, questions, Evaluation(arms, max_tokens=4), out, beside=beside)
+        again = evaluate(cache, questions, Evaluation(arms, max_tokens=4), out, beside=beside)
+    assert again == [line]
+    found = line["arms"]
+    assert list(found) == ["none", "all", "none passages", "all passages"]
+    assert found["all passages"]["mean_kl"] < 1e-6
+    assert found["none passages"]["mean_kl"] != found["none"]["mean_kl"]
+    # born after the head alone, the first of the chunks is exact and needs no repair
+    assert found["none passages"]["reusable_rows"] > found["none"]["reusable_rows"]
+    with pytest.raises(InvalidRequest, match="another file"):
+        evaluate(cache, questions, Evaluation(arms, max_tokens=4), out)

@@ -70,6 +70,12 @@ def test_every_wish_reaches_the_service(served: Any, caller: Any) -> None:
     assert (sampling.stop, sampling.seed) == (("A", "B"), 7)
 
 
+def test_a_drift_target_reaches_the_service(served: Any, caller: Any) -> None:
+    caller("ask", "hello", exactness={"drift": 0.02})
+    (request,) = served.service.requests
+    assert request.options.exactness is not None and request.options.exactness.drift == 0.02
+
+
 def test_zero_is_a_wish_and_none_is_not(served: Any, caller: Any) -> None:
     caller("ask", "hello", top_k=0, budget=0.0, seed=0, temperature=None, stop=None)
     (request,) = served.service.requests
@@ -117,6 +123,7 @@ def test_an_empty_list_of_documents_means_no_retrieval(served: Any, caller: Any)
         ("hello", {"model": "gpt-4o"}, NotFound, "model"),
         ("hello", {"budget": 2.0}, InvalidRequest, "chunkcache.budget"),
         ("hello", {"max_tokens": 0}, InvalidRequest, "max_tokens"),
+        ("hello", {"exactness": {"drift": -1.0}}, InvalidRequest, "chunkcache.exactness.drift"),
         ("hello", {"documents": [{"text": "t", "body": "b"}]}, UnsupportedField,
          "documents.0.body"),
         ([{"role": "assistant", "content": "x"}], {}, InvalidRequest, None),

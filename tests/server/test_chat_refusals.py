@@ -104,6 +104,9 @@ def test_a_refused_content_part_is_named(served: Any) -> None:
         {"documents": [], "chunkcache": {"top_k": 1}},
         {"chunkcache": {"top_k": 65}},
         {"chunkcache": {"policy": "magic"}},
+        {"chunkcache": {"exactness": {"drift": 0}}},
+        {"chunkcache": {"exactness": {"drift": 0.1, "f1": 0.1}}},
+        {"chunkcache": {"exactness": {"drift": 0.1}, "budget": 0.2}},
     ],
 )
 def test_wrong_values_are_refused(served: Any, fields: dict[str, Any]) -> None:

@@ -1,0 +1,212 @@
+"""What better knowledge would buy: row choosers that know what no server can, beside ours.
+
+    python benchmarks/bench_oracle.py --model FOLDER --set hotpotqa --questions 20
+
+All choose the same number of rows, and the probe that only ours needs is not charged to anyone, so
+that what is compared is the choice alone. Mean KL to full recompute along its answer:
+
+- `none`        no repair
+- `question`    our policy: attention of the question over unrepaired KV
+- `deviation`   the true deviation of V from full prefill, summed over all layers (CacheBlend sees
+                the second layer only)
+- `attention`   attention of the question over the KV of full prefill
+- `oracle`      that attention times the true deviation of V
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from bench_quality import SUFFIX, data_folder, halves, with_passages
+from reporting import command_line, emit, surroundings
+
+from chunkcache import ChunkCache
+from chunkcache.chunk import ChunkKey, ChunkKV
+from chunkcache.config import EMBEDDED_MODEL, RepairSettings, load_settings
+from chunkcache.engine.generation import Generation
+from chunkcache.engine.outcome import Outcome
+from chunkcache.engine.prefill import ChunkPrefill
+from chunkcache.evaluate.drift import drift_between
+from chunkcache.evaluate.quality import read_questions
+from chunkcache.evaluate.quality.summary import bootstrap
+from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
+from chunkcache.repair import RepairPolicy, RepairTask, Scoring, policy_named
+from chunkcache.repair.select import reusable_positions, smoothed, top_rows
+from chunkcache.service.answer import chunk_spans
+from chunkcache.service.asking import Measure
+
+if TYPE_CHECKING:
+    from chunkcache.engine.prompt import Prompt
+
+SALT = b"oracle"
+TOKENS = 16
+CHOOSERS = ("none", "question", "deviation", "attention", "oracle")
+
+
+class Listener(RepairPolicy):
+    """Keeps the question's scores and repairs nothing."""
+
+    name = "listener"
+    needs = Scoring.QUESTION
+
+    def __init__(self) -> None:
+        self.scores: np.ndarray = np.empty(0)
+
+    def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
+        """No rows."""
+        assert scores is not None
+        self.scores = smoothed(task, scores, 2)
+        return np.empty(0, dtype=np.int64)
+
+
+class Given(RepairPolicy):
+    """Repairs the rows with the largest of the weights it was given."""
+
+    name = "given"
+    needs = Scoring.NONE
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self._weights = weights
+
+    def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
+        """The heaviest rows."""
+        positions = reusable_positions(task)
+        return top_rows(positions, self._weights[positions], task.max_rows)
+
+
+class Lab:
+    """Runs one prompt in every way."""
+
+    def __init__(self, cache: ChunkCache) -> None:
+        self._runtime = cache.runtime
+        self._cache = cache
+
+    def answer(
+        self, prompt: Prompt, records: dict[int, ChunkKV], policy: RepairPolicy, budget: float,
+        **options: Any,
+    ) -> Outcome:  # fmt: skip
+        """One generation; nothing is shared between two of them."""
+        generation = Generation(
+            prompt, records, policy=policy, budget=budget, exact_only=not records,
+            sampling=Sampling(), max_new_tokens=TOKENS, salt=SALT, takes_prefix=False,
+            gives_prefix=False, **options,
+        )  # fmt: skip
+        self._runtime.engine.submit(generation)
+        return next(event for event in generation.events() if isinstance(event, Outcome))
+
+    def prompt(self, request: AnswerRequest) -> Prompt:
+        """The prompt of a request."""
+        handle = self._cache.start(request, measure=Measure())
+        list(handle.events())
+        return handle.prompt
+
+    def records(self, prompt: Prompt) -> dict[int, ChunkKV]:
+        """Records as the service would use them."""
+        spans = chunk_spans(prompt)
+        keys = [self._runtime.key(prompt.spans[i].token_ids, SALT) for i in spans]
+        found = self._runtime.find(keys, SALT)
+        return {i: f.record for i, f in zip(spans, found, strict=True)}
+
+    def true_records(self, prompt: Prompt) -> dict[int, ChunkKV]:
+        """The KV that full prefill makes, as if it were records."""
+        head, rest = prompt.spans[0].token_ids, prompt.token_ids[len(prompt.spans[0]) :]
+        key = ChunkKey.of(
+            rest, fingerprint=self._runtime.model.fingerprint, born_prefix=head, salt=SALT
+        )
+        whole = ChunkPrefill(key, head=head, salt=SALT)
+        self._runtime.engine.submit(whole)
+        kv, stats = whole.future.result().kv, None
+        exact = {}
+        for index, record in self.records(prompt).items():
+            span, stats = prompt.spans[index], record.stats
+            first = span.start - len(head)
+            own = kv[:, :, first : first + len(span)].clone()
+            exact[index] = ChunkKV(record.key, record.geometry, own, stats)
+        return exact
+
+
+def measure(lab: Lab, prompt: Prompt, budget: float) -> dict[str, float]:
+    """Mean KL of every chooser on one prompt."""
+    reference = lab.answer(prompt, {}, policy_named("none", RepairSettings()), 0.0,
+                           keep_logits=True)  # fmt: skip
+    records, true = lab.records(prompt), lab.true_records(prompt)
+    listeners = Listener(), Listener()
+    lab.answer(prompt, records, listeners[0], 0.99)
+    lab.answer(prompt, true, listeners[1], 0.99)
+    deviation = np.zeros(prompt.num_tokens)
+    for index, record in records.items():
+        span = prompt.spans[index]
+        change = (true[index].kv[:, 1].float() - record.kv[:, 1].float()).square().sum(dim=(2, 3))
+        deviation[span.start : span.end] = change.sqrt().sum(0).numpy()
+    weights = {
+        "question": listeners[0].scores,
+        "deviation": deviation,
+        "attention": listeners[1].scores,
+        "oracle": listeners[1].scores * deviation,
+    }
+    drifts = {}
+    for name in CHOOSERS:
+        policy = Given(weights.get(name, deviation))
+        outcome = lab.answer(prompt, records, policy, budget if name in weights else 0.0,
+                             forced_ids=reference.token_ids)  # fmt: skip
+        assert reference.step_logits is not None and outcome.step_logits is not None
+        drifts[name] = drift_between(reference.step_logits, outcome.step_logits).mean_kl
+    return drifts
+
+
+def main() -> int:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="as model.name")
+    parser.add_argument("--set", default="hotpotqa", help="name of a file in the qa folder")
+    parser.add_argument("--questions", type=int, default=20)
+    parser.add_argument("--passages", type=int, default=5)
+    parser.add_argument("--budget", type=float, default=0.15)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="append the JSON line to this file")
+    given = parser.parse_args()
+    folder = data_folder()
+    if folder is None:
+        print("not measured: no question sets in $CHUNKCACHE_DATA or ../shared/data")
+        return 0
+    everything = read_questions(folder / f"{given.set}.jsonl.gz")
+    asked = halves(with_passages(everything, given.passages, given.seed), "tune")
+    rows: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as home:
+        settings = load_settings(
+            home=home, model={"name": given.model}, store={"disk_capacity_bytes": 0},
+            retrieval={"chunk_tokens": 1024, "embedder": "hashing:64"},
+        )  # fmt: skip
+        with ChunkCache(settings) as cache:
+            lab = Lab(cache)
+            for number, question in enumerate(asked[-given.questions :], start=1):
+                request = AnswerRequest(
+                    messages=[Message(role="user", content=question.text + SUFFIX)],
+                    documents=list(question.contexts or ()),
+                    sampling=Sampling(max_tokens=1),
+                    options=ChunkCacheOptions(mode="full"),
+                )
+                rows.append(measure(lab, lab.prompt(request), given.budget))
+                print(number, {n: round(v, 4) for n, v in rows[-1].items()}, flush=True)
+            model = cache.model_id
+    means = {name: bootstrap([row[name] for row in rows]) for name in CHOOSERS}
+    for name, (mean, low, high) in means.items():
+        print(f"{name:>10} {mean:.4f} [{low:.4f}, {high:.4f}]")
+    emit(
+        {
+            "benchmark": "oracle", "command": command_line(), "model": model, "set": given.set,
+            "seed": given.seed, "questions": len(rows), "passages": given.passages,
+            "budget": given.budget, "mean_kl": means,
+            **surroundings("transformers", "chunkcache"),
+        },
+        given.out,
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
