@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ from chunkcache.evaluate.quality import (
     paired_difference,
     parse_arms,
     read_questions,
+    reliability_bins,
     summarise,
 )
-from chunkcache.evaluate.quality.picture import draw_frontier
+from chunkcache.evaluate.quality.picture import draw_frontier, draw_reliability
 from chunkcache.protocol import GivenDocument
 
 SUFFIX = " Answer with only the short answer, no sentence."
@@ -114,6 +116,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     parser.add_argument("--picture", type=Path, help="write the frontier as PNG")
+    parser.add_argument("--reliability", type=Path, help="write predicted against measured as PNG")
     return parser.parse_args()
 
 
@@ -155,12 +158,20 @@ def main() -> int:
     title = f"{facts['model']}, {given.set} ({given.split}), {summary.questions} questions"
     if given.picture is not None:
         draw_frontier(summary, given.picture, title=title)
+    bins = reliability_bins(lines)
+    for one in bins:
+        low, high = one.measured[1:]
+        print(f"predicted {one.predicted:.4f} measured {one.measured[0]:.4f} "
+              f"[{low:.4f}, {high:.4f}] in {one.answers} answers")  # fmt: skip
+    if given.reliability is not None:
+        draw_reliability(bins, given.reliability, title=title)
     emit(
         {
             "benchmark": "quality", "command": command_line(), "seed": given.seed,
             "set": given.set, "split": given.split, "passages": given.passages, **facts,
             **surroundings("transformers", "chunkcache"),
             **summary.as_dict(), "against": _against(lines),
+            "reliability": [asdict(one) for one in bins],
         },
         given.out,
     )  # fmt: skip
@@ -185,7 +196,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def _against(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Paired differences in mean KL of `question` at its budgets to the other policies."""
     names = list(lines[0]["arms"])
-    ours = [n for n in names if n.startswith("question@")]
+    ours = [n for n in names if n.startswith(("question@", "drift@")) and " " not in n]
     others = [n for n in names if n not in ours and n != "all"]
     return {f"{a} - {b}": paired_difference(lines, "mean_kl", a, b) for a in ours for b in others}
 

@@ -38,9 +38,13 @@ def surroundings(*packages: str) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """This run's command, as it can be given again from the repository's root."""
+    """This run's command, as it can be given again from the repository's root.
+
+    Of an absolute path the last part is shown: where it lies is this machine's business.
+    """
     script, *arguments = sys.argv
-    return " ".join(["python", os.path.relpath(script), *arguments])
+    shown = [Path(a).name if os.path.isabs(a) else a for a in arguments]
+    return " ".join(["python", os.path.relpath(script), *shown])
 
 
 def emit(result: dict[str, Any], out: Path | None) -> None:

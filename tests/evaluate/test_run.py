@@ -19,7 +19,8 @@ from chunkcache.evaluate.quality import (
     read_questions,
     summarise,
 )
-from chunkcache.evaluate.quality.picture import draw_frontier
+from chunkcache.evaluate.quality.picture import draw_frontier, draw_reliability
+from chunkcache.evaluate.quality.summary import Bin
 
 ARMS = tuple(parse_arms(["none", "question@0.5", "cfo@0.5", "all"], []))
 
@@ -126,6 +127,8 @@ def test_the_picture_is_a_png(cache: ChunkCache, question_file: Path, tmp_path: 
     path = tmp_path / "new" / "frontier.png"
     draw_frontier(summarise(lines), path, title="tiny")
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+    draw_reliability([Bin(0.1, (0.2, 0.1, 0.3), 5)], path, title="tiny")
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_another_cache_is_measured_against_the_same_references(

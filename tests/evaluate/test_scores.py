@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from chunkcache.evaluate.quality.scores import exact_match, is_unanswered, rouge_l, token_f1
-from chunkcache.evaluate.quality.summary import bootstrap, paired_difference, summarise
+from chunkcache.evaluate.quality.summary import (
+    bootstrap,
+    paired_difference,
+    reliability_bins,
+    summarise,
+)
 
 
 @pytest.mark.parametrize(
@@ -79,3 +84,20 @@ def test_losses_are_paired() -> None:
 def test_an_arm_that_a_line_lacks_is_left_out() -> None:
     lines = [_line(1.0, {"a": 0.9, "b": 0.1}), _line(0.2, {"a": 0.1})]
     assert [arm.name for arm in summarise(lines).arms] == ["a"]
+
+
+def test_answers_of_the_same_expectation_stay_in_one_bin() -> None:
+    def answers(*pairs: tuple[float | None, float]) -> dict[str, object]:
+        arms = {str(i): {"predicted_drift": p, "mean_kl": m} for i, (p, m) in enumerate(pairs)}
+        return {"arms": arms}
+
+    lines = [answers((0.1, 0.0), (0.3, 0.3), (None, 9.0)), answers((0.1, 0.2), (0.0, 9.0)),
+             answers((0.1, 0.1), (0.2, 0.4))]  # fmt: skip
+    bins = reliability_bins(lines, count=5)
+    assert [(b.predicted, b.answers) for b in bins] == [
+        (pytest.approx(0.1), 3), (pytest.approx(0.2), 1), (pytest.approx(0.3), 1)
+    ]  # fmt: skip
+    assert bins[0].measured[0] == pytest.approx(0.1)
+    (one,) = reliability_bins(lines, count=1)
+    assert one.answers == 5 and one.predicted == pytest.approx(0.16)
+    assert reliability_bins([answers((None, 1.0))]) == []

@@ -11,8 +11,10 @@ from chunkcache.evaluate.quality.questions import Question, read_questions
 from chunkcache.evaluate.quality.run import Beside, Evaluation, evaluate
 from chunkcache.evaluate.quality.summary import (
     ArmSummary,
+    Bin,
     Summary,
     paired_difference,
+    reliability_bins,
     summarise,
 )
 
@@ -20,6 +22,7 @@ __all__ = [
     "Arm",
     "ArmSummary",
     "Beside",
+    "Bin",
     "Evaluation",
     "Question",
     "Reliability",
@@ -30,5 +33,6 @@ __all__ = [
     "paired_difference",
     "parse_arms",
     "read_questions",
+    "reliability_bins",
     "summarise",
 ]

@@ -1,4 +1,4 @@
-"""The frontier as a picture: drift, and F1 lost, against the honest cost of repair."""
+"""Pictures: what repair costs against what is lost, and drift as predicted against as measured."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from chunkcache.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from chunkcache.evaluate.quality.summary import ArmSummary, Summary
+    from chunkcache.evaluate.quality.summary import ArmSummary, Bin, Interval, Summary
 
 
 def draw_frontier(summary: Summary, path: Path, *, title: str) -> None:
@@ -18,15 +19,7 @@ def draw_frontier(summary: Summary, path: Path, *, title: str) -> None:
     Raises:
         ConfigError: matplotlib is not installed (it is in the extra `eval`).
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "picture: matplotlib is not installed. Hint: pip install 'chunkcache[eval]'."
-        ) from error
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(11.0)
     left, right = figure.subplots(1, 2)
     for policy, arms in _by_policy(summary).items():
         cost = [arm.figures["repair_ratio"][0] for arm in arms]
@@ -36,26 +29,63 @@ def draw_frontier(summary: Summary, path: Path, *, title: str) -> None:
     left.set_yscale("log")
     right.set(xlabel="rows × layers recomputed ÷ reused", ylabel="F1 lost against full recompute")
     right.axhline(0.0, color="0.6", linewidth=0.8)
-    right.axhline(summary.full_f1[0] - summary.no_documents_f1[0], color="0.6", linestyle=":")
     right.legend(fontsize=8)
+    _save(figure, path, title)
+
+
+def draw_reliability(bins: Sequence[Bin], path: Path, *, title: str) -> None:
+    """Write a PNG: measured against predicted drift with 95 % intervals, and the diagonal.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    figure = _figure(5.5)
+    axes = figure.subplots(1, 1)
+    predicted = [b.predicted for b in bins]
+    _line(axes, "answers, in bins", predicted, [b.measured for b in bins])
+    top = max([*predicted, *(b.measured[2] for b in bins)], default=1.0)
+    axes.plot([0, top], [0, top], color="0.6", linewidth=0.8, label="as predicted")
+    axes.set(xlabel="predicted mean KL, nats", ylabel="measured mean KL, nats")
+    axes.legend(fontsize=8)
+    _save(figure, path, title)
+
+
+def _figure(width: float) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "picture: matplotlib is not installed. Hint: pip install 'chunkcache[eval]'."
+        ) from error
+    figure = Figure(figsize=(width, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path, title: str) -> None:
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 
 def _by_policy(summary: Summary) -> dict[str, list[ArmSummary]]:
+    """Arms of one line each: `question@0.1 head` belongs to `question head`."""
     grouped: dict[str, list[ArmSummary]] = {}
     for arm in summary.arms:
-        grouped.setdefault(arm.name.partition("@")[0], []).append(arm)
+        first, _, beside = arm.name.partition(" ")
+        policy = f"{first.partition('@')[0]} {beside}".strip()
+        grouped.setdefault(policy, []).append(arm)
     return {
         policy: sorted(arms, key=lambda arm: arm.figures["repair_ratio"][0])
         for policy, arms in grouped.items()
     }
 
 
-def _line(axes: Any, label: str, cost: list[float], values: list[Any]) -> None:
+def _line(axes: Any, label: str, across: list[float], values: list[Interval]) -> None:
     middle = [v[0] for v in values]
-    below = [v[0] - v[1] for v in values]
-    above = [v[2] - v[0] for v in values]
-    axes.errorbar(cost, middle, yerr=[below, above], marker="o", markersize=4, capsize=2,
-                  linewidth=1.2, elinewidth=0.6, label=label)  # fmt: skip
+    below = [max(0.0, v[0] - v[1]) for v in values]
+    above = [max(0.0, v[2] - v[0]) for v in values]
+    style = "--" if " " in label and "," not in label else "-"
+    axes.errorbar(across, middle, yerr=[below, above], marker="o", markersize=4, capsize=2,
+                  linewidth=1.2, elinewidth=0.6, linestyle=style, label=label)  # fmt: skip

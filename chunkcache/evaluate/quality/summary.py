@@ -42,6 +42,15 @@ class Summary:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Answers of which about the same drift was expected."""
+
+    predicted: float  # mean, nats
+    measured: Interval
+    answers: int
+
+
 def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
     """Mean and percentile interval (Efron 1979) over 2,000 resamples.
 
@@ -71,6 +80,31 @@ def summarise(lines: Sequence[dict[str, Any]]) -> Summary:
         no_documents_f1=bootstrap([line["no_documents"]["f1"] for line in lines]),
         arms=tuple(arms),
     )
+
+
+def reliability_bins(lines: Sequence[dict[str, Any]], count: int = 6) -> list[Bin]:
+    """Measured beside predicted drift, over all answers that came with a prediction.
+
+    Answers are put into bins of equal number by what was predicted; equal predictions stay
+    together. Fewer bins where there are few different predictions. Answers that were exact are left
+    out: nothing was predicted of them.
+    """
+    points = sorted(
+        (float(arm["predicted_drift"]), float(arm["mean_kl"]))
+        for line in lines
+        for arm in line["arms"].values()
+        if arm["predicted_drift"]
+    )
+    groups: list[list[tuple[float, float]]] = []
+    for point in points:
+        full = groups and len(groups[-1]) * count >= len(points)
+        if not groups or (full and groups[-1][-1][0] != point[0]):
+            groups.append([])
+        groups[-1].append(point)
+    return [
+        Bin(float(np.mean([p for p, _ in group])), bootstrap([m for _, m in group]), len(group))
+        for group in groups
+    ]
 
 
 def paired_difference(
