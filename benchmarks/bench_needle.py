@@ -12,11 +12,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from needles import finds_needle, needle_case
 from reporting import command_line, emit, surroundings
 
 from chunkcache import ChunkCache
 from chunkcache.config import EMBEDDED_MODEL, load_settings
-from chunkcache.evaluate.needle import finds_needle, needle_case
 from chunkcache.protocol import ChunkCacheOptions
 
 POLICIES = ("question", "deviation", "cfo", "first_k")

@@ -35,6 +35,7 @@ from transformers import AutoModelForCausalLM
 from chunkcache import ChunkCache
 from chunkcache.cli.stdlib_pages import stdlib_pages
 from chunkcache.config import Settings, load_settings
+from chunkcache.cores import in_own_thread
 from chunkcache.engine.weights import resolve_model
 from chunkcache.protocol import (
     AnswerRequest,
@@ -145,7 +146,10 @@ class Run:
         """Name → a function that runs the arm once and returns milliseconds."""
         arms: dict[str, Callable[[], float]] = {
             "full": lambda: self._ask(self._cache, pool, count, mode="full"),
-            "transformers": lambda: self._outside.first_token_ms(self._ids(pool, count)),
+            # in a thread that ends: a second team of cores would slow the engine's (cores.py)
+            "transformers": lambda: in_own_thread(
+                self._outside.first_token_ms, self._ids(pool, count)
+            ),
             "prefix": lambda: self._ask(self._cache, pool, count, "prefix", mode="exact"),
         }
         for budget in BUDGETS:
@@ -250,12 +254,12 @@ def _measure_all(
 ) -> dict[str, Any] | None:
     model = cache.runtime.model
     pools = {length: passages(cache, length) for length in sorted({n for _, n in cells})}
-    difference = repair_equals_full(cache, next(iter(pools.values()))[:3])
+    difference = in_own_thread(repair_equals_full, cache, next(iter(pools.values()))[:3])
     limit = 1e-3 if model.dtype is torch.float32 else 0.5  # bf16: logits of about 20, 8 bits
     if difference > limit:
         print(f"not measured: repairing every row differs by {difference:.2e}", file=sys.stderr)
         return None
-    outside = Transformers(cache.settings, model.dtype)
+    outside = in_own_thread(Transformers, cache.settings, model.dtype)
     run = Run(cache, disk, outside, given.seed)
     rows = []
     for count, length in cells:

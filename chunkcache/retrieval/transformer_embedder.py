@@ -17,6 +17,7 @@ import torch
 import xxhash
 from transformers import AutoModel, AutoTokenizer
 
+from chunkcache.cores import in_own_thread, one_core
 from chunkcache.errors import ModelNotFound, UnsupportedModel
 from chunkcache.retrieval.documents import valid_unicode
 from chunkcache.retrieval.splitter import own_tokenizer
@@ -46,7 +47,8 @@ class TransformerEmbedder:
         self.name = name
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(source)
-            model: Any = AutoModel.from_pretrained(source, dtype=torch.float32)
+            with one_core():
+                model: Any = AutoModel.from_pretrained(source, dtype=torch.float32)
             folder = Path(source) if Path(source).is_dir() else _hub_folder(source)
         except (OSError, ValueError) as error:
             raise ModelNotFound(
@@ -92,8 +94,15 @@ class TransformerEmbedder:
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         token_ids = [self._encode(text) for text in texts]
-        vectors = np.empty((len(texts), self.dim), np.float32)
-        for places in _batches([len(ids) for ids in token_ids]):
+        batches = _batches([len(ids) for ids in token_ids])
+        if len(batches) > 1:  # passages to ingest: worth all cores
+            return in_own_thread(self._run, token_ids, batches)
+        with one_core():  # a question: the engine may be running beside it
+            return self._run(token_ids, batches)
+
+    def _run(self, token_ids: list[list[int]], batches: list[list[int]]) -> np.ndarray:
+        vectors = np.empty((len(token_ids), self.dim), np.float32)
+        for places in batches:
             vectors[places] = self._forward([token_ids[place] for place in places])
         return vectors
 

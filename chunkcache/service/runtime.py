@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chunkcache.chunk import ChunkKey
+from chunkcache.cores import in_own_thread
 from chunkcache.engine.core import Engine
 from chunkcache.engine.gate import Verdict, run_gate, store_verdict, stored_verdict
 from chunkcache.engine.model import load_model
@@ -46,8 +47,8 @@ class Runtime:
     """A loaded model with its engine and its store. Thread-safe."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.model = load_model(settings)
-        self.verdict = _gate(self.model, settings)
+        self.model = in_own_thread(load_model, settings)
+        self.verdict = in_own_thread(_gate, self.model, settings)
         self.prompts = PromptBuilder(self.model.tokenizer, settings.prompt)
         self.store = open_store(settings, self.model.fingerprint, metrics)
         self.engine = Engine(

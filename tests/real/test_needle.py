@@ -8,13 +8,15 @@ it reaches, which no policy without the question comes near.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chunkcache import ChunkCache
 from chunkcache.config import load_settings
-from chunkcache.evaluate.needle import finds_needle, needle_case, needle_positions
 from chunkcache.protocol import ChunkCacheOptions
 
 pytestmark = [
@@ -24,6 +26,20 @@ pytestmark = [
     ),
 ]
 CASES = 16
+
+
+def load_needles() -> Any:
+    """The needles of the benchmark."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "needles.py"
+    spec = importlib.util.spec_from_file_location("benchmark_needles", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark_needles"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+needles = load_needles()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +55,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChunkCache]:
 
 def found(cache: ChunkCache, policy: str, budget: float) -> int:
     options = ChunkCacheOptions.model_validate({"policy": policy, "budget": budget})
-    return sum(finds_needle(cache, needle_case(number), options) for number in range(CASES))
+    return sum(
+        needles.finds_needle(cache, needles.needle_case(number), options) for number in range(CASES)
+    )
 
 
 def test_the_question_finds_needles_that_others_miss(cache: ChunkCache) -> None:
@@ -50,9 +68,9 @@ def test_the_question_finds_needles_that_others_miss(cache: ChunkCache) -> None:
 
 
 def test_a_needle_is_where_it_says(cache: ChunkCache) -> None:
-    case = needle_case(3)
+    case = needles.needle_case(3)
     handle = cache.start(case.request(ChunkCacheOptions(mode="full")))
     list(handle.events())
     ids = handle.prompt.token_ids
-    spelled = [ids[p] for p in sorted(needle_positions(cache, handle.prompt, case.needle))]
+    spelled = [ids[p] for p in sorted(needles.needle_positions(cache, handle.prompt, case.needle))]
     assert cache.runtime.model.tokenizer.decode(spelled).strip() == case.needle

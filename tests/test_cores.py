@@ -1,0 +1,91 @@
+"""One team of cores: what runs beside the engine starts no second one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from chunkcache.cores import in_own_thread, one_core
+
+needs_cores = pytest.mark.skipif(
+    torch.get_num_threads() < 2 or not Path("/proc/self/task").exists(),
+    reason="one core, or no /proc to count threads in",
+)
+# Threads are counted in a process of its own: here, those of other tests come and go.
+COUNT = """
+import os, threading, torch
+from chunkcache.cores import in_own_thread, one_core
+
+def threads_left_by(function):
+    ran, done, before = threading.Event(), threading.Event(), len(os.listdir("/proc/self/task"))
+    def run():
+        function()
+        ran.set()
+        done.wait(60)
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert ran.wait(60)
+    more = len(os.listdir("/proc/self/task")) - before - 1
+    done.set()
+    thread.join()
+    return more
+
+def add():
+    torch.ones(1 << 22).add_(1.0)
+
+def drift():
+    from chunkcache.evaluate.drift import drift_between
+    with one_core():
+        logits = torch.randn(8, 50_000)
+        other = logits + 0.1
+    drift_between(logits, other)
+"""
+
+
+def left_by(code: str) -> int:
+    """Threads that stay once a fresh thread has run the code, which is a function's name."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{COUNT}\nprint(threads_left_by({code}))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return int(done.stdout.split()[-1])
+
+
+@needs_cores
+def test_without_care_a_team_stays() -> None:
+    """Or the tests below would show nothing."""
+    assert left_by("add") == torch.get_num_threads() - 1
+
+
+@needs_cores
+@pytest.mark.parametrize("code", ["one_core()(add)", "lambda: in_own_thread(add)"])
+def test_no_team_stays(code: str) -> None:
+    assert left_by(code) == 0
+
+
+@needs_cores
+def test_measuring_drift_starts_no_team() -> None:
+    assert left_by("drift") == 0
+
+
+def test_the_number_is_one_inside_and_what_it_was_outside() -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    with one_core():
+        assert torch.get_num_threads() == 1
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert in_own_thread(torch.get_num_threads) == before
+    assert seen == [before] and torch.get_num_threads() == before
+
+
+def test_results_and_errors_come_back() -> None:
+    assert in_own_thread(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        in_own_thread(divmod, 7, 0)
