@@ -38,6 +38,20 @@ def in_own_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwarg
         return executor.submit(function, *args, **kwargs).result()
 
 
+def release_team() -> None:
+    """Let the team of this thread go; the next parallel operation starts another in 0.1 ms.
+
+    Does nothing where the OpenMP runtime cannot (before OpenMP 5.0).
+    """
+    for runtime in _openmp().lib_controllers:
+        pause = getattr(runtime.dynlib, "omp_pause_resource_all", None)
+        if pause is not None:
+            pause(_PAUSE_SOFT)
+
+
+_PAUSE_SOFT = 1  # omp_pause_soft: threads end, settings stay
+
+
 @cache
 def _openmp() -> ThreadpoolController:
     """The OpenMP runtimes of this process; looking for them takes a few milliseconds."""

@@ -164,14 +164,14 @@ def drift_table() -> str:
     path = RESULTS / "bench_quality.jsonl"
     runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     latest_runs = {(run["model"], run["set"], run["split"]): run for run in runs}
-    shown = [run for key, run in sorted(latest_runs.items()) if key[2] == "report"]
+    shown = [run for _, run in sorted(latest_runs.items())]
     if not shown:
         return "Not measured yet.\n"
     lines: list[str] = []
     for run in shown:
         full, bare = run["full_f1"], run["no_documents_f1"]
         lines += [
-            f"**{run['model']}, {run['set']}**, {run['questions']} questions with "
+            f"**{run['model']}, {run['set']}** ({run['split']} half), {run['questions']} questions with "
             f"{run['passages']} passages each; F1 of full recompute {full[0]:.3f}, "
             f"without documents {bare[0]:.3f}.",
             "",

@@ -18,13 +18,14 @@ needs_cores = pytest.mark.skipif(
 )
 # Threads are counted in a process of its own: here, those of other tests come and go.
 COUNT = """
-import os, threading, torch
-from chunkcache.cores import in_own_thread, one_core
+import os, threading, time, torch
+from chunkcache.cores import in_own_thread, one_core, release_team
 
 def threads_left_by(function):
     ran, done, before = threading.Event(), threading.Event(), len(os.listdir("/proc/self/task"))
     def run():
         function()
+        time.sleep(0.2)
         ran.set()
         done.wait(60)
     thread = threading.Thread(target=run)
@@ -63,7 +64,9 @@ def test_without_care_a_team_stays() -> None:
 
 
 @needs_cores
-@pytest.mark.parametrize("code", ["one_core()(add)", "lambda: in_own_thread(add)"])
+@pytest.mark.parametrize(
+    "code", ["one_core()(add)", "lambda: in_own_thread(add)", "lambda: (add(), release_team())"]
+)
 def test_no_team_stays(code: str) -> None:
     assert left_by(code) == 0
 

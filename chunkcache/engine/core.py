@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 import torch
 
+from chunkcache.cores import release_team
 from chunkcache.engine.attention import Logits, SequenceRows
 from chunkcache.engine.blocks import BlockPool
 from chunkcache.engine.prefix import PrefixCache
@@ -133,7 +134,10 @@ class Engine:
 
     def _loop(self) -> None:
         while True:
-            self._receive(block=not (self._running or self._waiting))
+            idle = not (self._running or self._waiting)
+            if idle:
+                release_team()  # another engine or thread of this process may want the cores
+            self._receive(block=idle)
             with self._lock:
                 closing = self._closing
             if closing:
