@@ -171,8 +171,8 @@ def drift_table() -> str:
     for run in shown:
         full, bare = run["full_f1"], run["no_documents_f1"]
         lines += [
-            f"**{run['model']}, {run['set']}** ({run['split']} half), {run['questions']} questions with "
-            f"{run['passages']} passages each; F1 of full recompute {full[0]:.3f}, "
+            f"**{run['model']}, {run['set']}** ({run['split']} half), {run['questions']} "
+            f"questions with {run['passages']} passages each; F1 of full recompute {full[0]:.3f}, "
             f"without documents {bare[0]:.3f}.",
             "",
             "| policy | cost | TTFT | first KL | mean KL | top-1 | F1 | F1 lost | changed |",
@@ -196,7 +196,7 @@ def _drift_row(arm: dict[str, Any]) -> str:
 
     cells = [
         f"`{arm['name']}`",
-        f"{figures['repair_ratio'][0]:.3f}",
+        f"{abs(figures['repair_ratio'][0]):.3f}",
         f"{figures['ttft_ratio'][0]:.2f}",
         interval(figures["first_kl"]),
         interval(figures["mean_kl"]),
