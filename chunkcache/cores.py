@@ -41,11 +41,12 @@ def in_own_thread(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwarg
 def release_team() -> None:
     """Let the team of this thread go; the next parallel operation starts another in 0.1 ms.
 
-    Does nothing where the OpenMP runtime cannot (before OpenMP 5.0).
+    Only with GNU's runtime, whose teams belong to threads and get in each other's way: in others
+    the same call pauses the whole process. Does nothing where it cannot (before OpenMP 5.0).
     """
     for runtime in _openmp().lib_controllers:
         pause = getattr(runtime.dynlib, "omp_pause_resource_all", None)
-        if pause is not None:
+        if runtime.prefix == "libgomp" and pause is not None:
             pause(_PAUSE_SOFT)
 
 

@@ -93,7 +93,8 @@ def validation_body(problems: Sequence[Mapping[str, Any]]) -> Json:
         shown = repr(first.get("input"))
         if len(shown) > _SHOWN_CHARS:
             shown = shown[: _SHOWN_CHARS - 3] + "..."
-        message, code = f"{param or 'body'}: got {shown}. {first['msg']}.", "invalid_value"
+        limit = str(first["msg"]).removeprefix("Value error, ")
+        message, code = f"{param or 'body'}: got {shown}. {limit}.", "invalid_value"
     if len(problems) > 1:
         message += f" ({len(problems) - 1} more)"
     return error_body(400, message, param=param, code=code)

@@ -54,7 +54,8 @@ def answer_request(question: str | AnswerRequest, wishes: Mapping[str, Any]) -> 
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "question"
         raise InvalidRequest(
-            f"{name}: got {first.get('input')!r}. {first['msg']}.", param=name
+            f"{name}: got {first.get('input')!r}. {first['msg'].removeprefix('Value error, ')}.",
+            param=name,
         ) from error
 
 

@@ -97,7 +97,7 @@ def test_a_target_without_a_calibration_is_refused(cache: ChunkCache) -> None:
 
 def test_a_target_stands_alone(cache: ChunkCache) -> None:
     for other in ({"budget": 0.1}, {"policy": "cfo"}, {"mode": "exact"}):
-        with pytest.raises(InvalidRequest, match="exactness"):
+        with pytest.raises(InvalidRequest, match=r"\. exactness chooses policy and budget"):
             cache.ask("why?", documents=TEXTS, exactness={"drift": 0.1}, **other)
     for wrong in (0.0, -1.0, None):
         with pytest.raises(InvalidRequest, match=r"exactness\.drift"):
