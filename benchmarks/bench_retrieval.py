@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from reporting import command_line, emit, surroundings
 
 from chunkcache.config import EMBEDDED_EMBEDDER
 from chunkcache.retrieval.embedder import open_embedder
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from chunkcache_indexes.base import VectorIndex
 
 K = 10
+SEED = 1
 QUERIES = 200
 RANDOM_VECTORS = 20_000
 DIM = 384
@@ -111,7 +110,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     given = parser.parse_args()
     if given.corpus is None:
-        vectors, queries = random_vectors(RANDOM_VECTORS, 1), random_vectors(QUERIES, 2)
+        vectors, queries = random_vectors(RANDOM_VECTORS, SEED), random_vectors(QUERIES, SEED + 1)
         rows = measure_vectors(vectors, queries)
     else:
         passages = read_corpus(given.corpus, given.limit)
@@ -125,24 +124,20 @@ def main() -> int:
     for row in rows:
         recall = f"{row['recall']:.4f}" if "recall" in row else "-"
         print(f"{row['index']:<12}{row['build_s']:>9.2f}{row['query_ms']:>10.3f}{recall:>9}")
-    line = json.dumps(
+    emit(
         {
             "benchmark": "retrieval",
+            "command": command_line(),
+            "seed": SEED,
+            "model": EMBEDDED_EMBEDDER if given.corpus else None,
             "vectors": len(vectors),
             "corpus": given.corpus.name if given.corpus else "random, clustered",
             "k": K,
-            "machine": {"cores": os.cpu_count(), "load_1min": round(os.getloadavg()[0], 2)},
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("numpy", "faiss-cpu", "bm25s")},
-            },
+            **surroundings("numpy", "faiss-cpu", "bm25s"),
             "rows": rows,
-        }
+        },
+        given.out,
     )
-    print(line)
-    if given.out is not None:
-        with given.out.open("a") as file:
-            file.write(line + "\n")
     return 0
 
 
