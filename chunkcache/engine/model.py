@@ -171,7 +171,7 @@ class DecoderModel:
         """Run rows of several sequences; write their KV; return fp32 logits per sequence.
 
         `[vocab]` where the last row's are wanted, `[rows, vocab]` where all are, else None.
-        `num_layers` stops after that many layers (and returns no logits): how deviation is scored.
+        `num_layers` stops after that many layers (and returns no logits): enough to choose rows by.
         Cost: one pass of the layers over all rows together.
         """
         decoder: Any = self.hf.model

@@ -13,6 +13,7 @@ import torch
 from chunkcache.chunk import ChunkKV
 from chunkcache.engine.model import DecoderModel
 from chunkcache.engine.outcome import Outcome
+from chunkcache.repair import RepairPolicy, RepairTask, Scoring
 
 TIGHT = 2e-4  # fp32 logits of the tiny models have a spread of about 5
 
@@ -145,6 +146,36 @@ def placed_twin(bench: Any, prompt: Any, records: dict[int, ChunkKV]) -> torch.T
         out[:, 0, span.start : span.end] = key * cos[:, None] + turned * sin[:, None]
         out[:, 1, span.start : span.end] = record.kv[:, 1]
     return out
+
+
+class GivenRows(RepairPolicy):
+    """Recomputes the rows it was given, without looking for them."""
+
+    name = "given"
+    needs = Scoring.NONE
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
+        return self._rows
+
+
+@pytest.mark.parametrize("hits", [{1, 2, 3, 4}, {2, 4}, {3, 4}, {4}])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_probe_leaves_nothing_behind(bench: Any, hits: set[int], shared: bool) -> None:
+    """It runs missing chunks too, over rows that are repaired later: as if it had not been."""
+    chunks = [bench.tokens(n, seed) for seed, n in enumerate([25, 40, 19, 31])]
+    prompt = bench.prompt(chunks)
+    records = {i: bench.record(chunks[i - 1]) for i in hits}
+    salt = b"shared" if shared else b"probed"
+    if shared:  # the head, at least, is there when the prompt begins
+        bench.answer(bench.prompt([]), {}, exact_only=True, salt=salt)
+    probed = bench.answer(prompt, records, "question", budget=0.6, salt=salt)
+    assert probed.probe_rows > 0 and len(probed.recomputed) > 0
+    given = bench.answer(prompt, records, GivenRows(probed.recomputed), budget=0.6, salt=b"given")
+    assert worst(probed, given) < TIGHT
+    assert 0 < probed.repair_ratio <= 0.6
 
 
 def test_cost_counts_every_row_that_ran(bench: Any) -> None:
