@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="as model.name")
     parser.add_argument("--cases", type=int, default=40)
+    parser.add_argument("--first", type=int, default=60, help="windows were chosen on cases 0-59")
     parser.add_argument("--budget", type=float, default=0.15)
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     given = parser.parse_args()
@@ -41,14 +42,15 @@ def main() -> None:
             found = {}
             for policy in POLICIES:
                 options = ChunkCacheOptions(policy=policy, budget=given.budget)
-                cases = map(needle_case, range(given.cases))
+                cases = map(needle_case, range(given.first, given.first + given.cases))
                 found[policy] = sum(finds_needle(cache, case, options) for case in cases)
                 print(f"{policy:>12}: {found[policy]} of {given.cases}", flush=True)
             model = cache.model_id
     emit(
         {
             "benchmark": "needle", "command": command_line(), "model": model, "seed": 0,
-            "budget": given.budget, "cases": given.cases, "found": found,
+            "budget": given.budget, "cases": given.cases, "first": given.first,
+            "found": found,
             **surroundings("transformers", "chunkcache"),
         },
         given.out,

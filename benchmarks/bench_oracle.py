@@ -35,7 +35,8 @@ from chunkcache.evaluate.quality import read_questions
 from chunkcache.evaluate.quality.summary import bootstrap
 from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
 from chunkcache.repair import RepairPolicy, RepairTask, Scoring, policy_named
-from chunkcache.repair.select import reusable_positions, smoothed, top_rows
+from chunkcache.repair.scored import QuestionRows
+from chunkcache.repair.select import reusable_positions, top_rows
 from chunkcache.service.answer import chunk_spans
 from chunkcache.service.asking import Measure
 
@@ -59,7 +60,7 @@ class Listener(RepairPolicy):
     def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
         """No rows."""
         assert scores is not None
-        self.scores = smoothed(task, scores, 2)
+        self.scores = QuestionRows().weigh(task, scores)
         return np.empty(0, dtype=np.int64)
 
 

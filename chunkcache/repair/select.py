@@ -45,10 +45,11 @@ def rows_until(scores: np.ndarray, max_residual: float) -> int:
     return min(len(mass), int(np.searchsorted(-left, -max_residual - 1e-12)) + 1)
 
 
-def smoothed(task: RepairTask, scores: np.ndarray, reach: int) -> np.ndarray:
-    """Scores averaged over up to `reach` rows to either side, never across a chunk's edge.
+def smoothed(task: RepairTask, scores: np.ndarray, *, before: int, after: int) -> np.ndarray:
+    """Scores averaged over a row, up to `before` rows before it and up to `after` rows after it.
 
-    Scores that are not finite count as 0, so that one of them does not spread.
+    Never across a chunk's edge. Scores that are not finite count as 0, so that one of them does
+    not spread.
     """
     result = np.array(scores, dtype=np.float64)
     for chunk in task.chunks:
@@ -56,8 +57,8 @@ def smoothed(task: RepairTask, scores: np.ndarray, reach: int) -> np.ndarray:
         own = np.where(np.isfinite(result[rows]), result[rows], 0.0)
         sums = np.concatenate([[0.0], np.cumsum(own)])
         index = np.arange(len(own))
-        first = np.maximum(index - reach, 0)
-        last = np.minimum(index + reach + 1, len(own))
+        first = np.maximum(index - before, 0)
+        last = np.minimum(index + after + 1, len(own))
         result[rows] = (sums[last] - sums[first]) / (last - first)
     return result
 

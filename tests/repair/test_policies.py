@@ -163,25 +163,34 @@ def test_the_question_takes_neighbours_of_the_same_chunk_along() -> None:
     """One high score in the first chunk; the second chunk's are low, whatever stands between."""
     scores = np.array([9, 9, 0, 8, 0, 0, 9, 9, 1, 1, 9], np.float32)
     policy = policy_named("question", RepairSettings())
-    assert policy.weigh(two_chunks(0.5), scores)[2:6].tolist() == pytest.approx(
-        [8 / 3, 2, 2, 8 / 3]
-    )
+    assert policy.weigh(two_chunks(0.5), scores)[2:6].tolist() == pytest.approx([8 / 3, 2, 2, 2])
     assert policy.choose(two_chunks(4 / 6), scores).tolist() == [2, 3, 4, 5]
 
 
-@given(task=tasks(), seed=st.integers(0, 99), reach=st.integers(0, 4))
+def test_the_question_takes_more_of_what_follows_along_than_of_what_leads_there() -> None:
+    """It looks at "The number of the mill is", and the number is what must be right."""
+    scores = np.zeros(40)
+    scores[20] = 1.0
+    task = RepairTask((ReusedChunk(5, 30, stats(30), (), ()),), 0.5)
+    weighed = policy_named("question", RepairSettings()).weigh(task, scores)
+    assert weighed.nonzero()[0].tolist() == list(range(18, 27))
+
+
+@given(task=tasks(), seed=st.integers(0, 99), before=st.integers(0, 4), after=st.integers(0, 4))
 @settings(deadline=None, max_examples=80)
-def test_smoothing_equals_the_mean_by_hand(task: RepairTask, seed: int, reach: int) -> None:
+def test_smoothing_equals_the_mean_by_hand(
+    task: RepairTask, seed: int, before: int, after: int
+) -> None:
     end = max((c.start + c.num_tokens for c in task.chunks), default=0)
     scores = np.random.default_rng(seed).choice([0.0, 1.0, 2.5, np.nan, np.inf], end + 2)
-    before = scores.copy()
-    smooth = smoothed(task, scores, reach)
-    assert np.array_equal(scores, before, equal_nan=True)
+    untouched = scores.copy()
+    smooth = smoothed(task, scores, before=before, after=after)
+    assert np.array_equal(scores, untouched, equal_nan=True)
     for chunk in task.chunks:
         rows = range(chunk.start, chunk.start + chunk.num_tokens)
         for row in rows:
             near = [scores[r] if np.isfinite(scores[r]) else 0.0
-                    for r in range(row - reach, row + reach + 1) if r in rows]  # fmt: skip
+                    for r in range(row - before, row + after + 1) if r in rows]  # fmt: skip
             assert smooth[row] == pytest.approx(np.mean(near))
 
 
