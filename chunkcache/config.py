@@ -39,6 +39,7 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 
 RepairPolicyName = Literal["none", "first_k", "question", "deviation", "cfo", "all"]
+PassageOrder = Literal["relevance", "cache_friendly"]
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
 
@@ -115,6 +116,9 @@ class RetrievalSettings(_Section):
     top_k: int = Field(4, ge=1, le=64, description="chunks put in the prompt")
     index: Literal["flat", "hnsw"] = Field("flat", description="vector index; flat is exact")
     mode: Literal["hybrid", "vector", "lexical"] = Field("hybrid", description="what is searched")
+    order: PassageOrder = Field(
+        "relevance", description="of passages in the prompt; cache_friendly: shares exact prefixes"
+    )
     max_file_bytes: int = Field(64 * MIB, ge=1, description="larger files are reported and skipped")
 
     @field_validator("overlap_tokens")

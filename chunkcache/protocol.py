@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from chunkcache.chunk import Rung, SpanKind
-from chunkcache.config import RepairPolicyName
+from chunkcache.config import PassageOrder, RepairPolicyName
 
 
 class _Wire(BaseModel):
@@ -43,6 +43,11 @@ class ChunkCacheOptions(_Wire):
     )
     exactness: Exactness | None = Field(
         None, description="a drift target instead of a policy and a budget"
+    )
+    order: PassageOrder | None = Field(
+        None,
+        description="relevance: passages as ranked, or as given; cache_friendly: in the order that "
+        "shares the longest exact prefix with earlier exact answers",
     )
     vector_store_id: str | None = Field(None, description="where to retrieve from")
     top_k: int | None = Field(

@@ -9,7 +9,7 @@ from chunkcache.protocol import GivenDocument, Message
 from chunkcache.sdk.calls import Call
 
 if TYPE_CHECKING:
-    from chunkcache.config import RepairPolicyName
+    from chunkcache.config import PassageOrder, RepairPolicyName
     from chunkcache.protocol import Json
 
 Question = str | Sequence[Message | Mapping[str, str]]
@@ -20,9 +20,9 @@ Documents = Sequence[str | GivenDocument | Mapping[str, str]]
 class Wishes(TypedDict, total=False):
     """What may be said beside the question. What is left out, or None, is the server's to choose.
 
-    `top_k`, `vector_store_id`, `mode`, `policy`, `budget` and `exactness` are those of
-    `ChunkCacheOptions`;
-    `top_k` passages are retrieved (0: none) and `documents` are used instead of retrieval.
+    `top_k`, `vector_store_id`, `mode`, `policy`, `budget`, `exactness` and `order` are
+    those of `ChunkCacheOptions`; `top_k` passages are retrieved (0: none) and
+    `documents` are used instead of retrieval.
     """
 
     documents: Documents | None
@@ -32,6 +32,7 @@ class Wishes(TypedDict, total=False):
     policy: RepairPolicyName | None
     budget: float | None
     exactness: Mapping[str, float] | None
+    order: PassageOrder | None
     model: str | None
     temperature: float | None
     top_p: float | None
@@ -40,7 +41,7 @@ class Wishes(TypedDict, total=False):
     seed: int | None
 
 
-_OPTIONS = ("top_k", "vector_store_id", "mode", "policy", "budget", "exactness")
+_OPTIONS = ("top_k", "vector_store_id", "mode", "policy", "budget", "exactness", "order")
 
 
 def chat_call(question: Question, wishes: Wishes, *, stream: bool = False) -> Call:

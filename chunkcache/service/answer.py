@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from chunkcache.chunk import SpanKind
+from chunkcache.chunk import Rung, SpanKind
 from chunkcache.engine.outcome import Delta, Outcome
 from chunkcache.errors import Cancelled
 from chunkcache.protocol import (
@@ -19,7 +19,7 @@ from chunkcache.protocol import (
 from chunkcache.service.report import build_report, citation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from chunkcache.chunk import Chunk
     from chunkcache.engine.core import Engine
@@ -45,6 +45,7 @@ class Preparation:
     misses: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     calibration: Calibration | None = None
+    on_exact: Callable[[], None] = lambda: None  # the answer is exact: its prefix is shared now
 
 
 class AnswerHandle:
@@ -97,6 +98,8 @@ class AnswerHandle:
     def _finished(self, outcome: Outcome) -> AnswerFinished:
         self.outcome = outcome
         report = self._report(outcome)
+        if report.rung is not Rung.REPAIRED:
+            self._preparation.on_exact()
         metrics = self._metrics
         metrics.ttft_seconds.labels(report.rung.value).observe(report.timings.ttft_ms / 1e3)
         metrics.request_seconds.observe(report.timings.total_ms / 1e3)

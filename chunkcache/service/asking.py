@@ -6,11 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chunkcache.chunk import content_digest
 from chunkcache.engine.generation import Generation
 from chunkcache.errors import InvalidRequest, PromptTooLong
 from chunkcache.repair import policy_named
 from chunkcache.service.answer import AnswerHandle, Preparation, chunk_spans, elapsed_ms
 from chunkcache.service.calibration import CALIBRATED_POLICY
+from chunkcache.service.order import Passage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +61,8 @@ class Asker:
         max_new = request.sampling.max_tokens or self._settings.engine.max_new_tokens_default
         notes: list[str] = []
         prompt, chunks = self._fit(request, list(chunks), max_new, notes)
+        if (options.order or self._settings.retrieval.order) == "cache_friendly":
+            prompt, chunks = self._reorder(request, chunks, salt, notes)
         if not runtime.reuses:
             notes.append("chunk reuse is off for this model: it did not pass the gate")
         exact_only = options.mode != "auto" or not runtime.reuses
@@ -81,6 +85,10 @@ class Asker:
         records: dict[int, ChunkKV] = {}
         if not exact_only:
             records = self._find(prompt, salt, preparation)
+        if options.mode != "full" and not measure.leaves_no_prefix:
+            root, passages = _order_of(prompt, salt)
+            digests = [passage.digest for passage in passages]
+            preparation.on_exact = lambda: runtime.orders.remember(root, digests)
         generation = Generation(
             prompt, records,
             policy=policy_named(name, repair), budget=budget, exact_only=exact_only,
@@ -92,6 +100,19 @@ class Asker:
         )  # fmt: skip
         runtime.engine.submit(generation)
         return AnswerHandle(generation, preparation, runtime.engine, self._metrics)
+
+    def _reorder(
+        self, request: AnswerRequest, chunks: list[Chunk], salt: bytes, notes: list[str]
+    ) -> tuple[Prompt, list[Chunk]]:
+        """The prompt with its passages in the order that shares the longest exact prefix."""
+        prompts = self._runtime.prompts
+        prompt = prompts.build(request.messages, chunks)
+        order = self._runtime.orders.arrange(*_order_of(prompt, salt))
+        if order != sorted(order):
+            notes.append("passages were put into the order of an earlier exact answer")
+            chunks = [chunks[i] for i in order]
+            prompt = prompts.build(request.messages, chunks)
+        return prompt, chunks
 
     def _residual_for(self, drift: float) -> float:
         calibration = self._runtime.calibration
@@ -144,6 +165,13 @@ class Asker:
                 f"the prompt must fit {limit} tokens"
             )
         return prompt, chunks
+
+
+def _order_of(prompt: Prompt, salt: bytes) -> tuple[bytes, list[Passage]]:
+    """What stands before the passages (the head, for this tenant), and the passages."""
+    passages = [prompt.spans[i] for i in chunk_spans(prompt)]
+    root = salt + content_digest(prompt.spans[0].token_ids)
+    return root, [Passage(content_digest(p.token_ids), len(p)) for p in passages]
 
 
 def _mode_name(mode: str, policy: str, exact_only: bool) -> str:

@@ -19,6 +19,7 @@ from chunkcache.engine.prefill import ChunkPrefill
 from chunkcache.engine.prompt import PromptBuilder
 from chunkcache.errors import GateFailed
 from chunkcache.service.calibration import load_calibration
+from chunkcache.service.order import OrderBook
 from chunkcache.store import open_store
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Runtime:
             self.model, settings.engine, metrics, on_prefill=self.store.cost.observe_prefill
         )
         self.calibration = load_calibration(settings, self.model.fingerprint)
+        self.orders = OrderBook()
         self._lock = threading.Lock()
         self._in_flight: dict[ChunkKey, ChunkPrefill] = {}
 

@@ -17,6 +17,7 @@ from chunkcache.protocol import (
     AnswerFinished,
     AnswerRequest,
     AnswerStarted,
+    ChunkCacheOptions,
     GivenDocument,
     Message,
 )
@@ -306,3 +307,45 @@ def test_records_born_in_different_contexts_are_never_mistaken(
     first.close()
     again = open_cache(prompt={"born_after": "passages"}).ask("why?", documents=TEXTS)
     assert set(misses(again)) == {"absent"}
+
+
+def numbers(answer: AnswerFinished) -> list[int]:
+    """Which of `TEXTS` stand in the prompt, in its order."""
+    return [int(citation.text.removeprefix("Passage ")[0]) for citation in answer.citations]
+
+
+def test_a_cache_friendly_order_shares_what_an_exact_answer_left(cache: ChunkCache) -> None:
+    first = cache.ask("why?", documents=TEXTS[:3], mode="exact")
+    turned = [TEXTS[2], TEXTS[0], TEXTS[3], TEXTS[1]]
+    friendly = cache.ask("why?", documents=turned, mode="exact", order="cache_friendly")
+    assert numbers(friendly) == [0, 1, 2, 3]
+    assert any("order of an earlier" in note for note in friendly.report.notes)
+    assert friendly.report.reused_tokens >= first.report.prompt_tokens // 2
+    # the same answer as in that order from the start
+    again = logits_of(cache, documents=turned, mode="exact", order="cache_friendly")
+    assert torch.allclose(again, logits_of(cache, documents=TEXTS, mode="full"), atol=2e-4)
+    as_given = cache.ask("why?", documents=turned, mode="exact")
+    assert numbers(as_given) == [2, 0, 3, 1] and not as_given.report.notes
+    assert as_given.report.reused_tokens < friendly.report.reused_tokens
+
+
+def test_only_exact_answers_leave_an_order(cache: ChunkCache) -> None:
+    cache.ask("why?", documents=TEXTS[:3], budget=0.0)
+    cache.ask("why?", documents=TEXTS[:3], mode="full")
+    turned = [TEXTS[2], TEXTS[0], TEXTS[1]]
+    asked = cache.ask("why?", documents=turned, order="cache_friendly")
+    assert numbers(asked) == [2, 0, 1] and not asked.report.notes
+    cache.ask("why?", documents=TEXTS[:3], policy="all")
+    asked = cache.ask("why?", documents=turned, order="cache_friendly")
+    assert numbers(asked) == [0, 1, 2]
+
+
+def test_an_order_under_another_head_is_not_taken(cache: ChunkCache) -> None:
+    cache.ask("why?", documents=TEXTS[:3], mode="exact")
+    documents = [GivenDocument(text=TEXTS[i]) for i in (2, 0, 1)]
+    asked = AnswerRequest(
+        messages=[Message(role="system", content="Rhyme."), Message(role="user", content="why?")],
+        documents=documents,
+        options=ChunkCacheOptions(mode="exact", order="cache_friendly"),
+    )
+    assert numbers(cache.ask(asked)) == [2, 0, 1]
