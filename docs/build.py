@@ -30,7 +30,7 @@ from chunkcache.server.routes import ROUTERS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _NOTE = "<!-- made by docs/build.py; edit the code, not this page -->\n"
 
 
@@ -159,57 +159,135 @@ def ttft_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def drift_table() -> str:
-    """What reuse changes, of every policy measured, on the sets measured last."""
+def _quality_runs(*splits: str) -> list[dict[str, Any]]:
+    """The last run of every model and set on these halves."""
     path = RESULTS / "bench_quality.jsonl"
     runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     latest_runs = {(run["model"], run["set"], run["split"]): run for run in runs}
-    shown = [run for _, run in sorted(latest_runs.items())]
-    if not shown:
-        return "Not measured yet.\n"
+    return [run for _, run in sorted(latest_runs.items()) if run["split"] in splits]
+
+
+def _about(run: dict[str, Any]) -> str:
+    full, bare = run["full_f1"], run["no_documents_f1"]
+    return (
+        f"**{run['model']}, {run['set']}** ({run['split']} half), {run['questions']} questions "
+        f"with {run['passages']} passages each; F1 of full recompute {full[0]:.3f}, without "
+        f"documents {bare[0]:.3f}."
+    )
+
+
+def _interval(values: list[float]) -> str:
+    return f"{values[0]:.3f} ({values[1]:.3f}-{values[2]:.3f})"
+
+
+def _signed(values: list[float]) -> str:
+    return f"{values[0]:+.3f} ({values[1]:+.3f}, {values[2]:+.3f})"
+
+
+def drift_table() -> str:
+    """What reuse changes, in short: every policy on the halves that nothing was chosen on."""
     lines: list[str] = []
-    for run in shown:
-        full, bare = run["full_f1"], run["no_documents_f1"]
-        lines += [
-            f"**{run['model']}, {run['set']}** ({run['split']} half), {run['questions']} "
-            f"questions with {run['passages']} passages each; F1 of full recompute {full[0]:.3f}, "
-            f"without documents {bare[0]:.3f}.",
-            "",
-            "| policy | cost | TTFT | first KL | mean KL | top-1 | F1 | F1 lost | changed |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
-        lines += [_drift_row(arm) for arm in run["arms"]]
+    for run in _quality_runs("report"):
+        lines += [_about(run), "", "| policy | rows | TTFT | mean KL | F1 lost | other text |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for arm in run["arms"]:
+            figures = arm["figures"]
+            cells = [
+                f"`{arm['name']}`", f"{abs(figures['repair_ratio'][0]):.1%}",
+                f"{figures['ttft_ratio'][0]:.2f}", _interval(figures["mean_kl"]),
+                _signed(arm["f1_loss"]), f"{figures['changed'][0]:.0%}",
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
         lines += ["", f"{_source(run)}.", ""]
     lines += [
-        "Cost: rows × layers recomputed ÷ reused, probes included. TTFT: of full recompute's. KL",
-        "in nats to full recompute, 95 % intervals. Changed: answers whose text is another one.",
+        "Rows: recomputed × layers ÷ reused, probes included. TTFT: of full recompute's. KL to",
+        "full recompute in nats, F1 lost against it, with 95 % intervals. `… head`: chunks born",
+        "after the head alone, as the papers' methods are meant. `all` recomputes every row: its",
+        "KL is the noise floor of the number type.",
     ]
-    if any(arm["name"] == "all" for run in shown for arm in run["arms"]):
-        lines.append("`all` recomputes every row: its KL is the noise floor of the number type.")
     return "\n".join(lines) + "\n"
+
+
+def drift_details_table() -> str:
+    """Every figure of every run, the halves for choosing included, and the paired comparisons."""
+    lines: list[str] = []
+    for run in _quality_runs("report", "tune"):
+        lines += [
+            _about(run), "",
+            "| policy | cost | first KL | mean KL | top-1 | F1 | exact | ROUGE-L | refusals |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        lines += [_drift_row(arm) for arm in run["arms"]]
+        lines += ["", f"{_source(run)}.", ""]
+        if run.get("against"):
+            lines += ["| mean KL, paired difference | |", "|---|---|"]
+            lines += [
+                f"| `{name}` | {_signed(difference)} |"
+                for name, difference in run["against"].items()
+                if name.startswith(("question@0.05 ", "question@0.15 "))
+            ]
+            lines.append("")
+        if run.get("reliability"):
+            lines += ["| drift predicted | measured | answers |", "|---|---|---|"]
+            lines += [f"| {r['predicted']:.3f} | {_interval(r['measured'])} | {r['answers']} |"
+                      for r in run["reliability"]]  # fmt: skip
+            lines.append("")
+    return "\n".join(lines)
 
 
 def _drift_row(arm: dict[str, Any]) -> str:
     figures = arm["figures"]
-
-    def interval(values: list[float]) -> str:
-        return f"{values[0]:.3f} ({values[1]:.3f}-{values[2]:.3f})"
-
     cells = [
         f"`{arm['name']}`",
         f"{abs(figures['repair_ratio'][0]):.3f}",
-        f"{figures['ttft_ratio'][0]:.2f}",
-        interval(figures["first_kl"]),
-        interval(figures["mean_kl"]),
-        f"{figures['agreement'][0]:.3f}",
-        f"{figures['f1'][0]:.3f}",
-        f"{arm['f1_loss'][0]:+.3f} ({arm['f1_loss'][1]:+.3f}, {arm['f1_loss'][2]:+.3f})",
-        f"{figures['changed'][0]:.2f}",
+        _interval(figures["first_kl"]),
+        _interval(figures["mean_kl"]),
+        *(f"{figures[n][0]:.3f}" for n in ("agreement", "f1", "em", "rouge_l", "unanswered")),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
-TABLES: dict[str, Callable[[], str]] = {"ttft": ttft_table, "drift": drift_table}
+def oracle_table() -> str:
+    """Mean KL of choosers that know what no server can."""
+    path = RESULTS / "bench_oracle.jsonl"
+    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not runs:
+        return "Not measured yet.\n"
+    names = list(runs[-1]["mean_kl"])
+    lines = ["| model, set, questions | " + " | ".join(names) + " |"]
+    lines += ["|---|" + "---|" * len(names)]
+    for run in runs:
+        cells = [_interval(run["mean_kl"][name]) for name in names]
+        about = f"{run['model']}, {run['set']}, {run['questions']}"
+        lines.append(f"| {about} | " + " | ".join(cells) + " |")
+    lines += ["", f"{_source(runs[-1])}.", ""]
+    return "\n".join(lines)
+
+
+def needle_table() -> str:
+    """How often every token of a needle is among the recomputed rows."""
+    path = RESULTS / "bench_needle.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    runs = {run["model"]: run for run in map(json.loads, lines)}
+    if not runs:
+        return "Not measured yet.\n"
+    names = list(next(iter(runs.values()))["found"])
+    table = ["| model | cases | " + " | ".join(f"`{name}`" for name in names) + " |"]
+    table += ["|---|---|" + "---|" * len(names)]
+    for run in runs.values():
+        cells = [str(run["found"][name]) for name in names]
+        table.append(f"| {run['model']} | {run['cases']} | " + " | ".join(cells) + " |")
+    table += ["", f"{_source(list(runs.values())[-1])}.", ""]
+    return "\n".join(table)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "ttft": ttft_table,
+    "drift": drift_table,
+    "drift-details": drift_details_table,
+    "oracle": oracle_table,
+    "needle": needle_table,
+}
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/commands.md": commands_page,
