@@ -247,6 +247,26 @@ def _drift_row(arm: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def order_table() -> str:
+    """What an exact prefix serves, by the order of passages."""
+    result = latest("order")
+    if result is None:
+        return "Not measured yet.\n"
+    lines = ["| prefix cache | as ranked | sorted by id | `cache_friendly` |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        if row["heads"] == "one head":
+            capacity = row["capacity_tokens"]
+            size = f"{capacity:,} tokens" if capacity else "unlimited"
+            cells = [f"{row[n]:.0%}" for n in ("relevance", "sorted", "cache_friendly")]
+            lines.append(f"| {size} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Share of passage tokens, {result['requests']:,} requests of {result['trace']} under one",
+        f"head; seen before wherever they stood: {result['reuse']:.0%}. {_source(result)}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def oracle_table() -> str:
     """Mean KL of choosers that know what no server can."""
     path = RESULTS / "bench_oracle.jsonl"
@@ -285,6 +305,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ttft": ttft_table,
     "drift": drift_table,
     "drift-details": drift_details_table,
+    "order": order_table,
     "oracle": oracle_table,
     "needle": needle_table,
 }
