@@ -62,7 +62,7 @@ class Asker:
         notes: list[str] = []
         prompt, chunks = self._fit(request, list(chunks), max_new, notes)
         if (options.order or self._settings.retrieval.order) == "cache_friendly":
-            prompt, chunks = self._reorder(request, chunks, salt, notes)
+            prompt, chunks = self._reorder(request, prompt, chunks, salt, notes)
         if not runtime.reuses:
             notes.append("chunk reuse is off for this model: it did not pass the gate")
         exact_only = options.mode != "auto" or not runtime.reuses
@@ -102,16 +102,19 @@ class Asker:
         return AnswerHandle(generation, preparation, runtime.engine, self._metrics)
 
     def _reorder(
-        self, request: AnswerRequest, chunks: list[Chunk], salt: bytes, notes: list[str]
+        self,
+        request: AnswerRequest,
+        prompt: Prompt,
+        chunks: list[Chunk],
+        salt: bytes,
+        notes: list[str],
     ) -> tuple[Prompt, list[Chunk]]:
         """The prompt with its passages in the order that shares the longest exact prefix."""
-        prompts = self._runtime.prompts
-        prompt = prompts.build(request.messages, chunks)
         order = self._runtime.orders.arrange(*_order_of(prompt, salt))
         if order != sorted(order):
             notes.append("passages were put into the order of an earlier exact answer")
             chunks = [chunks[i] for i in order]
-            prompt = prompts.build(request.messages, chunks)
+            prompt = self._runtime.prompts.build(request.messages, chunks)
         return prompt, chunks
 
     def _residual_for(self, drift: float) -> float:
