@@ -38,16 +38,31 @@ def line(residuals: list[float], drifts: list[float]) -> dict[str, Any]:
     return {"arms": arms}
 
 
-def test_the_curve_is_fitted_to_half_and_tested_on_the_rest() -> None:
+def test_halves_predict_each_other_and_the_curve_is_of_all() -> None:
     residuals = [1.0, 0.8, 0.6, 0.5, 0.3, 0.1]
-    fitted = [line(residuals, [r / 2 for r in residuals]) for _ in range(4)]
-    others = [line(residuals, list(residuals)) for _ in range(4)]
-    mixed = [one for pair in zip(fitted, others, strict=True) for one in pair]
+    evens = [line(residuals, [r / 2 for r in residuals]) for _ in range(4)]
+    odds = [line(residuals, [r * 1.5 for r in residuals]) for _ in range(4)]
+    mixed = [one for pair in zip(evens, odds, strict=True) for one in pair]
     calibration, reliability = calibrate(mixed)
-    assert calibration.questions == 4
-    assert [r.predicted for r in reliability] == pytest.approx([r / 2 for r in residuals])
+    assert calibration.questions == 8
+    assert [calibration.curve.drift_at(r) for r in residuals] == pytest.approx(residuals)
+    # each half was predicted by the other: wrong question by question, right in the mean
+    assert [r.predicted for r in reliability] == pytest.approx(residuals)
     assert [r.measured for r in reliability] == pytest.approx(residuals)
-    assert calibration.held_out_measured == pytest.approx(2 * calibration.held_out_predicted)
+
+
+def test_a_prediction_is_of_a_curve_that_has_not_seen_the_question() -> None:
+    """Odd questions drift and even ones do not: whoever saw them would predict that."""
+    residuals = [1.0, 0.8, 0.6, 0.5, 0.3, 0.1]
+    still = [line([r / 2 for r in residuals], [0.0] * 6) for _ in range(4)]
+    drifting = [line(residuals, [1.0] * 6) for _ in range(4)]
+    mixed = [one for pair in zip(still, drifting, strict=True) for one in pair]
+    _, reliability = calibrate(mixed)
+    # still ones are predicted 1 by the curve of the drifting, and the other way round
+    assert [r.predicted for r in reliability] == pytest.approx([0.5] * 6)
+    only = [line(residuals, [float(i == 1)] * 6) for i in range(8)]
+    _, reliability = calibrate(only)
+    assert [r.predicted for r in reliability] == pytest.approx([0.125] * 6)
 
 
 def test_too_few_questions_are_refused() -> None:
@@ -69,8 +84,8 @@ def test_a_calibration_belongs_to_a_model_and_a_prompt(tiny_settings: Any) -> No
     assert load_calibration(tiny_settings(prompt={"born_after": "passages"}), b"model") is None
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"calibration_version": 1, "curve": {}}',
-    '{"calibration_version": 1, "curve": {"residuals": [0.1], "drifts": [-1]}}'])  # fmt: skip
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"calibration_version": 2, "curve": {}}',
+    '{"calibration_version": 2, "curve": {"residuals": [0.1], "drifts": [-1]}}'])  # fmt: skip
 def test_a_broken_calibration_is_named(tiny_settings: Any, content: str) -> None:
     settings = tiny_settings()
     path = store_calibration(settings, b"model", CALIBRATION)
@@ -83,7 +98,7 @@ def test_of_another_version_it_is_as_if_there_were_none(tiny_settings: Any) -> N
     settings = tiny_settings()
     path = store_calibration(settings, b"model", CALIBRATION)
     path.write_text(
-        path.read_text().replace('"calibration_version": 1', '"calibration_version": 0')
+        path.read_text().replace('"calibration_version": 2', '"calibration_version": 0')
     )
     assert load_calibration(settings, b"model") is None
     assert path == calibration_path(settings, b"model")

@@ -35,7 +35,10 @@ def calibration_arms() -> list[Arm]:
 
 
 def calibrate(lines: Sequence[dict[str, Any]]) -> tuple[Calibration, list[Reliability]]:
-    """Fit to every other question, test on the rest.
+    """Fit to all questions, and say how well halves of them predict each other.
+
+    The predictions that reliability compares are of a curve fitted to the other half (two-fold
+    cross-validation); the curve that is kept is fitted to everything.
 
     Args:
         lines: of `evaluate`, with the arms of `calibration_arms`.
@@ -49,16 +52,16 @@ def calibrate(lines: Sequence[dict[str, Any]]) -> tuple[Calibration, list[Reliab
             "questions", len(usable), f"at least {_FEWEST} whose answers reuse passages",
             "give more questions, or --top-k above 1",
         )  # fmt: skip
-    fit, held_out = usable[0::2], usable[1::2]
     names = [arm.name for arm in calibration_arms()]
-    points = [_point(line["arms"][name]) for line in fit for name in names]
-    curve = fit_drift_curve(*zip(*points, strict=True))
-    reliability = [_reliability(curve, held_out, name) for name in names]
+    halves = usable[0::2], usable[1::2]
+    curves = [_fit(half, names) for half in halves]
+    unseen = [(curves[1 - i], line) for i in (0, 1) for line in halves[i]]
+    reliability = [_reliability(unseen, name) for name in names]
     count = len(reliability)
     return (
         Calibration(
-            curve,
-            questions=len(fit),
+            _fit(usable, names),
+            questions=len(usable),
             held_out_predicted=sum(r.predicted for r in reliability) / count,
             held_out_measured=sum(r.measured for r in reliability) / count,
         ),
@@ -66,16 +69,21 @@ def calibrate(lines: Sequence[dict[str, Any]]) -> tuple[Calibration, list[Reliab
     )
 
 
+def _fit(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> DriftCurve:
+    points = [_point(line["arms"][name]) for line in lines for name in names]
+    return fit_drift_curve(*zip(*points, strict=True))
+
+
 def _point(arm: dict[str, Any]) -> tuple[float, float]:
     return float(arm["residual"]), float(arm["mean_kl"])
 
 
-def _reliability(curve: DriftCurve, lines: Sequence[dict[str, Any]], name: str) -> Reliability:
-    points = [_point(line["arms"][name]) for line in lines]
+def _reliability(unseen: Sequence[tuple[DriftCurve, dict[str, Any]]], name: str) -> Reliability:
+    points = [(curve, *_point(line["arms"][name])) for curve, line in unseen]
     count = len(points)
     return Reliability(
         name,
-        residual=sum(r for r, _ in points) / count,
-        predicted=sum(curve.drift_at(r) for r, _ in points) / count,
-        measured=sum(d for _, d in points) / count,
+        residual=sum(r for _, r, _ in points) / count,
+        predicted=sum(curve.drift_at(r) for curve, r, _ in points) / count,
+        measured=sum(d for _, _, d in points) / count,
     )
