@@ -131,7 +131,9 @@ def _evaluate(
 def show_reliability(reliability: Sequence[Reliability], fitted: int) -> None:
     """Predicted beside measured drift, on the questions the curve has not seen."""
     out = console()
-    out.print(f"fitted to {fitted} questions; means over as many others (KL in nats):")
+    out.print(
+        f"fitted to {fitted} questions; predicted here from the other half of them (KL, nats):"
+    )
     table = Table("policy", "attention left", "predicted", "measured", box=None)
     for row in reliability:
         figures = (row.residual, row.predicted, row.measured)

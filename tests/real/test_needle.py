@@ -1,8 +1,7 @@
 """The question's probe finds the rows that hold the answer, on the embedded model.
 
-How often depends on the model: one that begins with the answer looks straight at it, and larger
-models do (benchmarks/bench_needle.py); this one begins with a sentence. So it is held here to what
-it reaches, which no policy without the question comes near.
+`benchmarks/bench_needle.py` counts them on more cases and on a larger model; no policy without the
+question comes near.
 """
 
 from __future__ import annotations
@@ -61,10 +60,10 @@ def found(cache: ChunkCache, policy: str, budget: float) -> int:
 
 
 def test_the_question_finds_needles_that_others_miss(cache: ChunkCache) -> None:
-    asked = found(cache, "question", 0.3)
-    assert asked >= 0.6 * CASES
-    assert asked > 2 * found(cache, "cfo", 0.3)
-    assert found(cache, "none", 0.3) == 0 and found(cache, "all", 0.0) == CASES
+    asked = found(cache, "question", 0.15)
+    assert asked >= 0.8 * CASES
+    assert asked > 4 * found(cache, "cfo", 0.15)
+    assert found(cache, "none", 0.15) == 0 and found(cache, "all", 0.0) == CASES
 
 
 def test_a_needle_is_where_it_says(cache: ChunkCache) -> None:
