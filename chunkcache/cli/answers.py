@@ -12,7 +12,7 @@ from rich.table import Table
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import AsJson, Collection, Tenant
 from chunkcache.cli.screen import console, legend, ribbon
-from chunkcache.config import PassageOrder, RepairPolicyName
+from chunkcache.config import RepairPolicyName
 from chunkcache.protocol import AnswerDelta, AnswerFinished
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ def ask(
         float | None,
         typer.Option("--drift", help="Largest expected drift, instead of policy and budget."),
     ] = None,
-    order: Annotated[
-        PassageOrder | None, typer.Option("--order", help="Of the passages in the prompt.")
-    ] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=0, max=64)] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1)] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, max=2)] = 0.0,
@@ -50,7 +47,7 @@ def ask(
     wishes: dict[str, Any] = {
         "mode": mode, "policy": policy, "budget": budget, "top_k": top_k,
         "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
-        "exactness": None if drift is None else {"drift": drift}, "order": order,
+        "exactness": None if drift is None else {"drift": drift},
         "tenant": tenant, "collection": collection,
     }  # fmt: skip
     out = console()
