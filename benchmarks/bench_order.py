@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from reporting import command_line, emit, surroundings
 
-from chunkcache.service.order import OrderBook, Passage
+from chunkcache.service.order import OrderBook, RankedPassage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ class TraceRequest:
     """Its system prompt, and its passages as ranked."""
 
     head: bytes
-    passages: tuple[Passage, ...]
+    passages: tuple[RankedPassage, ...]
 
 
 class PrefixTree:
@@ -55,7 +55,7 @@ class PrefixTree:
         self._nodes = itertools.count()
         self._tokens = 0
 
-    def serve(self, root: bytes, passages: Sequence[Passage]) -> int:
+    def serve(self, root: bytes, passages: Sequence[RankedPassage]) -> int:
         """Tokens of the longest held prefix; afterwards all of it is held."""
         node: bytes | int = root
         hit, missed, path = 0, False, []
@@ -90,12 +90,12 @@ def read_trace(path: Path, *, one_head: bool) -> list[TraceRequest]:
     with np.load(path) as data:
         rows = zip(*(data[n].tolist() for n in ("req", "kind", "obj", "size_tok")), strict=True)
     heads: dict[int, list[int]] = {}
-    passages: dict[int, list[Passage]] = {}
+    passages: dict[int, list[RankedPassage]] = {}
     for request, kind, thing, tokens in rows:
         if kind == SYSTEM:
             heads.setdefault(request, []).append(thing)
         elif kind == PASSAGE:
-            passages.setdefault(request, []).append(Passage(str(thing).encode(), tokens))
+            passages.setdefault(request, []).append(RankedPassage(str(thing).encode(), tokens))
     return [
         TraceRequest(b"" if one_head else repr(heads.get(request, [])).encode(), tuple(found))
         for request, found in sorted(passages.items())
@@ -103,9 +103,11 @@ def read_trace(path: Path, *, one_head: bool) -> list[TraceRequest]:
 
 
 def share_served(
-    requests: list[TraceRequest], capacity: int, order: Callable[[TraceRequest], list[Passage]],
-    after: Callable[[TraceRequest, list[Passage]], None] = lambda request, passages: None,
-) -> float:  # fmt: skip
+    requests: list[TraceRequest],
+    capacity: int,
+    order: Callable[[TraceRequest], list[RankedPassage]],
+    after: Callable[[TraceRequest, list[RankedPassage]], None] = lambda request, passages: None,
+) -> float:
     """Share of passage tokens that an exact prefix serves."""
     tree = PrefixTree(capacity)
     hits = total = 0

@@ -70,7 +70,9 @@ def _run(
     measure: Measure,
     on_event: Callable[[AnswerEvent], None] | None,
 ) -> tuple[AnswerFinished, Outcome]:
-    handle = cache.start(request, measure=measure)
+    # what is compared must be one prompt: an order that follows earlier answers would change it
+    options = request.options.model_copy(update={"order": "relevance"})
+    handle = cache.start(request.model_copy(update={"options": options}), measure=measure)
     finished = None
     for event in handle.events():
         if on_event is not None:

@@ -12,7 +12,7 @@ from chunkcache.errors import InvalidRequest, PromptTooLong
 from chunkcache.repair import policy_named
 from chunkcache.service.answer import AnswerHandle, Preparation, chunk_spans, elapsed_ms
 from chunkcache.service.calibration import CALIBRATED_POLICY
-from chunkcache.service.order import Passage
+from chunkcache.service.order import RankedPassage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,8 @@ class Asker:
         max_new = request.sampling.max_tokens or self._settings.engine.max_new_tokens_default
         notes: list[str] = []
         prompt, chunks = self._fit(request, list(chunks), max_new, notes)
-        if (options.order or self._settings.retrieval.order) == "cache_friendly":
+        shares = self._settings.engine.prefix_cache  # without it no order is better than another
+        if shares and (options.order or self._settings.retrieval.order) == "cache_friendly":
             prompt, chunks = self._reorder(request, prompt, chunks, salt, notes)
         if not runtime.reuses:
             notes.append("chunk reuse is off for this model: it did not pass the gate")
@@ -85,7 +86,7 @@ class Asker:
         records: dict[int, ChunkKV] = {}
         if not exact_only:
             records = self._find(prompt, salt, preparation)
-        if options.mode != "full" and not measure.leaves_no_prefix:
+        if shares and options.mode != "full" and not measure.leaves_no_prefix:
             root, passages = _order_of(prompt, salt)
             digests = [passage.digest for passage in passages]
             preparation.on_exact = lambda: runtime.orders.remember(root, digests)
@@ -170,11 +171,11 @@ class Asker:
         return prompt, chunks
 
 
-def _order_of(prompt: Prompt, salt: bytes) -> tuple[bytes, list[Passage]]:
+def _order_of(prompt: Prompt, salt: bytes) -> tuple[bytes, list[RankedPassage]]:
     """What stands before the passages (the head, for this tenant), and the passages."""
     passages = [prompt.spans[i] for i in chunk_spans(prompt)]
     root = salt + content_digest(prompt.spans[0].token_ids)
-    return root, [Passage(content_digest(p.token_ids), len(p)) for p in passages]
+    return root, [RankedPassage(content_digest(p.token_ids), len(p)) for p in passages]
 
 
 def _mode_name(mode: str, policy: str, exact_only: bool) -> str:

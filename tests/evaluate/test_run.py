@@ -11,6 +11,7 @@ import pytest
 
 from chunkcache import ChunkCache
 from chunkcache.errors import InvalidRequest
+from chunkcache.evaluate.compare import cached_answer, full_answer
 from chunkcache.evaluate.quality import (
     Beside,
     Evaluation,
@@ -21,6 +22,7 @@ from chunkcache.evaluate.quality import (
 )
 from chunkcache.evaluate.quality.picture import draw_frontier, draw_reliability
 from chunkcache.evaluate.quality.summary import Bin
+from chunkcache.service.wishes import answer_request
 
 ARMS = tuple(parse_arms(["none", "question@0.5", "cfo@0.5", "all"], []))
 
@@ -150,3 +152,17 @@ def test_another_cache_is_measured_against_the_same_references(
     assert found["none passages"]["reusable_rows"] > found["none"]["reusable_rows"]
     with pytest.raises(InvalidRequest, match="another file"):
         evaluate(cache, questions, Evaluation(arms, max_tokens=4), out)
+
+
+def test_comparisons_keep_the_order_given(tiny_settings: Callable[..., Any]) -> None:
+    """Else drift would be that of another prompt: here an earlier answer suggests another order."""
+    texts = [f"Passage {i}: the quick brown fox jumps over the lazy dog." for i in range(3)]
+    with ChunkCache(tiny_settings(retrieval={"order": "cache_friendly"})) as cache:
+        cache.ask("why?", documents=texts[::-1], mode="exact")
+        assert cache.ask("why?", documents=texts, mode="exact").report.notes  # it does suggest
+        request = answer_request("why?", {"documents": texts, "policy": "all"})
+        reference = full_answer(cache, request)
+        found = cached_answer(cache, request, reference)
+    for answer in (reference.answer, found.answer):
+        assert [c.document_id for c in answer.citations] == ["0", "1", "2"]
+    assert found.drift.mean_kl < 1e-6

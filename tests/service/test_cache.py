@@ -349,3 +349,13 @@ def test_an_order_under_another_head_is_not_taken(cache: ChunkCache) -> None:
         options=ChunkCacheOptions(mode="exact", order="cache_friendly"),
     )
     assert numbers(cache.ask(asked)) == [2, 0, 1]
+
+
+def test_without_a_prefix_cache_no_order_is_better_than_another(
+    tiny_settings: Callable[..., Any],
+) -> None:
+    with ChunkCache(tiny_settings(engine={"prefix_cache": False})) as cache:
+        cache.ask("why?", documents=TEXTS[:3], mode="exact")
+        turned = [TEXTS[2], TEXTS[0], TEXTS[1]]
+        asked = cache.ask("why?", documents=turned, mode="exact", order="cache_friendly")
+        assert numbers(asked) == [2, 0, 1] and not asked.report.notes
