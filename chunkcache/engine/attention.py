@@ -8,15 +8,16 @@ sees the keys of its own sequence at positions ≤ its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
 
 import chunkcache_kernels as kernels
 
 if TYPE_CHECKING:
-    import torch
-
     from chunkcache_kernels.plan import RowPlan
 
 ATTENTION_NAME = "chunkcache_rows"
@@ -40,11 +41,16 @@ class KVPool:
 
 @dataclass(slots=True)
 class SequenceRows:
-    """The rows of one sequence in one step.
+    """The rows of one sequence in one step, and the layers they run through.
 
     `positions` int64 [R], increasing; `slots` int64 [context]: slot of every position below
     `context`, the rows' own positions included. Keys at positions that no row or placement has
     written must not exist below the largest row position.
+
+    Rows start at the embeddings, or at `first_layer` from their `hidden` states, `[R, width]`. They
+    end behind the last layer or, without logits, before `end_layer`. With `keep` their hidden
+    states are kept where they enter its layer. Of two groups of rows of one sequence in one step,
+    the one with the larger positions comes second.
     """
 
     token_ids: torch.Tensor
@@ -52,9 +58,39 @@ class SequenceRows:
     slots: torch.Tensor
     observer: RowObserver | None = None
     logits: Logits = Logits.LAST
+    first_layer: int = 0
+    end_layer: int | None = None
+    hidden: torch.Tensor | None = None
+    keep: KeptRows | None = None
 
     def __len__(self) -> int:
         return self.positions.shape[0]
+
+
+@dataclass(slots=True, eq=False)
+class KeptRows:
+    """Rows half-way through the model, which go on from `layer` later instead of starting again.
+
+    `positions` int64 [R], increasing, of the rows that are run; `parts` are their hidden states as
+    they enter the layer, in the same order, `[n, width]` for each step they ran in.
+    """
+
+    layer: int
+    positions: np.ndarray
+    parts: list[torch.Tensor] = field(default_factory=list)
+
+    def states(self, positions: np.ndarray) -> torch.Tensor:
+        """Hidden states of some of the rows, `[len(positions), width]`.
+
+        Raises:
+            ValueError: one of the positions was not kept.
+        """
+        index = np.searchsorted(self.positions, positions)
+        found = index < len(self.positions)
+        if not found.all() or (self.positions[index] != positions).any():
+            raise ValueError(f"rows {positions} are not all among those kept")
+        states = torch.cat(self.parts)
+        return states[torch.from_numpy(index).to(states.device)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """The engine: one thread that owns the model, the device KV and every running request.
 
 Others submit requests and read their mailboxes. Each step admits what fits, asks the scheduler
-which rows run, runs them in one forward pass per depth, and lets every request whose pass is
+which rows run, runs them in one forward pass, and lets every request whose pass is
 complete say what comes next.
 """
 
@@ -14,6 +14,7 @@ import traceback
 from collections import deque
 from typing import TYPE_CHECKING
 
+import numpy as np
 import structlog
 import torch
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from chunkcache.config import EngineSettings
     from chunkcache.engine.model import DecoderModel
-    from chunkcache.engine.request import Placement, Request
+    from chunkcache.engine.request import Pass, Placement, Request
     from chunkcache.metrics import Metrics
 
 _MANY_ROWS = 64  # below that a pass is bound by reading the weights and says little of prefill
@@ -171,50 +172,65 @@ class Engine:
         self._metrics.queue_depth.set(len(self._waiting))
         self._metrics.running.set(len(self._running))
         shares = schedule(candidates, self._settings.step_tokens)
-        by_depth: dict[int | None, list[Share]] = {}
-        for share in shares:
-            current = self._running[share.request_id].current
-            assert current is not None
-            by_depth.setdefault(current.num_layers, []).append(share)
-        for depth, group in by_depth.items():
-            self._run(group, depth)
+        if shares:
+            self._run(shares)
 
-    def _run(self, shares: list[Share], depth: int | None) -> None:
-        batch, requests = [], []
+    def _run(self, shares: list[Share]) -> None:
+        groups: list[list[SequenceRows]] = []
         for share in shares:
             request = self._running[share.request_id]
             current = request.current
             assert current is not None
             positions = current.positions[current.done : current.done + share.rows]
             current.done += share.rows
-            is_last = current.pending == 0
-            wanted = current.logits
-            if wanted is Logits.LAST and not is_last:
-                wanted = Logits.NONE
-            batch.append(
-                SequenceRows(
-                    token_ids=torch.tensor([request.token_ids[p] for p in positions]),
-                    positions=torch.from_numpy(positions).to(self.model.device),
-                    slots=request.slots,
-                    observer=current.observer,
-                    logits=wanted,
-                )
-            )
-            requests.append((request, is_last))
-        self._metrics.step_rows.observe(sum(share.rows for share in shares))
-        began = time.perf_counter()
-        results = self.model.forward(batch, self.pool, depth)
+            groups.append(self._groups(request, current, positions))
         rows = sum(share.rows for share in shares)
-        if depth is None and rows >= _MANY_ROWS:
+        self._metrics.step_rows.observe(rows)
+        began = time.perf_counter()
+        batch = [group for of_request in groups for group in of_request]
+        results = iter(self.model.forward(batch, self.pool))
+        if rows >= _MANY_ROWS and all(g.end_layer is None and not g.first_layer for g in batch):
             self._on_prefill(rows, time.perf_counter() - began)
-        for (request, is_last), logits in zip(requests, results, strict=True):
-            current = request.current
-            assert current is not None
-            if current.logits is Logits.ALL and logits is not None:
-                current.parts.append(logits)
-                logits = torch.cat(current.parts) if is_last else None
-            if is_last:
-                self._advance(request, logits)
+        for share, of_request in zip(shares, groups, strict=True):
+            logits = [next(results) for _ in of_request][-1]
+            self._collect(self._running[share.request_id], logits)
+
+    def _groups(self, request: Request, current: Pass, positions: np.ndarray) -> list[SequenceRows]:
+        """The rows as the model takes them: those that begin, then those that go on."""
+        is_last = current.pending == 0
+        wanted = current.logits
+        if wanted is Logits.LAST and not is_last:
+            wanted = Logits.NONE
+        resumed = current.resumed
+        going_on = positions >= current.resumed_from if resumed else np.zeros(len(positions), bool)
+        groups = []
+        for part, goes_on in ((positions[~going_on], False), (positions[going_on], True)):
+            if len(part):
+                groups.append(
+                    SequenceRows(
+                        token_ids=torch.tensor([request.token_ids[p] for p in part]),
+                        positions=torch.from_numpy(part).to(self.model.device),
+                        slots=request.slots,
+                        observer=current.observer,
+                        logits=Logits.NONE,
+                        first_layer=resumed.layer if goes_on and resumed else 0,
+                        end_layer=current.end_layer,
+                        hidden=resumed.states(part) if goes_on and resumed else None,
+                        keep=current.keep,
+                    )
+                )
+        groups[-1].logits = wanted
+        return groups
+
+    def _collect(self, request: Request, logits: torch.Tensor | None) -> None:
+        current = request.current
+        assert current is not None
+        is_last = current.pending == 0
+        if current.logits is Logits.ALL and logits is not None:
+            current.parts.append(logits)
+            logits = torch.cat(current.parts) if is_last else None
+        if is_last:
+            self._advance(request, logits)
 
     def _advance(self, request: Request, logits: torch.Tensor | None) -> None:
         was_decoding = request.is_decoding

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from chunkcache.chunk import SpanKind
-from chunkcache.engine.attention import Logits
+from chunkcache.engine.attention import KeptRows, Logits
 from chunkcache.engine.observe import DeviationScores, QuestionScores
 from chunkcache.engine.outcome import Delta, Outcome
 from chunkcache.engine.planner import make_plan, with_scoring
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 class Stage(Enum):
     """What the current pass is for."""
 
+    OPENING = auto()  # what comes before the first row to repair; nothing changes it later
     SCORE = auto()  # look before choosing rows to repair
     PROMPT = auto()  # missing and repaired rows; ends in the logits of the first token
     FORCED = auto()  # a given continuation, for its logits only
@@ -94,6 +95,7 @@ class Generation(Request):
         self._recomputed = np.empty(0, dtype=np.int64)
         self._residual: float | None = None
         self._scores: QuestionScores | DeviationScores | None = None
+        self._kept: KeptRows | None = None
         self._probe_rows = 0
         self._cost = 0.0  # prompt rows run, in rows of full depth
         self._probe_ended_at = 0.0
@@ -125,39 +127,58 @@ class Generation(Request):
             self._prompt, prefix_tokens, self._records,
             exact_only=self._exact_only, budget=self._budget, max_residual=self._max_residual,
         )  # fmt: skip
-        plan = with_scoring(plan, self._policy.needs, model.geometry.num_layers)
+        layers = model.geometry.num_layers
+        kept = int(self._policy.probe_keeps * layers)
+        plan = with_scoring(plan, self._policy.needs, layers, kept)
         self._plan = plan
         self._probe_ended_at = self.started_at
         missing = np.array(plan.missing, dtype=np.int64)
-        needs = Scoring.NONE if plan.task.needs_no_scores else self._policy.needs
-        if needs is Scoring.QUESTION:
-            question = next(s for s in self._prompt.spans if s.kind is SpanKind.QUESTION)
-            self._stage = Stage.SCORE
-            middle = model.geometry.num_layers // 2
-            self._scores = QuestionScores(plan.num_tokens, question.start, middle)
-            self.current = Pass(missing, observer=self._scores)
-        elif needs is Scoring.DEVIATION:
-            self._stage = Stage.SCORE
-            self._scores = DeviationScores(
-                plan.num_tokens,
-                [(p.span.start, self._records[i]) for i, p in enumerate(plan.spans) if p.placed],
-            )
-            rows = np.union1d(missing, reusable_positions(plan.task))
-            depth = min(DEVIATION_LAYERS, model.geometry.num_layers)
-            self.current = Pass(rows, self._scores, num_layers=depth, logits=Logits.NONE)
-        else:
+        if self._policy.needs is Scoring.NONE or plan.task.needs_no_scores:
             self._recomputed = self._policy.choose(plan.task, None)
             self.current = Pass(np.union1d(missing, self._recomputed))
+        elif len(opening := missing[missing < plan.first_reused]):
+            self._stage = Stage.OPENING
+            self.current = Pass(opening, logits=Logits.NONE)
+        else:
+            self._start_scoring(model)
         return [
             Placement(p.span.start + p.prefix, p.prefix, self._records[i])
             for i, p in enumerate(plan.spans)
             if p.placed
         ]
 
+    def _start_scoring(self, model: DecoderModel) -> None:
+        assert self._plan is not None
+        plan, layers = self._plan, model.geometry.num_layers
+        self._stage = Stage.SCORE
+        missing = np.array(plan.missing, dtype=np.int64)
+        rows = missing[missing >= plan.first_reused]
+        if self._policy.needs is Scoring.QUESTION:
+            question = next(s for s in self._prompt.spans if s.kind is SpanKind.QUESTION)
+            self._scores = QuestionScores(plan.num_tokens, question.start, layers // 2)
+            if kept := int(self._policy.probe_keeps * layers):
+                self._kept = KeptRows(kept, rows)
+            self.current = Pass(rows, self._scores, keep=self._kept)
+        else:
+            records = [
+                (p.span.start, self._records[i]) for i, p in enumerate(plan.spans) if p.placed
+            ]
+            self._scores = DeviationScores(plan.num_tokens, records)
+            rows = np.union1d(rows, reusable_positions(plan.task))
+            depth = min(DEVIATION_LAYERS, layers)
+            self._kept = KeptRows(depth, rows)
+            self.current = Pass(
+                rows, self._scores, end_layer=depth, keep=self._kept, logits=Logits.NONE
+            )
+
     def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:
         """After scoring: choose and repair. After that, and from then on: sample."""
-        if self._stage in {Stage.SCORE, Stage.PROMPT}:
-            self._count_cost(model)
+        if self._stage in {Stage.OPENING, Stage.SCORE, Stage.PROMPT}:
+            assert self.current is not None
+            self._cost += self.current.full_rows(model.geometry.num_layers)
+        if self._stage is Stage.OPENING:
+            self._start_scoring(model)
+            return
         if self._stage is Stage.SCORE and not self._chose_nothing(logits):
             return
         assert logits is not None
@@ -170,11 +191,6 @@ class Generation(Request):
             self._take_token(model, logits)
         else:
             self._end_prompt(model, logits)
-
-    def _count_cost(self, model: DecoderModel) -> None:
-        assert self.current is not None
-        layers = model.geometry.num_layers
-        self._cost += len(self.current.positions) * (self.current.num_layers or layers) / layers
 
     def _chose_nothing(self, logits: torch.Tensor | None) -> bool:
         """Choose rows from the scores. False: a repair pass was set, and must run first."""
@@ -190,8 +206,22 @@ class Generation(Request):
             return True
         self._stage = Stage.PROMPT
         self._probe_rows = len(self.current.positions)
-        self.current = Pass(self._repair_rows(was_full_depth=logits is not None))
+        self.current = self._repair_pass()
         return False
+
+    def _repair_pass(self) -> Pass:
+        """The chosen rows, and those of the rows not in any cache that can see one of them."""
+        assert self._plan is not None
+        plan = self._plan
+        missing = np.array(plan.missing, dtype=np.int64)
+        missing = missing[missing >= plan.first_reused]
+        kept, self._kept = self._kept, None
+        if self._policy.needs is Scoring.DEVIATION:  # all that was scored has run its first layers
+            return Pass(np.union1d(missing, self._recomputed), resumed=kept)
+        rows = np.union1d(missing[missing > self._recomputed.min()], self._recomputed)
+        if len(self._recomputed) == plan.task.reusable_rows:
+            kept = None  # everything is repaired: exact, if nothing is kept of before
+        return Pass(rows, resumed=kept, resumed_from=plan.chunks_end)
 
     def _end_prompt(self, model: DecoderModel, logits: torch.Tensor) -> None:
         assert self._plan is not None
@@ -218,14 +248,6 @@ class Generation(Request):
         self._stage = Stage.DECODE
         self.is_decoding = True
         self._take_token(model, logits)
-
-    def _repair_rows(self, *, was_full_depth: bool) -> np.ndarray:
-        """The chosen rows, and the missing rows that can see one of them."""
-        assert self._plan is not None
-        missing = np.array(self._plan.missing, dtype=np.int64)
-        if was_full_depth:
-            missing = missing[missing > self._recomputed.min()]
-        return np.union1d(missing, self._recomputed)
 
     # ------------------------------------------------------------ tokens
 

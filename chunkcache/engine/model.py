@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import chunkcache_kernels as kernels
 from chunkcache.chunk import KVGeometry
+from chunkcache.engine.angles import RotaryAngles
 from chunkcache.engine.attention import (
     ATTENTION_NAME,
     KVPool,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from chunkcache.config import ModelSettings, Settings
     from chunkcache.engine.attention import SequenceRows
+    from chunkcache_kernels.plan import RowPlan
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LAYOUT = "kv/1 k-before-rope"  # part of the fingerprint: change it when records change meaning
@@ -92,30 +95,6 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
         )
 
 
-class RotaryAngles:
-    """cos and sin of the model's own rotary embedding, fp32, for any positions.
-
-    Taken from a fresh instance of the model's rotary module, because `model.to(bfloat16)` rounds
-    the frequencies of the one inside the model.
-    """
-
-    def __init__(self, rotary: torch.nn.Module, config: PreTrainedConfig, device: torch.device):
-        fresh: Any = type(rotary)(config=config)
-        self._inv_freq = fresh.inv_freq.to(device=device, dtype=torch.float32)
-        self._scaling = float(getattr(fresh, "attention_scaling", 1.0))
-        self._cos = self._sin = self._inv_freq.new_empty((0, 2 * self._inv_freq.shape[0]))
-
-    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """fp32 cos, sin `[n, head_dim]` at int64 positions `[n]`; the table grows as needed."""
-        needed = int(positions.max()) + 1 if positions.numel() else 0
-        if needed > self._cos.shape[0]:
-            size = max(1024, 1 << (needed - 1).bit_length())
-            steps = torch.arange(size, device=self._inv_freq.device, dtype=torch.float32)
-            angles = torch.outer(steps, self._inv_freq).repeat(1, 2)
-            self._cos, self._sin = angles.cos() * self._scaling, angles.sin() * self._scaling
-        return self._cos[positions], self._sin[positions]
-
-
 @dataclass(slots=True, eq=False)
 class DecoderModel:
     """A loaded model, its tokenizer, and what a cache must know about it."""
@@ -165,53 +144,95 @@ class DecoderModel:
         return replace(self, geometry=geometry, dtype=dtype)
 
     @torch.inference_mode()
-    def forward(
-        self, sequences: Sequence[SequenceRows], pool: KVPool, num_layers: int | None = None
-    ) -> list[torch.Tensor | None]:
+    def forward(self, sequences: Sequence[SequenceRows], pool: KVPool) -> list[torch.Tensor | None]:
         """Run rows of several sequences; write their KV; return fp32 logits per sequence.
 
-        `[vocab]` where the last row's are wanted, `[rows, vocab]` where all are, else None.
-        `num_layers` stops after that many layers (and returns no logits): enough to choose rows by.
-        Cost: one pass of the layers over all rows together.
+        `[vocab]` where the last row's are wanted, `[rows, vocab]` where all are, else None. Groups
+        of rows may enter and leave at different layers (`SequenceRows`): between two such layers
+        all that are under way run together. Cost: one pass of the layers over all rows together.
         """
-        decoder: Any = self.hf.model
-        token_ids = torch.cat([rows.token_ids for rows in sequences]).to(self.device)
-        positions = torch.cat([rows.positions for rows in sequences]).to(self.device)
-        cos, sin = self.angles.at(positions)
         heads = self.hf.config.num_attention_heads
         plans = [
             kernels.plan_rows(rows.positions, rows.slots, like=pool.keys[0], num_heads=heads)
             for rows in sequences
         ]
-        batch = RowBatch(list(sequences), plans, pool, cos, sin)
-        hidden = decoder.embed_tokens(token_ids[None])
+        states = [self._entering(rows) for rows in sequences]
+        ends = [self._end_layer(rows) for rows in sequences]
+        for first, end in pairwise(self._edges(sequences)):
+            under_way = [
+                i for i, rows in enumerate(sequences) if rows.first_layer <= first < ends[i]
+            ]
+            if under_way:
+                batch = [sequences[i] for i in under_way]
+                hidden = torch.cat([states[i] for i in under_way])
+                attend = [plans[i] for i in under_way]
+                hidden = self._layers(first, end, hidden, batch, attend, pool)
+                parts = torch.split(hidden, [len(rows) for rows in batch])
+                for i, part in zip(under_way, parts, strict=True):
+                    states[i] = part
+                    keep = sequences[i].keep
+                    if keep is not None and keep.layer == end:
+                        keep.parts.append(part.clone())  # not a view of the whole step
+        return self._logits(states, sequences)
+
+    def _entering(self, rows: SequenceRows) -> torch.Tensor:
+        if rows.hidden is not None:
+            return rows.hidden
+        decoder: Any = self.hf.model
+        embedded: torch.Tensor = decoder.embed_tokens(rows.token_ids.to(self.device))
+        return embedded
+
+    def _end_layer(self, rows: SequenceRows) -> int:
+        return self.geometry.num_layers if rows.end_layer is None else rows.end_layer
+
+    def _edges(self, sequences: Sequence[SequenceRows]) -> list[int]:
+        """Layers where rows enter, leave or are kept, the first and the last included."""
+        edges = {0, self.geometry.num_layers}
+        for rows in sequences:
+            edges |= {rows.first_layer, self._end_layer(rows)}
+            if rows.keep is not None:
+                edges.add(rows.keep.layer)
+        return sorted(edges)
+
+    def _layers(
+        self,
+        first: int,
+        end: int,
+        hidden: torch.Tensor,
+        sequences: list[SequenceRows],
+        plans: list[RowPlan],
+        pool: KVPool,
+    ) -> torch.Tensor:
+        """Hidden states `[rows, width]` through some of the layers."""
+        decoder: Any = self.hf.model
+        positions = torch.cat([rows.positions for rows in sequences]).to(self.device)
+        batch = RowBatch(sequences, plans, pool, *self.angles.at(positions))
+        hidden = hidden[None]
         one = hidden.new_ones((1, 1, 1)).expand(1, hidden.shape[1], self.geometry.head_dim)
         zero = torch.zeros_like(one)
-        for layer in decoder.layers[:num_layers]:
+        for layer in decoder.layers[first:end]:
             hidden = layer(hidden, position_embeddings=(one, zero), chunkcache_batch=batch)
             if isinstance(hidden, tuple):
                 hidden = hidden[0]
-        if num_layers is not None:
-            return [None] * len(sequences)
-        return self._logits(hidden[0], sequences)
+        return hidden[0]
 
     def _logits(
-        self, hidden: torch.Tensor, sequences: Sequence[SequenceRows]
+        self, states: Sequence[torch.Tensor], sequences: Sequence[SequenceRows]
     ) -> list[torch.Tensor | None]:
-        wanted: list[int] = []
-        counts, end = [], 0
-        for rows in sequences:
-            start, end = end, end + len(rows)
-            first = {Logits.NONE: end, Logits.LAST: end - 1, Logits.ALL: start}[rows.logits]
-            wanted += range(first, end)
-            counts.append(end - first)
-        if not wanted:
+        wanted = [
+            {Logits.NONE: 0, Logits.LAST: 1, Logits.ALL: len(rows)}[rows.logits]
+            for rows in sequences
+        ]
+        if not any(wanted):
             return [None] * len(sequences)
+        hidden = torch.cat(
+            [part[len(part) - count :] for part, count in zip(states, wanted, strict=True)]
+        )
         model: Any = self.hf
-        logits = model.lm_head(model.model.norm(hidden[wanted])).float().split(counts)
+        logits: torch.Tensor = model.lm_head(model.model.norm(hidden)).float()
         return [
-            {Logits.NONE: None, Logits.LAST: part[-1:].flatten(), Logits.ALL: part}[rows.logits]
-            for rows, part in zip(sequences, logits, strict=True)
+            {Logits.NONE: None, Logits.LAST: part.flatten(), Logits.ALL: part}[rows.logits]
+            for rows, part in zip(sequences, torch.split(logits, wanted), strict=True)
         ]
 
 

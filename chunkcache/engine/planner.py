@@ -50,6 +50,16 @@ class RepairPlan:
         """Length of the prompt."""
         return self.spans[-1].span.end
 
+    @property
+    def first_reused(self) -> int:
+        """Where the first row that needs repair is; the prompt's length without any."""
+        return self.task.chunks[0].start if self.task.chunks else self.num_tokens
+
+    @property
+    def chunks_end(self) -> int:
+        """Where the last chunk ends: from there on are history and question."""
+        return max((p.span.end for p in self.spans if p.span.kind is SpanKind.CHUNK), default=0)
+
 
 def make_plan(
     prompt: Prompt,
@@ -119,19 +129,24 @@ def _reused(
     )
 
 
-def with_scoring(plan: RepairPlan, needs: Scoring, num_layers: int) -> RepairPlan:
+def with_scoring(
+    plan: RepairPlan, needs: Scoring, num_layers: int, probe_keeps: int = 0
+) -> RepairPlan:
     """The same plan with the price of scoring taken from its budget.
 
-    The question's rows run once more when they score; deviation runs every row that is there to
-    repair, and the missing ones, through two layers.
+    To score, the question's rows run once more, but for their first `probe_keeps` layers, and so do
+    missing chunks that see a row to repair. Deviation runs every row to repair through its first
+    layers; those chosen go on from there, and so do missing rows.
     """
-    task, rows = plan.task, 0.0
+    task = plan.task
     if needs is Scoring.QUESTION and task.chunks:
-        rows = float(sum(position > task.chunks[0].start for position in plan.missing))
+        seeing = [p for p in plan.missing if p > plan.first_reused]
+        kept = sum(p >= plan.chunks_end for p in seeing) * probe_keeps / num_layers
+        task = replace(task, scoring_rows=len(seeing) - kept)
     elif needs is Scoring.DEVIATION:
         share = min(1.0, DEVIATION_LAYERS / num_layers)
-        rows = (task.reusable_rows + len(plan.missing)) * share
-    return replace(plan, task=replace(task, scoring_rows=rows))
+        task = replace(task, scoring_rows=task.reusable_rows * share, row_cost=1.0 - share)
+    return replace(plan, task=task)
 
 
 def span_rung(plan: SpanPlan, recomputed: int) -> Rung:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from chunkcache.chunk import ChunkKV
-    from chunkcache.engine.attention import RowObserver
+    from chunkcache.engine.attention import KeptRows, RowObserver
     from chunkcache.engine.model import DecoderModel
     from chunkcache.errors import ChunkCacheError
 
@@ -32,11 +32,19 @@ _arrivals = itertools.count()  # a source of ids, not state: nothing reads it ba
 
 @dataclass(slots=True)
 class Pass:
-    """Rows to run: positions int64, increasing. `num_layers` None means all of them."""
+    """Rows to run: positions int64, increasing.
+
+    They run through all layers, or up to `end_layer` for no logits. With `keep` they leave their
+    hidden states; with `resumed` those at positions from `resumed_from` on go on from theirs, and
+    rows before that start at the embeddings.
+    """
 
     positions: np.ndarray
     observer: RowObserver | None = None
-    num_layers: int | None = None
+    end_layer: int | None = None
+    keep: KeptRows | None = None
+    resumed: KeptRows | None = None
+    resumed_from: int = 0
     logits: Logits = Logits.LAST
     done: int = 0
     parts: list[torch.Tensor] = field(default_factory=list)  # logits so far, when all are wanted
@@ -45,6 +53,13 @@ class Pass:
     def pending(self) -> int:
         """Rows not yet run."""
         return len(self.positions) - self.done
+
+    def full_rows(self, num_layers: int) -> float:
+        """What the pass costs, in rows through all `num_layers` layers."""
+        end = num_layers if self.end_layer is None else self.end_layer
+        resumed = int((self.positions >= self.resumed_from).sum()) if self.resumed else 0
+        skipped = resumed * self.resumed.layer if self.resumed else 0
+        return (len(self.positions) * end - skipped) / num_layers
 
 
 @dataclass(frozen=True, slots=True, eq=False)

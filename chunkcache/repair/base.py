@@ -55,6 +55,7 @@ class RepairTask:
     chunks: tuple[ReusedChunk, ...]
     budget: float  # share of the reusable rows, 0..1
     scoring_rows: float = 0.0  # what scoring costs, in rows of full depth
+    row_cost: float = 1.0  # of a chosen row: below 1 where scoring has run its first layers
     max_residual: float | None = None
 
     @property
@@ -68,7 +69,15 @@ class RepairTask:
         if self.budget >= 1.0:
             return self.reusable_rows
         paid = self.budget * self.reusable_rows - self.scoring_rows
-        return min(self.reusable_rows, max(0, int(paid + 1e-9)))
+        if paid < 0.0:
+            return 0
+        if paid >= self.reusable_rows * self.row_cost:
+            return self.reusable_rows
+        return int(paid / self.row_cost + 1e-9)
+
+    def cost(self, rows: int) -> float:
+        """What scoring and repairing that many rows costs together, in rows of full depth."""
+        return self.scoring_rows + rows * self.row_cost
 
     @property
     def needs_no_scores(self) -> bool:
@@ -82,6 +91,8 @@ class RepairPolicy(Protocol):
 
     name: str
     needs: Scoring
+    # the question's rows are not run again through that share of the layers after the probe
+    probe_keeps: float = 0.0
 
     def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
         """Positions to recompute: int64, increasing, at most `task.max_rows`, inside the chunks.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from chunkcache.config import RepairPolicyName, Settings
 
-CALIBRATION_VERSION = 2  # 2: the question's window leans forward, residuals differ
+CALIBRATION_VERSION = 3  # what is repaired, or how, changed: 2 window of scores, 3 kept layers
 CALIBRATED_POLICY: RepairPolicyName = "question"  # the policy whose probe yields a residual
 
 

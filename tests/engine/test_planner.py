@@ -20,8 +20,17 @@ from chunkcache.chunk import (
     SpanKind,
     content_digest,
 )
-from chunkcache.engine.planner import RepairPlan, SpanPlan, make_plan, rows_in, span_rung, weakest
+from chunkcache.engine.planner import (
+    RepairPlan,
+    SpanPlan,
+    make_plan,
+    rows_in,
+    span_rung,
+    weakest,
+    with_scoring,
+)
 from chunkcache.engine.prompt import Prompt
+from chunkcache.repair import Scoring
 
 GEOMETRY = KVGeometry(1, 1, 2, "float32", "none")
 HEAD = (1, 2, 3)
@@ -275,3 +284,26 @@ def test_rows_in_a_span_are_counted_to_its_last_position_and_no_further() -> Non
 def test_an_answer_is_as_exact_as_the_least_exact_of_its_spans(rungs: list[Rung]) -> None:
     ladder = [Rung.FULL, Rung.EXACT, Rung.REPAIRED]
     assert weakest(rungs) is ladder[max((ladder.index(r) for r in rungs), default=0)]
+
+
+@given(case=cases(), kept=st.integers(0, 6))
+@settings(deadline=None, max_examples=100)
+def test_scoring_costs_the_rows_and_layers_that_run_twice(case: Case, kept: int) -> None:
+    plan, layers = plan_of(case), 8
+    twice = 0
+    if plan.task.chunks:
+        for position in plan.missing:
+            if position < plan.first_reused:
+                continue
+            asks = any(
+                p.span.kind in {SpanKind.HISTORY, SpanKind.QUESTION}
+                and p.span.start <= position < p.span.end
+                for p in plan.spans
+            )
+            twice += layers - kept if asks else layers
+    asked = with_scoring(plan, Scoring.QUESTION, layers, kept).task
+    assert asked.scoring_rows == pytest.approx(twice / layers) and asked.row_cost == 1.0
+    deviating = with_scoring(plan, Scoring.DEVIATION, layers, kept).task
+    assert deviating.cost(deviating.reusable_rows) == pytest.approx(deviating.reusable_rows)
+    assert deviating.scoring_rows == pytest.approx(deviating.reusable_rows / 4)
+    assert with_scoring(plan, Scoring.NONE, layers).task == plan.task

@@ -236,6 +236,34 @@ def test_looking_for_rows_is_paid_from_the_budget() -> None:
     assert not adaptive.needs_no_scores
 
 
+def test_rows_that_scoring_has_run_half_way_cost_the_other_half() -> None:
+    chunk = ReusedChunk(0, 100, stats(100), (), ())
+    assert RepairTask((chunk,), 0.6, scoring_rows=50.0, row_cost=0.5).max_rows == 20
+    assert RepairTask((chunk,), 0.4, scoring_rows=50.0, row_cost=0.5).max_rows == 0
+    assert RepairTask((chunk,), 0.5, scoring_rows=50.0, row_cost=0.0).max_rows == 100
+    assert RepairTask((chunk,), 0.4, scoring_rows=50.0, row_cost=0.0).max_rows == 0
+
+
+@given(
+    budget=st.floats(0.0, 1.0),
+    scoring=st.floats(0.0, 150.0),
+    row_cost=st.floats(0.0, 1.0),
+    rows=st.integers(1, 200),
+)
+@settings(deadline=None, max_examples=200)
+def test_a_budget_buys_all_that_it_can_and_no_more(
+    budget: float, scoring: float, row_cost: float, rows: int
+) -> None:
+    chunk = ReusedChunk(0, rows, stats(rows), (), ())
+    task = RepairTask((chunk,), budget, scoring_rows=scoring, row_cost=row_cost)
+    bought = task.max_rows
+    assert 0 <= bought <= rows
+    if budget < 1.0 and bought:
+        assert task.cost(bought) <= budget * rows + 1e-6
+    if bought < rows and scoring <= budget * rows:
+        assert task.cost(bought + 1) > budget * rows - 1e-6
+
+
 @pytest.mark.parametrize("name", ["question", "deviation"])
 def test_a_whole_budget_needs_no_scores(name: RepairPolicyName) -> None:
     rows = policy_named(name, RepairSettings()).choose(two_chunks(1.0), None)
