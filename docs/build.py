@@ -267,6 +267,25 @@ def order_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def order_answers_table() -> str:
+    """What the order of passages is worth to answers."""
+    path = RESULTS / "bench_order_answers.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    runs = {(run["model"], run["set"]): run for run in map(json.loads, lines)}
+    if not runs:
+        return "Not measured yet.\n"
+    table = [
+        "| model, set, questions | F1, support first | lost, anywhere | lost, support last |",
+        "|---|---|---|---|",
+    ]
+    for run in runs.values():
+        cells = [f"{run['model']}, {run['set']}, {run['questions']}", _interval(run["f1"]["first"])]
+        cells += [_signed(run["f1_lost"][name]) for name in ("anywhere", "last")]
+        table.append("| " + " | ".join(cells) + " |")
+    table += ["", f"{_source(list(runs.values())[-1])}."]
+    return "\n".join(table) + "\n"
+
+
 def oracle_table() -> str:
     """Mean KL of choosers that know what no server can."""
     path = RESULTS / "bench_oracle.jsonl"
@@ -306,6 +325,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "drift": drift_table,
     "drift-details": drift_details_table,
     "order": order_table,
+    "order-answers": order_answers_table,
     "oracle": oracle_table,
     "needle": needle_table,
 }
@@ -316,7 +336,13 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/errors.md": errors_page,
     "docs/reference/http.md": routes_page,
 }
-DOCUMENTS = ("README.md", "docs/concepts/repair.md", "kernels/README.md", "indexes/README.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/concepts/repair.md",
+    "docs/decisions/0009-order-of-passages.md",
+    "kernels/README.md",
+    "indexes/README.md",
+)
 
 
 def fill(text: str) -> str:

@@ -12,6 +12,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+import structlog
+
 from chunkcache.errors import ConfigError
 from chunkcache.repair.drift_curve import DriftCurve
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chunkcache.config import RepairPolicyName, Settings
+
+log = structlog.get_logger(__name__)
 
 CALIBRATION_VERSION = 3  # what is repaired, or how, changed: 2 window of scores, 3 kept layers
 CALIBRATED_POLICY: RepairPolicyName = "question"  # the policy whose probe yields a residual
@@ -44,6 +48,9 @@ def calibration_path(settings: Settings, fingerprint: bytes) -> Path:
 def load_calibration(settings: Settings, fingerprint: bytes) -> Calibration | None:
     """The calibration, or None where this model has none under these settings.
 
+    One of another version is as none, and the log says so: what it was fitted to is not what
+    answers are made by now.
+
     Raises:
         ConfigError: there is a file, and it is not a calibration.
     """
@@ -53,6 +60,9 @@ def load_calibration(settings: Settings, fingerprint: bytes) -> Calibration | No
     try:
         data = json.loads(path.read_text())
         if data.pop("calibration_version") != CALIBRATION_VERSION:
+            log.warning(
+                "calibration_outdated", path=str(path), hint="run chunkcache calibrate again"
+            )
             return None
         curve = DriftCurve(**{name: tuple(v) for name, v in data.pop("curve").items()})
         return Calibration(curve, **data)

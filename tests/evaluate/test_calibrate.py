@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from chunkcache import ChunkCache
 from chunkcache.chunk import Rung
@@ -19,6 +20,7 @@ from chunkcache.evaluate.quality import (
 )
 from chunkcache.repair.drift_curve import DriftCurve
 from chunkcache.service.calibration import (
+    CALIBRATION_VERSION,
     Calibration,
     calibration_path,
     load_calibration,
@@ -84,8 +86,11 @@ def test_a_calibration_belongs_to_a_model_and_a_prompt(tiny_settings: Any) -> No
     assert load_calibration(tiny_settings(prompt={"born_after": "passages"}), b"model") is None
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"calibration_version": 2, "curve": {}}',
-    '{"calibration_version": 2, "curve": {"residuals": [0.1], "drifts": [-1]}}'])  # fmt: skip
+OURS = f'{{"calibration_version": {CALIBRATION_VERSION}, "curve": '
+BROKEN = ["", "[]", "{}", OURS + "{}}", OURS + '{"residuals": [0.1], "drifts": [-1]}}']
+
+
+@pytest.mark.parametrize("content", BROKEN)
 def test_a_broken_calibration_is_named(tiny_settings: Any, content: str) -> None:
     settings = tiny_settings()
     path = store_calibration(settings, b"model", CALIBRATION)
@@ -98,9 +103,13 @@ def test_of_another_version_it_is_as_if_there_were_none(tiny_settings: Any) -> N
     settings = tiny_settings()
     path = store_calibration(settings, b"model", CALIBRATION)
     path.write_text(
-        path.read_text().replace('"calibration_version": 2', '"calibration_version": 0')
+        path.read_text().replace(
+            f'"calibration_version": {CALIBRATION_VERSION}', '"calibration_version": 0'
+        )
     )
-    assert load_calibration(settings, b"model") is None
+    with structlog.testing.capture_logs() as logs:
+        assert load_calibration(settings, b"model") is None
+    assert [(e["event"], e["path"]) for e in logs] == [("calibration_outdated", str(path))]
     assert path == calibration_path(settings, b"model")
 
 

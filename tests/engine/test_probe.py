@@ -1,0 +1,164 @@
+"""The probe, and rows that go on from where scoring left them: what is run, kept and paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from chunkcache.engine.model import DecoderModel
+from chunkcache.engine.outcome import Outcome
+from chunkcache.repair import RepairPolicy, RepairTask, Scoring
+from chunkcache.repair.scored import QuestionRows
+
+TIGHT = 2e-4  # fp32 logits of the tiny models have a spread of about 5
+
+
+def worst(a: Outcome, b: Outcome) -> float:
+    return float((a.first_logits - b.first_logits).abs().max())
+
+
+class GivenRows(RepairPolicy):
+    """Recomputes the rows it was given, without looking for them."""
+
+    name = "given"
+    needs = Scoring.NONE
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
+        return self._rows
+
+
+@pytest.mark.parametrize("hits", [{1, 2, 3, 4}, {2, 4}, {3, 4}, {4}])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_probe_leaves_nothing_behind(bench: Any, hits: set[int], shared: bool) -> None:
+    """It runs missing chunks too, over rows that are repaired later: as if it had not been.
+
+    In a model of three layers, of which a quarter is none; with more, the next test.
+    """
+    chunks = [bench.tokens(n, seed) for seed, n in enumerate([25, 40, 19, 31])]
+    prompt = bench.prompt(chunks)
+    records = {i: bench.record(chunks[i - 1]) for i in hits}
+    salt = b"shared" if shared else b"probed"
+    if shared:  # the head, at least, is there when the prompt begins
+        bench.answer(bench.prompt([]), {}, exact_only=True, salt=salt)
+    probed = bench.answer(prompt, records, "question", budget=0.6, salt=salt)
+    assert probed.probe_rows > 0 and len(probed.recomputed) > 0
+    given = bench.answer(prompt, records, GivenRows(probed.recomputed), budget=0.6, salt=b"given")
+    assert worst(probed, given) < TIGHT
+    assert 0 < probed.repair_ratio <= 0.6
+
+
+@pytest.fixture
+def deep(build: Callable[..., DecoderModel], open_bench: Callable[..., Any]) -> Any:
+    """Eight layers: a probe keeps the question's rows of the first two."""
+    return open_bench(build(num_hidden_layers=8))
+
+
+def answer_and_kv(bench: Any, prompt: Any, *args: Any, **kw: Any) -> tuple[Outcome, torch.Tensor]:
+    """The outcome, and K and V of the prompt's rows: `[layers, 2, tokens, heads, dim]`.
+
+    Read at once: blocks that were let go are the next request's.
+    """
+    request = bench.submit(prompt, *args, max_new_tokens=1, **kw)
+    outcome = next(e for e in request.events() if isinstance(e, Outcome))
+    slots = request.slots[: prompt.num_tokens]
+    layers = zip(bench.engine.pool.keys, bench.engine.pool.values, strict=True)
+    kv = torch.stack([torch.stack([keys[slots], values[slots]]) for keys, values in layers])
+    return outcome, kv
+
+
+@pytest.mark.parametrize("step_tokens", [16, 512])
+@pytest.mark.parametrize("hits", [{1, 2, 3, 4}, {2, 4}, {4}])
+def test_after_the_probe_the_question_goes_on_and_chunks_start_again(
+    deep: Any, open_bench: Callable[..., Any], hits: set[int], step_tokens: int
+) -> None:
+    bench = open_bench(deep.model, step_tokens=step_tokens)
+    chunks = [bench.tokens(n, seed) for seed, n in enumerate([25, 40, 19, 31])]
+    prompt = bench.prompt(chunks, history=bench.tokens(5, 9))
+    records = {i: bench.record(chunks[i - 1]) for i in hits}
+    outcome, probed = answer_and_kv(bench, prompt, records, "question", budget=0.6, salt=b"1")
+    rows = GivenRows(outcome.recomputed)
+    _, given = answer_and_kv(bench, prompt, records, rows, salt=b"2")
+    _, unrepaired = answer_and_kv(bench, prompt, records, "none", salt=b"3")
+    asking = prompt.spans[-2].start
+    assert prompt.num_tokens - asking == 12
+    # chunks do not see the question: all of them as if there had been no probe
+    assert (probed[:, :, :asking] - given[:, :, :asking]).abs().max() < TIGHT
+    ours, fresh, old = (kv[:, :, asking:] for kv in (probed, given, unrepaired))
+    # rows enter layer 2 as they were before the repair; K and V of it are already of then
+    assert (ours[:3] - old[:3]).abs().max() < TIGHT
+    assert (ours[1:3] - fresh[1:3]).abs().max() > TIGHT  # otherwise this could not fail
+    assert (ours[3:] - old[3:]).abs().max() > 100 * TIGHT
+
+
+def test_a_probe_that_keeps_nothing_and_one_that_chooses_everything_are_exact(deep: Any) -> None:
+    chunks = [deep.tokens(n, seed) for seed, n in enumerate([25, 40, 31])]
+    prompt = deep.prompt(chunks)
+    records = {i + 1: deep.record(ids) for i, ids in enumerate(chunks)}
+    full = deep.full(prompt)
+    everything = deep.answer(prompt, records, "question", max_residual=0.0, salt=b"all")
+    assert everything.probe_rows > 0  # it was asked, and found that everything is as cheap
+    assert worst(everything, full) < TIGHT
+    probed = deep.answer(prompt, records, Forgetful(), budget=0.6, salt=b"probed")
+    given = deep.answer(prompt, records, GivenRows(probed.recomputed), salt=b"given")
+    assert 0 < len(probed.recomputed) < probed.plan.task.reusable_rows
+    assert worst(probed, given) < TIGHT
+
+
+@pytest.mark.parametrize("step_tokens", [16, 512])
+def test_rows_that_deviate_go_on_from_where_they_were_compared(
+    deep: Any, open_bench: Callable[..., Any], step_tokens: int
+) -> None:
+    """Two layers of all rows, then the chosen ones: as a pass of their own through all layers."""
+    bench = open_bench(deep.model, step_tokens=step_tokens)
+    chunks = [bench.tokens(n, seed) for seed, n in enumerate([25, 40, 31])]
+    prompt = bench.prompt(chunks)
+    records = {i + 1: bench.record(ids) for i, ids in enumerate(chunks)}
+    outcome, ours = answer_and_kv(bench, prompt, records, "deviation", budget=0.5, salt=b"1")
+    share, reusable = 2 / 8, 71
+    assert len(outcome.recomputed) == int((0.5 - share) / (1 - share) * reusable)
+    _, exact = answer_and_kv(bench, prompt, {}, exact_only=True, salt=b"2")
+    assert (ours[:2] - exact[:2]).abs().max() < TIGHT  # layers that every row ran through
+    chosen = ours[2][:, outcome.recomputed] - exact[2][:, outcome.recomputed]
+    assert chosen.abs().max() < TIGHT  # and what the chosen rows make of them
+    assert (ours[4] - exact[4]).abs().max() > 100 * TIGHT
+
+
+class Forgetful(QuestionRows):
+    """Runs the question's rows again through all layers after the probe."""
+
+    probe_keeps = 0.0
+
+
+@pytest.mark.parametrize("num_layers", [3, 8])
+def test_cost_counts_every_row_that_ran(
+    build: Callable[..., DecoderModel], open_bench: Callable[..., Any], num_layers: int
+) -> None:
+    bench = open_bench(build(num_hidden_layers=num_layers))
+    kept = {3: 0, 8: 2}[num_layers] / num_layers
+    chunks = [bench.tokens(n, seed) for seed, n in enumerate([25, 40, 31])]
+    prompt = bench.prompt(chunks)
+    records = {i + 1: bench.record(ids) for i, ids in enumerate(chunks)}
+    head, question, reusable = 13, 7, 71
+    none = bench.answer(prompt, records, "none", salt=b"1")
+    assert none.cost_ratio * prompt.num_tokens == pytest.approx(head + question)
+    assert none.repair_ratio == 0.0
+    asked = bench.answer(prompt, records, "question", budget=0.5, salt=b"2")
+    again = question * (1 - kept)
+    rows = head + question + len(asked.recomputed) + again
+    assert asked.cost_ratio * prompt.num_tokens == pytest.approx(rows)
+    assert asked.repair_ratio == pytest.approx((len(asked.recomputed) + again) / reusable)
+    assert 0.5 - 1 / reusable < asked.repair_ratio <= 0.5  # probes are paid from the budget
+    deviating = bench.answer(prompt, records, "deviation", budget=0.95, salt=b"3")
+    share = 2 / num_layers
+    rows = head + question + reusable * share + len(deviating.recomputed) * (1 - share)
+    assert deviating.cost_ratio * prompt.num_tokens == pytest.approx(rows)
+    assert 0.95 - 1 / reusable < deviating.repair_ratio <= 0.95
+    full = bench.full(prompt)
+    assert full.cost_ratio == pytest.approx(1.0) and full.repair_ratio == 0.0
