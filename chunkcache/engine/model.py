@@ -156,7 +156,7 @@ class DecoderModel:
             kernels.plan_rows(rows.positions, rows.slots, like=pool.keys[0], num_heads=heads)
             for rows in sequences
         ]
-        states = [self._entering(rows) for rows in sequences]
+        states = self._entering(sequences)
         ends = [self._end_layer(rows) for rows in sequences]
         for first, end in pairwise(self._edges(sequences)):
             under_way = [
@@ -175,12 +175,16 @@ class DecoderModel:
                         keep.parts.append(part.clone())  # not a view of the whole step
         return self._logits(states, sequences)
 
-    def _entering(self, rows: SequenceRows) -> torch.Tensor:
-        if rows.hidden is not None:
-            return rows.hidden
+    def _entering(self, sequences: Sequence[SequenceRows]) -> list[torch.Tensor]:
+        """Where each group begins: its hidden states, or its tokens' embeddings."""
+        starting = [rows for rows in sequences if rows.hidden is None]
+        if not starting:
+            return [rows.hidden for rows in sequences if rows.hidden is not None]
         decoder: Any = self.hf.model
-        embedded: torch.Tensor = decoder.embed_tokens(rows.token_ids.to(self.device))
-        return embedded
+        ids = torch.cat([rows.token_ids for rows in starting]).to(self.device)
+        embedded: torch.Tensor = decoder.embed_tokens(ids)
+        parts = iter(torch.split(embedded, [len(rows) for rows in starting]))
+        return [next(parts) if rows.hidden is None else rows.hidden for rows in sequences]
 
     def _end_layer(self, rows: SequenceRows) -> int:
         return self.geometry.num_layers if rows.end_layer is None else rows.end_layer
