@@ -89,7 +89,9 @@ class KeptRows:
         found = index < len(self.positions)
         if not found.all() or (self.positions[index] != positions).any():
             raise ValueError(f"rows {positions} are not all among those kept")
-        states = torch.cat(self.parts)
+        if len(self.parts) > 1:
+            self.parts = [torch.cat(self.parts)]  # once, not for every step that asks
+        states = self.parts[0]
         return states[torch.from_numpy(index).to(states.device)]
 
 
