@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,7 @@ from chunkcache.engine.attention import (
     RowBatch,
     rows_attention,
 )
-from chunkcache.engine.weights import resolve_model, weights_digest
+from chunkcache.engine.weights import no_loading_bar, resolve_model, weights_digest
 from chunkcache.errors import ModelNotFound, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -258,9 +259,11 @@ def load_model(settings: Settings) -> DecoderModel:
         tokenizer = AutoTokenizer.from_pretrained(source)
         device = choose_device(settings.model.device)
         dtype = choose_dtype(settings.model.dtype, device)
-        hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        is_local = Path(source).is_dir()
+        with no_loading_bar() if is_local else nullcontext():  # a download's bar is worth seeing
+            hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         hf = hf.to(device)
-        folder = Path(hf.config._name_or_path) if Path(source).is_dir() else _hub_folder(source)
+        folder = Path(hf.config._name_or_path) if is_local else _hub_folder(source)
     except OSError as error:
         raise ModelNotFound(
             f"model.name: cannot load {settings.model.name!r}: {str(error).splitlines()[0]} "

@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import xxhash
@@ -26,6 +27,9 @@ from safetensors import SafetensorError
 
 from chunkcache.config import EMBEDDED_MODEL
 from chunkcache.errors import ConfigError, ModelNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 log = structlog.get_logger(__name__)
 
@@ -157,9 +161,10 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    with no_loading_bar():
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the saved weights are plain numbers
@@ -171,6 +176,24 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     config.save_pretrained(target)
     model.generation_config.save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+@contextlib.contextmanager
+def no_loading_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar, into a server's log too, while it reads local weights.
+
+    Its bars are one switch for the whole process, downloads included; it is put back as it was.
+    """
+    from transformers.utils import logging
+
+    bars: Any = logging  # its functions have no types
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _write_manifest(folder: Path) -> None:

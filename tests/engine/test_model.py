@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers.utils import logging as bars
 
 from chunkcache.engine.attention import KeptRows, KVPool, Logits, SequenceRows
-from chunkcache.engine.model import DecoderModel
+from chunkcache.engine.model import DecoderModel, load_model
 
 TIGHT = 2e-4
 LAYERS = 5
@@ -87,3 +89,18 @@ def test_rows_that_were_not_kept_are_refused(model: DecoderModel) -> None:
     for wrong in ([5], [3, 8], [2]):
         with pytest.raises(ValueError, match="not all among those kept"):
             kept.states(np.array(wrong))
+
+
+def test_local_weights_are_read_without_a_bar(
+    tiny_settings: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A bar in a server's log is noise; the switch is the whole process's, and is put back."""
+    shown = bars.is_progress_bar_enabled()
+    bars.enable_progress_bar()
+    try:
+        load_model(tiny_settings())
+        assert "Loading weights" not in capfd.readouterr().err
+        assert bars.is_progress_bar_enabled()
+    finally:
+        if not shown:
+            bars.disable_progress_bar()
