@@ -98,14 +98,15 @@ def repair_equals_full(cache: ChunkCache, documents: list[GivenDocument]) -> flo
     Raises:
         RuntimeError: nothing was reused, so that nothing was compared.
     """
-    logits = []
+    logits, repaired = [], 0
     # the first one only sees to it that there are records to repair
     for options in ({}, {"mode": "full"}, {"policy": "all", "budget": 1.0}):
         handle = cache.start(request(documents, **options), measure=Measure(leaves_no_prefix=True))
         list(handle.events())
         assert handle.outcome is not None
         logits.append(handle.outcome.first_logits)
-    if not len(handle.outcome.recomputed):
+        repaired = len(handle.outcome.recomputed)
+    if not repaired:
         raise RuntimeError("no row was repaired")
     return float(kl_divergence(logits[1], logits[2]))
 
