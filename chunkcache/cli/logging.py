@@ -41,4 +41,20 @@ def configure_logging(level: LogLevel, *, as_json: bool) -> None:
     )
     logging.basicConfig(level=number, stream=sys.stderr)
     for name in _CHATTY:
-        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+        logger = logging.getLogger(name)
+        for known in [f for f in logger.filters if isinstance(f, _AtLeast)]:
+            logger.removeFilter(known)
+        least = max(number, logging.WARNING)
+        logger.setLevel(least)
+        logger.addFilter(_AtLeast(least))  # bm25s sets its level when it is imported: after this
+
+
+class _AtLeast(logging.Filter):
+    """Lets records of a level and above pass, whatever level the logger is set to later."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self._level = level
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= self._level
