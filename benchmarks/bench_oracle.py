@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bench_quality import SUFFIX, data_folder, halves, with_passages
+from bench_quality import SUFFIX, data_folder, halves, question_settings, with_passages
 from reporting import command_line, emit, surroundings
 
 from chunkcache import ChunkCache
 from chunkcache.chunk import ChunkKey, ChunkKV
-from chunkcache.config import EMBEDDED_MODEL, RepairSettings, load_settings
+from chunkcache.config import EMBEDDED_MODEL, RepairSettings
 from chunkcache.engine.generation import Generation
 from chunkcache.engine.outcome import Outcome
 from chunkcache.engine.prefill import ChunkPrefill
@@ -177,23 +177,21 @@ def main() -> int:
     everything = read_questions(folder / f"{given.set}.jsonl.gz")
     asked = halves(with_passages(everything, given.passages, given.seed), "tune")
     rows: list[dict[str, float]] = []
-    with tempfile.TemporaryDirectory() as home:
-        settings = load_settings(
-            home=home, model={"name": given.model}, store={"disk_capacity_bytes": 0},
-            retrieval={"chunk_tokens": 1024, "embedder": "hashing:64"},
-        )  # fmt: skip
-        with ChunkCache(settings) as cache:
-            lab = Lab(cache)
-            for number, question in enumerate(asked[-given.questions :], start=1):
-                request = AnswerRequest(
-                    messages=[Message(role="user", content=question.text + SUFFIX)],
-                    documents=list(question.contexts or ()),
-                    sampling=Sampling(max_tokens=1),
-                    options=ChunkCacheOptions(mode="full"),
-                )
-                rows.append(measure(lab, lab.prompt(request), given.budget))
-                print(number, {n: round(v, 4) for n, v in rows[-1].items()}, flush=True)
-            model = cache.model_id
+    with (
+        tempfile.TemporaryDirectory() as home,
+        ChunkCache(question_settings(Path(home), given.model)) as cache,
+    ):
+        lab = Lab(cache)
+        for number, question in enumerate(asked[-given.questions :], start=1):
+            request = AnswerRequest(
+                messages=[Message(role="user", content=question.text + SUFFIX)],
+                documents=list(question.contexts or ()),
+                sampling=Sampling(max_tokens=1),
+                options=ChunkCacheOptions(mode="full"),
+            )
+            rows.append(measure(lab, lab.prompt(request), given.budget))
+            print(number, {n: round(v, 4) for n, v in rows[-1].items()}, flush=True)
+        model = cache.model_id
     means = {name: bootstrap([row[name] for row in rows]) for name in CHOOSERS}
     for name, (mean, low, high) in means.items():
         print(f"{name:>10} {mean:.4f} [{low:.4f}, {high:.4f}]")

@@ -15,11 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench_quality import SUFFIX, data_folder, halves, with_passages
+from bench_quality import SUFFIX, data_folder, halves, question_settings, with_passages
 from reporting import command_line, emit, surroundings
 
 from chunkcache import ChunkCache
-from chunkcache.config import EMBEDDED_MODEL, load_settings
+from chunkcache.config import EMBEDDED_MODEL
 from chunkcache.evaluate.quality import Question, read_questions
 from chunkcache.evaluate.quality.scores import token_f1
 from chunkcache.evaluate.quality.summary import bootstrap
@@ -90,17 +90,15 @@ def main() -> int:
     }
     asked = halves(with_passages(everything, given.passages, given.seed), "report")
     rows: list[dict[str, dict[str, Any]]] = []
-    with tempfile.TemporaryDirectory() as home:
-        settings = load_settings(
-            home=home, model={"name": given.model}, store={"disk_capacity_bytes": 0},
-            retrieval={"chunk_tokens": 1024, "embedder": "hashing:64"},
-        )  # fmt: skip
-        with ChunkCache(settings) as cache:
-            for number, question in enumerate(asked[: given.questions], start=1):
-                orders = ordered(question.contexts or (), supporting[question.id])
-                rows.append(answers(cache, question, orders))
-                print(number, {n: round(a["f1"], 2) for n, a in rows[-1].items()}, flush=True)
-            model = cache.model_id
+    with (
+        tempfile.TemporaryDirectory() as home,
+        ChunkCache(question_settings(Path(home), given.model)) as cache,
+    ):
+        for number, question in enumerate(asked[: given.questions], start=1):
+            orders = ordered(question.contexts or (), supporting[question.id])
+            rows.append(answers(cache, question, orders))
+            print(number, {n: round(a["f1"], 2) for n, a in rows[-1].items()}, flush=True)
+        model = cache.model_id
     f1 = {name: bootstrap([row[name]["f1"] for row in rows]) for name in ORDERS}
     lost = {
         name: bootstrap([row["first"]["f1"] - row[name]["f1"] for row in rows])

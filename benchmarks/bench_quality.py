@@ -136,7 +136,7 @@ def main() -> int:
     name = f"quality-{Path(given.model).name.replace(':', '-')}-{given.set}-{given.split}.jsonl"
     with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
         caches = [
-            stack.enter_context(ChunkCache(_settings(Path(home), given.model, born)))
+            stack.enter_context(ChunkCache(question_settings(Path(home) / born, given.model, born)))
             for born in ("passages", "head")[: 2 if given.head_arms else 1]
         ]
         cache = caches[0]
@@ -178,11 +178,12 @@ def main() -> int:
     return 0
 
 
-def _settings(home: Path, model: str, born: str) -> Settings:
+def question_settings(home: Path, model: str, born_after: str = "passages") -> Settings:
+    """An installation for question sets: whole passages as chunks, nothing on disk."""
     return load_settings(
-        home=home / born,
+        home=home,
         model={"name": model},
-        prompt={"born_after": born},
+        prompt={"born_after": born_after},
         retrieval={"chunk_tokens": 1024, "embedder": "hashing:64"},
         store={"disk_capacity_bytes": 0},
     )

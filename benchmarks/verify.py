@@ -18,8 +18,10 @@ TWINS = {
     "HNSW and the flat index": ["tests/indexes/test_vector_indexes.py"],
     "repair of every row and full prefill; shared prefix and unshared": [
         "tests/engine/test_generation.py",
+        "tests/engine/test_probe.py",
         "tests/engine/test_prefix.py",
     ],
+    "rows through the layers in parts and at once": ["tests/engine/test_model.py"],
 }
 
 
