@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
-RepairPolicyName = Literal["none", "first_k", "question", "deviation", "cfo", "all"]
+RepairPolicyName = Literal[
+    "none", "first_k", "question", "deviation", "gradual", "cfo", "focused", "all"
+]
 PassageOrder = Literal["relevance", "cache_friendly"]
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from chunkcache.errors import ChunkCacheError
     from chunkcache.protocol import Sampling
     from chunkcache.repair import RepairPolicy
+    from chunkcache.repair.base import Step
 
 
 class Stage(Enum):
@@ -39,6 +40,7 @@ class Stage(Enum):
 
     OPENING = auto()  # what comes before the first row to repair; nothing changes it later
     SCORE = auto()  # look before choosing rows to repair
+    NARROW = auto()  # missing and repaired rows, up to a layer from which fewer go on
     PROMPT = auto()  # missing and repaired rows; ends in the logits of the first token
     FORCED = auto()  # a given continuation, for its logits only
     DECODE = auto()
@@ -96,6 +98,7 @@ class Generation(Request):
         self._residual: float | None = None
         self._scores: QuestionScores | DeviationScores | None = None
         self._kept: KeptRows | None = None
+        self._steps: list[Step] = []  # still to come, where rows are let go
         self._probe_rows = 0
         self._cost = 0.0  # prompt rows run, in rows of full depth
         self._probe_ended_at = 0.0
@@ -135,7 +138,8 @@ class Generation(Request):
         missing = np.array(plan.missing, dtype=np.int64)
         if self._policy.needs is Scoring.NONE or plan.task.needs_no_scores:
             self._recomputed = self._policy.choose(plan.task, None)
-            self.current = Pass(np.union1d(missing, self._recomputed))
+            self._steps = list(self._policy.steps(plan.task))
+            self.current = self._to_next_step(Pass(np.union1d(missing, self._recomputed)))
         elif len(opening := missing[missing < plan.first_reused]):
             self._stage = Stage.OPENING
             self.current = Pass(opening, logits=Logits.NONE)
@@ -160,10 +164,7 @@ class Generation(Request):
                 self._kept = KeptRows(kept, rows)
             self.current = Pass(rows, self._scores, keep=self._kept)
         else:
-            records = [
-                (p.span.start, self._records[i]) for i, p in enumerate(plan.spans) if p.placed
-            ]
-            self._scores = DeviationScores(plan.num_tokens, records)
+            self._scores = DeviationScores(plan.num_tokens, self._placed_records())
             rows = np.union1d(rows, reusable_positions(plan.task))
             depth = min(DEVIATION_LAYERS, layers)
             self._kept = KeptRows(depth, rows)
@@ -171,13 +172,21 @@ class Generation(Request):
                 rows, self._scores, end_layer=depth, keep=self._kept, logits=Logits.NONE
             )
 
+    def _placed_records(self) -> list[tuple[int, ChunkKV]]:
+        assert self._plan is not None
+        spans = enumerate(self._plan.spans)
+        return [(p.span.start, self._records[i]) for i, p in spans if p.placed]
+
     def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:
         """After scoring: choose and repair. After that, and from then on: sample."""
-        if self._stage in {Stage.OPENING, Stage.SCORE, Stage.PROMPT}:
+        if self._stage in {Stage.OPENING, Stage.SCORE, Stage.NARROW, Stage.PROMPT}:
             assert self.current is not None
             self._cost += self.current.full_rows(model.geometry.num_layers)
         if self._stage is Stage.OPENING:
             self._start_scoring(model)
+            return
+        if self._stage is Stage.NARROW:
+            self._narrow()
             return
         if self._stage is Stage.SCORE and not self._chose_nothing(logits):
             return
@@ -206,7 +215,8 @@ class Generation(Request):
             return True
         self._stage = Stage.PROMPT
         self._probe_rows = len(self.current.positions)
-        self.current = self._repair_pass()
+        self._steps = list(self._policy.steps(self._plan.task))
+        self.current = self._to_next_step(self._repair_pass())
         return False
 
     def _repair_pass(self) -> Pass:
@@ -222,6 +232,38 @@ class Generation(Request):
         if len(self._recomputed) == plan.task.reusable_rows:
             kept = None  # everything is repaired: exact, if nothing is kept of before
         return Pass(rows, resumed=kept, resumed_from=plan.chunks_end)
+
+    def _to_next_step(self, rows: Pass) -> Pass:
+        """The pass, up to the layer where some of its rows are let go, if there is one."""
+        assert self._plan is not None
+        if not self._steps or len(self._recomputed) == 0:
+            return rows
+        layer = self._steps[0].layer
+        if self._policy.watches is Scoring.DEVIATION:
+            records = self._placed_records()
+            self._scores = DeviationScores(self._plan.num_tokens, records, layer - 1)
+        elif self._scores is None:  # otherwise it goes on adding up
+            question = next(s for s in self._prompt.spans if s.kind is SpanKind.QUESTION)
+            self._scores = QuestionScores(self._plan.num_tokens, question.start)
+        self._stage = Stage.NARROW
+        self._kept = KeptRows(layer, rows.positions)
+        rows.observer, rows.keep = self._scores, self._kept
+        rows.end_layer, rows.logits = layer, Logits.NONE
+        return rows
+
+    def _narrow(self) -> None:
+        """Let go of the rows that the policy has no use for from here on; the others go on."""
+        assert self._plan is not None and self._scores is not None and self.current is not None
+        before = self._recomputed
+        step = self._steps.pop(0)
+        task, scores = self._plan.task, self._scores.scores()
+        self._recomputed = self._policy.narrow(task, step, before, scores)
+        gone = np.setdiff1d(before, self._recomputed)
+        rows = np.setdiff1d(self.current.positions, gone)
+        self._stage = Stage.PROMPT
+        self.current = self._to_next_step(Pass(rows, resumed=self._kept))
+        if self._stage is Stage.PROMPT:
+            self._scores = None
 
     def _end_prompt(self, model: DecoderModel, logits: torch.Tensor) -> None:
         assert self._plan is not None

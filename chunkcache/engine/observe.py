@@ -130,19 +130,23 @@ class QuestionScores:
 class DeviationScores:
     """Squared K and V change at one layer between fresh rows and the stored record.
 
-    CacheBlend (arXiv 2405.16444, §4.3) looks at the second layer, the first whose input has been
-    mixed with other chunks.
+    CacheBlend (arXiv 2405.16444, §4.3) looks at the second layer first, the first whose input has
+    been mixed with other chunks, and at deeper ones to let go of rows that change little.
     """
 
-    LAYER = DEVIATION_LAYERS - 1
-
-    def __init__(self, num_tokens: int, records: Sequence[tuple[int, ChunkKV]]) -> None:
+    def __init__(
+        self,
+        num_tokens: int,
+        records: Sequence[tuple[int, ChunkKV]],
+        layer: int = DEVIATION_LAYERS - 1,
+    ) -> None:
         self._records = records
+        self._layer = layer
         self._deviation = torch.zeros(num_tokens, dtype=torch.float32)
 
     def before_write(self, view: LayerView) -> None:
         """Compare the rows with their records; nothing to do in other layers."""
-        if view.layer != self.LAYER:
+        if view.layer != self._layer:
             return
         positions = view.rows.positions.cpu()
         for start, record in self._records:
@@ -150,7 +154,7 @@ class DeviationScores:
             index = inside[:, 0]
             if index.numel() == 0:
                 continue
-            stored = record.kv[self.LAYER, :, positions[index] - start].float()
+            stored = record.kv[self._layer, :, positions[index] - start].float()
             fresh = torch.stack([view.key_before_rope[index], view.value[index]]).cpu().float()
             self._deviation[positions[index]] = (fresh - stored).square().sum(dim=(0, 2, 3))
 

@@ -138,7 +138,7 @@ def with_scoring(
     missing chunks that see a row to repair. Deviation runs every row to repair through its first
     layers; those chosen go on from there, and so do missing rows.
     """
-    task = plan.task
+    task = replace(plan.task, num_layers=num_layers)
     if needs is Scoring.QUESTION and task.chunks:
         seeing = [p for p in plan.missing if p > plan.first_reused]
         kept = sum(p >= plan.chunks_end for p in seeing) * probe_keeps / num_layers

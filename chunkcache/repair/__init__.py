@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chunkcache.repair.base import RepairPolicy, RepairTask, ReusedChunk, Scoring
+from chunkcache.repair.base import RepairPolicy, RepairTask, ReusedChunk, Scoring, Step
 from chunkcache.repair.cfo import FixOverhead
 from chunkcache.repair.fixed import FirstK, NoRepair, RepairAll
+from chunkcache.repair.focused import FocusedChunks
+from chunkcache.repair.gradual import FallingRows
 from chunkcache.repair.scored import DeviatingRows, QuestionRows
 
 if TYPE_CHECKING:
     from chunkcache.config import RepairPolicyName, RepairSettings
 
-__all__ = ["RepairPolicy", "RepairTask", "ReusedChunk", "Scoring", "policy_named"]
+__all__ = ["RepairPolicy", "RepairTask", "ReusedChunk", "Scoring", "Step", "policy_named"]
 
 
 def policy_named(name: RepairPolicyName, settings: RepairSettings) -> RepairPolicy:
@@ -22,7 +24,9 @@ def policy_named(name: RepairPolicyName, settings: RepairSettings) -> RepairPoli
         "first_k": FirstK(settings.first_k_tokens),
         "question": QuestionRows(),
         "deviation": DeviatingRows(),
+        "gradual": FallingRows(),
         "cfo": FixOverhead(settings.cfo_alpha),
+        "focused": FocusedChunks(settings.cfo_alpha),
         "all": RepairAll(),
     }
     return policies[name]

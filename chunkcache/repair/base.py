@@ -1,7 +1,8 @@
 """What a repair policy is: given the reused chunks and a budget, which rows to recompute.
 
 To add one: write a file here with a class that has `name`, `needs` and `choose`, and list it in
-`repair/__init__.py`. Policies are pure: no tensors, no engine, no I/O.
+`repair/__init__.py`. A policy that lets rows go on the way also has `watches`, `steps` and
+`narrow`. Policies are pure: no tensors, no engine, no I/O.
 """
 
 from __future__ import annotations
@@ -20,11 +21,29 @@ DEVIATION_LAYERS = 2  # the second layer is the first whose input has been mixed
 
 
 class Scoring(StrEnum):
-    """What must run before rows can be chosen."""
+    """What scores of rows are made of.
+
+    As `needs`, what must run before rows can be chosen; as `watches`, what is measured of the
+    chosen rows, and of the question's, while they run.
+    """
 
     NONE = "none"
-    QUESTION = "question"  # the question's rows over unrepaired KV, all layers
-    DEVIATION = "deviation"  # every reused row through the first two layers
+    # needs: the question's rows over unrepaired KV, all layers; watches: its attention so far
+    QUESTION = "question"
+    # needs: every reused row through the first two layers; watches: K and V in the last layer run
+    DEVIATION = "deviation"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """From `layer` on at most `max_rows` of the rows go on; the others keep what was stored.
+
+    A row that has been left behind has no hidden states any more and cannot come back, so that
+    rows only ever become fewer on the way up.
+    """
+
+    layer: int
+    max_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +76,7 @@ class RepairTask:
     scoring_rows: float = 0.0  # what scoring costs, in rows of full depth
     row_cost: float = 1.0  # of a chosen row: below 1 where scoring has run its first layers
     max_residual: float | None = None
+    num_layers: int = 1  # of the model
 
     @property
     def reusable_rows(self) -> int:
@@ -91,16 +111,33 @@ class RepairPolicy(Protocol):
 
     name: str
     needs: Scoring
+    watches: Scoring = Scoring.NONE
     # the question's rows are not run again through that share of the layers after the probe
     probe_keeps: float = 0.0
 
     def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
         """Positions to recompute: int64, increasing, at most `task.max_rows`, inside the chunks.
 
-        `scores` is float32 `[prompt tokens]` when `needs` asks for it, else None.
+        `scores` is float32 `[prompt tokens]` when `needs` asks for it, else None. A policy with
+        `steps` may begin with more rows, as long as all its steps together cost no more than
+        `task.max_rows` through all layers would.
         """
         ...
 
     def weigh(self, task: RepairTask, scores: np.ndarray) -> np.ndarray:
         """What `choose` ranks rows by, from the scores measured, `[prompt tokens]`: as they are."""
         return scores
+
+    def steps(self, task: RepairTask) -> tuple[Step, ...]:
+        """Where chosen rows are left behind, by increasing layer, below the last: nowhere."""
+        return ()
+
+    def narrow(
+        self, task: RepairTask, step: Step, rows: np.ndarray, scores: np.ndarray
+    ) -> np.ndarray:
+        """Those of `rows` that go on at a step: increasing, at most `step.max_rows`.
+
+        `scores` float32 `[prompt tokens]`: what `watches` asks for, of the layers run so far.
+        """
+        message = f"policy {self.name!r} has no steps"  # a lone raise would make this abstract
+        raise NotImplementedError(message)

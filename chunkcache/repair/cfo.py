@@ -33,8 +33,12 @@ class FixOverhead(RepairPolicy):
 
     def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
         """Per chunk the rows that sent most attention outside the chunk when it was made."""
+        return self.rows_within(task, task.max_rows)
+
+    def rows_within(self, task: RepairTask, max_rows: int) -> np.ndarray:
+        """The same under a ceiling of `max_rows`."""
         wanted = [math.ceil(self.overhead(c) * c.num_tokens) for c in task.chunks]
-        counts = share(wanted, task.max_rows)
+        counts = share(wanted, max_rows)
         chosen = [
             top_rows(np.arange(c.start, c.start + c.num_tokens, dtype=np.int64), outward(c), count)
             for c, count in zip(task.chunks, counts, strict=True)

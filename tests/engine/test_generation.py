@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from chunkcache.chunk import ChunkKV
+from chunkcache.config import RepairPolicyName
 from chunkcache.engine.model import DecoderModel
 from chunkcache.engine.outcome import Outcome
 
@@ -34,7 +35,7 @@ def test_repairing_every_row_is_full_prefill(bench: Any, kind: str) -> None:
     prompt = bench.prompt(chunks)
     records = {i + 1: bench.record(ids) for i, ids in enumerate(chunks)}
     full = bench.full(prompt)
-    for policy in ("all", "question", "deviation"):
+    for policy in ("all", "question", "deviation", "gradual"):
         repaired = bench.answer(prompt, records, policy, salt=policy.encode())
         assert worst(repaired, full) < TIGHT
         assert repaired.token_ids == full.token_ids
@@ -99,7 +100,7 @@ def test_exact_mode_uses_nothing_approximate(bench: Any) -> None:
     assert [p.placed for p in exact.plan.spans] == [0, 30, 0, 0]
 
 
-@pytest.mark.parametrize("policy", ["first_k", "question", "deviation", "cfo", "all", "none"])
+@pytest.mark.parametrize("policy", get_args(RepairPolicyName))
 @pytest.mark.parametrize("budget", [0.0, 0.13, 0.5, 1.0])
 def test_rows_recomputed_are_exactly_the_chosen_and_others_keep_their_placed_kv(
     bench: Any, policy: str, budget: float
@@ -115,8 +116,11 @@ def test_rows_recomputed_are_exactly_the_chosen_and_others_keep_their_placed_kv(
     untouched = untouched_positions(outcome, reaches_layer=2)
     assert len(untouched) == reusable - len(outcome.recomputed)
     expected = placed_twin(bench, prompt, records)
-    # deviation runs every row through the first two layers, so those are fresh for all rows
-    first_stale_layer = 2 if policy == "deviation" and outcome.probe_rows else 0
+    # deviation runs every row through the first two layers, so those are fresh for all rows, and
+    # chunks that are out of focus are let go after the first of three layers
+    first_stale_layer = 2 if outcome.probe_rows and policy in {"deviation", "gradual"} else 0
+    if policy == "focused" and 0 < budget < 1:
+        first_stale_layer = 1
     for layer in range(first_stale_layer, bench.model.geometry.num_layers):
         slots = request.slots[torch.from_numpy(untouched)]
         assert torch.equal(bench.engine.pool.keys[layer][slots], expected[layer, 0, untouched])
@@ -200,7 +204,7 @@ def test_the_step_size_changes_nothing(
     reference = open_bench(tiny)
     chunks = [bench.tokens(n, seed) for seed, n in enumerate([35, 22, 41])]
     prompt = bench.prompt(chunks)
-    for policy in ("question", "deviation", "cfo"):
+    for policy in ("question", "deviation", "gradual", "cfo", "focused"):
         outcomes = []
         for each in (bench, reference):
             records = {i + 1: each.record(ids) for i, ids in enumerate(chunks)}
