@@ -18,33 +18,25 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from bench_quality import SUFFIX, data_folder, halves, question_settings, with_passages
+from lab import Given, Lab
 from reporting import command_line, emit, surroundings
 
 from chunkcache import ChunkCache
-from chunkcache.chunk import ChunkKey, ChunkKV
 from chunkcache.config import EMBEDDED_MODEL, RepairSettings
-from chunkcache.engine.generation import Generation
-from chunkcache.engine.outcome import Outcome
-from chunkcache.engine.prefill import ChunkPrefill
 from chunkcache.evaluate.drift import drift_between
 from chunkcache.evaluate.quality import read_questions
 from chunkcache.evaluate.quality.summary import bootstrap
 from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
 from chunkcache.repair import RepairPolicy, RepairTask, Scoring, policy_named
 from chunkcache.repair.scored import QuestionRows
-from chunkcache.repair.select import reusable_positions, top_rows
-from chunkcache.service.answer import chunk_spans
-from chunkcache.service.asking import Measure
 
 if TYPE_CHECKING:
     from chunkcache.engine.prompt import Prompt
 
-SALT = b"oracle"
-TOKENS = 16
 CHOOSERS = ("none", "question", "deviation", "attention", "oracle")
 
 
@@ -62,72 +54,6 @@ class Listener(RepairPolicy):
         assert scores is not None
         self.scores = QuestionRows().weigh(task, scores)
         return np.empty(0, dtype=np.int64)
-
-
-class Given(RepairPolicy):
-    """Repairs the rows with the largest of the weights it was given."""
-
-    name = "given"
-    needs = Scoring.NONE
-
-    def __init__(self, weights: np.ndarray) -> None:
-        self._weights = weights
-
-    def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
-        """The heaviest rows."""
-        positions = reusable_positions(task)
-        return top_rows(positions, self._weights[positions], task.max_rows)
-
-
-class Lab:
-    """Runs one prompt in every way."""
-
-    def __init__(self, cache: ChunkCache) -> None:
-        self._runtime = cache.runtime
-        self._cache = cache
-
-    def answer(
-        self, prompt: Prompt, records: dict[int, ChunkKV], policy: RepairPolicy, budget: float,
-        **options: Any,
-    ) -> Outcome:  # fmt: skip
-        """One generation; nothing is shared between two of them."""
-        generation = Generation(
-            prompt, records, policy=policy, budget=budget, exact_only=not records,
-            sampling=Sampling(), max_new_tokens=TOKENS, salt=SALT, takes_prefix=False,
-            gives_prefix=False, **options,
-        )  # fmt: skip
-        self._runtime.engine.submit(generation)
-        return next(event for event in generation.events() if isinstance(event, Outcome))
-
-    def prompt(self, request: AnswerRequest) -> Prompt:
-        """The prompt of a request."""
-        handle = self._cache.start(request, measure=Measure())
-        list(handle.events())
-        return handle.prompt
-
-    def records(self, prompt: Prompt) -> dict[int, ChunkKV]:
-        """Records as the service would use them."""
-        spans = chunk_spans(prompt)
-        keys = [self._runtime.key(prompt.spans[i].token_ids, SALT) for i in spans]
-        found = self._runtime.find(keys, SALT)
-        return {i: f.record for i, f in zip(spans, found, strict=True)}
-
-    def true_records(self, prompt: Prompt) -> dict[int, ChunkKV]:
-        """The KV that full prefill makes, as if it were records."""
-        head, rest = prompt.spans[0].token_ids, prompt.token_ids[len(prompt.spans[0]) :]
-        key = ChunkKey.of(
-            rest, fingerprint=self._runtime.model.fingerprint, born_prefix=head, salt=SALT
-        )
-        whole = ChunkPrefill(key, head=head, salt=SALT)
-        self._runtime.engine.submit(whole)
-        kv, stats = whole.future.result().kv, None
-        exact = {}
-        for index, record in self.records(prompt).items():
-            span, stats = prompt.spans[index], record.stats
-            first = span.start - len(head)
-            own = kv[:, :, first : first + len(span)].clone()
-            exact[index] = ChunkKV(record.key, record.geometry, own, stats)
-        return exact
 
 
 def measure(lab: Lab, prompt: Prompt, budget: float) -> dict[str, float]:

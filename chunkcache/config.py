@@ -93,7 +93,12 @@ class RepairSettings(_Section):
 
     policy: RepairPolicyName = Field("question", description="which rows are chosen")
     budget: float = Field(0.15, ge=0.0, le=1.0, description="share of reused rows recomputed")
-    cfo_alpha: float = Field(0.4, gt=0.0, le=1.0, description="α of Cache-Craft's fix overhead")
+    cfo_alpha: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="α of Cache-Craft's fix overhead; empty: the calibrated one, else 0.4",
+    )
     first_k_tokens: int = Field(32, ge=1, description="EPIC: rows per chunk, within the budget")
 
 

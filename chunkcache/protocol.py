@@ -41,6 +41,9 @@ class ChunkCacheOptions(_Wire):
     budget: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
         None, description="share of the reused rows that is recomputed"
     )
+    cfo_alpha: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="α of Cache-Craft's fix overhead, with policy cfo or focused"
+    )
     exactness: Exactness | None = Field(
         None, description="a drift target instead of a policy and a budget"
     )
@@ -59,6 +62,8 @@ class ChunkCacheOptions(_Wire):
         others = (self.policy, self.budget, None if self.mode == "auto" else self.mode)
         if self.exactness is not None and any(other is not None for other in others):
             raise ValueError("exactness chooses policy and budget itself: leave them and mode out")
+        if self.cfo_alpha is not None and self.policy not in {"cfo", "focused"}:
+            raise ValueError("cfo_alpha is of the policies cfo and focused: name one of them")
         return self
 
 

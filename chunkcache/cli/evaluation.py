@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from chunkcache.cli.screen import console, progress_bar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chunkcache.evaluate.quality import Evaluation, Question, Reliability, Summary
+    from chunkcache.evaluate.quality import AlphaStep, Evaluation, Question, Reliability, Summary
     from chunkcache.evaluate.quality.summary import Interval
     from chunkcache.service import ChunkCache
 
@@ -93,6 +94,14 @@ def calibrate(
     top_k: TopK = None,
     max_tokens: MaxTokens = 24,
     suffix: Suffix = "",
+    cfo_drift: Annotated[
+        float | None,
+        typer.Option(
+            "--cfo-drift",
+            min=0,
+            help="Also find Cache-Craft's α: the least whose mean drift is at most this.",
+        ),
+    ] = None,
     tenant: Tenant = "public",
     collection: Collection = "default",
 ) -> None:
@@ -100,16 +109,24 @@ def calibrate(
     from chunkcache.evaluate import quality
     from chunkcache.service.calibration import store_calibration
 
+    arms = quality.calibration_arms() + (quality.alpha_arms() if cfo_drift is not None else [])
     evaluation = quality.Evaluation(
-        arms=tuple(quality.calibration_arms()), max_tokens=max_tokens, suffix=suffix, top_k=top_k,
+        arms=tuple(arms), max_tokens=max_tokens, suffix=suffix, top_k=top_k,
         collection=collection, tenant=tenant,
     )  # fmt: skip
     asked = quality.read_questions(questions, limit=limit, skip=skip)
     with shared(context).open() as cache:
         lines = _evaluate(cache, asked, evaluation, out)
         calibration, reliability = quality.calibrate(lines)
+        known = cache.runtime.calibration
+        alpha, steps = known.cfo_alpha if known else None, None
+        if cfo_drift is not None:
+            alpha, steps = quality.calibrate_alpha(lines, cfo_drift)
+        calibration = replace(calibration, cfo_alpha=alpha)
         path = store_calibration(cache.settings, cache.runtime.model.fingerprint, calibration)
     show_reliability(reliability, calibration.questions)
+    if steps is not None and cfo_drift is not None:
+        show_alphas(steps, alpha, cfo_drift)
     console().print(f"kept in {path}", markup=False)
 
 
@@ -139,6 +156,21 @@ def show_reliability(reliability: Sequence[Reliability], fitted: int) -> None:
         figures = (row.residual, row.predicted, row.measured)
         table.add_row(row.arm, *(f"{figure:.4f}" for figure in figures))
     out.print(table)
+
+
+def show_alphas(steps: Sequence[AlphaStep], alpha: float | None, max_drift: float) -> None:
+    """What each α costs and leaves, and the one that was taken."""
+    out = console()
+    table = Table("α of cfo", "rows recomputed", "drift", "fitted", box=None)
+    for step in steps:
+        table.add_row(
+            f"{step.alpha:g}", f"{step.cost:.3f}", f"{step.measured:.4f}", f"{step.fitted:.4f}"
+        )
+    out.print(table)
+    if alpha is None:
+        out.print(f"no α keeps drift at {max_drift:g} or less; policy cfo takes its default")
+    else:
+        out.print(f"α = {alpha:g} is the least that keeps drift at {max_drift:g} or less")
 
 
 def show_summary(summary: Summary) -> None:

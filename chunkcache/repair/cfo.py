@@ -22,14 +22,20 @@ if TYPE_CHECKING:
     from chunkcache.repair.base import RepairTask, ReusedChunk
 
 
+DEFAULT_ALPHA = 0.4  # the paper names none; see `fix_overhead` for what is useful
+
+
 class FixOverhead(RepairPolicy):
-    """Rows per chunk from CFO; the budget is a ceiling over all chunks, shared in proportion."""
+    """Rows per chunk from CFO; the budget is a ceiling over all chunks, shared in proportion.
+
+    `alpha` None stands for `DEFAULT_ALPHA`.
+    """
 
     name = "cfo"
     needs = Scoring.NONE
 
-    def __init__(self, alpha: float) -> None:
-        self._alpha = alpha
+    def __init__(self, alpha: float | None = None) -> None:
+        self._alpha = DEFAULT_ALPHA if alpha is None else alpha
 
     def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
         """Per chunk the rows that sent most attention outside the chunk when it was made."""

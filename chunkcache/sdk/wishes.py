@@ -20,7 +20,7 @@ Documents = Sequence[str | GivenDocument | Mapping[str, str]]
 class Wishes(TypedDict, total=False):
     """What may be said beside the question. What is left out, or None, is the server's to choose.
 
-    `top_k`, `vector_store_id`, `mode`, `policy`, `budget`, `exactness` and `order` are
+    `top_k`, `vector_store_id`, `mode`, `policy`, `budget`, `cfo_alpha`, `exactness` and `order` are
     those of `ChunkCacheOptions`; `top_k` passages are retrieved (0: none) and
     `documents` are used instead of retrieval.
     """
@@ -31,6 +31,7 @@ class Wishes(TypedDict, total=False):
     mode: Literal["auto", "exact", "full"] | None
     policy: RepairPolicyName | None
     budget: float | None
+    cfo_alpha: float | None
     exactness: Mapping[str, float] | None
     order: PassageOrder | None
     model: str | None
@@ -41,7 +42,16 @@ class Wishes(TypedDict, total=False):
     seed: int | None
 
 
-_OPTIONS = ("top_k", "vector_store_id", "mode", "policy", "budget", "exactness", "order")
+_OPTIONS = (
+    "top_k",
+    "vector_store_id",
+    "mode",
+    "policy",
+    "budget",
+    "cfo_alpha",
+    "exactness",
+    "order",
+)
 
 
 def chat_call(question: Question, wishes: Wishes, *, stream: bool = False) -> Call:

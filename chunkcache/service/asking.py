@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chunkcache.chunk import Chunk, ChunkKV
-    from chunkcache.config import Settings
+    from chunkcache.config import RepairSettings, Settings
     from chunkcache.engine.prompt import Prompt
     from chunkcache.metrics import Metrics
-    from chunkcache.protocol import AnswerRequest
+    from chunkcache.protocol import AnswerRequest, ChunkCacheOptions
     from chunkcache.service.runtime import Runtime
 
 
@@ -92,7 +92,7 @@ class Asker:
             preparation.on_exact = lambda: runtime.orders.remember(root, digests)
         generation = Generation(
             prompt, records,
-            policy=policy_named(name, repair), budget=budget, exact_only=exact_only,
+            policy=policy_named(name, self._repair(options)), budget=budget, exact_only=exact_only,
             max_residual=max_residual,
             sampling=request.sampling, max_new_tokens=max_new, salt=salt,
             takes_prefix=options.mode != "full",
@@ -117,6 +117,13 @@ class Asker:
             chunks = [chunks[i] for i in order]
             prompt = self._runtime.prompts.build(request.messages, chunks)
         return prompt, chunks
+
+    def _repair(self, options: ChunkCacheOptions) -> RepairSettings:
+        """The settings, with α of this request, of the installation or of its calibration."""
+        repair, calibration = self._settings.repair, self._runtime.calibration
+        calibrated = calibration.cfo_alpha if calibration else None
+        alpha = options.cfo_alpha or repair.cfo_alpha or calibrated
+        return repair.model_copy(update={"cfo_alpha": alpha})
 
     def _residual_for(self, drift: float) -> float:
         calibration = self._runtime.calibration

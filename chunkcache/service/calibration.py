@@ -30,12 +30,13 @@ CALIBRATED_POLICY: RepairPolicyName = "question"  # the policy whose probe yield
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A drift curve, and how far to trust it."""
+    """A drift curve, and how far to trust it; Cache-Craft's α where that was asked for."""
 
     curve: DriftCurve
     questions: int  # fitted to
     held_out_predicted: float  # mean predicted drift on questions not fitted to
     held_out_measured: float
+    cfo_alpha: float | None = None
 
 
 def calibration_path(settings: Settings, fingerprint: bytes) -> Path:

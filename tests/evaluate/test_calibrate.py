@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from chunkcache.chunk import Rung
 from chunkcache.errors import ConfigError, InvalidRequest
 from chunkcache.evaluate.quality import (
     Evaluation,
+    alpha_arms,
     calibrate,
+    calibrate_alpha,
     calibration_arms,
     evaluate,
+    parse_arms,
     read_questions,
 )
+from chunkcache.evaluate.quality.calibrate import CALIBRATION_ALPHAS
 from chunkcache.repair.drift_curve import DriftCurve
 from chunkcache.service.calibration import (
     CALIBRATION_VERSION,
@@ -149,6 +154,81 @@ def test_plain_budgets_get_a_prediction_too(cache: ChunkCache) -> None:
     assert half.predicted_drift in {0.01, 0.1}
     assert cache.ask("why?", documents=TEXTS, policy="cfo").report.predicted_drift is None
     assert cache.ask("why?", documents=TEXTS, mode="full").report.predicted_drift == 0.0
+
+
+def alpha_line(drifts: list[float]) -> dict[str, Any]:
+    arms = {
+        arm.name: {"repair_ratio": (arm.alpha or 0) / 2, "mean_kl": drift}
+        for arm, drift in zip(alpha_arms(), drifts, strict=True)
+    }
+    return {"arms": arms}
+
+
+@pytest.mark.parametrize(
+    ("target", "alpha"), [(1.0, 0.1), (0.6, 0.2), (0.5, 0.2), (0.31, 0.45), (0.11, 1.0), (0.09, None)]
+)
+def test_alpha_is_the_least_that_keeps_to_the_target(target: float, alpha: float | None) -> None:
+    """Means of two questions; the rise from the second α to the third is noise, and is levelled."""
+    even = [0.8, 0.5, 0.7, 0.4, 0.2, 0.2, 0.2]
+    odd = [0.8, 0.3, 0.5, 0.2, 0.2, 0.2, 0.0]
+    found, steps = calibrate_alpha([alpha_line(even), alpha_line(odd)], target)
+    assert found == alpha
+    assert [s.measured for s in steps] == pytest.approx([0.8, 0.4, 0.6, 0.3, 0.2, 0.2, 0.1])
+    assert [s.fitted for s in steps] == pytest.approx([0.8, 0.5, 0.5, 0.3, 0.2, 0.2, 0.1])
+    assert [s.cost for s in steps] == pytest.approx([a / 2 for a in CALIBRATION_ALPHAS])
+
+
+def test_alpha_is_the_requests_or_the_settings_or_the_calibrated_or_the_default(
+    cache: ChunkCache, tiny_settings: Any, tmp_path: Path
+) -> None:
+    def rows(asked: ChunkCache, alpha: float | None = None) -> int:
+        options = {"policy": "cfo", "budget": 1.0, "cfo_alpha": alpha}
+        return asked.ask("why?", documents=TEXTS[::-1], **options).report.recomputed_tokens
+
+    cache.ask("why?", documents=TEXTS)
+    by_alpha = {alpha: rows(cache, alpha) for alpha in (0.2, 0.4, 0.7)}
+    assert by_alpha[0.2] < by_alpha[0.4] < by_alpha[0.7]
+    assert rows(cache) == by_alpha[0.4]
+    cache.runtime.calibration = replace(CALIBRATION, cfo_alpha=0.7)
+    assert rows(cache) == by_alpha[0.7] and rows(cache, 0.2) == by_alpha[0.2]
+    other = tiny_settings(home=tmp_path / "other", repair={"cfo_alpha": 0.2})
+    with ChunkCache(other) as told:
+        told.runtime.calibration = replace(CALIBRATION, cfo_alpha=0.7)
+        told.ask("why?", documents=TEXTS)
+        assert rows(told) == by_alpha[0.2] and rows(told, 0.4) == by_alpha[0.4]
+
+
+def test_alpha_of_a_policy_that_has_none_is_refused(cache: ChunkCache) -> None:
+    for options in ({}, {"policy": "question"}, {"exactness": {"drift": 0.1}}):
+        with pytest.raises(InvalidRequest, match=r"\. cfo_alpha is of the policies cfo and"):
+            cache.ask("why?", documents=TEXTS, cfo_alpha=0.3, **options)
+    for wrong in (0.0, 1.1, -1):
+        with pytest.raises(InvalidRequest, match="cfo_alpha"):
+            cache.ask("why?", documents=TEXTS, policy="cfo", cfo_alpha=wrong)
+
+
+def test_arms_with_an_alpha() -> None:
+    names = ["cfo:0.3", "cfo:0.3@0.15", "focused:1@0.5", "cfo@0.15"]
+    arms = parse_arms(names, [])
+    assert [arm.name for arm in arms] == names
+    assert [(arm.policy, arm.budget, arm.alpha) for arm in arms] == [
+        ("cfo", 1.0, 0.3), ("cfo", 0.15, 0.3), ("focused", 0.5, 1.0), ("cfo", 0.15, None),
+    ]  # fmt: skip
+    assert [arm.options.cfo_alpha for arm in arms] == [0.3, 0.3, 1.0, None]
+    for wrong in ("question:0.3", "cfo:", "cfo:0", "cfo:2@0.1", "none:0.3"):
+        with pytest.raises(InvalidRequest):
+            parse_arms([wrong], [])
+
+
+def test_alpha_end_to_end(cache: ChunkCache, question_file: Path, tmp_path: Path) -> None:
+    evaluation = Evaluation(tuple(alpha_arms()), max_tokens=4)
+    questions = read_questions(question_file, limit=3)
+    lines = evaluate(cache, questions, evaluation, tmp_path / "out.jsonl")
+    _, steps = calibrate_alpha(lines, 0.0)
+    costs = [step.cost for step in steps]
+    assert costs == sorted(costs) and costs[0] < costs[-1]
+    alpha, _ = calibrate_alpha(lines, steps[2].fitted)
+    assert alpha is not None and alpha <= steps[2].alpha
 
 
 def test_end_to_end(cache: ChunkCache, question_file: Path, tmp_path: Path) -> None:

@@ -6,7 +6,14 @@
 from __future__ import annotations
 
 from chunkcache.evaluate.quality.arms import Arm, parse_arms
-from chunkcache.evaluate.quality.calibrate import Reliability, calibrate, calibration_arms
+from chunkcache.evaluate.quality.calibrate import (
+    AlphaStep,
+    Reliability,
+    alpha_arms,
+    calibrate,
+    calibrate_alpha,
+    calibration_arms,
+)
 from chunkcache.evaluate.quality.questions import Question, read_questions
 from chunkcache.evaluate.quality.run import Beside, Evaluation, evaluate
 from chunkcache.evaluate.quality.summary import (
@@ -19,6 +26,7 @@ from chunkcache.evaluate.quality.summary import (
 )
 
 __all__ = [
+    "AlphaStep",
     "Arm",
     "ArmSummary",
     "Beside",
@@ -27,7 +35,9 @@ __all__ = [
     "Question",
     "Reliability",
     "Summary",
+    "alpha_arms",
     "calibrate",
+    "calibrate_alpha",
     "calibration_arms",
     "evaluate",
     "paired_difference",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from chunkcache.repair.drift_curve import DriftCurve
 
 CALIBRATION_BUDGETS = (0.0, 0.05, 0.1, 0.15, 0.3, 0.5)
+CALIBRATION_ALPHAS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 _FEWEST = 8
 
 
@@ -67,6 +68,47 @@ def calibrate(lines: Sequence[dict[str, Any]]) -> tuple[Calibration, list[Reliab
         ),
         reliability,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AlphaStep:
+    """What one α of Cache-Craft's fix overhead costs and leaves, means over questions."""
+
+    alpha: float
+    cost: float  # share of the reused rows that was recomputed
+    measured: float  # mean KL
+    fitted: float  # the closest to it that never rises with α
+
+
+def alpha_arms() -> list[Arm]:
+    """What is evaluated to calibrate α: CFO at values of it, without a ceiling."""
+    return [Arm("cfo", 1.0, alpha=alpha) for alpha in CALIBRATION_ALPHAS]
+
+
+def calibrate_alpha(
+    lines: Sequence[dict[str, Any]], max_drift: float
+) -> tuple[float | None, list[AlphaStep]]:
+    """The least α whose mean drift is at most `max_drift`, None if there is none, and all steps.
+
+    After Cache-Craft (arXiv 2502.15734), which takes the α of least recomputation that keeps F1
+    above a target on a sample; drift is the target here, because it needs no gold answers and far
+    fewer questions. A larger α never means more drift, so the means are fitted to fall.
+
+    Args:
+        lines: of `evaluate`, with the arms of `alpha_arms`.
+        max_drift: mean KL in nats.
+    """
+    steps = []
+    for arm in alpha_arms():
+        found = [line["arms"][arm.name] for line in lines]
+        cost = sum(one["repair_ratio"] for one in found) / len(found)
+        drift = sum(one["mean_kl"] for one in found) / len(found)
+        steps.append((arm.alpha or 0.0, cost, drift))
+    curve = fit_drift_curve([1.0 - alpha for alpha, _, _ in steps], [d for _, _, d in steps])
+    fitted = [AlphaStep(*step, fitted=curve.drift_at(1.0 - step[0])) for step in steps[:-1]]
+    fitted.append(AlphaStep(*steps[-1], fitted=curve.drifts[0]))  # nothing is left at α = 1
+    good = [step.alpha for step in fitted if step.fitted <= max_drift]
+    return (min(good) if good else None), fitted
 
 
 def _fit(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> DriftCurve:

@@ -1,0 +1,91 @@
+"""Running one prompt in many ways, below the service: for what changes records or rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chunkcache.chunk import ChunkKey, ChunkKV
+from chunkcache.engine.generation import Generation
+from chunkcache.engine.outcome import Outcome
+from chunkcache.engine.prefill import ChunkPrefill
+from chunkcache.protocol import Sampling
+from chunkcache.repair import RepairPolicy, RepairTask, Scoring
+from chunkcache.repair.select import reusable_positions, top_rows
+from chunkcache.service.answer import chunk_spans
+from chunkcache.service.asking import Measure
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from chunkcache import ChunkCache
+    from chunkcache.engine.prompt import Prompt
+    from chunkcache.protocol import AnswerRequest
+
+SALT = b"lab"
+TOKENS = 16
+
+
+class Given(RepairPolicy):
+    """Repairs the rows with the largest of the weights it was given."""
+
+    name = "given"
+    needs = Scoring.NONE
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self._weights = weights
+
+    def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
+        """The heaviest rows."""
+        positions = reusable_positions(task)
+        return top_rows(positions, self._weights[positions], task.max_rows)
+
+
+class Lab:
+    """Runs one prompt in every way."""
+
+    def __init__(self, cache: ChunkCache) -> None:
+        self.runtime = cache.runtime
+        self._cache = cache
+
+    def answer(
+        self, prompt: Prompt, records: dict[int, ChunkKV], policy: RepairPolicy, budget: float,
+        tokens: int = TOKENS, **options: Any,
+    ) -> Outcome:  # fmt: skip
+        """One generation; nothing is shared between two of them."""
+        generation = Generation(
+            prompt, records, policy=policy, budget=budget, exact_only=not records,
+            sampling=Sampling(), max_new_tokens=tokens, salt=SALT, takes_prefix=False,
+            gives_prefix=False, **options,
+        )  # fmt: skip
+        self.runtime.engine.submit(generation)
+        return next(event for event in generation.events() if isinstance(event, Outcome))
+
+    def prompt(self, request: AnswerRequest) -> Prompt:
+        """The prompt of a request."""
+        handle = self._cache.start(request, measure=Measure())
+        list(handle.events())
+        return handle.prompt
+
+    def records(self, prompt: Prompt) -> dict[int, ChunkKV]:
+        """Records as the service would use them."""
+        spans = chunk_spans(prompt)
+        keys = [self.runtime.key(prompt.spans[i].token_ids, SALT) for i in spans]
+        found = self.runtime.find(keys, SALT)
+        return {i: f.record for i, f in zip(spans, found, strict=True)}
+
+    def true_records(self, prompt: Prompt) -> dict[int, ChunkKV]:
+        """The KV that full prefill makes, as if it were records."""
+        head, rest = prompt.spans[0].token_ids, prompt.token_ids[len(prompt.spans[0]) :]
+        key = ChunkKey.of(
+            rest, fingerprint=self.runtime.model.fingerprint, born_prefix=head, salt=SALT
+        )
+        whole = ChunkPrefill(key, head=head, salt=SALT)
+        self.runtime.engine.submit(whole)
+        kv, stats = whole.future.result().kv, None
+        exact = {}
+        for index, record in self.records(prompt).items():
+            span, stats = prompt.spans[index], record.stats
+            first = span.start - len(head)
+            own = kv[:, :, first : first + len(span)].clone()
+            exact[index] = ChunkKV(record.key, record.geometry, own, stats)
+        return exact
