@@ -21,7 +21,10 @@ TWINS = {
         "tests/engine/test_probe.py",
         "tests/engine/test_prefix.py",
     ],
-    "rows through the layers in parts and at once": ["tests/engine/test_model.py"],
+    "rows through the layers in parts and at once": [
+        "tests/engine/test_model.py",
+        "tests/engine/test_narrow.py",
+    ],
 }
 
 

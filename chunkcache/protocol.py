@@ -75,7 +75,9 @@ class SpanReport(_Wire):
     tokens: int
     rung: Rung
     reused: int = Field(description="rows taken from a cache and not recomputed")
-    recomputed: int = Field(description="rows that were in a cache and were recomputed")
+    recomputed: int = Field(
+        description="rows that were in a cache and were recomputed to the last layer"
+    )
     computed: int = Field(description="rows that were in no cache")
     tier: str | None = Field(None, description="prefix, host or disk; null when computed")
     miss: str | None = Field(None, description="absent, corrupt, disabled, ...; null on a hit")

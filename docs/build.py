@@ -160,17 +160,28 @@ def ttft_table() -> str:
 
 
 def _quality_runs(*splits: str) -> list[dict[str, Any]]:
-    """The last run of every model and set on these halves."""
+    """The last run of every model and set on these halves, in every number type."""
     path = RESULTS / "bench_quality.jsonl"
     runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    latest_runs = {(run["model"], run["set"], run["split"]): run for run in runs}
+    latest_runs = {(run["model"], run["set"], run["split"], run["dtype"]): run for run in runs}
     return [run for _, run in sorted(latest_runs.items()) if run["split"] in splits]
+
+
+def _largest_runs(split: str) -> list[dict[str, Any]]:
+    """Of every model and set the run with the most questions."""
+    largest: dict[tuple[str, str], dict[str, Any]] = {}
+    for run in _quality_runs(split):
+        before = largest.setdefault((run["model"], run["set"]), run)
+        if run["questions"] > before["questions"]:
+            largest[run["model"], run["set"]] = run
+    return list(largest.values())
 
 
 def _about(run: dict[str, Any]) -> str:
     full, bare = run["full_f1"], run["no_documents_f1"]
     return (
-        f"**{run['model']}, {run['set']}** ({run['split']} half), {run['questions']} questions "
+        f"**{run['model']}, {run['set']}** ({run['split']} half, {run['dtype']}), "
+        f"{run['questions']} questions "
         f"with {run['passages']} passages each; F1 of full recompute {full[0]:.3f}, without "
         f"documents {bare[0]:.3f}."
     )
@@ -187,7 +198,7 @@ def _signed(values: list[float]) -> str:
 def drift_table() -> str:
     """What reuse changes, in short: every policy on the halves that nothing was chosen on."""
     lines: list[str] = []
-    for run in _quality_runs("report"):
+    for run in _largest_runs("report"):
         lines += [_about(run), "", "| policy | rows | TTFT | mean KL | F1 lost | other text |"]
         lines += ["|---|---|---|---|---|---|"]
         for arm in run["arms"]:
@@ -303,6 +314,28 @@ def oracle_table() -> str:
     return "\n".join(lines)
 
 
+def tried_table() -> str:
+    """Ways that were tried beside the one that was built, the last run of every model and set."""
+    path = RESULTS / "bench_tried.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    runs = {(run["model"], run["set"]): run for run in map(json.loads, lines)}
+    table: list[str] = []
+    for run in runs.values():
+        table += [
+            f"**{run['model']}, {run['set']}** ({run['split']} half, {run['dtype']}), "
+            f"{run['questions']} questions, an honest {run['budget']:.0%}:",
+            "", "| born: way | cost | mean KL | paired with `passages: question` |",
+            "|---|---|---|---|",
+        ]  # fmt: skip
+        table += [
+            f"| {name} | {way['cost']:.3f} | {_interval(way['mean_kl'])} | "
+            f"{_signed(way['against_question'])} |"
+            for name, way in run["ways"].items()
+        ]
+        table += ["", f"{_source(run)}.", ""]
+    return "\n".join(table) if table else "Not measured yet.\n"
+
+
 def needle_table() -> str:
     """How often every token of a needle is among the recomputed rows."""
     path = RESULTS / "bench_needle.jsonl"
@@ -327,6 +360,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "order": order_table,
     "order-answers": order_answers_table,
     "oracle": oracle_table,
+    "tried": tried_table,
     "needle": needle_table,
 }
 PAGES: dict[str, Callable[[], str]] = {

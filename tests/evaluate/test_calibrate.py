@@ -165,7 +165,8 @@ def alpha_line(drifts: list[float]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("target", "alpha"), [(1.0, 0.1), (0.6, 0.2), (0.5, 0.2), (0.31, 0.45), (0.11, 1.0), (0.09, None)]
+    ("target", "alpha"),
+    [(1.0, 0.1), (0.6, 0.2), (0.5, 0.2), (0.31, 0.45), (0.11, 1.0), (0.09, None)],
 )
 def test_alpha_is_the_least_that_keeps_to_the_target(target: float, alpha: float | None) -> None:
     """Means of two questions; the rise from the second α to the third is noise, and is levelled."""
