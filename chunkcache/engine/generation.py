@@ -242,7 +242,8 @@ class Generation(Request):
         if self._policy.watches is Scoring.DEVIATION:
             records = self._placed_records()
             self._scores = DeviationScores(self._plan.num_tokens, records, layer - 1)
-        elif self._scores is None:  # otherwise it goes on adding up
+        elif self._policy.watches is Scoring.QUESTION and self._scores is None:
+            # only at the first step: from there on it goes on adding up
             question = next(s for s in self._prompt.spans if s.kind is SpanKind.QUESTION)
             self._scores = QuestionScores(self._plan.num_tokens, question.start)
         self._stage = Stage.NARROW
@@ -253,11 +254,12 @@ class Generation(Request):
 
     def _narrow(self) -> None:
         """Let go of the rows that the policy has no use for from here on; the others go on."""
-        assert self._plan is not None and self._scores is not None and self.current is not None
-        before = self._recomputed
+        assert self._plan is not None and self.current is not None
+        before, plan = self._recomputed, self._plan
         step = self._steps.pop(0)
-        task, scores = self._plan.task, self._scores.scores()
-        self._recomputed = self._policy.narrow(task, step, before, scores)
+        nothing = np.zeros(plan.num_tokens, dtype=np.float32)
+        scores = self._scores.scores() if self._scores is not None else nothing
+        self._recomputed = self._policy.narrow(plan.task, step, before, scores)
         gone = np.setdiff1d(before, self._recomputed)
         rows = np.setdiff1d(self.current.positions, gone)
         self._stage = Stage.PROMPT

@@ -137,7 +137,8 @@ class RepairPolicy(Protocol):
     ) -> np.ndarray:
         """Those of `rows` that go on at a step: increasing, at most `step.max_rows`.
 
-        `scores` float32 `[prompt tokens]`: what `watches` asks for, of the layers run so far.
+        `scores` float32 `[prompt tokens]`: what `watches` asks for, of the layers run so far; zeros
+        where it asks for nothing.
         """
         message = f"policy {self.name!r} has no steps"  # a lone raise would make this abstract
         raise NotImplementedError(message)
