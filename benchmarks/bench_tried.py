@@ -14,6 +14,8 @@ beside the other passages of this very prompt, in the best of some other orders)
 - `first rows`    the first two rows of every chunk and the question's rows
 - `all three`     first rows, question and shift of four rows a chunk
 - `outward`       the question's scores × what a row attended to outside of its chunk at birth
+- `whole probe`   all of the question's rows run from the start again after the repair
+- `short probe`   the same, with votes of the layers from a half to two thirds of the depth only
 - `half depth`    twice the question's rows through the lower half of the layers
 - `cfo`, `question`, `none`: the policies of those names; with `orders`, records are chosen by the
   lowest CFO (Cache-Craft's variants, arXiv 2502.15734, §3.3), the canonical one among them
@@ -43,7 +45,7 @@ from chunkcache.evaluate.drift import drift_between
 from chunkcache.evaluate.quality import read_questions
 from chunkcache.evaluate.quality.summary import bootstrap
 from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
-from chunkcache.repair import RepairPolicy, RepairTask, Step, policy_named
+from chunkcache.repair import RepairPolicy, RepairTask, Scoring, Step, policy_named
 from chunkcache.repair.cfo import FixOverhead
 from chunkcache.repair.scored import QuestionRows
 from chunkcache.repair.select import reusable_positions, top_rows
@@ -52,6 +54,15 @@ if TYPE_CHECKING:
     from chunkcache.engine.prompt import Prompt
 
 SHARPER = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Records, and what is repaired of them; `paid` has been spent of the budget already."""
+
+    records: Records
+    policy: RepairPolicy
+    paid: float = 0.0
 
 
 # ---------------------------------------------------------------- choosers
@@ -112,16 +123,66 @@ class HalfDepth(QuestionRows):
         return rows[:0]
 
 
+class ThoroughQuestion(QuestionRows):
+    """As the product's, but the question's rows run again from the start after the repair."""
+
+    name = "whole probe"
+    probe_keeps = 0.0
+
+
+class Listener(RepairPolicy):
+    """Keeps the question's votes of the layers up to a half and up to two thirds of the depth.
+
+    One row must be repaired for anything to be watched; it is the first.
+    """
+
+    name = "listener"
+    needs = Scoring.NONE
+    watches = Scoring.QUESTION
+
+    def __init__(self) -> None:
+        self.heard: list[np.ndarray] = []
+
+    def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
+        """One row."""
+        return reusable_positions(task)[:1]
+
+    def steps(self, task: RepairTask) -> tuple[Step, ...]:
+        """Where to listen."""
+        return Step(task.num_layers // 2, 1), Step(task.num_layers * 2 // 3, 1)
+
+    def narrow(
+        self, task: RepairTask, step: Step, rows: np.ndarray, scores: np.ndarray
+    ) -> np.ndarray:
+        """Everybody."""
+        self.heard.append(scores.copy())
+        return rows
+
+
+class Votes(QuestionRows):
+    """Rows by votes that were taken before."""
+
+    name = "votes"
+    needs = Scoring.NONE
+
+    def __init__(self, votes: np.ndarray) -> None:
+        self._votes = votes
+
+    def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
+        """The largest."""
+        return super().choose(task, self._votes)
+
+
+def short_probe(lab: Lab, prompt: Prompt, records: Records) -> Way:
+    """Votes of layers from a half to two thirds of the depth, where the probe ends."""
+    listener = Listener()
+    task = lab.answer(prompt, records, listener, 1.0, tokens=1).plan.task
+    votes = listener.heard[1] - listener.heard[0]
+    asking = prompt.num_tokens - max(c.start + c.num_tokens for c in task.chunks)
+    return Way(records, Votes(votes), asking * 2 / 3 / task.reusable_rows)
+
+
 # ---------------------------------------------------------------- measuring
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """Records, and what is repaired of them; `paid` has been spent of the budget already."""
-
-    records: Records
-    policy: RepairPolicy
-    paid: float = 0.0
 
 
 def ways(lab: Lab, prompt: Prompt, orders: int, seed: int) -> dict[str, Way]:
@@ -142,6 +203,8 @@ def ways(lab: Lab, prompt: Prompt, orders: int, seed: int) -> dict[str, Way]:
         "passages: shift": Way(eight, none, price_of_eight),
         "passages: question": Way(passages, question),
         "passages: shift, question": Way(four, question, price_of_four),
+        "passages: question, whole probe": Way(passages, ThoroughQuestion()),
+        "passages: question, short probe": short_probe(lab, prompt, passages),
         "passages: first rows, question": Way(passages, FirstAndQuestion()),
         "passages: all three": Way(four, FirstAndQuestion(), price_of_four),
         "passages: outward × question": Way(passages, OutwardQuestion()),
