@@ -82,7 +82,7 @@ def evaluate(
         from chunkcache.evaluate.quality.picture import draw_frontier
 
         draw_frontier(summary, picture, title=f"{questions.name}, {len(lines)} questions, {name}")
-    typer.echo(json.dumps({"questions": str(questions), "model": name, **summary.as_dict()}))
+    typer.echo(json.dumps({"file": str(questions), "model": name, **summary.as_dict()}))
 
 
 def calibrate(

@@ -6,54 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
-from typer.testing import CliRunner
 
-from chunkcache.cli.app import app
 from chunkcache.cli.context import assign
 from chunkcache.cli.screen import RIBBON_CELLS, ribbon
 from chunkcache.errors import ConfigError, InvalidRequest, NotFound
 from chunkcache.protocol import Report, SpanReport, Timings
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """The commands point log lines at stderr, which is another one for every test."""
-    yield
-    structlog.reset_defaults()
-
-
-@pytest.fixture
-def options(tiny_model_folder: Path, tmp_path: Path) -> list[str]:
-    """The shared options of a cache of its own."""
-    settings = {
-        "cache": tmp_path / "cache",
-        "model.alias": "tiny",
-        "model.dtype": "float32",
-        "retrieval.embedder": "hashing:64",
-        "retrieval.chunk_tokens": 64,
-        "engine.kv_capacity_bytes": 1 << 23,
-        "store.disk_capacity_bytes": 1 << 26,
-    }
-    assigned = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    return ["--home", str(tmp_path / "home"), "--model", str(tiny_model_folder), *assigned]
-
-
-@pytest.fixture
-def run(options: list[str]) -> Callable[..., Any]:
-    def invoke(*arguments: str, code: int = 0) -> Any:
-        result = CliRunner().invoke(app, [*options, *arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == code, result.output
-        return result
-
-    return invoke
 
 
 @pytest.fixture

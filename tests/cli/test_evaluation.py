@@ -1,0 +1,75 @@
+"""`eval` and `calibrate`, from a file of questions to tables, pictures and a kept calibration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chunkcache.errors import InvalidRequest
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Ten questions of three passages each."""
+    path = tmp_path / "questions.jsonl"
+    lines = [
+        {"question": f"which fox is number {n}?", "answers": ["the fox"],
+         "contexts": [{"title": f"T{i}", "text": f"Number {n}, passage {i}: the quick fox " * 3}
+                      for i in range(3)]}
+        for n in range(10)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def kept(tmp_path: Path) -> dict[str, Any]:
+    """The one calibration of the installation."""
+    (path,) = (tmp_path / "home" / "calibration").iterdir()
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_eval_prints_a_table_and_a_line_and_can_be_resumed(
+    run: Callable[..., Any], questions: Path, tmp_path: Path
+) -> None:
+    out, picture = tmp_path / "lines.jsonl", tmp_path / "frontier.png"
+    command = [
+        "eval", str(questions), "--limit", "2", "--max-tokens", "4", "--out", str(out),
+        "--policy", "none", "--policy", "gradual@0.5", "--policy", "cfo:0.3",
+        "--policy", "focused@0.5", "--picture", str(picture),
+    ]  # fmt: skip
+    shown = run(*command).stdout
+    for name in ("none", "gradual@0.5", "cfo:0.3", "focused@0.5"):
+        assert name in shown
+    line = json.loads(shown.splitlines()[-1])
+    assert line["file"] == str(questions) and line["questions"] == 2
+    assert len(line["arms"]) == 4
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    lines = out.read_text()
+    again = run(*command).stdout
+    assert out.read_text() == lines and json.loads(again.splitlines()[-1]) == line
+
+
+def test_eval_names_what_it_does_not_know(run: Callable[..., Any], questions: Path) -> None:
+    with pytest.raises(InvalidRequest, match="gradual"):
+        run("eval", str(questions), "--policy", "fastest")
+
+
+def test_calibrate_keeps_a_curve_and_alpha_until_it_is_asked_for_anew(
+    run: Callable[..., Any], questions: Path, tmp_path: Path
+) -> None:
+    first, second = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
+    command = ["calibrate", str(questions), "--limit", "8", "--max-tokens", "2"]
+    shown = run(*command, "--cfo-drift", "1000", "--out", first).stdout
+    assert "question@0.15" in shown and "α = 0.1 is the least" in shown
+    assert kept(tmp_path)["cfo_alpha"] == 0.1 and kept(tmp_path)["questions"] == 8
+    run(*command, "--out", second)
+    assert kept(tmp_path)["cfo_alpha"] == 0.1
+    # the lines of the first run are there: nothing is measured again
+    shown = run(*command, "--cfo-drift", "0", "--out", first).stdout
+    assert "no α keeps drift at 0 or less" in shown
+    assert kept(tmp_path)["cfo_alpha"] is None
