@@ -23,7 +23,11 @@ def load_build() -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["docs_build"] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT / "docs"))  # where a script finds what lies beside it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
     return module
 
 

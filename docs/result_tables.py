@@ -1,0 +1,250 @@
+"""Tables of figures, as documents show them, from the committed results of benchmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def latest(benchmark: str) -> dict[str, Any] | None:
+    """The last committed line of a benchmark."""
+    path = RESULTS / f"bench_{benchmark}.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1]) if lines else None
+
+
+def _source(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+    return f"`{result['command']}` at commit {result['commit']}, {where}"
+
+
+def ttft_table() -> str:
+    """TTFT of every arm, relative to full recompute in the same run."""
+    result = latest("ttft")
+    if result is None:
+        return "Not measured yet.\n"
+    names = list(result["rows"][0]["arms"])
+    lines = ["| passages × tokens | prompt | " + " | ".join(names) + " |"]
+    lines += ["|---|---|" + "---|" * len(names)]
+    for row in result["rows"]:
+        cells = [f"{arm['ttft_ms']:.0f} ms ({arm['of_full']:.2f})" for arm in row["arms"].values()]
+        size = f"{row['passages']} × {row['tokens']}"
+        lines.append(f"| {size} | {row['prompt_tokens']} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"{result['model']} in {result['dtype']}, policy `{result['policy']}`; median TTFT,",
+    ]
+    lines += [f"in brackets relative to `full` turn by turn. {_source(result)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _quality_runs(*splits: str) -> list[dict[str, Any]]:
+    """The last run of every model and set on these halves, in every number type."""
+    path = RESULTS / "bench_quality.jsonl"
+    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    latest_runs = {(run["model"], run["set"], run["split"], run["dtype"]): run for run in runs}
+    return [run for _, run in sorted(latest_runs.items()) if run["split"] in splits]
+
+
+def _largest_runs(split: str) -> list[dict[str, Any]]:
+    """Of every model and set the run with the most questions."""
+    largest: dict[tuple[str, str], dict[str, Any]] = {}
+    for run in _quality_runs(split):
+        before = largest.setdefault((run["model"], run["set"]), run)
+        if run["questions"] > before["questions"]:
+            largest[run["model"], run["set"]] = run
+    return list(largest.values())
+
+
+def _about(run: dict[str, Any]) -> str:
+    full, bare = run["full_f1"], run["no_documents_f1"]
+    return (
+        f"**{run['model']}, {run['set']}** ({run['split']} half, {run['dtype']}), "
+        f"{run['questions']} questions "
+        f"with {run['passages']} passages each; F1 of full recompute {full[0]:.3f}, without "
+        f"documents {bare[0]:.3f}."
+    )
+
+
+def _interval(values: list[float]) -> str:
+    return f"{values[0]:.3f} ({values[1]:.3f}-{values[2]:.3f})"
+
+
+def _signed(values: list[float]) -> str:
+    return f"{values[0]:+.3f} ({values[1]:+.3f}, {values[2]:+.3f})"
+
+
+def drift_table() -> str:
+    """What reuse changes, in short: every policy on the halves that nothing was chosen on."""
+    lines: list[str] = []
+    for run in _largest_runs("report"):
+        lines += [_about(run), "", "| policy | rows | TTFT | mean KL | F1 lost | other text |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for arm in run["arms"]:
+            figures = arm["figures"]
+            cells = [
+                f"`{arm['name']}`", f"{abs(figures['repair_ratio'][0]):.1%}",
+                f"{figures['ttft_ratio'][0]:.2f}", _interval(figures["mean_kl"]),
+                _signed(arm["f1_loss"]), f"{figures['changed'][0]:.0%}",
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", f"{_source(run)}.", ""]
+    lines += [
+        "Rows: recomputed × layers ÷ reused, probes included. TTFT: of full recompute's. KL to",
+        "full recompute in nats, F1 lost against it, with 95 % intervals. `… head`: chunks born",
+        "after the head alone, as the papers' methods are meant. `all` recomputes every row: its",
+        "KL is the noise floor of the number type.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def drift_details_table() -> str:
+    """Every figure of every run, the halves for choosing included, and the paired comparisons."""
+    lines: list[str] = []
+    for run in _quality_runs("report", "tune"):
+        lines += [
+            _about(run), "",
+            "| policy | cost | first KL | mean KL | top-1 | F1 | exact | ROUGE-L | refusals |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        lines += [_drift_row(arm) for arm in run["arms"]]
+        lines += ["", f"{_source(run)}.", ""]
+        if run.get("against"):
+            lines += ["| mean KL, paired difference | |", "|---|---|"]
+            lines += [
+                f"| `{name}` | {_signed(difference)} |"
+                for name, difference in run["against"].items()
+                if name.startswith(("question@0.05 ", "question@0.15 "))
+            ]
+            lines.append("")
+        if run.get("reliability"):
+            lines += ["| drift predicted | measured | answers |", "|---|---|---|"]
+            lines += [f"| {r['predicted']:.3f} | {_interval(r['measured'])} | {r['answers']} |"
+                      for r in run["reliability"]]  # fmt: skip
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _drift_row(arm: dict[str, Any]) -> str:
+    figures = arm["figures"]
+    cells = [
+        f"`{arm['name']}`",
+        f"{abs(figures['repair_ratio'][0]):.3f}",
+        _interval(figures["first_kl"]),
+        _interval(figures["mean_kl"]),
+        *(f"{figures[n][0]:.3f}" for n in ("agreement", "f1", "em", "rouge_l", "unanswered")),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def order_table() -> str:
+    """What an exact prefix serves, by the order of passages."""
+    result = latest("order")
+    if result is None:
+        return "Not measured yet.\n"
+    lines = ["| prefix cache | as ranked | sorted by id | `cache_friendly` |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        if row["heads"] == "one head":
+            capacity = row["capacity_tokens"]
+            size = f"{capacity:,} tokens" if capacity else "unlimited"
+            cells = [f"{row[n]:.0%}" for n in ("relevance", "sorted", "cache_friendly")]
+            lines.append(f"| {size} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Share of passage tokens, {result['requests']:,} requests of {result['trace']} under one",
+        f"head; seen before wherever they stood: {result['reuse']:.0%}. {_source(result)}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def order_answers_table() -> str:
+    """What the order of passages is worth to answers."""
+    path = RESULTS / "bench_order_answers.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    runs = {(run["model"], run["set"]): run for run in map(json.loads, lines)}
+    if not runs:
+        return "Not measured yet.\n"
+    table = [
+        "| model, set, questions | F1, support first | lost, anywhere | lost, support last |",
+        "|---|---|---|---|",
+    ]
+    for run in runs.values():
+        cells = [f"{run['model']}, {run['set']}, {run['questions']}", _interval(run["f1"]["first"])]
+        cells += [_signed(run["f1_lost"][name]) for name in ("anywhere", "last")]
+        table.append("| " + " | ".join(cells) + " |")
+    table += ["", f"{_source(list(runs.values())[-1])}."]
+    return "\n".join(table) + "\n"
+
+
+def oracle_table() -> str:
+    """Mean KL of choosers that know what no server can."""
+    path = RESULTS / "bench_oracle.jsonl"
+    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not runs:
+        return "Not measured yet.\n"
+    names = list(runs[-1]["mean_kl"])
+    lines = ["| model, set, questions | " + " | ".join(names) + " |"]
+    lines += ["|---|" + "---|" * len(names)]
+    for run in runs:
+        cells = [_interval(run["mean_kl"][name]) for name in names]
+        about = f"{run['model']}, {run['set']}, {run['questions']}"
+        lines.append(f"| {about} | " + " | ".join(cells) + " |")
+    lines += ["", f"{_source(runs[-1])}.", ""]
+    return "\n".join(lines)
+
+
+def tried_table() -> str:
+    """Ways that were tried beside the one that was built, the last run of every model and set."""
+    path = RESULTS / "bench_tried.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    runs = {(run["model"], run["set"]): run for run in map(json.loads, lines)}
+    table: list[str] = []
+    for run in runs.values():
+        table += [
+            f"**{run['model']}, {run['set']}** ({run['split']} half, {run['dtype']}), "
+            f"{run['questions']} questions, an honest {run['budget']:.0%}:",
+            "", "| born: way | cost | mean KL | paired with `passages: question` |",
+            "|---|---|---|---|",
+        ]  # fmt: skip
+        table += [
+            f"| {name} | {way['cost']:.3f} | {_interval(way['mean_kl'])} | "
+            f"{_signed(way['against_question'])} |"
+            for name, way in run["ways"].items()
+        ]
+        table += ["", f"{_source(run)}.", ""]
+    return "\n".join(table) if table else "Not measured yet.\n"
+
+
+def needle_table() -> str:
+    """How often every token of a needle is among the recomputed rows."""
+    path = RESULTS / "bench_needle.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    runs = {run["model"]: run for run in map(json.loads, lines)}
+    if not runs:
+        return "Not measured yet.\n"
+    names = list(next(iter(runs.values()))["found"])
+    table = ["| model | cases | " + " | ".join(f"`{name}`" for name in names) + " |"]
+    table += ["|---|---|" + "---|" * len(names)]
+    for run in runs.values():
+        cells = [str(run["found"][name]) for name in names]
+        table.append(f"| {run['model']} | {run['cases']} | " + " | ".join(cells) + " |")
+    table += ["", f"{_source(list(runs.values())[-1])}.", ""]
+    return "\n".join(table)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "ttft": ttft_table,
+    "drift": drift_table,
+    "drift-details": drift_details_table,
+    "order": order_table,
+    "order-answers": order_answers_table,
+    "oracle": oracle_table,
+    "tried": tried_table,
+    "needle": needle_table,
+}
