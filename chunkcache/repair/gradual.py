@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class FallingRows(RepairPolicy):
     """All rows through two layers, then fewer and fewer of them, by how far K and V deviate.
 
-    The paper filters in every layer and gives no schedule. Here rows are compared again after a
-    quarter and after half of the layers, where adjacent layers agree least (§4.3, insight 2), and
-    `KEPT` of them go on each time.
+    The paper filters in every layer and gives no schedule. Neighbouring layers rank rows much alike
+    (its insight 2), so here they are compared again only twice, after a quarter and after half of
+    the layers, and `KEPT` of them go on each time.
     """
 
     name = "gradual"
