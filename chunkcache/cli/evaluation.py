@@ -46,7 +46,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--policy",
-            help="A policy, for every budget, or policy@budget, cfo:alpha, drift@target. Repeatable.",
+            help="policy (at every budget), policy@budget, cfo:alpha or drift@target. Repeatable.",
         ),
     ] = None,
     budgets: Annotated[

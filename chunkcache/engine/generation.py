@@ -239,6 +239,12 @@ class Generation(Request):
         if not self._steps or len(self._recomputed) == 0:
             return rows
         layer = self._steps[0].layer
+        started = rows.resumed.layer if rows.resumed else 0
+        if not started < layer < self._plan.task.num_layers:
+            raise ValueError(
+                f"policy {self._policy.name!r}: a step at layer {layer}, must be above {started}, "
+                f"where rows go on from, and below {self._plan.task.num_layers}"
+            )
         if self._policy.watches is Scoring.DEVIATION:
             records = self._placed_records()
             self._scores = DeviationScores(self._plan.num_tokens, records, layer - 1)

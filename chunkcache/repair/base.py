@@ -129,7 +129,10 @@ class RepairPolicy(Protocol):
         return scores
 
     def steps(self, task: RepairTask) -> tuple[Step, ...]:
-        """Where chosen rows are left behind, by increasing layer, below the last: nowhere."""
+        """Where chosen rows are left behind, by increasing layer: nowhere.
+
+        Each layer lies above those that scoring has run of any row, and below the model's last.
+        """
         return ()
 
     def narrow(

@@ -11,6 +11,7 @@ import torch
 
 from chunkcache.engine.model import DecoderModel
 from chunkcache.engine.outcome import Outcome
+from chunkcache.errors import ChunkCacheError
 from chunkcache.repair import RepairPolicy, RepairTask, Scoring, Step
 from chunkcache.repair.select import reusable_positions
 
@@ -152,6 +153,19 @@ def test_no_rows_left_is_no_rows_recomputed(deep: Any) -> None:
     assert len(policy.seen) == 1  # there is nobody to ask about at the second step
     assert len(outcome.recomputed) == 0 and outcome.residual == 1.0
     assert outcome.repair_ratio == pytest.approx(36 * 3 / 8 / sum(LENGTHS[1:]))
+
+
+@pytest.mark.parametrize(
+    ("needs", "layers"),
+    [(Scoring.NONE, (0,)), (Scoring.NONE, (3, 3)), (Scoring.NONE, (8,)), (Scoring.QUESTION, (2,))],
+)
+def test_a_step_where_no_row_can_end_is_refused(
+    deep: Any, needs: Scoring, layers: tuple[int, ...]
+) -> None:
+    """A question's rows go on from a quarter of the depth; nobody can leave before."""
+    prompt, records = case(deep, {1, 2, 3})
+    with pytest.raises(ChunkCacheError, match=f"a step at layer {layers[-1]}, must be above"):
+        deep.answer(prompt, records, EveryOther(needs, layers, 1.0), budget=0.9)
 
 
 @pytest.mark.parametrize("policy", ["gradual", "focused"])
