@@ -170,7 +170,11 @@ def show_alphas(steps: Sequence[AlphaStep], alpha: float | None, max_drift: floa
     if alpha is None:
         out.print(f"no α keeps drift at {max_drift:g} or less; policy cfo takes its default")
     else:
-        out.print(f"α = {alpha:g} is the least that keeps drift at {max_drift:g} or less")
+        cost = next(step.cost for step in steps if step.alpha == alpha)
+        out.print(
+            f"α = {alpha:g} is the least that keeps drift at {max_drift:g} or less; it takes "
+            f"{cost:.0%} of the rows, and the budget is a ceiling: ask with policy cfo and budget 1"
+        )
 
 
 def show_summary(summary: Summary) -> None:

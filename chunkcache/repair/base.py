@@ -36,7 +36,7 @@ class Scoring(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From `layer` on at most `max_rows` of the rows go on; the others keep what was stored.
+    """From `layer` on at most `max_rows` of the rows go on; the others have stored KV from there.
 
     A row that has been left behind has no hidden states any more and cannot come back, so that
     rows only ever become fewer on the way up.
