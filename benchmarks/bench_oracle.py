@@ -21,16 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from bench_quality import SUFFIX, data_folder, halves, question_settings, with_passages
+from bench_quality import asked, question_settings
 from lab import Given, Lab
 from reporting import command_line, emit, surroundings
 
 from chunkcache import ChunkCache
 from chunkcache.config import EMBEDDED_MODEL, RepairSettings
 from chunkcache.evaluate.drift import drift_between
-from chunkcache.evaluate.quality import read_questions
 from chunkcache.evaluate.quality.summary import bootstrap
-from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
 from chunkcache.repair import RepairPolicy, RepairTask, Scoring, policy_named
 from chunkcache.repair.scored import QuestionRows
 
@@ -96,26 +94,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     given = parser.parse_args()
-    folder = data_folder()
-    if folder is None:
-        print("not measured: no question sets in $CHUNKCACHE_DATA or ../shared/data")
+    questions = asked(given, "tune")
+    if questions is None:
         return 0
-    everything = read_questions(folder / f"{given.set}.jsonl.gz")
-    asked = halves(with_passages(everything, given.passages, given.seed), "tune")
     rows: list[dict[str, float]] = []
     with (
         tempfile.TemporaryDirectory() as home,
         ChunkCache(question_settings(Path(home), given.model)) as cache,
     ):
         lab = Lab(cache)
-        for number, question in enumerate(asked[-given.questions :], start=1):
-            request = AnswerRequest(
-                messages=[Message(role="user", content=question.text + SUFFIX)],
-                documents=list(question.contexts or ()),
-                sampling=Sampling(max_tokens=1),
-                options=ChunkCacheOptions(mode="full"),
-            )
-            rows.append(measure(lab, lab.prompt(request), given.budget))
+        for number, question in enumerate(questions[-given.questions :], start=1):
+            rows.append(measure(lab, lab.prompt(question), given.budget))
             print(number, {n: round(v, 4) for n, v in rows[-1].items()}, flush=True)
         model = cache.model_id
     means = {name: bootstrap([row[name] for row in rows]) for name in CHOOSERS}

@@ -92,6 +92,16 @@ def with_passages(questions: list[Question], count: int, seed: int) -> list[Ques
     return chosen
 
 
+def asked(given: argparse.Namespace, split: str) -> list[Question] | None:
+    """The questions of one half, with their passages; None, and a word why, without data."""
+    folder = data_folder()
+    if folder is None:
+        print("not measured: no question sets in $CHUNKCACHE_DATA or ../shared/data")
+        return None
+    everything = read_questions(folder / f"{given.set}.jsonl.gz")
+    return halves(with_passages(everything, given.passages, given.seed), split)
+
+
 def halves(questions: list[Question], split: str) -> list[Question]:
     """Every other question: `tune` has the even ones, `report` the odd ones."""
     return questions[0::2] if split == "tune" else questions[1::2]
@@ -123,12 +133,9 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Evaluate, print, draw."""
     given = arguments()
-    folder = data_folder()
-    if folder is None:
-        print("not measured: no question sets in $CHUNKCACHE_DATA or ../shared/data")
+    questions = asked(given, given.split)
+    if questions is None:
         return 0
-    everything = read_questions(folder / f"{given.set}.jsonl.gz")
-    questions = halves(with_passages(everything, given.passages, given.seed), given.split)
     questions = questions[: given.questions]
     evaluation = Evaluation(
         arms=tuple(parse_arms(given.arms, [0.15])), max_tokens=16, suffix=SUFFIX

@@ -20,7 +20,8 @@ beside the other passages of this very prompt, in the best of some other orders)
 - `cfo`, `question`, `none`: the policies of those names; with `orders`, records are chosen by the
   lowest CFO (Cache-Craft's variants, arXiv 2502.15734, §3.3), the canonical one among them
 
-Variants are given their best case: all of them have seen exactly the neighbours of this prompt.
+Variants have seen no others than the neighbours of this prompt. One that stood first has seen none,
+and CCI says .5 of it for want of evidence, so that the least CFO may prefer it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bench_quality import SUFFIX, data_folder, halves, question_settings, with_passages
+from bench_quality import asked, question_settings
 from lab import Lab
 from lab_records import Records, best_variants, born_after_head, sharper, shifted, twin
 from reporting import command_line, emit, surroundings
@@ -42,9 +43,7 @@ from reporting import command_line, emit, surroundings
 from chunkcache import ChunkCache
 from chunkcache.config import EMBEDDED_MODEL, RepairSettings
 from chunkcache.evaluate.drift import drift_between
-from chunkcache.evaluate.quality import read_questions
 from chunkcache.evaluate.quality.summary import bootstrap
-from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
 from chunkcache.repair import RepairPolicy, RepairTask, Scoring, Step, policy_named
 from chunkcache.repair.cfo import FixOverhead
 from chunkcache.repair.scored import QuestionRows
@@ -271,26 +270,17 @@ def show(rows: Sequence[dict[str, tuple[float, float]]]) -> dict[str, dict[str, 
 def main() -> int:
     """Measure, print."""
     given = arguments()
-    folder = data_folder()
-    if folder is None:
-        print("not measured: no question sets in $CHUNKCACHE_DATA or ../shared/data")
+    questions = asked(given, given.split)
+    if questions is None:
         return 0
-    everything = read_questions(folder / f"{given.set}.jsonl.gz")
-    asked = halves(with_passages(everything, given.passages, given.seed), given.split)
     rows: list[dict[str, tuple[float, float]]] = []
     with (
         tempfile.TemporaryDirectory() as home,
         ChunkCache(question_settings(Path(home), given.model)) as cache,
     ):
         lab = Lab(cache)
-        for number, question in enumerate(asked[: given.questions], start=1):
-            request = AnswerRequest(
-                messages=[Message(role="user", content=question.text + SUFFIX)],
-                documents=list(question.contexts or ()),
-                sampling=Sampling(max_tokens=1),
-                options=ChunkCacheOptions(mode="full"),
-            )
-            prompt = lab.prompt(request)
+        for number, question in enumerate(questions[: given.questions], start=1):
+            prompt = lab.prompt(question)
             if number == 1:
                 print(f"twin: documents together and apart differ by {twin(lab, prompt):.2g}")
             rows.append(measure(lab, prompt, given.budget, given.orders, given.seed + number))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bench_quality import SUFFIX
+
 from chunkcache.chunk import ChunkKey, ChunkKV
 from chunkcache.engine.generation import Generation
 from chunkcache.engine.outcome import Outcome
 from chunkcache.engine.prefill import ChunkPrefill
-from chunkcache.protocol import Sampling
+from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
 from chunkcache.repair import RepairPolicy, RepairTask, Scoring
 from chunkcache.repair.select import reusable_positions, top_rows
 from chunkcache.service.answer import chunk_spans
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from chunkcache import ChunkCache
     from chunkcache.engine.prompt import Prompt
-    from chunkcache.protocol import AnswerRequest
+    from chunkcache.evaluate.quality import Question
 
 SALT = b"lab"
 TOKENS = 16
@@ -60,8 +62,14 @@ class Lab:
         self.runtime.engine.submit(generation)
         return next(event for event in generation.events() if isinstance(event, Outcome))
 
-    def prompt(self, request: AnswerRequest) -> Prompt:
-        """The prompt of a request."""
+    def prompt(self, question: Question) -> Prompt:
+        """The prompt of a question with its passages."""
+        request = AnswerRequest(
+            messages=[Message(role="user", content=question.text + SUFFIX)],
+            documents=list(question.contexts or ()),
+            sampling=Sampling(max_tokens=1),
+            options=ChunkCacheOptions(mode="full"),
+        )
         handle = self._cache.start(request, measure=Measure())
         list(handle.events())
         return handle.prompt

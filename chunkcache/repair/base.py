@@ -1,8 +1,8 @@
 """What a repair policy is: given the reused chunks and a budget, which rows to recompute.
 
 To add one: write a file here with a class that has `name`, `needs` and `choose`, and list it in
-`repair/__init__.py`. A policy that lets rows go on the way also has `watches`, `steps` and
-`narrow`. Policies are pure: no tensors, no engine, no I/O.
+`repair/__init__.py`. A policy that lets rows go on the way also has `watches` and `steps`, and
+`narrow` where not the largest scores decide. Policies are pure: no tensors, no engine, no I/O.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
+
+from chunkcache.repair.select import top_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,8 +142,8 @@ class RepairPolicy(Protocol):
     ) -> np.ndarray:
         """Those of `rows` that go on at a step: increasing, at most `step.max_rows`.
 
-        `scores` float32 `[prompt tokens]`: what `watches` asks for, of the layers run so far; zeros
-        where it asks for nothing.
+        Unless a policy says otherwise, those with the largest scores. `scores` float32
+        `[prompt tokens]`: what `watches` asks for, of the layers run so far; zeros where it asks
+        for nothing.
         """
-        message = f"policy {self.name!r} has no steps"  # a lone raise would make this abstract
-        raise NotImplementedError(message)
+        return top_rows(rows, scores[rows], step.max_rows)

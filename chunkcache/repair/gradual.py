@@ -48,12 +48,6 @@ class FallingRows(RepairPolicy):
         counts = self._counts(task)
         return tuple(Step(e, n) for e, n in zip(_edges(task)[1:], counts[1:], strict=True))
 
-    def narrow(
-        self, task: RepairTask, step: Step, rows: np.ndarray, scores: np.ndarray
-    ) -> np.ndarray:
-        """The rows that deviate most here."""
-        return top_rows(rows, scores[rows], step.max_rows)
-
     def _counts(self, task: RepairTask) -> list[int]:
         edges = _edges(task)
         if edges[0] >= task.num_layers:

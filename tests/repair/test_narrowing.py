@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from chunkcache.chunk import ChunkStats
 from chunkcache.config import RepairSettings
-from chunkcache.repair import RepairTask, ReusedChunk, Step, policy_named
+from chunkcache.repair import RepairTask, ReusedChunk, Scoring, Step, policy_named
 from chunkcache.repair.focused import FocusedChunks, above_gap, chunk_attention
 from chunkcache.repair.gradual import falling_counts
 
@@ -28,7 +29,7 @@ def stats(num_tokens: int, head: list[float] | None = None) -> ChunkStats:
 
 @st.composite
 def layered_tasks(draw: st.DrawFn) -> RepairTask:
-    """Chunks of 1 to 9 rows in models of 1 to 40 layers, two of which every row ran, or none."""
+    """Chunks of 1 to 9 rows in models of 1 to 40 layers."""
     chunks, start = [], draw(st.integers(0, 5))
     masses = st.sampled_from([0.0, 0.5, 1.0, math.nan, math.inf])
     for _ in range(draw(st.integers(0, 5))):
@@ -36,13 +37,7 @@ def layered_tasks(draw: st.DrawFn) -> RepairTask:
         made = stats(rows, draw(st.lists(masses, min_size=rows, max_size=rows)))
         chunks.append(ReusedChunk(start, rows, made, (NEIGHBOUR,), (10,)))
         start += rows + draw(st.integers(0, 4))
-    layers = draw(st.integers(1, 40))
-    share = draw(st.sampled_from([0.0, min(1.0, 2 / layers)]))
-    reusable = sum(chunk.num_tokens for chunk in chunks)
-    return RepairTask(
-        tuple(chunks), draw(st.floats(0.0, 1.0)), scoring_rows=share * reusable,
-        row_cost=1.0 - share, num_layers=layers,
-    )  # fmt: skip
+    return RepairTask(tuple(chunks), draw(st.floats(0.0, 1.0)), num_layers=draw(st.integers(1, 40)))
 
 
 @pytest.mark.parametrize("name", ["gradual", "focused"])
@@ -51,9 +46,10 @@ def layered_tasks(draw: st.DrawFn) -> RepairTask:
 def test_rows_become_fewer_from_step_to_step_within_the_budget(
     name: str, task: RepairTask, seed: int
 ) -> None:
-    if (name == "gradual") != (task.row_cost < 1.0):
-        return  # gradual always scores before, focused never
     policy = policy_named(name, RepairSettings(cfo_alpha=1.0))
+    if policy.needs is Scoring.DEVIATION:  # every row has run through two layers
+        share = min(1.0, 2 / task.num_layers)
+        task = replace(task, scoring_rows=share * task.reusable_rows, row_cost=1.0 - share)
     end = max((c.start + c.num_tokens for c in task.chunks), default=0) + 3
     draw = np.random.default_rng(seed)
     values = np.array([0.0, 0.5, 1.0, 7.0, np.nan, np.inf], np.float32)
@@ -95,12 +91,13 @@ def test_falling_counts_fall_and_spend_what_they_can(
         assert paid - spent < sum(lengths) + 1e-6
 
 
-def test_a_policy_without_steps_cannot_narrow() -> None:
+def test_unless_a_policy_says_otherwise_the_largest_scores_go_on() -> None:
     policy = policy_named("question", RepairSettings())
-    task = RepairTask((ReusedChunk(2, 4, stats(4), (), ()),), 0.5)
+    task = RepairTask((ReusedChunk(2, 6, stats(6), (), ()),), 0.5)
     assert policy.steps(task) == ()
-    with pytest.raises(NotImplementedError, match="'question' has no steps"):
-        policy.narrow(task, Step(2, 1), np.array([2]), np.zeros(10))
+    rows, scores = np.array([2, 3, 5, 7]), np.array([9, 9, 1, 4, 9, 3, 9, 4], np.float32)
+    assert policy.narrow(task, Step(2, 2), rows, scores).tolist() == [3, 7]
+    assert policy.narrow(task, Step(2, 9), rows, scores).tolist() == [2, 3, 5, 7]
 
 
 def test_gradual_compares_after_two_layers_a_quarter_and_a_half() -> None:
