@@ -130,9 +130,7 @@ class Generation(Request):
             self._prompt, prefix_tokens, self._records,
             exact_only=self._exact_only, budget=self._budget, max_residual=self._max_residual,
         )  # fmt: skip
-        layers = model.geometry.num_layers
-        kept = int(self._policy.probe_keeps * layers)
-        plan = with_scoring(plan, self._policy.needs, layers, kept)
+        plan = with_scoring(plan, self._policy, model.geometry.num_layers)
         self._plan = plan
         self._probe_ended_at = self.started_at
         missing = np.array(plan.missing, dtype=np.int64)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKV, Span
     from chunkcache.engine.prompt import Prompt
+    from chunkcache.repair import RepairPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,24 +130,31 @@ def _reused(
     )
 
 
-def with_scoring(
-    plan: RepairPlan, needs: Scoring, num_layers: int, probe_keeps: int = 0
-) -> RepairPlan:
+def with_scoring(plan: RepairPlan, policy: RepairPolicy, num_layers: int) -> RepairPlan:
     """The same plan with the price of scoring taken from its budget.
 
-    To score, the question's rows run once more, but for their first `probe_keeps` layers, and so do
-    missing chunks that see a row to repair. Deviation runs every row to repair through its first
-    layers; those chosen go on from there, and so do missing rows.
+    To score, the question's rows run once more, but for the layers that `probe_keeps` of the policy
+    keeps, and so do missing chunks that see a row to repair. Deviation runs every row to repair
+    through its first layers; those chosen go on from there, and so do missing rows.
+
+    Scoring that would take more than the policy's `max_scoring_share` of the budget is not done,
+    unless a residual was promised or everything is repaired anyway.
     """
     task = replace(plan.task, num_layers=num_layers)
-    if needs is Scoring.QUESTION and task.chunks:
+    priced = task
+    if policy.needs is Scoring.QUESTION and task.chunks:
         seeing = [p for p in plan.missing if p > plan.first_reused]
-        kept = sum(p >= plan.chunks_end for p in seeing) * probe_keeps / num_layers
-        task = replace(task, scoring_rows=len(seeing) - kept)
-    elif needs is Scoring.DEVIATION:
+        layers_kept = int(policy.probe_keeps * num_layers)
+        kept = sum(p >= plan.chunks_end for p in seeing) * layers_kept / num_layers
+        priced = replace(task, scoring_rows=len(seeing) - kept)
+    elif policy.needs is Scoring.DEVIATION:
         share = min(1.0, DEVIATION_LAYERS / num_layers)
-        task = replace(task, scoring_rows=task.reusable_rows * share, row_cost=1.0 - share)
-    return replace(plan, task=task)
+        priced = replace(task, scoring_rows=task.reusable_rows * share, row_cost=1.0 - share)
+    most = policy.max_scoring_share * task.budget * task.reusable_rows
+    has_choice = policy.max_scoring_share < 1.0 and task.max_residual is None and task.budget < 1.0
+    if has_choice and priced.scoring_rows > most:
+        priced = replace(task, scoring_is_dear=True)
+    return replace(plan, task=priced)
 
 
 def span_rung(plan: SpanPlan, recomputed: int) -> Rung:

@@ -79,6 +79,7 @@ class RepairTask:
     row_cost: float = 1.0  # of a chosen row: below 1 where scoring has run its first layers
     max_residual: float | None = None
     num_layers: int = 1  # of the model
+    scoring_is_dear: bool = False  # it would take too much of the budget and is left out
 
     @property
     def reusable_rows(self) -> int:
@@ -103,9 +104,9 @@ class RepairTask:
 
     @property
     def needs_no_scores(self) -> bool:
-        """Whether there is nothing to choose: no row can be paid for, or every row is."""
+        """Whether rows are chosen without: no row can be paid for, every row is, or it is dear."""
         everything = self.budget >= 1.0 and self.max_residual is None
-        return self.max_rows == 0 or everything
+        return self.max_rows == 0 or everything or self.scoring_is_dear
 
 
 class RepairPolicy(Protocol):
@@ -116,11 +117,14 @@ class RepairPolicy(Protocol):
     watches: Scoring = Scoring.NONE
     # the question's rows are not run again through that share of the layers after the probe
     probe_keeps: float = 0.0
+    # above that share of the budget scoring is left out, and rows are chosen without scores
+    max_scoring_share: float = 1.0
 
     def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
         """Positions to recompute: int64, increasing, at most `task.max_rows`, inside the chunks.
 
-        `scores` is float32 `[prompt tokens]` when `needs` asks for it, else None. A policy with
+        `scores` is float32 `[prompt tokens]` when `needs` asks for it, else None; None, too, where
+        the task needs none. A policy with
         `steps` may begin with more rows, as long as all its steps together cost no more than
         `task.max_rows` through all layers would.
         """

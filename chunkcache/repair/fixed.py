@@ -54,6 +54,8 @@ class FirstK(RepairPolicy):
         """The first row of every chunk, then the second, … until k or the budget is reached."""
         chosen: list[int] = []
         for offset in range(self._k):
+            if len(chosen) >= task.max_rows:
+                break
             for chunk in task.chunks:
                 row = offset - chunk.first_row
                 if 0 <= row < chunk.num_tokens and len(chosen) < task.max_rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chunkcache.repair.base import RepairPolicy, Scoring
+from chunkcache.repair.fixed import FirstK
 from chunkcache.repair.select import reusable_positions, rows_until, smoothed, top_rows
 
 if TYPE_CHECKING:
@@ -40,12 +41,24 @@ class QuestionRows(_TopScores):
     it looks at are the words that lead to an answer as often as the answer, which is read only once
     the answer begins: so each row takes the scores of its neighbours as well as its own, of more
     rows before it than after.
+
+    Where looking would take too much of the budget, as it does in short prompts under small
+    budgets, the first rows of all chunks are repaired instead, which costs no look.
     """
 
     name = "question"
     needs = Scoring.QUESTION
-    probe_keeps = 0.25  # measured: docs/log.md
-    ROWS_BEFORE, ROWS_AFTER = 6, 2  # measured: docs/log.md
+    # measured, all of them: docs/log.md
+    probe_keeps = 0.25
+    max_scoring_share = 0.5
+    ROWS_BEFORE, ROWS_AFTER = 6, 2
+
+    def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
+        """The rows with the largest scores, or first rows where scoring is dear."""
+        if task.scoring_is_dear:
+            longest = max(c.first_row + c.num_tokens for c in task.chunks)
+            return FirstK(longest).choose(task, None)
+        return super().choose(task, scores)
 
     def weigh(self, task: RepairTask, scores: np.ndarray) -> np.ndarray:
         """Scores averaged over neighbours of the same chunk."""

@@ -125,7 +125,7 @@ class AnswerHandle:
             budget=before.budget,
             tiers=before.tiers,
             misses=before.misses,
-            notes=before.notes,
+            notes=[*before.notes, *_scoring_note(outcome)],
             predicted_drift=_predicted_drift(before.calibration, outcome),
             timings=Timings(
                 queue_ms=outcome.queue_ms,
@@ -138,6 +138,16 @@ class AnswerHandle:
                 total_ms=lead_ms + outcome.total_ms,
             ),
         )
+
+
+def _scoring_note(outcome: Outcome) -> list[str]:
+    task = outcome.plan.task
+    if not (task.scoring_is_dear and task.max_rows):
+        return []
+    return [
+        "in so short a prompt a look at what the question reads would take too much of the budget: "
+        "the first rows of the passages were repaired instead"
+    ]
 
 
 def _predicted_drift(calibration: Calibration | None, outcome: Outcome) -> float | None:

@@ -30,7 +30,7 @@ from chunkcache.engine.planner import (
     with_scoring,
 )
 from chunkcache.engine.prompt import Prompt
-from chunkcache.repair import Scoring
+from chunkcache.repair import RepairPolicy, Scoring
 
 GEOMETRY = KVGeometry(1, 1, 2, "float32", "none")
 HEAD = (1, 2, 3)
@@ -286,11 +286,21 @@ def test_an_answer_is_as_exact_as_the_least_exact_of_its_spans(rungs: list[Rung]
     assert weakest(rungs) is ladder[max((ladder.index(r) for r in rungs), default=0)]
 
 
+class Priced(RepairPolicy):
+    """A policy that is only asked what its scoring costs."""
+
+    name = "priced"
+
+    def __init__(self, needs: Scoring, keeps: float = 0.0) -> None:
+        self.needs = needs
+        self.probe_keeps = keeps
+
+
 @given(case=cases(), kept=st.integers(0, 6))
 @settings(deadline=None, max_examples=100)
 def test_scoring_costs_the_rows_and_layers_that_run_twice(case: Case, kept: int) -> None:
     plan, layers = plan_of(case), 8
-    twice = 0
+    of_chunks = behind = 0
     if plan.task.chunks:
         for position in plan.missing:
             if position < plan.first_reused:
@@ -300,10 +310,30 @@ def test_scoring_costs_the_rows_and_layers_that_run_twice(case: Case, kept: int)
                 and p.span.start <= position < p.span.end
                 for p in plan.spans
             )
-            twice += layers - kept if asks else layers
-    asked = with_scoring(plan, Scoring.QUESTION, layers, kept).task
-    assert asked.scoring_rows == pytest.approx(twice / layers) and asked.row_cost == 1.0
-    deviating = with_scoring(plan, Scoring.DEVIATION, layers, kept).task
+            behind += asks
+            of_chunks += not asks
+    asked = with_scoring(plan, Priced(Scoring.QUESTION, kept / layers), layers).task
+    assert asked.scoring_rows == pytest.approx(of_chunks + behind * (1 - kept / layers))
+    assert asked.row_cost == 1.0 and not asked.scoring_is_dear
+    deviating = with_scoring(plan, Priced(Scoring.DEVIATION), layers).task
     assert deviating.cost(deviating.reusable_rows) == pytest.approx(deviating.reusable_rows)
     assert deviating.scoring_rows == pytest.approx(deviating.reusable_rows / 4)
-    assert with_scoring(plan, Scoring.NONE, layers).task == replace(plan.task, num_layers=layers)
+    unscored = with_scoring(plan, Priced(Scoring.NONE), layers).task
+    assert unscored == replace(plan.task, num_layers=layers)
+
+
+@given(case=cases(), most=st.sampled_from([0.1, 0.3, 0.9]))
+@settings(deadline=None, max_examples=200)
+def test_scoring_above_its_share_of_the_budget_is_left_out(case: Case, most: float) -> None:
+    plan, policy = plan_of(case), Priced(Scoring.QUESTION)
+    whole = with_scoring(plan, policy, 8).task
+    policy.max_scoring_share = most
+    task = with_scoring(plan, policy, 8).task
+    limit = most * task.budget * task.reusable_rows
+    if task.budget < 1.0 and whole.scoring_rows > limit:
+        assert task.scoring_is_dear and task.needs_no_scores
+        assert task.scoring_rows == 0.0  # not looked, not paid
+    else:
+        assert task == whole
+    promised = replace(plan, task=replace(plan.task, max_residual=0.2))
+    assert not with_scoring(promised, policy, 8).task.scoring_is_dear

@@ -34,6 +34,18 @@ class GivenRows(RepairPolicy):
         return self._rows
 
 
+class Asked(QuestionRows):
+    """Asks the question at any price."""
+
+    max_scoring_share = 1.0
+
+
+class Forgetful(Asked):
+    """Runs the question's rows again through all layers after the probe."""
+
+    probe_keeps = 0.0
+
+
 @pytest.mark.parametrize("hits", [{1, 2, 3, 4}, {2, 4}, {3, 4}, {4}])
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_probe_leaves_nothing_behind(bench: Any, hits: set[int], shared: bool) -> None:
@@ -47,7 +59,7 @@ def test_a_probe_leaves_nothing_behind(bench: Any, hits: set[int], shared: bool)
     salt = b"shared" if shared else b"probed"
     if shared:  # the head, at least, is there when the prompt begins
         bench.answer(bench.prompt([]), {}, exact_only=True, salt=salt)
-    probed = bench.answer(prompt, records, "question", budget=0.6, salt=salt)
+    probed = bench.answer(prompt, records, Asked(), budget=0.6, salt=salt)
     assert probed.probe_rows > 0 and len(probed.recomputed) > 0
     given = bench.answer(prompt, records, GivenRows(probed.recomputed), budget=0.6, salt=b"given")
     assert worst(probed, given) < TIGHT
@@ -82,7 +94,7 @@ def test_after_the_probe_the_question_goes_on_and_chunks_start_again(
     chunks = [bench.tokens(n, seed) for seed, n in enumerate([25, 40, 19, 31])]
     prompt = bench.prompt(chunks, history=bench.tokens(5, 9))
     records = {i: bench.record(chunks[i - 1]) for i in hits}
-    outcome, probed = answer_and_kv(bench, prompt, records, "question", budget=0.6, salt=b"1")
+    outcome, probed = answer_and_kv(bench, prompt, records, Asked(), budget=0.6, salt=b"1")
     rows = GivenRows(outcome.recomputed)
     _, given = answer_and_kv(bench, prompt, records, rows, salt=b"2")
     _, unrepaired = answer_and_kv(bench, prompt, records, "none", salt=b"3")
@@ -130,15 +142,13 @@ def test_rows_that_deviate_go_on_from_where_they_were_compared(
     assert (ours[4] - exact[4]).abs().max() > 100 * TIGHT
 
 
-class Forgetful(QuestionRows):
-    """Runs the question's rows again through all layers after the probe."""
-
-    probe_keeps = 0.0
-
-
 @pytest.mark.parametrize("num_layers", [3, 8])
+@pytest.mark.parametrize("policy", [QuestionRows, Asked])
 def test_cost_counts_every_row_that_ran(
-    build: Callable[..., DecoderModel], open_bench: Callable[..., Any], num_layers: int
+    build: Callable[..., DecoderModel],
+    open_bench: Callable[..., Any],
+    num_layers: int,
+    policy: type[QuestionRows],
 ) -> None:
     bench = open_bench(build(num_hidden_layers=num_layers))
     kept = {3: 0, 8: 2}[num_layers] / num_layers
@@ -149,7 +159,7 @@ def test_cost_counts_every_row_that_ran(
     none = bench.answer(prompt, records, "none", salt=b"1")
     assert none.cost_ratio * prompt.num_tokens == pytest.approx(head + question)
     assert none.repair_ratio == 0.0
-    asked = bench.answer(prompt, records, "question", budget=0.5, salt=b"2")
+    asked = bench.answer(prompt, records, policy(), budget=0.5, salt=b"2")
     again = question * (1 - kept)
     rows = head + question + len(asked.recomputed) + again
     assert asked.cost_ratio * prompt.num_tokens == pytest.approx(rows)
@@ -162,3 +172,19 @@ def test_cost_counts_every_row_that_ran(
     assert 0.95 - 1 / reusable < deviating.repair_ratio <= 0.95
     full = bench.full(prompt)
     assert full.cost_ratio == pytest.approx(1.0) and full.repair_ratio == 0.0
+
+
+def test_a_probe_above_half_of_the_budget_is_not_run(deep: Any) -> None:
+    """Seven rows through six of eight layers are 5.25 rows: half of a budget of 10.5 of 71."""
+    chunks = [deep.tokens(n, seed) for seed, n in enumerate([25, 40, 31])]
+    prompt = deep.prompt(chunks)
+    records = {i + 1: deep.record(ids) for i, ids in enumerate(chunks)}
+    asked = deep.answer(prompt, records, "question", budget=10.51 / 71, salt=b"1")
+    assert asked.probe_rows == 7 and len(asked.recomputed) == 5
+    first = deep.answer(prompt, records, "question", budget=10.49 / 71, salt=b"2")
+    assert first.plan.task.scoring_is_dear
+    assert first.probe_rows == 0 and first.residual is None
+    # the first chunk is exact; ten rows of the others, dealt round by round
+    by_hand = [span.start + i for span in prompt.spans[2:4] for i in range(5)]
+    assert first.recomputed.tolist() == by_hand
+    assert first.repair_ratio == pytest.approx(10 / 71)

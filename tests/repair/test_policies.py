@@ -312,6 +312,14 @@ def test_where_repair_would_cost_as_much_as_everything_everything_is_repaired() 
     assert len(policy.choose(far, scores)) == 6
 
 
+@given(task=tasks())
+@settings(deadline=None, max_examples=100)
+def test_where_asking_is_dear_the_question_leaves_it_to_first_rows(task: RepairTask) -> None:
+    dear = RepairTask(task.chunks, task.budget, scoring_is_dear=bool(task.chunks))
+    chosen = policy_named("question", RepairSettings()).choose(dear, None)
+    assert chosen.tolist() == FirstK(999).choose(task, None).tolist()  # all that it pays for
+
+
 # ------------------------------------------------------------------ first k
 
 

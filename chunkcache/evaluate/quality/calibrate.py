@@ -57,7 +57,7 @@ def calibrate(lines: Sequence[dict[str, Any]]) -> tuple[Calibration, list[Reliab
     halves = usable[0::2], usable[1::2]
     curves = [_fit(half, names) for half in halves]
     unseen = [(curves[1 - i], line) for i in (0, 1) for line in halves[i]]
-    reliability = [_reliability(unseen, name) for name in names]
+    reliability = [one for name in names if (one := _reliability(unseen, name))]
     count = len(reliability)
     return (
         Calibration(
@@ -112,17 +112,24 @@ def calibrate_alpha(
 
 
 def _fit(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> DriftCurve:
-    points = [_point(line["arms"][name]) for line in lines for name in names]
+    points = [p for line in lines for name in names if (p := _point(line["arms"][name]))]
     return fit_drift_curve(*zip(*points, strict=True))
 
 
-def _point(arm: dict[str, Any]) -> tuple[float, float]:
+def _point(arm: dict[str, Any]) -> tuple[float, float] | None:
+    """Residual and drift; None where rows were repaired without asking the question."""
+    if arm["residual"] is None:
+        return None
     return float(arm["residual"]), float(arm["mean_kl"])
 
 
-def _reliability(unseen: Sequence[tuple[DriftCurve, dict[str, Any]]], name: str) -> Reliability:
-    points = [(curve, *_point(line["arms"][name])) for curve, line in unseen]
+def _reliability(
+    unseen: Sequence[tuple[DriftCurve, dict[str, Any]]], name: str
+) -> Reliability | None:
+    points = [(c, *p) for c, line in unseen if (p := _point(line["arms"][name]))]
     count = len(points)
+    if count == 0:
+        return None
     return Reliability(
         name,
         residual=sum(r for _, r, _ in points) / count,
