@@ -114,7 +114,9 @@ class Report(_Wire):
         description="rows × layers run for the prompt ÷ rows × layers of full prefill"
     )
     predicted_drift: float | None = Field(
-        None, description="expected mean KL to full recompute, nats; null without a calibration"
+        None,
+        description="expected mean KL to full recompute, nats; null without a calibration, and "
+        "where rows were repaired without asking the question",
     )
     spans: list[SpanReport]
     timings: Timings
