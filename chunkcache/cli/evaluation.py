@@ -147,6 +147,8 @@ def _evaluate(
 
 def show_reliability(reliability: Sequence[Reliability], fitted: int) -> None:
     """Predicted beside measured drift, on the questions the curve has not seen."""
+    from chunkcache.evaluate import quality
+
     out = console()
     out.print(
         f"fitted to {fitted} questions; predicted here from the other half of them (KL, nats):"
@@ -156,6 +158,13 @@ def show_reliability(reliability: Sequence[Reliability], fitted: int) -> None:
         figures = (row.residual, row.predicted, row.measured)
         table.add_row(row.arm, *(f"{figure:.4f}" for figure in figures))
     out.print(table)
+    shown = {row.arm for row in reliability}
+    unasked = [arm.name for arm in quality.calibration_arms() if arm.name not in shown]
+    if unasked:
+        out.print(
+            f"nothing to fit at {', '.join(unasked)}: in prompts as short as these the probe is "
+            "too dear for such budgets, and first rows are repaired without asking the question"
+        )
 
 
 def show_alphas(steps: Sequence[AlphaStep], alpha: float | None, max_drift: float) -> None:

@@ -65,7 +65,10 @@ def test_calibrate_keeps_a_curve_and_alpha_until_it_is_asked_for_anew(
     first, second = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
     command = ["calibrate", str(questions), "--limit", "8", "--max-tokens", "2"]
     shown = run(*command, "--cfo-drift", "1000", "--out", first).stdout
-    assert "question@0.15" in shown and "α = 0.1 is the least" in shown
+    # so short that a small budget does not pay for a probe: said, and the curve is of the others
+    assert "nothing to fit at question@0.05" in shown
+    assert "\n question@0.5 " in shown and "\n question@0 " in shown
+    assert "α = 0.1 is the least" in shown
     assert kept(tmp_path)["cfo_alpha"] == 0.1 and kept(tmp_path)["questions"] == 8
     run(*command, "--out", second)
     assert kept(tmp_path)["cfo_alpha"] == 0.1
