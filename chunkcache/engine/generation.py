@@ -158,7 +158,7 @@ class Generation(Request):
         if self._policy.needs is Scoring.QUESTION:
             question = next(s for s in self._prompt.spans if s.kind is SpanKind.QUESTION)
             self._scores = QuestionScores(plan.num_tokens, question.start, layers // 2)
-            if kept := int(self._policy.probe_keeps * layers):
+            if kept := self._policy.kept_layers(layers):
                 self._kept = KeptRows(kept, rows)
             self.current = Pass(rows, self._scores, keep=self._kept)
         else:

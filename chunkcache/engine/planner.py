@@ -144,9 +144,8 @@ def with_scoring(plan: RepairPlan, policy: RepairPolicy, num_layers: int) -> Rep
     priced = task
     if policy.needs is Scoring.QUESTION and task.chunks:
         seeing = [p for p in plan.missing if p > plan.first_reused]
-        layers_kept = int(policy.probe_keeps * num_layers)
-        kept = sum(p >= plan.chunks_end for p in seeing) * layers_kept / num_layers
-        priced = replace(task, scoring_rows=len(seeing) - kept)
+        spared = sum(p >= plan.chunks_end for p in seeing) * policy.kept_layers(num_layers)
+        priced = replace(task, scoring_rows=len(seeing) - spared / num_layers)
     elif policy.needs is Scoring.DEVIATION:
         share = min(1.0, DEVIATION_LAYERS / num_layers)
         priced = replace(task, scoring_rows=task.reusable_rows * share, row_cost=1.0 - share)

@@ -124,11 +124,14 @@ class RepairPolicy(Protocol):
         """Positions to recompute: int64, increasing, at most `task.max_rows`, inside the chunks.
 
         `scores` is float32 `[prompt tokens]` when `needs` asks for it, else None; None, too, where
-        the task needs none. A policy with
-        `steps` may begin with more rows, as long as all its steps together cost no more than
-        `task.max_rows` through all layers would.
+        the task needs none. A policy with `steps` may begin with more rows, as long as all its
+        steps together cost no more than `task.max_rows` through all layers would.
         """
         ...
+
+    def kept_layers(self, num_layers: int) -> int:
+        """Through how many of a model's layers the question's rows run once, not twice."""
+        return int(self.probe_keeps * num_layers)
 
     def weigh(self, task: RepairTask, scores: np.ndarray) -> np.ndarray:
         """What `choose` ranks rows by, from the scores measured, `[prompt tokens]`: as they are."""
