@@ -189,10 +189,14 @@ def show_alphas(steps: Sequence[AlphaStep], alpha: float | None, max_drift: floa
 def show_summary(summary: Summary) -> None:
     """The table: means with 95 % intervals."""
     out = console()
-    out.print(
-        f"{summary.questions} questions; F1 of full recompute {_interval(summary.full_f1)}, "
-        f"without documents {_interval(summary.no_documents_f1)}"
-    )
+    if summary.graded:
+        out.print(
+            f"{summary.questions} questions, {summary.graded} with gold answers; F1 of full "
+            f"recompute {_interval(summary.full_f1)}, without documents "
+            f"{_interval(summary.no_documents_f1)}"
+        )
+    else:
+        out.print(f"{summary.questions} questions without gold answers: no F1, drift alone")
     columns = {
         "cost": "repair_ratio", "TTFT": "ttft_ratio", "first KL": "first_kl",
         "mean KL": "mean_kl", "top-1": "agreement", "F1": "f1", "ROUGE-L": "rouge_l",
@@ -200,7 +204,7 @@ def show_summary(summary: Summary) -> None:
     }  # fmt: skip
     table = Table("policy", *columns, "F1 lost", box=None, header_style="bold")
     for arm in summary.arms:
-        cells = [_interval(arm.figures[field]) for field in columns.values()]
+        cells = [_interval(arm.figures.get(field)) for field in columns.values()]
         table.add_row(arm.name, *cells, _interval(arm.f1_loss))
     out.print(table)
     out.print(
@@ -210,5 +214,7 @@ def show_summary(summary: Summary) -> None:
     )
 
 
-def _interval(value: Interval) -> str:
+def _interval(value: Interval | None) -> str:
+    if value is None:
+        return "–"
     return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"

@@ -54,6 +54,21 @@ def test_eval_prints_a_table_and_a_line_and_can_be_resumed(
     assert out.read_text() == lines and json.loads(again.splitlines()[-1]) == line
 
 
+def test_eval_grades_nothing_where_no_answers_are_given(
+    run: Callable[..., Any], questions: Path, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in questions.read_text().splitlines()[:2]]
+    questions.write_text("".join(json.dumps({**line, "answers": []}) + "\n" for line in lines))
+    shown = run(
+        "eval", str(questions), "--max-tokens", "2", "--policy", "none",
+        "--out", str(tmp_path / "lines.jsonl"), "--picture", str(tmp_path / "frontier.png"),
+    ).stdout  # fmt: skip
+    assert "2 questions without gold answers: no F1, drift alone" in shown
+    line = json.loads(shown.splitlines()[-1])
+    assert line["graded"] == 0 and line["full_f1"] is None
+    assert "f1" not in line["arms"][0]["figures"] and "mean_kl" in line["arms"][0]["figures"]
+
+
 def test_eval_names_what_it_does_not_know(run: Callable[..., Any], questions: Path) -> None:
     with pytest.raises(InvalidRequest, match="gradual"):
         run("eval", str(questions), "--policy", "fastest")

@@ -59,12 +59,13 @@ def test_an_interval_holds_the_mean_and_narrows_with_more_values() -> None:
         bootstrap([])
 
 
-def _line(full: float, arms: dict[str, float]) -> dict[str, object]:
+def _line(full: float, arms: dict[str, float], *gold: str) -> dict[str, object]:
     base = dict.fromkeys(
         ("em", "rouge_l", "first_kl", "mean_kl", "agreement", "changed", "unanswered",
          "repair_ratio", "ttft_ratio"), 0.5,
     )  # fmt: skip
     return {
+        "gold": list(gold),
         "full": {"f1": full},
         "no_documents": {"f1": 0.1},
         "arms": {name: {**base, "f1": f1} for name, f1 in arms.items()},
@@ -72,13 +73,25 @@ def _line(full: float, arms: dict[str, float]) -> dict[str, object]:
 
 
 def test_losses_are_paired() -> None:
-    lines = [_line(1.0, {"a": 0.9, "b": 0.1}), _line(0.2, {"a": 0.1, "b": 0.2})]
+    lines = [_line(1.0, {"a": 0.9, "b": 0.1}, "x"), _line(0.2, {"a": 0.1, "b": 0.2}, "y", "z")]
     summary = summarise(lines)
-    assert summary.questions == 2 and summary.full_f1[0] == pytest.approx(0.6)
+    assert summary.questions == summary.graded == 2
+    assert summary.full_f1 is not None and summary.full_f1[0] == pytest.approx(0.6)
     assert [arm.name for arm in summary.arms] == ["a", "b"]
     # both questions lose exactly 0.1 in arm a: no spread at all
     assert summary.arms[0].f1_loss == pytest.approx((0.1, 0.1, 0.1))
     assert paired_difference(lines, "f1", "a", "b")[0] == pytest.approx(0.35)
+
+
+def test_questions_without_gold_answers_are_not_graded() -> None:
+    mixed = summarise([_line(0.8, {"a": 0.6}, "x"), _line(0.0, {"a": 0.0})])
+    assert (mixed.questions, mixed.graded) == (2, 1)
+    assert mixed.full_f1 == pytest.approx((0.8, 0.8, 0.8))
+    assert mixed.arms[0].f1_loss == pytest.approx((0.2, 0.2, 0.2))
+    none = summarise([_line(0.0, {"a": 0.0})])
+    assert none.graded == 0 and none.full_f1 is None and none.no_documents_f1 is None
+    assert none.arms[0].f1_loss is None
+    assert "f1" not in none.arms[0].figures and none.arms[0].figures["mean_kl"][0] == 0.5
 
 
 def test_an_arm_that_a_line_lacks_is_left_out() -> None:

@@ -24,12 +24,14 @@ def draw_frontier(summary: Summary, path: Path, *, title: str) -> None:
     for policy, arms in _by_policy(summary).items():
         cost = [arm.figures["repair_ratio"][0] for arm in arms]
         _line(left, policy, cost, [arm.figures["mean_kl"] for arm in arms])
-        _line(right, policy, cost, [arm.f1_loss for arm in arms])
+        lost = [arm.f1_loss for arm in arms if arm.f1_loss is not None]
+        if lost:
+            _line(right, policy, cost, lost)
     left.set(xlabel="rows × layers recomputed ÷ reused", ylabel="mean KL to full recompute, nats")
     left.set_yscale("log")
     right.set(xlabel="rows × layers recomputed ÷ reused", ylabel="F1 lost against full recompute")
     right.axhline(0.0, color="0.6", linewidth=0.8)
-    right.legend(fontsize=8)
+    (right if summary.graded else left).legend(fontsize=8)
     _save(figure, path, title)
 
 

@@ -15,17 +15,22 @@ _FIELDS = (
     "f1", "em", "rouge_l", "first_kl", "mean_kl", "agreement", "changed", "unanswered",
     "repair_ratio", "ttft_ratio",
 )  # fmt: skip
+_GRADED_FIELDS = ("f1", "em")
 
 Interval = tuple[float, float, float]  # mean, and the bounds of its 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
 class ArmSummary:
-    """Means over questions, each with its 95 % interval."""
+    """Means over questions, each with its 95 % interval.
+
+    Without gold answers `figures` has neither `f1` nor `em`, and no F1 is lost or kept.
+    """
 
     name: str
     figures: dict[str, Interval]
-    f1_loss: Interval  # full minus arm, per question: paired, hence narrower than either
+    # full minus arm, per question: paired, hence narrower than either
+    f1_loss: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +38,9 @@ class Summary:
     """All arms of an evaluation."""
 
     questions: int
-    full_f1: Interval
-    no_documents_f1: Interval
+    graded: int  # those with gold answers: F1 and exact match are over these alone
+    full_f1: Interval | None
+    no_documents_f1: Interval | None
     arms: tuple[ArmSummary, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,16 +74,23 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
 def summarise(lines: Sequence[dict[str, Any]]) -> Summary:
     """Summarise an evaluation's lines; only arms that every line has are summarised."""
     names = [n for n in lines[0]["arms"] if all(n in line["arms"] for line in lines)]
+    graded = [line for line in lines if line["gold"]]
     arms = []
     for name in names:
-        rows = [line["arms"][name] for line in lines]
-        figures = {field: bootstrap([float(row[field]) for row in rows]) for field in _FIELDS}
-        loss = [line["full"]["f1"] - row["f1"] for line, row in zip(lines, rows, strict=True)]
-        arms.append(ArmSummary(name, figures, bootstrap(loss)))
+        figures = {}
+        for field in _FIELDS:
+            of = graded if field in _GRADED_FIELDS else lines
+            if of:
+                figures[field] = bootstrap([float(line["arms"][name][field]) for line in of])
+        loss = [line["full"]["f1"] - line["arms"][name]["f1"] for line in graded]
+        arms.append(ArmSummary(name, figures, bootstrap(loss) if loss else None))
     return Summary(
         questions=len(lines),
-        full_f1=bootstrap([line["full"]["f1"] for line in lines]),
-        no_documents_f1=bootstrap([line["no_documents"]["f1"] for line in lines]),
+        graded=len(graded),
+        full_f1=bootstrap([line["full"]["f1"] for line in graded]) if graded else None,
+        no_documents_f1=(
+            bootstrap([line["no_documents"]["f1"] for line in graded]) if graded else None
+        ),
         arms=tuple(arms),
     )
 
