@@ -1,0 +1,113 @@
+"""Pages of KV and the segments a sequence is made of.
+
+A page holds `page_tokens` tokens of all layers. Its keys lie channel by channel, `[heads, dim,
+tokens]`, so that one product gives the scores of a whole page; its values token by token. Keys are
+rotated to their place in their own *segment*: a chunk's to the place in the chunk, a request's own
+rows to the place in the prompt (their segment begins at 0). A query at position p looks at a
+segment that begins at s turned to p - s; RoPE is relative, so the scores are those of p and the
+key's true position, and a chunk's pages serve any position without being copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+HIDDEN = np.iinfo(np.int32).max  # the position of a key that no row may see
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arena:
+    """Pages of one number type: `keys` `[layers, pages, heads, dim, page_tokens]`, `values`
+    `[layers, pages, heads, page_tokens, dim]`.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def empty(
+        cls,
+        num_layers: int,
+        num_pages: int,
+        num_kv_heads: int,
+        head_dim: int,
+        page_tokens: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Arena:
+        """Pages that nobody has written. Cost: address space; memory comes with the first write."""
+        keys = (num_layers, num_pages, num_kv_heads, head_dim, page_tokens)
+        values = (num_layers, num_pages, num_kv_heads, page_tokens, head_dim)
+        return cls(
+            torch.empty(keys, dtype=dtype, device=device),
+            torch.empty(values, dtype=dtype, device=device),
+        )
+
+    @property
+    def num_pages(self) -> int:
+        """How many pages there are."""
+        return self.keys.shape[1]
+
+    @property
+    def page_tokens(self) -> int:
+        """Tokens in a page."""
+        return self.keys.shape[4]
+
+    def write_chunk(self, pages: np.ndarray, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write a chunk's rows to its pages, whole pages at a time.
+
+        Args:
+            pages: int64 `[n]`, n = ceil(tokens / page_tokens).
+            keys, values: `[layers, tokens, heads, dim]`; keys rotated to their place in the chunk.
+
+        What is left of the last page becomes 0. Cost: one pass over the bytes.
+        """
+        where = torch.from_numpy(pages).to(self.keys.device)
+        spare = len(pages) * self.page_tokens - keys.shape[1]
+        for source, target, order in (
+            (keys, self.keys, (0, 1, 3, 4, 2)),
+            (values, self.values, (0, 1, 3, 2, 4)),
+        ):
+            padded = torch.nn.functional.pad(source, (0, 0, 0, 0, 0, spare))
+            paged = padded.unflatten(1, (len(pages), self.page_tokens)).permute(order)
+            target[:, where] = paged.to(target.dtype)
+
+    def read_rows(self, layer: int, pages: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """K (as it lies, rotated) and V of whole pages in one layer, `[tokens, heads, dim]`."""
+        where = torch.from_numpy(pages.astype(np.int64)).to(self.keys.device)
+        keys = self.keys[layer, where].permute(0, 3, 1, 2).flatten(0, 1)
+        values = self.values[layer, where].permute(0, 2, 1, 3).flatten(0, 1)
+        return keys, values
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """A run of pages that one sequence reads: which, turned from where, and what it may see.
+
+    `pages` int32 `[n]` of `arena` (an index); keys are rotated to their position minus `begin`;
+    `key_positions` int32 `[n · page_tokens]` says where each key stands in the prompt, `HIDDEN` for
+    one that is replaced or not written.
+    """
+
+    arena: int
+    pages: np.ndarray
+    begin: int
+    key_positions: np.ndarray
+
+    @classmethod
+    def of_chunk(
+        cls, arena: int, pages: np.ndarray, page_tokens: int, begin: int, first: int, end: int
+    ) -> Segment:
+        """Rows `first..end` of a chunk whose row 0 stands at position `begin`."""
+        positions = np.arange(begin, begin + len(pages) * page_tokens, dtype=np.int32)
+        positions[:first] = HIDDEN
+        positions[end:] = HIDDEN
+        return cls(arena, pages, begin, positions)
+
+    def hide(self, positions: np.ndarray) -> None:
+        """Let no row see the keys at these positions any more; others replace them."""
+        self.key_positions[np.isin(self.key_positions, positions)] = HIDDEN

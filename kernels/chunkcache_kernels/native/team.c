@@ -1,0 +1,141 @@
+#define _GNU_SOURCE
+#include "team.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define SPINS 4000 /* some tens of microseconds: longer than a meeting of members that all run */
+
+struct Team {
+    int members;
+    int in_use;
+    Work work;
+    void *of;
+    pthread_t *threads;
+    _Atomic int stopping;
+    _Atomic int sleepers;
+    _Alignas(64) _Atomic uint32_t round; /* counts pieces of work; members wait for it to change */
+    _Alignas(64) _Atomic int running;    /* members that have not ended this piece yet */
+    _Alignas(64) _Atomic int arrived;
+    _Alignas(64) _Atomic uint32_t meeting; /* counts meetings */
+    _Alignas(64) _Atomic int next[2];      /* of parts; the other one is set to 0 at a meeting */
+};
+
+typedef struct {
+    Team *team;
+    int member;
+} Place;
+
+static void rest(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void wait_while(Team *team, _Atomic uint32_t *number, uint32_t value) {
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(number, memory_order_acquire) != value) return;
+        rest();
+    }
+    atomic_fetch_add(&team->sleepers, 1);
+    while (atomic_load(number) == value)
+        syscall(SYS_futex, number, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
+    atomic_fetch_sub(&team->sleepers, 1);
+}
+
+/* Who sleeps has said so before it looked at the number for the last time: none is left asleep. */
+static void change(Team *team, _Atomic uint32_t *number) {
+    atomic_fetch_add(number, 1);
+    if (atomic_load(&team->sleepers))
+        syscall(SYS_futex, number, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+}
+
+static void *member_loop(void *of) {
+    Place place = *(Place *)of;
+    free(of);
+    Team *team = place.team;
+    uint32_t seen = 0;
+    for (;;) {
+        wait_while(team, &team->round, seen);
+        seen = atomic_load_explicit(&team->round, memory_order_acquire);
+        if (atomic_load(&team->stopping)) return NULL;
+        if (place.member < team->in_use) {
+            team->work(team, place.member, team->of);
+            atomic_fetch_sub_explicit(&team->running, 1, memory_order_acq_rel);
+        }
+    }
+}
+
+Team *team_new(int members) {
+    Team *team = aligned_alloc(64, (sizeof(Team) + 63) / 64 * 64);
+    if (!team) return NULL;
+    *team = (Team){.members = 1, .in_use = 1};
+    team->threads = calloc((size_t)members, sizeof(pthread_t));
+    for (int member = 1; team->threads && member < members; member++) {
+        Place *place = malloc(sizeof(Place));
+        if (!place) break;
+        *place = (Place){team, member};
+        if (pthread_create(&team->threads[member], NULL, member_loop, place)) {
+            free(place);
+            break;
+        }
+        team->members = team->in_use = member + 1;
+    }
+    return team;
+}
+
+void team_free(Team *team) {
+    atomic_store(&team->stopping, 1);
+    change(team, &team->round);
+    for (int member = 1; member < team->members; member++)
+        pthread_join(team->threads[member], NULL);
+    free(team->threads);
+    free(team);
+}
+
+int team_members(const Team *team) { return team->members; }
+
+void team_use(Team *team, int members) {
+    team->in_use = members < 1 ? 1 : members > team->members ? team->members : members;
+}
+
+int team_in_use(const Team *team) { return team->in_use; }
+
+void team_run(Team *team, Work work, void *of) {
+    team->work = work;
+    team->of = of;
+    atomic_store(&team->next[0], 0);
+    atomic_store(&team->next[1], 0);
+    atomic_store(&team->running, team->in_use - 1);
+    if (team->in_use > 1) change(team, &team->round);
+    work(team, 0, of);
+    for (int i = 0; atomic_load_explicit(&team->running, memory_order_acquire); i++) {
+        if (i < SPINS) rest();
+        else usleep(20);
+    }
+}
+
+void team_meet(Team *team, int member) {
+    (void)member;
+    uint32_t meeting = atomic_load_explicit(&team->meeting, memory_order_acquire);
+    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1 == team->in_use) {
+        atomic_store(&team->arrived, 0);
+        atomic_store(&team->next[meeting & 1], 0); /* the one in use until now; nobody takes */
+        change(team, &team->meeting);
+    } else {
+        wait_while(team, &team->meeting, meeting);
+    }
+}
+
+int team_take(Team *team, int member) {
+    (void)member;
+    uint32_t meeting = atomic_load_explicit(&team->meeting, memory_order_relaxed);
+    return atomic_fetch_add_explicit(&team->next[meeting & 1], 1, memory_order_relaxed);
+}

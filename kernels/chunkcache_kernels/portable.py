@@ -1,0 +1,189 @@
+"""Attention over pages in torch: what runs on a GPU without Triton's kernels and on a CPU without a
+compiler, and the twin that the compiled kernels are held to.
+
+Shapes: R rows, Hq query heads, Hkv key heads, D head dimension, T keys of a segment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from chunkcache_kernels.arena import HIDDEN
+from chunkcache_kernels.rotary import turned
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from chunkcache_kernels.arena import Arena, Segment
+    from chunkcache_kernels.layout import Layout, SequenceLayout
+
+ROW_BLOCK = 128  # rows whose scores are held at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heads:
+    """What attention must know of a layer beside its numbers."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    scale: float  # multiplies q · k
+    rotary_dim: int  # the first so many channels are turned; 0: none
+
+
+@dataclass(slots=True, eq=False)
+class Rotary:
+    """fp32 angles by position, `[positions, rotary_dim]`, halves side by side."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin `[n, rotary_dim]`; int64 positions below 0 count as 0."""
+        index = positions.clamp(min=0).to(self.cos.device)
+        return self.cos[index], self.sin[index]
+
+
+def write_rows(
+    arena: Arena,
+    layer: int,
+    slots: np.ndarray,
+    positions: np.ndarray,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    heads: Heads,
+    rotary: Rotary,
+) -> None:
+    """Rotate `key` `[R, Hkv, D]` to its positions in fp32 and write it and `value` to `slots`.
+
+    `slots` int `[R]`: page · page_tokens + place; -1 writes nothing.
+    """
+    if heads.rotary_dim:
+        key = turned(key, *rotary.at(torch.from_numpy(positions.astype(np.int64))))
+    keep = slots >= 0
+    if not keep.all():
+        rows = torch.from_numpy(np.flatnonzero(keep)).to(key.device)
+        key, value, slots = key[rows], value[rows], slots[keep]
+    where = torch.from_numpy(slots.astype(np.int64)).to(key.device)
+    page, place = where // arena.page_tokens, where % arena.page_tokens
+    arena.keys[layer].permute(0, 3, 1, 2)[page, place] = key.to(arena.keys.dtype)
+    arena.values[layer].permute(0, 2, 1, 3)[page, place] = value.to(arena.values.dtype)
+
+
+def attend(
+    layout: Layout,
+    arenas: Sequence[Arena],
+    layer: int,
+    query: torch.Tensor,
+    heads: Heads,
+    rotary: Rotary,
+) -> torch.Tensor:
+    """Attention of a step's rows `[R, Hq, D]` before RoPE → like them.
+
+    Scores and softmax in fp32. Cost: the keys of every segment are gathered once for each
+    `ROW_BLOCK` rows.
+    """
+    out = torch.empty_like(query)
+    first = 0
+    for sequence in layout.sequences:
+        for block in _blocks(sequence):
+            rows = slice(first + block.start, first + block.stop)
+            weights, values = _weigh(sequence, block, arenas, layer, query[rows], heads, rotary)
+            mixed = (weights @ values).unflatten(1, (heads.heads // heads.kv_heads, -1))
+            out[rows] = mixed.permute(2, 0, 1, 3).flatten(1, 2).to(out.dtype)
+        first += len(sequence.positions)
+    return out
+
+
+def attention_weights(
+    sequence: SequenceLayout,
+    arenas: Sequence[Arena],
+    layer: int,
+    query: torch.Tensor,
+    heads: Heads,
+    rotary: Rotary,
+) -> torch.Tensor:
+    """fp32 `[R, last position + 1]`: attention of rows `[R, Hq, D]` to every position, mean over
+    query heads; rows sum to 1.
+    """
+    parts = []
+    for block in _blocks(sequence):
+        weights, positions = _weigh(
+            sequence, block, arenas, layer, query[block], heads, rotary, values=False
+        )
+        mean = weights.unflatten(1, (heads.heads // heads.kv_heads, -1)).mean(dim=(0, 1))
+        spread = mean.new_zeros((mean.shape[0], int(sequence.positions[-1]) + 1))
+        parts.append(spread.index_add_(1, positions, mean))
+    return torch.cat(parts)
+
+
+def _blocks(sequence: SequenceLayout) -> Iterator[slice]:
+    count = len(sequence.positions)
+    for start in range(0, count, ROW_BLOCK):
+        yield slice(start, min(start + ROW_BLOCK, count))
+
+
+def _weigh(
+    sequence: SequenceLayout,
+    block: slice,
+    arenas: Sequence[Arena],
+    layer: int,
+    query: torch.Tensor,
+    heads: Heads,
+    rotary: Rotary,
+    *,
+    values: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax weights fp32 `[Hkv, group · R, T]` over all segments, and the keys' values
+    `[Hkv, T, D]`, or without them their positions int64 `[T]`.
+    """
+    positions = torch.from_numpy(sequence.positions[block].astype(np.int64))
+    last = int(positions[-1])
+    scores, others = [], []
+    for segment in sequence.segments:
+        index = np.flatnonzero(segment.key_positions <= last)  # what nobody sees may be unwritten
+        if not len(index):
+            continue
+        seen = torch.from_numpy(segment.key_positions[index].astype(np.int64)).to(query.device)
+        keys, value = _gather(arenas[segment.arena], layer, segment, index, values=values)
+        q = _folded(query, positions - segment.begin, heads, rotary)
+        part = (q @ keys) * heads.scale
+        hidden = seen[None] > positions[:, None].to(query.device)
+        scores.append(part.masked_fill_(hidden.repeat(part.shape[1] // len(hidden), 1), -torch.inf))
+        others.append(seen if value is None else value)
+    weights = torch.cat(scores, dim=-1).softmax(dim=-1)
+    return weights, torch.cat(others, dim=1 if values else 0)
+
+
+def _folded(
+    query: torch.Tensor, distance: torch.Tensor, heads: Heads, rotary: Rotary
+) -> torch.Tensor:
+    """fp32 `[Hkv, group · R, D]`: the query heads of a group as rows of one head, turned."""
+    wide = query.float()
+    if heads.rotary_dim:
+        wide = turned(wide, *rotary.at(distance))
+    grouped = wide.unflatten(1, (heads.kv_heads, -1)).permute(1, 2, 0, 3)
+    return grouped.flatten(1, 2)
+
+
+def _gather(
+    arena: Arena, layer: int, segment: Segment, index: np.ndarray, *, values: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Keys `[Hkv, D, T]` and values `[Hkv, T, D]` in fp32."""
+    size = arena.page_tokens
+    pages = torch.from_numpy(segment.pages[index // size].astype(np.int64)).to(arena.keys.device)
+    place = torch.from_numpy(index % size).to(arena.keys.device)
+    keys = arena.keys[layer].permute(0, 3, 1, 2)[pages, place].permute(1, 2, 0).float()
+    if not values:
+        return keys, None
+    return keys, arena.values[layer].permute(0, 2, 1, 3)[pages, place].transpose(0, 1).float()
+
+
+def visible(segment: Segment) -> np.ndarray:
+    """int64 positions of the keys that some row may see."""
+    shown = segment.key_positions
+    return shown[shown != HIDDEN].astype(np.int64)
