@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from chunkcache.engine.blocks import BlockPool
+from chunkcache.engine.pages import PagePool
 from chunkcache.engine.prefix import PrefixCache
 
 SIZE = 2
@@ -20,15 +20,15 @@ prompts = st.lists(st.integers(0, 1), min_size=0, max_size=11).map(tuple)
 
 
 class PrefixMachine(RuleBasedStateMachine):
-    """Requests match, get blocks, compute, register and leave, as the engine makes them.
+    """Requests match, get pages, compute, register and leave, as the engine makes them.
 
-    `content` is what is really in a block: the salt and the whole prefix up to its end. A match is
-    right exactly if every matched block has that content for the prompt asked for.
+    `content` is what is really in a page: the salt and the whole prefix up to its end. A match is
+    right exactly if every matched page has that content for the prompt asked for.
     """
 
-    @initialize(num_blocks=st.integers(2, 14))
-    def open_cache(self, num_blocks: int) -> None:
-        self.pool = BlockPool(num_blocks, SIZE)
+    @initialize(num_pages=st.integers(2, 14))
+    def open_cache(self, num_pages: int) -> None:
+        self.pool = PagePool(num_pages, SIZE)
         self.cache = PrefixCache(self.pool)
         self.content: dict[int, tuple[bytes, tuple[int, ...]]] = {}
         self.running: list[tuple[bytes, tuple[int, ...], list[int]]] = []
@@ -37,29 +37,29 @@ class PrefixMachine(RuleBasedStateMachine):
     def admit(self, salt: bytes, tokens: tuple[int, ...]) -> None:
         shared = self.cache.match(salt, tokens[:-1])
         self.check_match(salt, tokens[:-1], shared)
-        own = self.pool.allocate(self.pool.blocks_for(len(tokens)) - len(shared))
+        own = self.pool.allocate(self.pool.pages_for(len(tokens)) - len(shared))
         if own is None:
             self.pool.release(shared)
             return
         assert not set(own) & {b for _, _, held in self.running for b in held}
-        blocks = shared + own
-        for index, block in enumerate(blocks):
-            if block in own:  # only what is not shared is written
-                self.content[block] = (salt, tokens[: (index + 1) * SIZE])
-        self.running.append((salt, tokens, blocks))
+        pages = shared + own
+        for index, page in enumerate(pages):
+            if page in own:  # only what is not shared is written
+                self.content[page] = (salt, tokens[: (index + 1) * SIZE])
+        self.running.append((salt, tokens, pages))
 
-    def check_match(self, salt: bytes, tokens: Sequence[int], blocks: list[int]) -> None:
-        for index, block in enumerate(blocks):
-            assert self.content[block] == (salt, tuple(tokens[: (index + 1) * SIZE]))
+    def check_match(self, salt: bytes, tokens: Sequence[int], pages: list[int]) -> None:
+        for index, page in enumerate(pages):
+            assert self.content[page] == (salt, tuple(tokens[: (index + 1) * SIZE]))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def register(self, data: st.DataObject) -> None:
-        salt, tokens, blocks = data.draw(st.sampled_from(self.running))
+        salt, tokens, pages = data.draw(st.sampled_from(self.running))
         exact = data.draw(st.integers(0, len(tokens)))
-        self.cache.insert(salt, tokens[:exact], blocks)
+        self.cache.insert(salt, tokens[:exact], pages)
         found = self.cache.match(salt, tokens[:exact])
-        assert len(found) == exact // SIZE  # what was just registered is found, to the last block
+        assert len(found) == exact // SIZE  # what was just registered is found, to the last page
         self.check_match(salt, tokens, found)
         self.pool.release(found)
 
@@ -74,8 +74,8 @@ class PrefixMachine(RuleBasedStateMachine):
     def the_books_balance(self) -> None:
         if hasattr(self, "pool"):
             self.pool.check()
-            held = {b for _, _, blocks in self.running for b in blocks}
-            assert self.pool.available == self.pool.num_blocks - len(held)
+            held = {b for _, _, pages in self.running for b in pages}
+            assert self.pool.available == self.pool.num_pages - len(held)
 
 
 TestPrefix = PrefixMachine.TestCase
@@ -87,28 +87,28 @@ class LongestPrefixMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(400, SIZE)
+        self.pool = PagePool(400, SIZE)
         self.cache = PrefixCache(self.pool)
         self.registered: set[tuple[bytes, tuple[int, ...]]] = set()
 
     @rule(salt=st.sampled_from(SALTS), tokens=prompts)
     def register(self, salt: bytes, tokens: tuple[int, ...]) -> None:
-        blocks = self.pool.allocate(self.pool.blocks_for(len(tokens)))
-        assert blocks is not None
-        self.cache.insert(salt, tokens, blocks)
-        self.pool.release(blocks)
+        pages = self.pool.allocate(self.pool.pages_for(len(tokens)))
+        assert pages is not None
+        self.cache.insert(salt, tokens, pages)
+        self.pool.release(pages)
         ends = range(SIZE, len(tokens) + 1, SIZE)
         self.registered |= {(salt, tokens[:end]) for end in ends}
 
     @rule(salt=st.sampled_from(SALTS), tokens=prompts)
     def match(self, salt: bytes, tokens: tuple[int, ...]) -> None:
-        blocks = self.cache.match(salt, tokens)
+        pages = self.cache.match(salt, tokens)
         expected = max(
             (n for n in range(len(tokens) // SIZE + 1) if (salt, tokens[: n * SIZE]) in
              self.registered), default=0,
         )  # fmt: skip
-        assert len(blocks) == expected
-        self.pool.release(blocks)
+        assert len(pages) == expected
+        self.pool.release(pages)
         self.pool.check()
 
 
@@ -128,22 +128,22 @@ def collide(*tokens: int) -> tuple[int, ...]:
 
 
 def registered(
-    cache: PrefixCache, pool: BlockPool, salt: bytes, tokens: Sequence[int]
+    cache: PrefixCache, pool: PagePool, salt: bytes, tokens: Sequence[int]
 ) -> list[int]:
-    blocks = pool.allocate(pool.blocks_for(len(tokens)))
-    assert blocks is not None
-    cache.insert(salt, tokens, blocks)
-    return blocks
+    pages = pool.allocate(pool.pages_for(len(tokens)))
+    assert pages is not None
+    cache.insert(salt, tokens, pages)
+    return pages
 
 
 def test_tokens_whose_hashes_collide_are_told_apart() -> None:
-    pool = BlockPool(20, SIZE)
+    pool = PagePool(20, SIZE)
     cache = PrefixCache(pool)
     first = registered(cache, pool, b"s", collide(1, 2, 5, 6))
     assert hash(collide(1, 2)) == hash(collide(3, 4))
     assert cache.match(b"s", collide(3, 4, 5, 6)) == []
     second = registered(cache, pool, b"s", collide(3, 4, 5, 6))
-    # the second blocks hold the same tokens after different ones: not the same KV
+    # the second pages hold the same tokens after different ones: not the same KV
     assert cache.match(b"s", collide(1, 2, 5, 6)) == first
     assert cache.match(b"s", collide(3, 4, 5, 6)) == second
 
@@ -153,7 +153,7 @@ def test_salts_whose_hashes_collide_share_nothing() -> None:
         def __hash__(self) -> int:
             return 7
 
-    pool = BlockPool(20, SIZE)
+    pool = PagePool(20, SIZE)
     cache = PrefixCache(pool)
     registered(cache, pool, Salt(b"anna"), collide(1, 2, 3, 4))
     assert cache.match(Salt(b"ben"), collide(1, 2, 3, 4)) == []
@@ -161,8 +161,8 @@ def test_salts_whose_hashes_collide_share_nothing() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 31, 32, 33])
-def test_only_full_blocks_are_registered_and_matched(length: int) -> None:
-    pool = BlockPool(20, 16)
+def test_only_full_pages_are_registered_and_matched(length: int) -> None:
+    pool = PagePool(20, 16)
     cache = PrefixCache(pool)
     tokens = list(range(length))
     registered(cache, pool, b"s", tokens)
@@ -171,7 +171,7 @@ def test_only_full_blocks_are_registered_and_matched(length: int) -> None:
 
 
 def test_an_evicted_block_is_never_found_again() -> None:
-    pool = BlockPool(2, SIZE)
+    pool = PagePool(2, SIZE)
     cache = PrefixCache(pool)
     pool.release(registered(cache, pool, b"s", [1, 2, 3, 4]))
     taken = pool.allocate(1)
@@ -186,17 +186,17 @@ def test_an_evicted_block_is_never_found_again() -> None:
 
 def test_what_came_after_an_evicted_block_is_not_found_after_another_prefix() -> None:
     """A child outlives its parent when two requests computed the same prefix side by side."""
-    pool = BlockPool(4, SIZE)
+    pool = PagePool(4, SIZE)
     cache = PrefixCache(pool)
     first = pool.allocate(1)
     second = pool.allocate(2)
     assert first == [0] and second == [1, 2]
     cache.insert(b"s", [1, 2], first)
-    cache.insert(b"s", [1, 2, 3, 4], second)  # its own copy of the first block stays private
+    cache.insert(b"s", [1, 2, 3, 4], second)  # its own copy of the first page stays private
     assert cache.match(b"s", [1, 2, 3, 4]) == [0, 2]
     pool.release([0, 2])
     pool.release(first)
-    pool.allocate(2)  # block 3 was free, block 0 had to be forgotten; its child is held
+    pool.allocate(2)  # page 3 was free, page 0 had to be forgotten; its child is held
     assert cache.match(b"s", [1, 2, 3, 4]) == []
     pool.release([0, 3])
     other = registered(cache, pool, b"s", [9, 9])
@@ -210,9 +210,9 @@ def test_what_came_after_an_evicted_block_is_not_found_after_another_prefix() ->
 
 
 def test_fewer_blocks_than_tokens_register_what_there_is() -> None:
-    pool = BlockPool(4, SIZE)
+    pool = PagePool(4, SIZE)
     cache = PrefixCache(pool)
-    blocks = pool.allocate(1)
-    assert blocks is not None
-    cache.insert(b"s", [1, 2, 3, 4], blocks)
-    assert cache.match(b"s", [1, 2, 3, 4]) == blocks
+    pages = pool.allocate(1)
+    assert pages is not None
+    cache.insert(b"s", [1, 2, 3, 4], pages)
+    assert cache.match(b"s", [1, 2, 3, 4]) == pages

@@ -1,4 +1,4 @@
-"""Blocks: whoever holds one holds it alone or shares it on purpose, and none is ever lost."""
+"""Pages: whoever holds one holds it alone or shares it on purpose, and none is ever lost."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from chunkcache.engine.blocks import BlockPool
+from chunkcache.engine.pages import PagePool
 
 
 class PoolMachine(RuleBasedStateMachine):
     """Holders come and go; the model is a list of what each holds."""
 
-    @initialize(num_blocks=st.integers(1, 12))
-    def open_pool(self, num_blocks: int) -> None:
-        self.pool = BlockPool(num_blocks, block_size_tokens=4)
+    @initialize(num_pages=st.integers(1, 12))
+    def open_pool(self, num_pages: int) -> None:
+        self.pool = PagePool(num_pages, page_tokens=4)
         self.holders: list[list[int]] = []
         self.kept: list[int] = []  # released and kept, the next to be evicted first
-        self.keeps: set[int] = set()  # blocks that are kept once their last holder lets go
+        self.keeps: set[int] = set()  # pages that are kept once their last holder lets go
         self.evicted: list[int] = []
 
-    def is_held(self, block: int) -> bool:
-        return any(block in holder for holder in self.holders)
+    def is_held(self, page: int) -> bool:
+        return any(page in holder for holder in self.holders)
 
     @rule(count=st.integers(0, 13))
     def allocate(self, count: int) -> None:
         available, kept_before = self.pool.available, list(self.kept)
         self.evicted.clear()
-        blocks = self.pool.allocate(count)
-        if blocks is None:
+        pages = self.pool.allocate(count)
+        if pages is None:
             assert count > available
             assert self.evicted == []
             return
-        assert len(blocks) == len(set(blocks)) == count
-        assert not any(self.is_held(b) for b in blocks)
+        assert len(pages) == len(set(pages)) == count
+        assert not any(self.is_held(b) for b in pages)
         # only what was needed was evicted, the oldest first
         num_free = available - len(kept_before)
         assert self.evicted == kept_before[: max(0, count - num_free)]
-        self.holders.append(blocks)
+        self.holders.append(pages)
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data())
@@ -57,22 +57,22 @@ class PoolMachine(RuleBasedStateMachine):
         known = sorted({b for holder in self.holders for b in holder} | set(self.kept))
         if not known:
             return
-        blocks = data.draw(st.lists(st.sampled_from(known), min_size=1, unique=True))
-        self.pool.retain(blocks)
-        self.kept = [b for b in self.kept if b not in blocks]
-        self.holders.append(blocks)
+        pages = data.draw(st.lists(st.sampled_from(known), min_size=1, unique=True))
+        self.pool.retain(pages)
+        self.kept = [b for b in self.kept if b not in pages]
+        self.holders.append(pages)
 
     @precondition(lambda self: any(self.holders))
     @rule(data=st.data())
     def keep_when_released(self, data: st.DataObject) -> None:
-        block = data.draw(st.sampled_from([b for holder in self.holders for b in holder]))
-        self.pool.keep_when_released(block, self.on_evict)
-        self.keeps.add(block)
+        page = data.draw(st.sampled_from([b for holder in self.holders for b in holder]))
+        self.pool.keep_when_released(page, self.on_evict)
+        self.keeps.add(page)
 
-    def on_evict(self, block: int) -> None:
-        self.evicted.append(block)
-        self.kept.remove(block)
-        self.keeps.remove(block)
+    def on_evict(self, page: int) -> None:
+        self.evicted.append(page)
+        self.kept.remove(page)
+        self.keeps.remove(page)
 
     @invariant()
     def the_books_balance(self) -> None:
@@ -80,7 +80,7 @@ class PoolMachine(RuleBasedStateMachine):
             return
         self.pool.check()
         held = {b for holder in self.holders for b in holder}
-        assert self.pool.available == self.pool.num_blocks - len(held)
+        assert self.pool.available == self.pool.num_pages - len(held)
 
 
 TestPool = PoolMachine.TestCase
@@ -89,41 +89,41 @@ TestPool.settings = settings(max_examples=60, stateful_step_count=30, deadline=N
 
 @given(num_tokens=st.integers(0, 10_000), size=st.integers(1, 256))
 @settings(deadline=None, max_examples=50)
-def test_blocks_for_is_the_least_number_that_holds_the_tokens(num_tokens: int, size: int) -> None:
-    count = BlockPool(1, size).blocks_for(num_tokens)
+def test_pages_for_is_the_least_number_that_holds_the_tokens(num_tokens: int, size: int) -> None:
+    count = PagePool(1, size).pages_for(num_tokens)
     assert count * size >= num_tokens
     assert count == 0 or (count - 1) * size < num_tokens
 
 
-def runs(blocks: set[int]) -> list[list[int]]:
+def runs(pages: set[int]) -> list[list[int]]:
     """The slow twin's view: maximal runs of neighbours."""
-    groups = itertools.groupby(enumerate(sorted(blocks)), lambda pair: pair[1] - pair[0])
-    return [[block for _, block in group] for _, group in groups]
+    groups = itertools.groupby(enumerate(sorted(pages)), lambda pair: pair[1] - pair[0])
+    return [[page for _, page in group] for _, group in groups]
 
 
 @given(held=st.sets(st.integers(0, 19)), count=st.integers(1, 20))
 @settings(deadline=None, max_examples=200)
 def test_allocate_takes_the_tightest_run_of_neighbours(held: set[int], count: int) -> None:
-    pool = BlockPool(20, 4)
+    pool = PagePool(20, 4)
     everything = pool.allocate(20)
     assert everything is not None
     free = set(range(20)) - held
     pool.release(sorted(free))
-    blocks = pool.allocate(count)
+    pages = pool.allocate(count)
     if count > len(free):
-        assert blocks is None
+        assert pages is None
         return
-    assert blocks is not None
-    assert set(blocks) <= free
+    assert pages is not None
+    assert set(pages) <= free
     fitting = [run for run in runs(free) if len(run) >= count]
     if fitting:
         tightest = min(fitting, key=len)
-        assert blocks == list(range(blocks[0], blocks[0] + count))
-        assert len(next(run for run in fitting if blocks[0] in run)) == len(tightest)
+        assert pages == list(range(pages[0], pages[0] + count))
+        assert len(next(run for run in fitting if pages[0] in run)) == len(tightest)
 
 
 def test_what_is_fragmented_is_given_away_when_no_run_is_long_enough() -> None:
-    pool = BlockPool(6, 4)
+    pool = PagePool(6, 4)
     first = pool.allocate(6)
     assert first == [0, 1, 2, 3, 4, 5]
     pool.release([0, 2, 4])
@@ -132,28 +132,28 @@ def test_what_is_fragmented_is_given_away_when_no_run_is_long_enough() -> None:
 
 
 def test_kept_blocks_are_taken_only_when_the_free_ones_do_not_suffice() -> None:
-    pool = BlockPool(4, 4)
+    pool = PagePool(4, 4)
     evicted: list[int] = []
-    blocks = pool.allocate(2)
-    assert blocks == [0, 1]
-    for block in blocks:
-        pool.keep_when_released(block, evicted.append)
-    pool.release(blocks)
+    pages = pool.allocate(2)
+    assert pages == [0, 1]
+    for page in pages:
+        pool.keep_when_released(page, evicted.append)
+    pool.release(pages)
     assert pool.allocate(2) == [2, 3]
     assert evicted == []
     assert pool.available == 2
-    assert pool.allocate(1) == [1]  # the later block of the sequence goes first
+    assert pool.allocate(1) == [1]  # the later page of the sequence goes first
     assert evicted == [1]
 
 
 def test_a_kept_block_that_was_used_again_is_evicted_after_the_others() -> None:
-    pool = BlockPool(3, 4)
+    pool = PagePool(3, 4)
     evicted: list[int] = []
-    blocks = pool.allocate(3)
-    assert blocks is not None
-    for block in blocks:
-        pool.keep_when_released(block, evicted.append)
-        pool.release([block])
+    pages = pool.allocate(3)
+    assert pages is not None
+    for page in pages:
+        pool.keep_when_released(page, evicted.append)
+        pool.release([page])
     pool.retain([0])
     pool.release([0])
     assert pool.allocate(3) == [0, 1, 2]
@@ -162,10 +162,10 @@ def test_a_kept_block_that_was_used_again_is_evicted_after_the_others() -> None:
 
 
 def test_an_evicted_block_is_plain_again_when_its_next_holder_lets_go() -> None:
-    pool = BlockPool(1, 4)
+    pool = PagePool(1, 4)
     told: Counter[int] = Counter()
     pool.allocate(1)
-    pool.keep_when_released(0, lambda block: told.update([block]))
+    pool.keep_when_released(0, lambda page: told.update([page]))
     pool.release([0])
     assert pool.allocate(1) == [0]
     pool.release([0])
@@ -174,23 +174,23 @@ def test_an_evicted_block_is_plain_again_when_its_next_holder_lets_go() -> None:
 
 
 def test_misuse_is_an_error_and_not_a_lost_block() -> None:
-    pool = BlockPool(2, 4)
-    with pytest.raises(ValueError, match="block 0 is free"):
+    pool = PagePool(2, 4)
+    with pytest.raises(ValueError, match="page 0 is free"):
         pool.retain([0])
-    with pytest.raises(ValueError, match="block 1 was released more often"):
+    with pytest.raises(ValueError, match="page 1 was released more often"):
         pool.release([1])
-    with pytest.raises(ValueError, match="block 0 is not held"):
-        pool.keep_when_released(0, lambda block: None)
+    with pytest.raises(ValueError, match="page 0 is not held"):
+        pool.keep_when_released(0, lambda page: None)
     pool.check()
     assert pool.available == 2
 
 
 def test_check_notices_a_lost_block_and_a_block_with_two_states() -> None:
-    pool = BlockPool(3, 4)
+    pool = PagePool(3, 4)
     pool._free.remove(1)
     with pytest.raises(AssertionError, match="lost"):
         pool.check()
     pool._free.add(1)
     pool._references[1] = 1
-    with pytest.raises(AssertionError, match="held block is free"):
+    with pytest.raises(AssertionError, match="held page is free"):
         pool.check()

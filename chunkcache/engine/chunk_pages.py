@@ -1,0 +1,197 @@
+"""Chunk KV on the device, one copy for everyone: content-addressed pages, leased to requests.
+
+A chunk's K is rotated to its place in the chunk when it comes up, once; any number of requests at
+any positions read the same pages (chunkcache_kernels/arena.py). On a CPU this *is* the tier in host
+memory. Keys are salted by tenant (`ChunkKey`), so tenants never meet here.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from chunkcache.engine.pages import PagePool
+from chunkcache.store.base import TierUsage
+from chunkcache.store.policy import WindowedFrequencyPolicy
+from chunkcache_kernels import turned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry
+    from chunkcache.engine.angles import RotaryAngles
+    from chunkcache_kernels import Arena
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """A chunk on the device. It stays where it is for as long as somebody has leased it."""
+
+    key: ChunkKey
+    stats: ChunkStats
+    pages: np.ndarray  # int32, whole pages; the last one may be partly empty
+    size_bytes: int
+    leases: int = 0
+    is_listed: bool = True  # found by its key; else it ends with its last lease
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the chunk."""
+        return len(self.key.token_ids)
+
+
+class ChunkPages:
+    """Chunks on the device, at most `arena.num_pages` pages. Thread-safe.
+
+    Args:
+        arena: where they lie; written by whoever calls `hold`, read by the engine thread.
+        turned_layers: for every layer, whether its keys have positions.
+        on_evict: called with the number of chunks evicted, under the lock.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        geometry: KVGeometry,
+        angles: RotaryAngles,
+        turned_layers: tuple[bool, ...],
+        *,
+        on_evict: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._arena = arena
+        self._angles = angles
+        self._turned = torch.tensor(turned_layers, device=arena.keys.device)
+        self._on_evict = on_evict
+        self._page_bytes = geometry.bytes_per_token * arena.page_tokens
+        self._lock = threading.Lock()
+        self._pool = PagePool(arena.num_pages, arena.page_tokens)
+        self._policy = WindowedFrequencyPolicy(arena.num_pages * self._page_bytes)
+        self._residents: dict[bytes, Resident] = {}
+
+    def lease(self, key: ChunkKey) -> Resident | None:
+        """The chunk, kept until `release`; None if it is not here. Compares token ids."""
+        with self._lock:
+            resident = self._find(key)
+            if resident is not None:
+                self._policy.on_hit(key.digest)
+                resident.leases += 1
+            return resident
+
+    def hold(self, record: ChunkKV, *, listed: bool = True) -> Resident | None:
+        """Bring a record up and lease it; None where there is no room for it now.
+
+        Args:
+            record: its K is rotated to its place in the chunk, in fp32, and cast once.
+            listed: others may find it. Else it is the caller's alone, whatever its key.
+
+        Cost: one pass over the bytes, outside the lock.
+        """
+        if listed and (known := self.lease(record.key)) is not None:
+            return known
+        pages = self._allocate(self._pool.pages_for(record.num_tokens))
+        if pages is None:
+            return None
+        try:
+            self._write(record, pages)
+        except BaseException:
+            with self._lock:
+                self._pool.release(pages)
+            raise
+        size = len(pages) * self._page_bytes
+        array = np.array(pages, dtype=np.int32)
+        resident = Resident(record.key, record.stats, array, size, 1, listed)
+        return self._list(resident) if listed else resident
+
+    def release(self, residents: Iterable[Resident]) -> None:
+        """Give leases back; a chunk that nobody leases may be evicted."""
+        with self._lock:
+            for resident in residents:
+                assert resident.leases > 0, "a lease was given back twice"
+                resident.leases -= 1
+                if not resident.leases and not resident.is_listed:
+                    self._pool.release(resident.pages.tolist())
+
+    def contains(self, key: ChunkKey) -> bool:
+        """Whether `lease` would find it. Does not count as a use."""
+        with self._lock:
+            return self._find(key) is not None
+
+    def usage(self) -> TierUsage:
+        """Chunks and bytes held, leased or not."""
+        with self._lock:
+            held = self._pool.num_pages - self._pool.available
+            capacity = self._pool.num_pages * self._page_bytes
+            return TierUsage(len(self._residents), held * self._page_bytes, capacity)
+
+    @property
+    def leased(self) -> int:
+        """Leases that have not been given back."""
+        with self._lock:
+            return sum(resident.leases for resident in self._residents.values())
+
+    def clear(self) -> None:
+        """Forget every chunk; leased ones live on until their last lease ends."""
+        with self._lock:
+            for digest in list(self._residents):
+                self._drop(digest)
+
+    # ------------------------------------------------------------ under the lock
+
+    def _find(self, key: ChunkKey) -> Resident | None:
+        resident = self._residents.get(key.digest)
+        return resident if resident is not None and resident.key == key else None
+
+    def _list(self, resident: Resident) -> Resident:
+        with self._lock:
+            known = self._find(resident.key)
+            if known is not None:  # another thread was faster; one copy is enough
+                self._pool.release(resident.pages.tolist())
+                known.leases += 1
+                self._policy.on_hit(known.key.digest)
+                return known
+            self._drop(resident.key.digest)  # another chunk with the same digest
+            self._residents[resident.key.digest] = resident
+            self._policy.on_put(resident.key.digest, resident.size_bytes)
+            return resident
+
+    def _allocate(self, count: int) -> list[int] | None:
+        with self._lock:
+            missing = count - self._pool.available
+            if missing > 0:
+                leased = {d for d, r in self._residents.items() if r.leases}
+                victims = self._policy.victims(missing * self._page_bytes, leased)
+                if sum(len(self._residents[v].pages) for v in victims) < missing:
+                    return None  # nothing is evicted in vain
+                for victim in victims:
+                    self._drop(victim)
+                self._on_evict(len(victims))
+            return self._pool.allocate(count)
+
+    def _drop(self, digest: bytes) -> None:
+        resident = self._residents.pop(digest, None)
+        if resident is None:
+            return
+        self._policy.on_delete(digest)
+        if resident.leases:
+            resident.is_listed = False  # its pages are freed with its last lease
+        else:
+            self._pool.release(resident.pages.tolist())
+
+    # ------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _write(self, record: ChunkKV, pages: list[int]) -> None:
+        """`[layers, 2, tokens, heads, dim]` of a record to its pages."""
+        kv = record.kv.to(self._arena.keys.device)
+        keys = kv[:, 0]
+        places = torch.arange(record.num_tokens, device=keys.device)
+        rotated = turned(keys.transpose(0, 1).flatten(1, 2), *self._angles.at(places))
+        rotated = rotated.unflatten(1, (keys.shape[0], keys.shape[2])).transpose(0, 1)
+        still = ~self._turned[:, None, None, None]
+        self._arena.write_chunk(
+            np.array(pages, dtype=np.int64), torch.where(still, keys.float(), rotated), kv[:, 1]
+        )

@@ -1,0 +1,141 @@
+"""What the rows of one request look at: exact-prefix pages, chunk pages, and rows of its own.
+
+A request owns its own rows alone: those that no cache holds, and those that are repaired. A repaired
+row lies among them and hides the chunk's row at its position, in the layers it has run through; in
+the layers above, where rows were let go on the way up, the chunk's row is still the one to see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chunkcache_kernels import HIDDEN, Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chunkcache.engine.chunk_pages import Resident
+
+OWN, CHUNKS = 0, 1  # indices of the two arenas
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedChunk:
+    """A chunk whose row 0 stands at position `begin`; rows below `first_row` are not used."""
+
+    resident: Resident
+    begin: int
+    first_row: int
+
+
+class SequenceKV:
+    """Pages and visible keys of one sequence; owned by the engine thread.
+
+    Args:
+        page_tokens, num_layers: of the arenas and the model.
+        max_tokens: the longest the sequence can become.
+        prefix: pages of an exact prefix, positions 0 to `len(prefix) · page_tokens`.
+        own: pages for the request's own rows, in the order they are first run.
+        chunks: chunks it reads, by position.
+    """
+
+    def __init__(
+        self,
+        page_tokens: int,
+        num_layers: int,
+        max_tokens: int,
+        *,
+        prefix: Sequence[int],
+        own: Sequence[int],
+        chunks: Sequence[PlacedChunk],
+    ) -> None:
+        self._page_tokens = page_tokens
+        self._num_layers = num_layers
+        self._prefix_tokens = len(prefix) * page_tokens
+        self._own = np.array(own, dtype=np.int32)
+        self._index_of = np.full(max_tokens, -1, dtype=np.int32)  # of positions among own rows
+        self._position_of = np.full(len(own) * page_tokens, HIDDEN, dtype=np.int32)
+        self._run_to = np.zeros(len(self._position_of), dtype=np.int32)  # layers they are valid in
+        self._used = 0
+        self._in_chunk = np.zeros(max_tokens, dtype=bool)
+        self._fixed: list[Segment] = []
+        if prefix:
+            positions = np.arange(self._prefix_tokens, dtype=np.int32)
+            self._fixed.append(Segment(OWN, np.array(prefix, np.int32), 0, positions))
+        for chunk in chunks:
+            resident, first, end = chunk.resident, chunk.first_row, chunk.resident.num_tokens
+            segment = Segment.of_chunk(
+                CHUNKS, resident.pages, page_tokens, chunk.begin, first, end
+            )
+            self._fixed.append(segment)
+            self._in_chunk[chunk.begin + first : chunk.begin + end] = True
+        self._seen: dict[int, tuple[list[Segment], np.ndarray]] = {}
+
+    def take(self, positions: np.ndarray, end_layer: int) -> np.ndarray:
+        """int32 slots (page · page_tokens + place) for rows about to run up to `end_layer`.
+
+        From now on they are what is seen at their positions, in the layers below that.
+
+        Args:
+            positions: int64, increasing; those that have run before keep their slots.
+        """
+        index = self._index_of[positions]
+        new = np.flatnonzero(index < 0)
+        index[new] = np.arange(self._used, self._used + len(new))
+        self._used += len(new)
+        assert self._used <= len(self._position_of), "more rows than were reserved"
+        self._index_of[positions] = index
+        self._position_of[index] = positions
+        grown = self._run_to[index] < end_layer
+        self._run_to[index] = np.maximum(self._run_to[index], end_layer)
+        if (grown & self._in_chunk[positions]).any():
+            self._seen.clear()
+        else:
+            for layer, (_, shown) in self._seen.items():
+                if layer <= end_layer:
+                    shown[index] = positions
+        pages, places = index // self._page_tokens, index % self._page_tokens
+        return (self._own[pages] * self._page_tokens + places).astype(np.int32)
+
+    def edges(self) -> set[int]:
+        """Layers from which on some row is not valid any more."""
+        return set(np.unique(self._run_to[: self._used]).tolist()) - {self._num_layers}
+
+    def segments(self, end_layer: int) -> list[Segment]:
+        """What is seen in the layers just below `end_layer`, above any edge below it."""
+        known = self._seen.get(end_layer)
+        if known is None:
+            shown = np.where(self._run_to >= end_layer, self._position_of, HIDDEN)
+            replaced = shown[shown < len(self._in_chunk)]
+            replaced = replaced[self._in_chunk[replaced]]
+            known = self._seen[end_layer] = (self._without(replaced), shown)
+        fixed, shown = known
+        pages = -(-self._used // self._page_tokens)
+        if not pages:
+            return fixed
+        own = Segment(OWN, self._own[:pages], 0, shown[: pages * self._page_tokens])
+        return [*fixed, own]
+
+    def _without(self, replaced: np.ndarray) -> list[Segment]:
+        if not len(replaced):
+            return self._fixed
+        kept = []
+        for segment in self._fixed:
+            positions = segment.key_positions.copy()
+            one = Segment(segment.arena, segment.pages, segment.begin, positions)
+            if segment.arena == CHUNKS:
+                one.hide(replaced)
+            if (positions != HIDDEN).any():
+                kept.append(one)
+        return kept
+
+    @property
+    def tokens_in_order(self) -> int:
+        """Leading positions whose rows lie page by page in the prefix and the own pages."""
+        index = self._index_of[self._prefix_tokens :]
+        in_order = index == np.arange(len(index))
+        run = len(index) if in_order.all() else int(in_order.argmin())
+        return self._prefix_tokens + run
