@@ -18,6 +18,8 @@ import torch
 import chunkcache_kernels as kernels
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from chunkcache_kernels.plan import RowPlan
 
 ATTENTION_NAME = "chunkcache_rows"
@@ -51,6 +53,9 @@ class SequenceRows:
     end behind the last layer or, without logits, before `end_layer`. With `keep` their hidden
     states are kept where they enter its layer. Of two groups of rows of one sequence in one step,
     the one with the larger positions comes second.
+
+    The error of an observer is left in `fault` for whoever runs the step: the other sequences' rows
+    have nothing to do with it.
     """
 
     token_ids: torch.Tensor
@@ -62,6 +67,7 @@ class SequenceRows:
     end_layer: int | None = None
     hidden: torch.Tensor | None = None
     keep: KeptRows | None = None
+    fault: Exception | None = None
 
     def __len__(self) -> int:
         return self.positions.shape[0]
@@ -110,6 +116,15 @@ class LayerView:
     cos: torch.Tensor  # fp32 [R, D]
     sin: torch.Tensor
     scale: float
+
+    def show(self, look: Callable[[LayerView], None]) -> None:
+        """Let the observer look with one of its methods; after an error it looks no more."""
+        if self.rows.fault is not None:
+            return
+        try:
+            look(self)
+        except Exception as error:
+            self.rows.fault = error
 
 
 class RowObserver(Protocol):
@@ -176,10 +191,10 @@ def rows_attention(
                 layer, rows, plan, rotated[part], key[part], value[part],
                 keys, values, cos[part], sin[part], scaling,
             )  # fmt: skip
-            rows.observer.before_write(view)
+            view.show(rows.observer.before_write)
         kernels.place_kv(key[part], value[part], cos[part], sin[part], keys, values, plan.write)
         if rows.observer is not None and view is not None:
-            rows.observer.after_write(view)
+            view.show(rows.observer.after_write)
         out[part] = kernels.paged_rows_attention(
             rotated[part], keys, values, rows.slots, rows.positions, scaling, plan=plan
         )

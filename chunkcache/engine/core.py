@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +33,7 @@ from chunkcache.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from chunkcache.config import EngineSettings
     from chunkcache.engine.model import DecoderModel
@@ -142,14 +143,15 @@ class Engine:
             with self._lock:
                 closing = self._closing
             if closing:
+                self._receive(block=False)  # what came in before `close`, after the last look
                 self._fail_all(ShuttingDown("the engine was closed before the answer was complete"))
                 return
             try:
                 self._step()
             except Exception as error:
-                # a fault in one step must not leave callers waiting for ever
+                # nobody's fault in particular, and it may come again: none must wait for ever
                 log.error("engine_step_failed", traceback=traceback.format_exc())
-                self._fail_all(ChunkCacheError(f"the engine failed: {error!r}"))
+                self._fail_all(_as_engine_error(error))
 
     def _receive(self, *, block: bool) -> None:
         while True:
@@ -176,24 +178,41 @@ class Engine:
             self._run(shares)
 
     def _run(self, shares: list[Share]) -> None:
-        groups: list[list[SequenceRows]] = []
+        step: list[tuple[Request, list[SequenceRows]]] = []
         for share in shares:
             request = self._running[share.request_id]
-            current = request.current
-            assert current is not None
-            positions = current.positions[current.done : current.done + share.rows]
-            current.done += share.rows
-            groups.append(self._groups(request, current, positions))
-        rows = sum(share.rows for share in shares)
+            with self._blaming(request):
+                current = request.current
+                assert current is not None
+                positions = current.positions[current.done : current.done + share.rows]
+                current.done += share.rows
+                step.append((request, self._groups(request, current, positions)))
+        try:
+            results = iter(self._forward([group for _, groups in step for group in groups]))
+        except Exception as error:
+            # whose rows have run and whose have not, nobody knows; those who wait had none
+            log.error("engine_step_failed", traceback=traceback.format_exc())
+            for request, _ in step:
+                self._fail(request, _as_engine_error(error))
+            return
+        for request, groups in step:
+            logits = [next(results) for _ in groups][-1]
+            with self._blaming(request):
+                for group in groups:
+                    if group.fault is not None:
+                        raise group.fault
+                self._collect(request, logits)
+
+    def _forward(self, batch: list[SequenceRows]) -> list[torch.Tensor | None]:
+        if not batch:
+            return []
+        rows = sum(len(group) for group in batch)
         self._metrics.step_rows.observe(rows)
         began = time.perf_counter()
-        batch = [group for of_request in groups for group in of_request]
-        results = iter(self.model.forward(batch, self.pool))
+        results = self.model.forward(batch, self.pool)
         if rows >= _MANY_ROWS and all(g.end_layer is None and not g.first_layer for g in batch):
             self._on_prefill(rows, time.perf_counter() - began)
-        for share, of_request in zip(shares, groups, strict=True):
-            logits = [next(results) for _ in of_request][-1]
-            self._collect(self._running[share.request_id], logits)
+        return results
 
     def _groups(self, request: Request, current: Pass, positions: np.ndarray) -> list[SequenceRows]:
         """The rows as the model takes them: those that begin, then those that go on."""
@@ -242,24 +261,32 @@ class Engine:
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._settings.max_running:
-            request = self._waiting[0]
-            shared: list[int] = []
-            if self._settings.prefix_cache and request.takes_prefix:
-                known = request.token_ids[: request.max_prefix_tokens]
-                shared = self.prefix.match(request.salt, known)
-            own = self.blocks.allocate(self.blocks.blocks_for(request.max_tokens) - len(shared))
-            if own is None:
-                self.blocks.release(shared)
-                return
-            self._waiting.popleft()
-            request.blocks = shared + own
-            request.slots = self._slots(request.blocks)
-            request.started_at = time.perf_counter()
-            self._running[request.request_id] = request
-            size = self.blocks.block_size_tokens
-            for placement in request.begin(self.model, len(shared) * size):
-                self._place(request, placement)
-            request.place_ms = (time.perf_counter() - request.started_at) * 1e3
+            with self._blaming(self._waiting[0]):
+                prefix_tokens = self._acquire(self._waiting[0])
+                if prefix_tokens is None:
+                    return
+                self._start(self._waiting.popleft(), prefix_tokens)
+
+    def _acquire(self, request: Request) -> int | None:
+        """Give a request its blocks; how many tokens they hold already, or None: no room yet."""
+        if self._settings.prefix_cache and request.takes_prefix:
+            known = request.token_ids[: request.max_prefix_tokens]
+            request.blocks = self.prefix.match(request.salt, known)
+        shared = len(request.blocks)
+        own = self.blocks.allocate(self.blocks.blocks_for(request.max_tokens) - shared)
+        if own is None:
+            self._give_back(request)
+            return None
+        request.blocks = request.blocks + own
+        return shared * self.blocks.block_size_tokens
+
+    def _start(self, request: Request, prefix_tokens: int) -> None:
+        request.slots = self._slots(request.blocks)
+        request.started_at = time.perf_counter()
+        self._running[request.request_id] = request
+        for placement in request.begin(self.model, prefix_tokens):
+            self._place(request, placement)
+        request.place_ms = (time.perf_counter() - request.started_at) * 1e3
 
     def _slots(self, blocks: list[int]) -> torch.Tensor:
         size = self.blocks.block_size_tokens
@@ -284,22 +311,41 @@ class Engine:
 
     def _release(self, request: Request) -> None:
         self._running.pop(request.request_id, None)
-        self.blocks.release(request.blocks)
-        request.blocks = []
+        self._give_back(request)
         with self._lock:
             self._unfinished -= 1
 
+    def _give_back(self, request: Request) -> None:
+        blocks, request.blocks = request.blocks, []
+        self.blocks.release(blocks)
+
+    @contextmanager
+    def _blaming(self, request: Request) -> Iterator[None]:
+        """A fault in here is this request's own: it fails, alone, and gives back its blocks."""
+        try:
+            yield
+        except Exception as error:
+            log.error("request_failed", traceback=traceback.format_exc())
+            self._fail(request, _as_engine_error(error))
+
+    def _fail(self, request: Request, error: ChunkCacheError) -> None:
+        if request in self._waiting:
+            self._waiting.remove(request)
+        self._release(request)
+        request.fail(error)
+
     def _drop_cancelled(self) -> None:
         for request in [r for r in self._waiting if r.cancelled.is_set()]:
-            self._waiting.remove(request)
-            self._release(request)
-            request.fail(Cancelled("the request was cancelled while it waited"))
+            self._fail(request, Cancelled("the request was cancelled while it waited"))
         for request in [r for r in self._running.values() if r.cancelled.is_set()]:
-            self._release(request)
-            request.fail(Cancelled("the request was cancelled while it ran"))
+            self._fail(request, Cancelled("the request was cancelled while it ran"))
 
     def _fail_all(self, error: ChunkCacheError) -> None:
         for request in [*self._waiting, *self._running.values()]:
-            self._release(request)
-            request.fail(error)
-        self._waiting.clear()
+            self._fail(request, error)
+
+
+def _as_engine_error(error: Exception) -> ChunkCacheError:
+    if isinstance(error, ChunkCacheError):
+        return error
+    return ChunkCacheError(f"the engine failed: {error!r}")

@@ -195,6 +195,8 @@ class Generation(Request):
             assert self._first_logits is not None
             self._start_decoding(model, self._first_logits)
         elif self._stage is Stage.DECODE:
+            if self.exact_tokens == len(self.token_ids) - 1:
+                self.exact_tokens += 1  # only now has the row of the last token been written
             self._take_token(model, logits)
         else:
             self._end_prompt(model, logits)
@@ -316,8 +318,6 @@ class Generation(Request):
             self._finish("length")
         else:
             self.token_ids.append(token)
-            if self.exact_tokens == len(self.token_ids) - 1:
-                self.exact_tokens += 1
             row = np.array([len(self.token_ids) - 1], dtype=np.int64)
             self.current = Pass(row)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 import torch
 
 from chunkcache.engine import core
+from chunkcache.engine.blocks import BlockPool
+from chunkcache.engine.core import Engine
 from chunkcache.engine.model import DecoderModel
+from chunkcache.engine.observe import QuestionScores
 from chunkcache.engine.outcome import Delta, Outcome
 from chunkcache.errors import (
     Cancelled,
@@ -166,6 +170,146 @@ def test_a_fault_in_a_step_reaches_every_caller_and_the_engine_lives_on(
     with pytest.raises(ChunkCacheError, match="cosmic ray"):
         run_out(failing)
     assert run_out(bench.submit(bench.prompt([]), {}, exact_only=True)).token_ids
+
+
+def test_a_submission_between_the_last_look_and_the_closing_is_failed(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[Any] = []
+    submitted = threading.Event()
+    closer = threading.Thread(target=bench.engine.close)
+    true = Engine._receive
+
+    def receive(engine: Engine, *, block: bool) -> None:
+        true(engine, block=block)
+        if late:
+            return
+        late.append(bench.submit(bench.prompt([]), {}, exact_only=True))
+        closer.start()
+        while not engine._closing:
+            time.sleep(0.001)
+        submitted.set()
+
+    monkeypatch.setattr(Engine, "_receive", receive)
+    early = bench.submit(bench.prompt([]), {}, exact_only=True)
+    assert submitted.wait(30)
+    closer.join(30)
+    assert not closer.is_alive() and bench.engine.unfinished == 0
+    for request in (early, late[0]):
+        with pytest.raises(ShuttingDown):
+            run_out(request)
+
+
+def _blocks_run_out(patch: pytest.MonkeyPatch, doomed: Any) -> None:
+    true = BlockPool.allocate
+    patch.setattr(BlockPool, "allocate", lambda pool, n: 1 / 0 if doomed() else true(pool, n))
+
+
+def _slots_fail(patch: pytest.MonkeyPatch, doomed: Any) -> None:
+    true = Engine._slots
+    patch.setattr(Engine, "_slots", lambda engine, b: 1 / 0 if doomed() else true(engine, b))
+
+
+def _placing_fails(patch: pytest.MonkeyPatch, doomed: Any) -> None:
+    true = Engine._place
+
+    def place(engine: Engine, request: Any, placement: Any) -> None:
+        return 1 / 0 if doomed() else true(engine, request, placement)
+
+    patch.setattr(Engine, "_place", place)
+
+
+@pytest.mark.parametrize("fault", [_blocks_run_out, _slots_fail, _placing_fails])
+def test_a_fault_while_a_request_is_admitted_leaks_no_block(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, fault: Any
+) -> None:
+    chunks = [bench.tokens(20, s) for s in (1, 2)]
+    records = {i + 1: bench.record(ids) for i, ids in enumerate(chunks)}
+    prompt = bench.prompt(chunks)
+    bench.answer(prompt, {}, exact_only=True)  # so that the doomed one holds shared blocks, too
+    bench.wait_until_idle()
+    gate = Gate(monkeypatch)
+    other = bench.submit(bench.prompt([]), {}, exact_only=True, max_new_tokens=9)
+    assert gate.entered.wait(30)
+    with monkeypatch.context() as patch:
+        failures = iter([True])
+        fault(patch, lambda: next(failures, False))
+        doomed = bench.submit(bench.prompt(chunks[::-1]), {1: records[2]}, "none", budget=0.0)
+        gate.go_on.set()
+        bench.wait_until_idle()
+    with pytest.raises(ChunkCacheError, match="ZeroDivisionError"):
+        run_out(doomed)
+    assert len(run_out(other).token_ids) >= 1
+    bench.engine.blocks.check()
+    assert bench.engine.blocks.available == bench.engine.blocks.num_blocks
+
+
+def _doomed_begin(request: Any) -> None:
+    request._policy = None
+
+
+def _doomed_sampler(request: Any) -> None:
+    request._sampler = None
+
+
+def _doomed_scores(request: Any) -> None:
+    class Scores(QuestionScores):
+        def after_write(self, view: Any) -> None:
+            raise RuntimeError("a look at the wrong moment")
+
+    start = request._start_scoring
+
+    def start_scoring(model: DecoderModel) -> None:
+        start(model)
+        request.current.observer = request._scores = Scores(request._prompt.num_tokens, 0)
+
+    request._start_scoring = start_scoring
+
+
+@pytest.mark.parametrize("doom", [_doomed_begin, _doomed_sampler, _doomed_scores])
+def test_the_fault_of_one_request_is_its_own(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, doom: Any
+) -> None:
+    """All run in the same steps; the neighbours' answers are what they are alone."""
+    chunks = [bench.tokens(60, s) for s in (1, 2)]
+    records = {i + 1: bench.record(ids) for i, ids in enumerate(chunks)}
+    prompt = bench.prompt(chunks)
+    alone = bench.answer(prompt, records, "question", budget=0.5, salt=b"alone", max_new_tokens=8)
+    gate = Gate(monkeypatch)
+    first = bench.submit(prompt, records, "question", budget=0.5, salt=b"a", max_new_tokens=8)
+    assert gate.entered.wait(30)
+    submit = bench.engine.submit
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.engine, "submit", lambda request: (doom(request), submit(request)))
+        doomed = bench.submit(prompt, records, "question", budget=0.5, salt=b"b", max_new_tokens=8)
+    second = bench.submit(prompt, records, "question", budget=0.5, salt=b"c", max_new_tokens=8)
+    gate.go_on.set()
+    with pytest.raises(ChunkCacheError, match="the engine failed"):
+        run_out(doomed)
+    assert run_out(first).token_ids == run_out(second).token_ids == alone.token_ids
+
+
+def test_a_fault_in_a_step_spares_those_who_wait(
+    tiny: DecoderModel, open_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench(tiny, max_running=1)
+    true, calls = DecoderModel.forward, []
+
+    def forward(model: DecoderModel, *args: Any, **kw: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            while bench.engine.unfinished < 2:
+                time.sleep(0.001)
+            bench.engine._receive(block=False)
+            raise RuntimeError("a cosmic ray")
+        return true(model, *args, **kw)
+
+    monkeypatch.setattr(DecoderModel, "forward", forward)
+    failing = bench.submit(bench.prompt([]), {}, exact_only=True)
+    waiting = bench.submit(bench.prompt([]), {}, exact_only=True)
+    with pytest.raises(ChunkCacheError, match="cosmic ray"):
+        run_out(failing)
+    assert run_out(waiting).token_ids
 
 
 def test_a_decoding_request_is_not_held_up_by_a_long_prefill(

@@ -14,6 +14,7 @@ from chunkcache.chunk import ChunkKV
 from chunkcache.config import RepairPolicyName
 from chunkcache.engine.model import DecoderModel
 from chunkcache.engine.outcome import Outcome
+from chunkcache.errors import ChunkCacheError
 
 TIGHT = 2e-4  # fp32 logits of the tiny models have a spread of about 5
 
@@ -289,3 +290,38 @@ def test_question_rows_find_what_the_question_looks_at(bench: Any) -> None:
             salt = f"{policy}{seed}".encode()
             found.append(worst(bench.answer(prompt, records, policy, budget=0.5, salt=salt), full))
     assert np.mean(drifts["question"]) < np.mean(drifts["none"])
+
+
+@pytest.mark.parametrize("forced", [(), (5, 6, 7, 8)])
+@pytest.mark.parametrize("ending", ["cancelled", "failed"])
+def test_a_token_is_not_shared_before_its_row_has_run(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, forced: Sequence[int], ending: str
+) -> None:
+    """The first token would fill the prompt's last block, and the request ends before its row."""
+    chunk = bench.tokens(11, 1)
+    prompt = bench.prompt([chunk])
+    assert prompt.num_tokens % 8 == 7
+    first = bench.full(prompt).token_ids[0]
+    passes_before = 2 if forced else 1  # the prompt, and the forced rows beyond it
+    true, passes = DecoderModel.forward, []
+
+    def forward(model: DecoderModel, *args: Any) -> Any:
+        passes.append(1)
+        if len(passes) > passes_before:
+            raise RuntimeError("before the row of the first token")
+        results = true(model, *args)
+        if len(passes) == passes_before and ending == "cancelled":
+            request.cancelled.set()
+        return results
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DecoderModel, "forward", forward)
+        request = bench.submit(
+            prompt, {}, exact_only=True, salt=b"s", max_new_tokens=9, forced_ids=forced
+        )
+        with pytest.raises(ChunkCacheError):
+            list(request.events())
+    follow_up = bench.prompt([chunk], history=[*bench.question, first])
+    outcome = bench.answer(follow_up, {}, exact_only=True, salt=b"s")
+    assert sum(plan.prefix for plan in outcome.plan.spans) == 24
+    assert worst(outcome, bench.full(follow_up)) < TIGHT
