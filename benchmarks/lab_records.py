@@ -24,7 +24,7 @@ from chunkcache.service.answer import chunk_spans
 
 if TYPE_CHECKING:
     from chunkcache.engine.attention import LayerView
-    from chunkcache.engine.model import DecoderModel
+    from chunkcache.engine.decoder import DecoderModel
     from chunkcache.engine.prompt import Prompt
     from chunkcache.errors import ChunkCacheError
 

@@ -76,13 +76,21 @@ class ModelSettings(_Section):
 class EngineSettings(_Section):
     """The running batch: device KV, step size, limits."""
 
-    kv_capacity_bytes: int = Field(512 * MIB, ge=MIB, description="device KV for running requests")
-    block_size_tokens: int = Field(16, ge=1, le=256, description="tokens in a block")
+    kv_capacity_bytes: int = Field(
+        512 * MIB, ge=MIB, description="device KV of requests' own rows and of exact prefixes"
+    )
+    chunk_capacity_bytes: int = Field(
+        0,
+        ge=0,
+        description="device KV of chunks, one copy for all requests; 0: on a CPU "
+        "store.host_capacity_bytes, else as much as kv_capacity_bytes",
+    )
+    page_tokens: Literal[8, 16, 32, 64] = Field(32, description="tokens in a page of KV")
     step_tokens: int = Field(512, ge=16, description="rows computed in one step, decode rows first")
     max_running: int = Field(16, ge=1, description="requests decoded together")
     queue_limit: int = Field(64, ge=1, description="waiting requests before 429")
     max_new_tokens_default: int = Field(256, ge=1, description="when a request names no limit")
-    prefix_cache: bool = Field(True, description="share blocks of exact prefixes between requests")
+    prefix_cache: bool = Field(True, description="share pages of exact prefixes between requests")
     overflow: Literal["error", "drop"] = Field(
         "error", description="prompt longer than the context: refuse, or drop lowest-ranked chunks"
     )
@@ -105,7 +113,9 @@ class RepairSettings(_Section):
 class StoreSettings(_Section):
     """Tiers below the device."""
 
-    host_capacity_bytes: int = Field(1 * GIB, ge=0, description="chunk KV held in memory")
+    host_capacity_bytes: int = Field(
+        1 * GIB, ge=0, description="chunk KV held in memory, that of running requests included"
+    )
     disk_capacity_bytes: int = Field(
         8 * GIB, ge=0, description="chunk KV held in LMDB; 0 = no disk"
     )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from chunkcache_kernels import Rotary
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -21,14 +23,24 @@ class RotaryAngles:
         fresh: Any = type(rotary)(config=config)
         self._inv_freq = fresh.inv_freq.to(device=device, dtype=torch.float32)
         self._scaling = float(getattr(fresh, "attention_scaling", 1.0))
-        self._cos = self._sin = self._inv_freq.new_empty((0, 2 * self._inv_freq.shape[0]))
+        nothing = self._inv_freq.new_empty((0, 2 * self._inv_freq.shape[0]))
+        self._table = Rotary(nothing, nothing)
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head that are turned."""
+        return 2 * self._inv_freq.shape[0]
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """fp32 cos, sin `[n, head_dim]` at int64 positions `[n]`; the table grows as needed."""
-        needed = int(positions.max()) + 1 if positions.numel() else 0
-        if needed > self._cos.shape[0]:
-            size = max(1024, 1 << (needed - 1).bit_length())
+        table = self.table(int(positions.max()) + 1 if positions.numel() else 0)
+        return table.at(positions)
+
+    def table(self, num_positions: int) -> Rotary:
+        """The angles of at least so many positions, from 0 on."""
+        if num_positions > self._table.cos.shape[0]:
+            size = max(1024, 1 << (num_positions - 1).bit_length())
             steps = torch.arange(size, device=self._inv_freq.device, dtype=torch.float32)
             angles = torch.outer(steps, self._inv_freq).repeat(1, 2)
-            self._cos, self._sin = angles.cos() * self._scaling, angles.sin() * self._scaling
-        return self._cos[positions], self._sin[positions]
+            self._table = Rotary(angles.cos() * self._scaling, angles.sin() * self._scaling)
+        return self._table

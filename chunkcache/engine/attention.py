@@ -1,9 +1,9 @@
-"""Our attention function, called by transformers' own layers through `AttentionInterface`.
+"""Rows of a step, and their attention over pages: what the layers of a model call.
 
-The layers get an identity rotary (cos = 1, sin = 0), so q and k arrive here before RoPE and after
-any q/k-norm. This function rotates them with the model's own angles in fp32, writes K and V of the
-rows to their slots, lets observers look, and attends. The one rule, for every kind of row: a row
-sees the keys of its own sequence at positions ≤ its own.
+Rows are written to their slots first, then all of them attend; the one rule, for every kind of row:
+a row sees the keys of its own sequence at positions ≤ its own, unless another row has replaced them.
+Transformers' own layers come here through `AttentionInterface`: they get an identity rotary (cos =
+1, sin = 0), so that q and k arrive before RoPE and after any q/k-norm (docs/decisions/0003).
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-import chunkcache_kernels as kernels
+from chunkcache_kernels import Heads, SequenceLayout, attention_weights
+from chunkcache_kernels.portable import split_qkv
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
-    from chunkcache_kernels.plan import RowPlan
+    from chunkcache.engine.pool import KVPool, StepKernels
+    from chunkcache.engine.sequence_kv import SequenceKV
+    from chunkcache_kernels import Rotary
 
 ATTENTION_NAME = "chunkcache_rows"
 
@@ -34,33 +37,22 @@ class Logits(Enum):
 
 
 @dataclass(slots=True)
-class KVPool:
-    """Device KV of all running sequences: per layer K (after RoPE) and V, `[slots, heads, dim]`."""
-
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-
-
-@dataclass(slots=True)
 class SequenceRows:
     """The rows of one sequence in one step, and the layers they run through.
 
-    `positions` int64 [R], increasing; `slots` int64 [context]: slot of every position below
-    `context`, the rows' own positions included. Keys at positions that no row or placement has
-    written must not exist below the largest row position.
+    `positions` int64 `[R]`, increasing; `slots` int32 `[R]`, where they are written; `kv` says what
+    they see. Rows start at the embeddings, or at `first_layer` from their `hidden` states, `[R,
+    width]`. They end behind the last layer or, without logits, before `end_layer`. With `keep`
+    their hidden states are kept where they enter its layer. Of two groups of rows of one sequence
+    in one step, the one with the larger positions comes second.
 
-    Rows start at the embeddings, or at `first_layer` from their `hidden` states, `[R, width]`. They
-    end behind the last layer or, without logits, before `end_layer`. With `keep` their hidden
-    states are kept where they enter its layer. Of two groups of rows of one sequence in one step,
-    the one with the larger positions comes second.
-
-    The error of an observer is left in `fault` for whoever runs the step: the other sequences' rows
-    have nothing to do with it.
+    A fault of the observer is kept in `fault`: it is no fault of the other sequences' rows.
     """
 
     token_ids: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
+    positions: np.ndarray
+    slots: np.ndarray
+    kv: SequenceKV
     observer: RowObserver | None = None
     logits: Logits = Logits.LAST
     first_layer: int = 0
@@ -70,7 +62,7 @@ class SequenceRows:
     fault: Exception | None = None
 
     def __len__(self) -> int:
-        return self.positions.shape[0]
+        return len(self.positions)
 
 
 @dataclass(slots=True, eq=False)
@@ -103,51 +95,96 @@ class KeptRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerView:
-    """What an observer sees of one sequence's rows in one layer."""
+    """What an observer sees of one sequence's rows in one layer, once they are written."""
 
     layer: int
     rows: SequenceRows
-    plan: RowPlan
-    query: torch.Tensor  # [R, Hq, D] after RoPE
+    sequence: SequenceLayout
+    query: torch.Tensor  # [R, Hq, D] before RoPE
     key_before_rope: torch.Tensor  # [R, Hkv, D]
     value: torch.Tensor  # [R, Hkv, D]
-    pool_keys: torch.Tensor  # [slots, Hkv, D]
-    pool_values: torch.Tensor
-    cos: torch.Tensor  # fp32 [R, D]
-    sin: torch.Tensor
-    scale: float
+    pool: KVPool
+    heads: Heads
+    rotary: Rotary
 
-    def show(self, look: Callable[[LayerView], None]) -> None:
-        """Let the observer look with one of its methods; after an error it looks no more."""
-        if self.rows.fault is not None:
-            return
-        try:
-            look(self)
-        except Exception as error:
-            self.rows.fault = error
+    def weights(self, index: np.ndarray) -> torch.Tensor:
+        """fp32 `[n, last position + 1]`: attention of some of the rows (increasing indices) to
+        every position, mean over query heads.
+        """
+        some = SequenceLayout(self.sequence.positions[index], self.sequence.segments)
+        query = self.query[torch.from_numpy(index).to(self.query.device)]
+        return attention_weights(
+            some, self.pool.arenas, self.layer, query, self.heads, self.rotary
+        )
 
 
 class RowObserver(Protocol):
-    """Looks at rows layer by layer: captures KV, scores tokens, corrects neighbours."""
+    """Looks at rows layer by layer: captures KV, scores tokens."""
 
-    def before_write(self, view: LayerView) -> None:
-        """The pool still holds what was at the rows' slots before."""
-        ...
-
-    def after_write(self, view: LayerView) -> None:
-        """The pool holds the rows' new K and V; attention comes next."""
+    def look(self, view: LayerView) -> None:
+        """The pages hold the rows' new K and V; attention comes next."""
         ...
 
 
-@dataclass(slots=True)
-class RowBatch:
-    """All rows of one forward pass, and the angles at their positions."""
+@dataclass(slots=True, eq=False)
+class StepRows:
+    """Rows that run through some layers together, and how they write and attend."""
 
-    sequences: list[SequenceRows]
-    plans: list[RowPlan]  # of each sequence: made once, used by every layer
+    groups: Sequence[SequenceRows]
+    sequences: Sequence[SequenceLayout]
+    slots: np.ndarray  # int32 [rows]
+    kernels: StepKernels
     pool: KVPool
-    cos: torch.Tensor  # fp32 [rows, D]
-    sin: torch.Tensor
+    heads: Heads
+    rotary: Rotary
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody looks at rows, layer by layer."""
+        return any(group.observer is not None for group in self.groups)
+
+    def attend(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        *,
+        turned: bool = True,
+        query_norm: torch.Tensor | None = None,
+        key_norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+    ) -> torch.Tensor:
+        """Write the rows' K and V, let observers look, attend: `[rows, heads · dim]`.
+
+        `qkv` `[rows, (heads + 2 kv_heads) · dim]` before RoPE; normed in place where norms are
+        given.
+        """
+        self.kernels.write(
+            layer, qkv, self.slots,
+            turned=turned, query_norm=query_norm, key_norm=key_norm, eps=eps,
+        )  # fmt: skip
+        if self.is_watched:
+            self._show(layer, qkv, turned)
+        return self.kernels.attend(layer, qkv, turned=turned)
+
+    def _show(self, layer: int, qkv: torch.Tensor, turned: bool) -> None:
+        heads = self.heads
+        if not turned:
+            heads = Heads(heads.heads, heads.kv_heads, heads.dim, heads.scale, 0)
+        query, key, value = split_qkv(qkv, heads)
+        start = 0
+        for group, sequence in zip(self.groups, self.sequences, strict=True):
+            part = slice(start, start + len(group))
+            start = part.stop
+            if group.observer is None or group.fault is not None:
+                continue
+            view = LayerView(
+                layer, group, sequence, query[part], key[part], value[part],
+                self.pool, heads, self.rotary,
+            )  # fmt: skip
+            try:
+                group.observer.look(view)
+            except Exception as fault:
+                group.fault = fault
 
 
 def rows_attention(
@@ -159,7 +196,7 @@ def rows_attention(
     scaling: float,
     dropout: float = 0.0,
     *,
-    chunkcache_batch: RowBatch,
+    chunkcache_rows: StepRows,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """The function registered with transformers; `query` is `[1, Hq, rows, D]` before RoPE.
@@ -167,35 +204,9 @@ def rows_attention(
     Returns `[1, rows, Hq, D]`, as the interface asks. `attention_mask` and `dropout` are unused:
     visibility follows from positions, and serving never drops.
     """
-    layer: int = module.layer_idx
-    batch = chunkcache_batch
-    keys, values = batch.pool.keys[layer], batch.pool.values[layer]
-    query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))
-    rotated = query
-    if getattr(module, "use_rope", True):  # SmolLM3 has layers without positions
-        cos, sin = batch.cos, batch.sin
-        rotated = kernels.rotate(query, cos, sin)
-    else:
-        cos, sin = (
-            batch.cos.new_ones(()).expand_as(batch.cos),
-            batch.sin.new_zeros(()).expand_as(batch.sin),
-        )
-    out = query.new_empty(query.shape)
-    start = 0
-    for rows, plan in zip(batch.sequences, batch.plans, strict=True):
-        part = slice(start, start + len(rows))
-        start = part.stop
-        view = None
-        if rows.observer is not None:
-            view = LayerView(
-                layer, rows, plan, rotated[part], key[part], value[part],
-                keys, values, cos[part], sin[part], scaling,
-            )  # fmt: skip
-            view.show(rows.observer.before_write)
-        kernels.place_kv(key[part], value[part], cos[part], sin[part], keys, values, plan.write)
-        if rows.observer is not None and view is not None:
-            view.show(rows.observer.after_write)
-        out[part] = kernels.paged_rows_attention(
-            rotated[part], keys, values, rows.slots, rows.positions, scaling, plan=plan
-        )
-    return out.unsqueeze(0), None
+    assert scaling == chunkcache_rows.heads.scale, "layers that scale their scores differently"
+    qkv = torch.cat([t[0].transpose(0, 1).flatten(1) for t in (query, key, value)], dim=1)
+    # SmolLM3 has layers without positions
+    turned = bool(getattr(module, "use_rope", True))
+    out = chunkcache_rows.attend(module.layer_idx, qkv, turned=turned)
+    return out.unflatten(1, (query.shape[1], -1))[None], None

@@ -21,9 +21,12 @@ import torch
 
 from chunkcache.cores import release_team
 from chunkcache.engine.attention import Logits, SequenceRows
-from chunkcache.engine.blocks import BlockPool
+from chunkcache.engine.chunk_pages import ChunkPages
+from chunkcache.engine.pages import PagePool
+from chunkcache.engine.pool import open_team
 from chunkcache.engine.prefix import PrefixCache
 from chunkcache.engine.scheduler import Candidate, Share, schedule
+from chunkcache.engine.sequence_kv import SequenceKV
 from chunkcache.errors import (
     Cancelled,
     ChunkCacheError,
@@ -34,10 +37,11 @@ from chunkcache.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from chunkcache.config import EngineSettings
-    from chunkcache.engine.model import DecoderModel
-    from chunkcache.engine.request import Pass, Placement, Request
+    from chunkcache.engine.decoder import DecoderModel
+    from chunkcache.engine.request import Pass, Request
     from chunkcache.metrics import Metrics
 
 _MANY_ROWS = 64  # below that a pass is bound by reading the weights and says little of prefill
@@ -50,6 +54,8 @@ class Engine:
 
     `on_prefill(rows, seconds)` is told, on the engine thread, of every full-depth pass of many
     rows: how fast this machine computes, for whoever weighs loading against computing.
+    `chunk_capacity_bytes` stands in for the setting of that name; `cache` is where compiled kernels
+    are kept.
     """
 
     def __init__(
@@ -59,16 +65,24 @@ class Engine:
         metrics: Metrics,
         *,
         on_prefill: Callable[[int, float], None] = lambda rows, seconds: None,
+        chunk_capacity_bytes: int = 0,
+        cache: Path | None = None,
     ) -> None:
         self.model = model
         self._settings = settings
         self._metrics = metrics
         self._on_prefill = on_prefill
-        block = settings.block_size_tokens
-        tokens = settings.kv_capacity_bytes // model.geometry.bytes_per_token
-        self.blocks = BlockPool(max(1, tokens // block), block)
-        self.prefix = PrefixCache(self.blocks)
-        self.pool = model.new_pool(self.blocks.num_blocks * block)
+        size = settings.page_tokens
+        page_bytes = model.geometry.bytes_per_token * size
+        self.pages = PagePool(max(1, settings.kv_capacity_bytes // page_bytes), size)
+        self.prefix = PrefixCache(self.pages)
+        self._team = open_team(model, size, cache)
+        chunk_pages = (chunk_capacity_bytes or settings.chunk_capacity_bytes) // page_bytes
+        self.pool = model.new_pool(self.pages.num_pages, chunk_pages, size, self._team)
+        self.chunks = ChunkPages(
+            self.pool.chunks, model.geometry, model.angles, model.turned_layers,
+            on_evict=metrics.evictions.labels(self.chunk_tier).inc,
+        )  # fmt: skip
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
@@ -79,18 +93,30 @@ class Engine:
         self._thread.start()
 
     @property
+    def chunk_tier(self) -> str:
+        """What the tier of chunk pages is called: on a CPU it is the one in host memory."""
+        return "host" if self.model.device.type == "cpu" else "device"
+
+    @property
     def capacity_tokens(self) -> int:
         """Tokens of KV the device pool holds."""
-        return self.blocks.num_blocks * self.blocks.block_size_tokens
+        return self.pages.num_pages * self.pages.page_tokens
 
     def submit(self, request: Request) -> None:
-        """Queue a request.
+        """Queue a request. Its leases are the engine's from here on, whatever comes of it.
 
         Raises:
             PromptTooLong: it could never fit the model's context or the device KV.
             Overloaded: the queue is full.
             ShuttingDown: the engine is closing.
         """
+        try:
+            self._enqueue(request)
+        except ChunkCacheError:
+            self._give_back_leases(request)
+            raise
+
+    def _enqueue(self, request: Request) -> None:
         limit = min(self.model.context_tokens, self.capacity_tokens)
         if request.max_tokens > limit:
             which = (
@@ -131,6 +157,9 @@ class Engine:
             self._closing = True
         self._inbox.put(None)
         self._thread.join()
+        self.chunks.clear()
+        if self._team is not None:
+            self._team.close()
 
     # ------------------------------------------------------------ engine thread
 
@@ -216,24 +245,27 @@ class Engine:
 
     def _groups(self, request: Request, current: Pass, positions: np.ndarray) -> list[SequenceRows]:
         """The rows as the model takes them: those that begin, then those that go on."""
-        is_last = current.pending == 0
+        assert request.kv is not None
         wanted = current.logits
-        if wanted is Logits.LAST and not is_last:
+        if wanted is Logits.LAST and current.pending:
             wanted = Logits.NONE
         resumed = current.resumed
         going_on = positions >= current.resumed_from if resumed else np.zeros(len(positions), bool)
+        end_layer = current.end_layer
+        run_to = self.model.geometry.num_layers if end_layer is None else end_layer
         groups = []
         for part, goes_on in ((positions[~going_on], False), (positions[going_on], True)):
             if len(part):
                 groups.append(
                     SequenceRows(
                         token_ids=torch.tensor([request.token_ids[p] for p in part]),
-                        positions=torch.from_numpy(part).to(self.model.device),
-                        slots=request.slots,
+                        positions=part,
+                        slots=request.kv.take(part, run_to),
+                        kv=request.kv,
                         observer=current.observer,
                         logits=Logits.NONE,
                         first_layer=resumed.layer if goes_on and resumed else 0,
-                        end_layer=current.end_layer,
+                        end_layer=end_layer,
                         hidden=resumed.states(part) if goes_on and resumed else None,
                         keep=current.keep,
                     )
@@ -262,48 +294,39 @@ class Engine:
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._settings.max_running:
             with self._blaming(self._waiting[0]):
-                prefix_tokens = self._acquire(self._waiting[0])
-                if prefix_tokens is None:
+                shared = self._acquire(self._waiting[0])
+                if shared is None:
                     return
-                self._start(self._waiting.popleft(), prefix_tokens)
+                self._start(self._waiting.popleft(), shared)
 
     def _acquire(self, request: Request) -> int | None:
-        """Give a request its blocks; how many tokens they hold already, or None: no room yet."""
+        """Give a request its pages; how many of them hold its first tokens, or None: no room yet."""
         if self._settings.prefix_cache and request.takes_prefix:
             known = request.token_ids[: request.max_prefix_tokens]
-            request.blocks = self.prefix.match(request.salt, known)
-        shared = len(request.blocks)
-        own = self.blocks.allocate(self.blocks.blocks_for(request.max_tokens) - shared)
+            request.pages = self.prefix.match(request.salt, known)
+        shared = len(request.pages)
+        rows = request.plan(self.model, shared * self.pages.page_tokens)
+        own = self.pages.allocate(self.pages.pages_for(rows))
         if own is None:
-            self._give_back(request)
+            self._give_back_pages(request)
             return None
-        request.blocks = request.blocks + own
-        return shared * self.blocks.block_size_tokens
+        request.pages = request.pages + own
+        return shared
 
-    def _start(self, request: Request, prefix_tokens: int) -> None:
-        request.slots = self._slots(request.blocks)
+    def _start(self, request: Request, shared: int) -> None:
         request.started_at = time.perf_counter()
         self._running[request.request_id] = request
-        for placement in request.begin(self.model, prefix_tokens):
-            self._place(request, placement)
-        request.place_ms = (time.perf_counter() - request.started_at) * 1e3
-
-    def _slots(self, blocks: list[int]) -> torch.Tensor:
-        size = self.blocks.block_size_tokens
-        first = torch.tensor(blocks, dtype=torch.int64) * size
-        return (first[:, None] + torch.arange(size)).flatten().to(self.model.device)
-
-    def _place(self, request: Request, placement: Placement) -> None:
-        """Rotate a record's K to its new positions and write K and V to the request's slots."""
-        kv = placement.record.kv[:, :, placement.first_row :].to(self.model.device)
-        end = placement.position + kv.shape[2]
-        where = torch.arange(placement.position, end, device=self.model.device)
-        self.model.place(kv, where, self.pool, request.slots[placement.position : end])
+        request.kv = SequenceKV(
+            self.pages.page_tokens, self.model.geometry.num_layers, request.max_tokens,
+            prefix=request.pages[:shared], own=request.pages[shared:], chunks=request.chunks,
+        )  # fmt: skip
+        request.begin(self.model)
 
     def _share_prefix(self, request: Request) -> None:
-        if self._settings.prefix_cache and request.gives_prefix and request.exact_tokens:
-            tokens = request.token_ids[: request.exact_tokens]
-            self.prefix.insert(request.salt, tokens, request.blocks)
+        """Let others find the exact rows that lie in order, page by page."""
+        if self._settings.prefix_cache and request.gives_prefix and request.kv is not None:
+            exact = min(request.exact_tokens, request.kv.tokens_in_order)
+            self.prefix.insert(request.salt, request.token_ids[:exact], request.pages)
 
     def _finish(self, request: Request) -> None:
         self._share_prefix(request)
@@ -316,12 +339,20 @@ class Engine:
             self._unfinished -= 1
 
     def _give_back(self, request: Request) -> None:
-        blocks, request.blocks = request.blocks, []
-        self.blocks.release(blocks)
+        self._give_back_pages(request)
+        self._give_back_leases(request)
+
+    def _give_back_pages(self, request: Request) -> None:
+        pages, request.pages, request.kv = request.pages, [], None
+        self.pages.release(pages)
+
+    def _give_back_leases(self, request: Request) -> None:
+        leases, request.leases = request.leases, []
+        self.chunks.release(leases)
 
     @contextmanager
     def _blaming(self, request: Request) -> Iterator[None]:
-        """A fault in here is this request's own: it fails, alone, and gives back its blocks."""
+        """A fault in here is this request's own: it fails, alone, and gives back its pages."""
         try:
             yield
         except Exception as error:

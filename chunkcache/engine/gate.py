@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chunkcache.chunk import ChunkKV
-    from chunkcache.engine.model import DecoderModel
+    from chunkcache.engine.decoder import DecoderModel
 
 GATE_VERSION = 1
 TOLERANCE = 1e-3

@@ -15,7 +15,8 @@ from chunkcache.engine.attention import KeptRows, Logits
 from chunkcache.engine.observe import DeviationScores, QuestionScores
 from chunkcache.engine.outcome import Delta, Outcome
 from chunkcache.engine.planner import make_plan, with_scoring
-from chunkcache.engine.request import Pass, Placement, Request
+from chunkcache.engine.request import Pass, Request
+from chunkcache.engine.sequence_kv import PlacedChunk
 from chunkcache.engine.sample import Sampler
 from chunkcache.engine.text import TextStream
 from chunkcache.repair import Scoring
@@ -25,8 +26,8 @@ from chunkcache.repair.select import residual, reusable_positions
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from chunkcache.chunk import ChunkKV
-    from chunkcache.engine.model import DecoderModel
+    from chunkcache.engine.chunk_pages import Resident
+    from chunkcache.engine.decoder import DecoderModel
     from chunkcache.engine.planner import RepairPlan
     from chunkcache.engine.prompt import Prompt
     from chunkcache.errors import ChunkCacheError
@@ -49,6 +50,8 @@ class Stage(Enum):
 class Generation(Request):
     """One answer. The caller reads `events()`; the engine thread does everything else.
 
+    `residents` are the chunks on the device that it may read, by span index, each leased for it.
+
     With `keep_logits` the outcome has the logits every token was drawn from. With `forced_ids`
     (a continuation to compare with) its logits are those at each of the forced tokens instead; the
     answer itself is then decoded as ever.
@@ -57,7 +60,7 @@ class Generation(Request):
     def __init__(
         self,
         prompt: Prompt,
-        records: Mapping[int, ChunkKV],
+        residents: Mapping[int, Resident],
         *,
         policy: RepairPolicy,
         budget: float,
@@ -80,7 +83,8 @@ class Generation(Request):
             gives_prefix=gives_prefix,
         )
         self._prompt = prompt
-        self._records = records
+        self._residents = residents
+        self.leases = list(residents.values())
         self._policy = policy
         self._budget = budget
         self._max_residual = max_residual
@@ -123,19 +127,42 @@ class Generation(Request):
 
     # ------------------------------------------------------------ passes
 
-    def begin(self, model: DecoderModel, prefix_tokens: int) -> list[Placement]:
-        """Plan, and set the pass that comes first for this policy."""
-        self._text = TextStream(model.tokenizer, self._sampling.stop)
+    def plan(self, model: DecoderModel, prefix_tokens: int) -> int:
+        """Decide what every span gets; rows that no cache holds, may be repaired, or are new."""
         plan = make_plan(
-            self._prompt, prefix_tokens, self._records,
+            self._prompt, prefix_tokens, self._residents,
             exact_only=self._exact_only, budget=self._budget, max_residual=self._max_residual,
         )  # fmt: skip
         plan = with_scoring(plan, self._policy, model.geometry.num_layers)
-        self._plan = plan
+        self._plan, task = plan, plan.task
+        looks = self._policy.needs is not Scoring.NONE and not task.needs_no_scores
+        if not looks:
+            self._recomputed = self._policy.choose(task, None)
+            repaired = len(self._recomputed)
+        elif self._policy.needs is Scoring.QUESTION and not self._policy.steps(task):
+            repaired = task.max_rows
+        else:
+            repaired = task.reusable_rows  # any of them may be run, if only through some layers
+        return len(plan.missing) + repaired + self.max_tokens - plan.num_tokens
+
+    @property
+    def chunks(self) -> list[PlacedChunk]:
+        """The chunks it reads, by position."""
+        assert self._plan is not None
+        return [
+            PlacedChunk(self._residents[i], p.span.start, p.prefix)
+            for i, p in enumerate(self._plan.spans)
+            if p.placed
+        ]
+
+    def begin(self, model: DecoderModel) -> None:
+        """Set the pass that comes first for this policy."""
+        assert self._plan is not None
+        plan = self._plan
+        self._text = TextStream(model.tokenizer, self._sampling.stop)
         self._probe_ended_at = self.started_at
         missing = np.array(plan.missing, dtype=np.int64)
         if self._policy.needs is Scoring.NONE or plan.task.needs_no_scores:
-            self._recomputed = self._policy.choose(plan.task, None)
             self._steps = list(self._policy.steps(plan.task))
             self.current = self._to_next_step(Pass(np.union1d(missing, self._recomputed)))
         elif len(opening := missing[missing < plan.first_reused]):
@@ -143,11 +170,6 @@ class Generation(Request):
             self.current = Pass(opening, logits=Logits.NONE)
         else:
             self._start_scoring(model)
-        return [
-            Placement(p.span.start + p.prefix, p.prefix, self._records[i])
-            for i, p in enumerate(plan.spans)
-            if p.placed
-        ]
 
     def _start_scoring(self, model: DecoderModel) -> None:
         assert self._plan is not None
@@ -162,18 +184,13 @@ class Generation(Request):
                 self._kept = KeptRows(kept, rows)
             self.current = Pass(rows, self._scores, keep=self._kept)
         else:
-            self._scores = DeviationScores(plan.num_tokens, self._placed_records())
+            self._scores = DeviationScores(plan.num_tokens, self.chunks)
             rows = np.union1d(rows, reusable_positions(plan.task))
             depth = min(DEVIATION_LAYERS, layers)
             self._kept = KeptRows(depth, rows)
             self.current = Pass(
                 rows, self._scores, end_layer=depth, keep=self._kept, logits=Logits.NONE
             )
-
-    def _placed_records(self) -> list[tuple[int, ChunkKV]]:
-        assert self._plan is not None
-        spans = enumerate(self._plan.spans)
-        return [(p.span.start, self._records[i]) for i, p in spans if p.placed]
 
     def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:
         """After scoring: choose and repair. After that, and from then on: sample."""
@@ -246,8 +263,7 @@ class Generation(Request):
                 f"where rows go on from, and below {self._plan.task.num_layers}"
             )
         if self._policy.watches is Scoring.DEVIATION:
-            records = self._placed_records()
-            self._scores = DeviationScores(self._plan.num_tokens, records, layer - 1)
+            self._scores = DeviationScores(self._plan.num_tokens, self.chunks, layer - 1)
         elif self._policy.watches is Scoring.QUESTION and self._scores is None:
             # only at the first step: from there on it goes on adding up
             question = next(s for s in self._prompt.spans if s.kind is SpanKind.QUESTION)
@@ -343,7 +359,7 @@ class Generation(Request):
                 first_logits=self._first_logits,
                 step_logits=torch.stack(self._step_logits) if self._step_logits else None,
                 queue_ms=(self.started_at - self.submitted_at) * 1e3,
-                place_ms=self.place_ms,
+                place_ms=0.0,
                 probe_ms=(self._probe_ended_at - self.started_at) * 1e3,
                 compute_ms=(self._first_token_at - self._probe_ended_at) * 1e3,
                 ttft_ms=(self._first_token_at - self.submitted_at) * 1e3,

@@ -1,17 +1,10 @@
-"""A decoder from transformers, run row by row: its own modules, our attention, our KV.
-
-The model definition stays transformers'. We step its layers one at a time with an identity rotary
-and keep the real angles aside in fp32, because angles in bf16 are garbage beyond a few hundred
-tokens (docs/decisions/0002).
-"""
+"""Loading a decoder from transformers: what is refused, its number type, its fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,27 +12,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import chunkcache_kernels as kernels
 from chunkcache.chunk import KVGeometry
 from chunkcache.engine.angles import RotaryAngles
-from chunkcache.engine.attention import (
-    ATTENTION_NAME,
-    KVPool,
-    Logits,
-    RowBatch,
-    rows_attention,
-)
+from chunkcache.engine.attention import ATTENTION_NAME, rows_attention
+from chunkcache.engine.decoder import DecoderModel
+from chunkcache.engine.layers import ModuleLayers
+from chunkcache.engine.packed import PackedLayers, packable
 from chunkcache.engine.weights import no_loading_bar, resolve_model, weights_digest
 from chunkcache.errors import ModelNotFound, UnsupportedModel
+from chunkcache_kernels import Heads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from chunkcache.config import ModelSettings, Settings
-    from chunkcache.engine.attention import SequenceRows
-    from chunkcache_kernels.plan import RowPlan
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LAYOUT = "kv/1 k-before-rope"  # part of the fingerprint: change it when records change meaning
@@ -94,151 +80,6 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
             f"model.name: {config.model_type!r} has {'; '.join(reasons)}. chunkcache serves full-"
             "attention rotary decoders (Llama, Mistral without window, Qwen2, Qwen3, SmolLM)."
         )
-
-
-@dataclass(slots=True, eq=False)
-class DecoderModel:
-    """A loaded model, its tokenizer, and what a cache must know about it."""
-
-    hf: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    geometry: KVGeometry
-    fingerprint: bytes
-    angles: RotaryAngles
-    context_tokens: int
-    eos_ids: frozenset[int]
-    device: torch.device
-    dtype: torch.dtype
-    name: str
-
-    def new_pool(self, num_slots: int) -> KVPool:
-        """An empty pool of `num_slots` tokens for all layers."""
-        shape = (num_slots, self.geometry.num_kv_heads, self.geometry.head_dim)
-
-        def empty() -> list[torch.Tensor]:
-            return [
-                torch.empty(shape, dtype=self.dtype, device=self.device)
-                for _ in range(self.geometry.num_layers)
-            ]
-
-        return KVPool(empty(), empty())
-
-    @torch.inference_mode()
-    def place(
-        self, kv: torch.Tensor, positions: torch.Tensor, pool: KVPool, slots: torch.Tensor
-    ) -> None:
-        """Write a record's rows `[layers, 2, n, heads, dim]` to `slots`, K rotated to `positions`.
-
-        Cost: one pass over the bytes; angles and products in fp32, one cast at the end.
-        """
-        cos, sin = self.angles.at(positions)
-        still = (torch.ones_like(cos), torch.zeros_like(sin))
-        decoder: Any = self.hf.model
-        for index, layer in enumerate(decoder.layers):
-            turn = (cos, sin) if getattr(layer.self_attn, "use_rope", True) else still
-            key, value = kv[index]
-            kernels.place_kv(key, value, *turn, pool.keys[index], pool.values[index], slots)
-
-    def in_dtype(self, dtype: torch.dtype) -> DecoderModel:
-        """The same model as it looks after its parameters were cast to `dtype`."""
-        geometry = replace(self.geometry, dtype=str(dtype).removeprefix("torch."))
-        return replace(self, geometry=geometry, dtype=dtype)
-
-    @torch.inference_mode()
-    def forward(self, sequences: Sequence[SequenceRows], pool: KVPool) -> list[torch.Tensor | None]:
-        """Run rows of several sequences; write their KV; return fp32 logits per sequence.
-
-        `[vocab]` where the last row's are wanted, `[rows, vocab]` where all are, else None. Groups
-        of rows may enter and leave at different layers (`SequenceRows`): between two such layers
-        all that are under way run together. Cost: one pass of the layers over all rows together.
-        """
-        heads = self.hf.config.num_attention_heads
-        plans = [
-            kernels.plan_rows(rows.positions, rows.slots, like=pool.keys[0], num_heads=heads)
-            for rows in sequences
-        ]
-        states = self._entering(sequences)
-        ends = [self._end_layer(rows) for rows in sequences]
-        for first, end in pairwise(self._edges(sequences)):
-            under_way = [
-                i for i, rows in enumerate(sequences) if rows.first_layer <= first < ends[i]
-            ]
-            if under_way:
-                batch = [sequences[i] for i in under_way]
-                hidden = torch.cat([states[i] for i in under_way])
-                attend = [plans[i] for i in under_way]
-                hidden = self._layers(first, end, hidden, batch, attend, pool)
-                parts = torch.split(hidden, [len(rows) for rows in batch])
-                for i, part in zip(under_way, parts, strict=True):
-                    states[i] = part
-                    keep = sequences[i].keep
-                    if keep is not None and keep.layer == end:
-                        keep.parts.append(part.clone())  # not a view of the whole step
-        return self._logits(states, sequences)
-
-    def _entering(self, sequences: Sequence[SequenceRows]) -> list[torch.Tensor]:
-        """Where each group begins: its hidden states, or its tokens' embeddings."""
-        starting = [rows for rows in sequences if rows.hidden is None]
-        if not starting:
-            return [rows.hidden for rows in sequences if rows.hidden is not None]
-        decoder: Any = self.hf.model
-        ids = torch.cat([rows.token_ids for rows in starting]).to(self.device)
-        embedded: torch.Tensor = decoder.embed_tokens(ids)
-        parts = iter(torch.split(embedded, [len(rows) for rows in starting]))
-        return [next(parts) if rows.hidden is None else rows.hidden for rows in sequences]
-
-    def _end_layer(self, rows: SequenceRows) -> int:
-        return self.geometry.num_layers if rows.end_layer is None else rows.end_layer
-
-    def _edges(self, sequences: Sequence[SequenceRows]) -> list[int]:
-        """Layers where rows enter, leave or are kept, the first and the last included."""
-        edges = {0, self.geometry.num_layers}
-        for rows in sequences:
-            edges |= {rows.first_layer, self._end_layer(rows)}
-            if rows.keep is not None:
-                edges.add(rows.keep.layer)
-        return sorted(edges)
-
-    def _layers(
-        self,
-        first: int,
-        end: int,
-        hidden: torch.Tensor,
-        sequences: list[SequenceRows],
-        plans: list[RowPlan],
-        pool: KVPool,
-    ) -> torch.Tensor:
-        """Hidden states `[rows, width]` through some of the layers."""
-        decoder: Any = self.hf.model
-        positions = torch.cat([rows.positions for rows in sequences]).to(self.device)
-        batch = RowBatch(sequences, plans, pool, *self.angles.at(positions))
-        hidden = hidden[None]
-        one = hidden.new_ones((1, 1, 1)).expand(1, hidden.shape[1], self.geometry.head_dim)
-        zero = torch.zeros_like(one)
-        for layer in decoder.layers[first:end]:
-            hidden = layer(hidden, position_embeddings=(one, zero), chunkcache_batch=batch)
-            if isinstance(hidden, tuple):
-                hidden = hidden[0]
-        return hidden[0]
-
-    def _logits(
-        self, states: Sequence[torch.Tensor], sequences: Sequence[SequenceRows]
-    ) -> list[torch.Tensor | None]:
-        wanted = [
-            {Logits.NONE: 0, Logits.LAST: 1, Logits.ALL: len(rows)}[rows.logits]
-            for rows in sequences
-        ]
-        if not any(wanted):
-            return [None] * len(sequences)
-        hidden = torch.cat(
-            [part[len(part) - count :] for part, count in zip(states, wanted, strict=True)]
-        )
-        model: Any = self.hf
-        logits: torch.Tensor = model.lm_head(model.model.norm(hidden)).float()
-        return [
-            {Logits.NONE: None, Logits.LAST: part.flatten(), Logits.ALL: part}[rows.logits]
-            for rows, part in zip(sequences, torch.split(logits, wanted), strict=True)
-        ]
 
 
 def load_model(settings: Settings) -> DecoderModel:
@@ -335,12 +176,32 @@ def wrap_model(
     dtype = next(hf.parameters()).dtype
     device = next(hf.parameters()).device
     decoder: Any = hf.model
+    geometry = geometry_of(config, dtype)
+    angles = RotaryAngles(decoder.rotary_emb, config, device)
+    attention = [layer.self_attn for layer in decoder.layers]
+    if len({a.scaling for a in attention}) > 1:
+        raise UnsupportedModel(
+            f"model.name: {config.model_type!r} has layers that scale their scores differently"
+        )
+    heads = Heads(
+        heads=config.num_attention_heads,
+        kv_heads=geometry.num_kv_heads,
+        dim=geometry.head_dim,
+        scale=attention[0].scaling,
+        rotary_dim=angles.rotary_dim,
+    )
+    packs = device.type == "cpu" and packable(hf)
     return DecoderModel(
         hf=hf,
         tokenizer=tokenizer,
-        geometry=geometry_of(config, dtype),
+        geometry=geometry,
         fingerprint=fingerprint,
-        angles=RotaryAngles(decoder.rotary_emb, config, device),
+        angles=angles,
+        heads=heads,
+        turned_layers=tuple(bool(getattr(a, "use_rope", True)) for a in attention),
+        runner=PackedLayers(hf, geometry, narrow=True)
+        if packs
+        else ModuleLayers(hf, geometry.head_dim),
         context_tokens=int(config.max_position_embeddings),
         eos_ids=_eos_ids(hf, tokenizer),
         device=device,

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-import chunkcache_kernels as kernels
 from chunkcache.chunk import ChunkStats
 from chunkcache.repair.base import DEVIATION_LAYERS
+from chunkcache_kernels import turned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chunkcache.chunk import ChunkKV
     from chunkcache.engine.attention import LayerView
-    from chunkcache.engine.model import DecoderModel
+    from chunkcache.engine.decoder import DecoderModel
+    from chunkcache.engine.sequence_kv import PlacedChunk
 
 
 class CaptureKV:
@@ -38,37 +38,25 @@ class CaptureKV:
         end = self._start + num_tokens
         edges = torch.tensor(boundaries)
         # segment 0 is the head, 1.. the prior chunks, the last one the chunk itself
-        self._segments = torch.searchsorted(edges, torch.arange(end), right=True)
-        self._num_segments = len(boundaries) + 1
-        self._mass = torch.zeros((num_tokens, self._num_segments), dtype=torch.float32)
-        self.layer_mass = torch.zeros((geometry.num_layers, self._num_segments))
+        segments = torch.searchsorted(edges, torch.arange(end), right=True)
+        self._named = torch.nn.functional.one_hot(segments, len(boundaries) + 1).float()
+        self._mass = torch.zeros((num_tokens, len(boundaries) + 1), dtype=torch.float32)
+        self.layer_mass = torch.zeros((geometry.num_layers, len(boundaries) + 1))
         self._num_layers = geometry.num_layers
 
-    def before_write(self, view: LayerView) -> None:
-        """Copy K before RoPE and V of the rows that belong to the chunk."""
-        own, into = self._own_rows(view)
-        self.kv[view.layer, 0, into] = view.key_before_rope[own].cpu()
-        self.kv[view.layer, 1, into] = view.value[own].cpu()
-
-    def after_write(self, view: LayerView) -> None:
-        """Add up where the rows look."""
-        own, into = self._own_rows(view)
-        if own.numel() == 0:
+    def look(self, view: LayerView) -> None:
+        """Copy K before RoPE and V of the rows that belong to the chunk; add up where they look."""
+        own = np.flatnonzero(view.rows.positions >= self._start)
+        if not len(own):
             return
-        positions = view.rows.positions[own]
-        # the chunk comes last, so its rows see all that the step's rows see
-        keys, _ = kernels.gather_kv(view.pool_keys, view.pool_values, view.plan.read)
-        segments = self._segments[: view.plan.context].to(keys.device)
-        mass = kernels.attention_mass(
-            view.query[own], keys, positions, view.scale, segments, self._num_segments
-        ).cpu()
+        rows = torch.from_numpy(own).to(view.value.device)
+        into = torch.from_numpy(view.rows.positions[own] - self._start)
+        self.kv[view.layer, 0, into] = view.key_before_rope[rows].cpu()
+        self.kv[view.layer, 1, into] = view.value[rows].cpu()
+        weights = view.weights(own)
+        mass = (weights @ self._named[: weights.shape[1]].to(weights.device)).cpu()
         self._mass[into] += mass / self._num_layers
         self.layer_mass[view.layer] += mass.sum(0)
-
-    def _own_rows(self, view: LayerView) -> tuple[torch.Tensor, torch.Tensor]:
-        positions = view.rows.positions
-        own = (positions >= self._start).nonzero()[:, 0]
-        return own, (positions[own] - self._start).cpu()
 
     def stats(self, prior: Sequence[tuple[bytes, int]] = ()) -> ChunkStats:
         """The statistics once all rows have run. `prior`: digest and length of the prior chunks."""
@@ -103,24 +91,19 @@ class QuestionScores:
         ]
         self._received = torch.zeros(num_tokens, dtype=torch.float32)
 
-    def before_write(self, view: LayerView) -> None:
-        """Nothing to read before the write."""
-
-    def after_write(self, view: LayerView) -> None:
+    def look(self, view: LayerView) -> None:
         """Score all positions up to the rows'."""
         if view.layer < self._first_layer:
             return
-        keys: torch.Tensor | None = None
+        positions = view.rows.positions
+        voting = np.flatnonzero(positions >= self._groups[0][0])
+        if not len(voting):
+            return
+        weights = view.weights(voting)
         for first, weight in self._groups:
-            voting = (view.rows.positions >= first).nonzero()[:, 0]
-            if voting.numel() == 0:
-                continue
-            positions = view.rows.positions[voting]
-            if keys is None:
-                # the voting rows come last, so they see all that the step's rows see
-                keys, _ = kernels.gather_kv(view.pool_keys, view.pool_values, view.plan.read)
-            received = kernels.attention_received(view.query[voting], keys, positions, view.scale)
-            self._received[: view.plan.context] += weight * received.cpu()
+            votes = torch.from_numpy(positions[voting] >= first).to(weights.device)
+            received = weights[votes].sum(0).cpu()
+            self._received[: len(received)] += weight * received
 
     def scores(self) -> np.ndarray:
         """float32 `[num_tokens]`; meaningful for positions below the question."""
@@ -128,7 +111,7 @@ class QuestionScores:
 
 
 class DeviationScores:
-    """Squared K and V change at one layer between fresh rows and the stored record.
+    """Squared K and V change at one layer between fresh rows and a chunk's own.
 
     CacheBlend (arXiv 2405.16444, §4.3) looks at the second layer first, the first whose input has
     been mixed with other chunks, and at deeper ones to let go of rows that change little.
@@ -137,29 +120,36 @@ class DeviationScores:
     def __init__(
         self,
         num_tokens: int,
-        records: Sequence[tuple[int, ChunkKV]],
+        chunks: Sequence[PlacedChunk],
         layer: int = DEVIATION_LAYERS - 1,
     ) -> None:
-        self._records = records
+        self._chunks = chunks
         self._layer = layer
         self._deviation = torch.zeros(num_tokens, dtype=torch.float32)
 
-    def before_write(self, view: LayerView) -> None:
-        """Compare the rows with their records; nothing to do in other layers."""
+    def look(self, view: LayerView) -> None:
+        """Compare the rows with the chunks'; nothing to do in other layers.
+
+        K is compared as both lie in a page, turned to its place in the chunk: a rotation changes no
+        distance.
+        """
         if view.layer != self._layer:
             return
-        positions = view.rows.positions.cpu()
-        for start, record in self._records:
-            inside = ((positions >= start) & (positions < start + record.num_tokens)).nonzero()
-            index = inside[:, 0]
-            if index.numel() == 0:
+        positions = view.rows.positions
+        for chunk in self._chunks:
+            begin, end = chunk.begin, chunk.begin + chunk.resident.num_tokens
+            rows = np.flatnonzero((positions >= begin) & (positions < end))
+            if not len(rows):
                 continue
-            stored = record.kv[self._layer, :, positions[index] - start].float()
-            fresh = torch.stack([view.key_before_rope[index], view.value[index]]).cpu().float()
-            self._deviation[positions[index]] = (fresh - stored).square().sum(dim=(0, 2, 3))
-
-    def after_write(self, view: LayerView) -> None:
-        """Nothing to read after the write."""
+            index = torch.from_numpy(rows).to(view.value.device)
+            place = torch.from_numpy(positions[rows] - begin).to(view.value.device)
+            keys, values = view.pool.chunks.read_rows(view.layer, chunk.resident.pages)
+            fresh = view.key_before_rope[index].float()
+            if view.heads.rotary_dim:
+                fresh = turned(fresh, *view.rotary.at(place))
+            change = (fresh - keys[place].float()).square().sum(dim=(1, 2))
+            change += (view.value[index].float() - values[place].float()).square().sum(dim=(1, 2))
+            self._deviation[positions[rows]] = change.cpu()
 
     def scores(self) -> np.ndarray:
         """float32 `[num_tokens]`: K and V squared deviation, 0 where no row ran."""

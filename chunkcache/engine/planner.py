@@ -1,7 +1,7 @@
 """Spans + what the caches hold → a frozen plan: reuse, place, compute, repair. Pure, no torch.
 
 Exactness flows left to right. The prompt is exact until the first chunk whose record was born in
-another context; from there on reused rows need repair, and no block is registered as exact.
+another context; from there on reused rows need repair, and no page is registered as exact.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from chunkcache.chunk import ChunkKV, Span
+    from chunkcache.chunk import Span
+    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.prompt import Prompt
     from chunkcache.repair import RepairPolicy
 
@@ -65,7 +66,7 @@ class RepairPlan:
 def make_plan(
     prompt: Prompt,
     prefix_tokens: int,
-    records: Mapping[int, ChunkKV],
+    residents: Mapping[int, Resident],
     *,
     exact_only: bool,
     budget: float,
@@ -76,7 +77,7 @@ def make_plan(
     Args:
         prompt: the spans, covering all positions.
         prefix_tokens: leading tokens found in the exact-prefix cache.
-        records: chunk records by span index.
+        residents: chunks on the device by span index.
         exact_only: use a record only where it is exact.
         budget: share of the approximate rows that may be recomputed.
         max_residual: stop earlier, see `RepairTask`.
@@ -88,16 +89,16 @@ def make_plan(
     exact_until, exact = prompt.num_tokens, True
     for index, span in enumerate(prompt.spans):
         prefix = min(len(span), max(0, prefix_tokens - span.start))
-        record = records.get(index)
-        in_place = record is not None and _is_in_place(prompt, index, record)
+        resident = residents.get(index)
+        in_place = resident is not None and _is_in_place(prompt, index, resident)
         placed = 0
-        if record is not None and (in_place or not exact_only):
+        if resident is not None and (in_place or not exact_only):
             placed = len(span) - prefix
-        approximate = placed > 0 and not in_place and record is not None
-        if approximate and record is not None:
+        approximate = placed > 0 and not in_place and resident is not None
+        if approximate and resident is not None:
             if exact:
                 exact_until, exact = span.start + prefix, False
-            reused.append(_reused(span, prefix, record, prior))
+            reused.append(_reused(span, prefix, resident, prior))
         if not placed:
             missing.extend(range(span.start + prefix, span.end))
         if span.kind is SpanKind.CHUNK:
@@ -107,24 +108,24 @@ def make_plan(
     return RepairPlan(tuple(plans), tuple(missing), exact_until, task)
 
 
-def _is_in_place(prompt: Prompt, index: int, record: ChunkKV) -> bool:
+def _is_in_place(prompt: Prompt, index: int, resident: Resident) -> bool:
     """Whether the record, born right after the canonical head, stands right after it again."""
     opens_documents = (
         index > 0
         and prompt.spans[index].kind is SpanKind.CHUNK
         and prompt.spans[index - 1].kind is SpanKind.HEAD
     )
-    return prompt.head_is_canonical and opens_documents and not record.stats.prior_digests
+    return prompt.head_is_canonical and opens_documents and not resident.stats.prior_digests
 
 
 def _reused(
-    span: Span, prefix: int, record: ChunkKV, prior: Sequence[tuple[bytes, int]]
+    span: Span, prefix: int, resident: Resident, prior: Sequence[tuple[bytes, int]]
 ) -> ReusedChunk:
     return ReusedChunk(
         start=span.start + prefix,
         num_tokens=len(span) - prefix,
         first_row=prefix,
-        stats=record.stats,
+        stats=resident.stats,
         prior_digests=tuple(digest for digest, _ in prior),
         prior_lengths=tuple(length for _, length in prior),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from chunkcache.chunk import ChunkKV, content_digest
 from chunkcache.engine.attention import Logits
 from chunkcache.engine.observe import CaptureKV
-from chunkcache.engine.request import Pass, Placement, Request
+from chunkcache.engine.request import Pass, Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from chunkcache.chunk import ChunkKey
-    from chunkcache.engine.model import DecoderModel
+    from chunkcache.engine.decoder import DecoderModel
     from chunkcache.errors import ChunkCacheError
 
 
@@ -30,7 +30,7 @@ class ChunkPrefill(Request):
     """Computes one `ChunkKV`; `future` resolves to it or to a `ChunkCacheError`.
 
     `prior` are token ids of chunks between the head and this one (a variant's born prefix); the
-    canonical record has none. Only the blocks of the born prefix are shared with others: a warm-up
+    canonical record has none. Only the pages of the born prefix are shared with others: a warm-up
     must not push the prefixes of conversations out of the prefix cache.
     """
 
@@ -51,17 +51,22 @@ class ChunkPrefill(Request):
         self._boundaries = [int(e) for e in edges]
         # the chunk's own rows must all run, so that they can be captured
         self.max_prefix_tokens = self._boundaries[-1]
+        self._first = 0
         self._capture: CaptureKV | None = None
 
-    def begin(self, model: DecoderModel, prefix_tokens: int) -> list[Placement]:
-        """Run everything from the first token that no shared block holds."""
+    def plan(self, model: DecoderModel, prefix_tokens: int) -> int:
+        """Everything from the first token that no shared page holds."""
+        self._first = prefix_tokens
+        return len(self.token_ids) - prefix_tokens
+
+    def begin(self, model: DecoderModel) -> None:
+        """Run it."""
         self._capture = CaptureKV(model, self._boundaries, len(self.key.token_ids))
         self.current = Pass(
-            np.arange(prefix_tokens, len(self.token_ids), dtype=np.int64),
+            np.arange(self._first, len(self.token_ids), dtype=np.int64),
             observer=self._capture,
             logits=Logits.NONE,
         )
-        return []
 
     def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:
         """One pass is all there is."""

@@ -13,18 +13,18 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
 from chunkcache.engine.attention import Logits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
+    import torch
 
-    from chunkcache.chunk import ChunkKV
     from chunkcache.engine.attention import KeptRows, RowObserver
-    from chunkcache.engine.model import DecoderModel
+    from chunkcache.engine.chunk_pages import Resident
+    from chunkcache.engine.decoder import DecoderModel
+    from chunkcache.engine.sequence_kv import PlacedChunk, SequenceKV
     from chunkcache.errors import ChunkCacheError
 
 _arrivals = itertools.count()  # a source of ids, not state: nothing reads it back
@@ -62,17 +62,11 @@ class Pass:
         return (len(self.positions) * end - skipped) / num_layers
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Placement:
-    """Rows `first_row..` of a record, to be written at `position..`."""
-
-    position: int
-    first_row: int
-    record: ChunkKV
-
-
 class Request(ABC):
-    """Identity, sequence and blocks; owned by the engine thread once submitted."""
+    """Identity, sequence and KV; owned by the engine thread once submitted.
+
+    `leases` are chunks it may read; whoever gets the request gives them back with it.
+    """
 
     def __init__(
         self,
@@ -89,8 +83,9 @@ class Request(ABC):
         self.salt = salt
         self.takes_prefix = takes_prefix  # from other requests under the same salt
         self.gives_prefix = gives_prefix
-        self.blocks: list[int] = []
-        self.slots = torch.empty(0, dtype=torch.int64)
+        self.leases: list[Resident] = []
+        self.pages: list[int] = []  # of the exact prefix, then its own
+        self.kv: SequenceKV | None = None
         self.current: Pass | None = None
         self.is_decoding = False
         self.exact_tokens = 0  # leading tokens whose KV may be shared as an exact prefix
@@ -98,11 +93,22 @@ class Request(ABC):
         self.cancelled = threading.Event()
         self.submitted_at = time.perf_counter()
         self.started_at = self.submitted_at
-        self.place_ms = 0.0
 
     @abstractmethod
-    def begin(self, model: DecoderModel, prefix_tokens: int) -> list[Placement]:
-        """Set the first pass, knowing that `prefix_tokens` already have KV; say what to place."""
+    def plan(self, model: DecoderModel, prefix_tokens: int) -> int:
+        """Plan, knowing that `prefix_tokens` already have KV: how many own rows to reserve.
+
+        Called again, with another prefix, where there was no room for them.
+        """
+
+    @property
+    def chunks(self) -> list[PlacedChunk]:
+        """The chunks it reads, once it is planned."""
+        return []
+
+    @abstractmethod
+    def begin(self, model: DecoderModel) -> None:
+        """Set the first pass; `kv` is there."""
 
     @abstractmethod
     def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:

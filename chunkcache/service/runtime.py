@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKV
     from chunkcache.config import Settings
-    from chunkcache.engine.model import DecoderModel
+    from chunkcache.engine.decoder import DecoderModel
     from chunkcache.metrics import Metrics
 
 log = structlog.get_logger(__name__)

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
 _MIN_WINDOW_RECORDS = 4  # a byte share below a few chunks would admit nothing (measured: 98 % miss)
 _GHOSTS = 65_536  # frequencies remembered after a record left; about 200 bytes each
@@ -34,8 +34,11 @@ class Policy(Protocol):
         """A record left, evicted or deleted. Unknown digests are ignored."""
         ...
 
-    def victims(self, bytes_needed: int) -> list[bytes]:
-        """Digests to evict, worst first, which together free `bytes_needed`, or all there are."""
+    def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
+        """Digests to evict, worst first, which together free `bytes_needed`, or all there are.
+
+        Those in `spared` are in use and stay.
+        """
         ...
 
 
@@ -59,9 +62,9 @@ class LruPolicy:
         """See `Policy`."""
         self._sizes.pop(digest, None)
 
-    def victims(self, bytes_needed: int) -> list[bytes]:
-        """See `Policy`. O(victims)."""
-        return _take(iter(self._sizes.items()), bytes_needed)
+    def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
+        """See `Policy`. O(victims + spared)."""
+        return _take(iter(self._sizes.items()), bytes_needed, spared)
 
 
 class WindowedFrequencyPolicy:
@@ -124,7 +127,7 @@ class WindowedFrequencyPolicy:
         self._main.pop(digest, None)
         self._live.pop(digest, None)
 
-    def victims(self, bytes_needed: int) -> list[bytes]:
+    def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
         """See `Policy`."""
         popped: list[tuple[float, int, bytes]] = []
 
@@ -136,7 +139,7 @@ class WindowedFrequencyPolicy:
                     yield entry[2], self._main[entry[2]]
             yield from self._window.items()
 
-        chosen = _take(worst_first(), bytes_needed)
+        chosen = _take(worst_first(), bytes_needed, spared)
         for entry in popped:
             heapq.heappush(self._heap, entry)
         return chosen
@@ -166,12 +169,15 @@ class WindowedFrequencyPolicy:
             heapq.heapify(self._heap)
 
 
-def _take(worst_first: Iterator[tuple[bytes, int]], bytes_needed: int) -> list[bytes]:
+def _take(
+    worst_first: Iterator[tuple[bytes, int]], bytes_needed: int, spared: Container[bytes]
+) -> list[bytes]:
     chosen: list[bytes] = []
     while bytes_needed > 0:
         found = next(worst_first, None)
         if found is None:
             break
-        chosen.append(found[0])
-        bytes_needed -= found[1]
+        if found[0] not in spared:
+            chosen.append(found[0])
+            bytes_needed -= found[1]
     return chosen

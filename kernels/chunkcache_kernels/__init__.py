@@ -1,29 +1,22 @@
-"""Rotary placement, paged row attention and attention statistics; Triton and its torch twins.
-
-Every function has a torch reference in `reference.py`; `dispatch.py` says which one runs.
-"""
+"""Attention over pages: C kernels for the CPU, Triton for CUDA, torch as the twin of both."""
 
 from __future__ import annotations
 
-from chunkcache_kernels.dispatch import (
-    gather_kv,
-    paged_rows_attention,
-    place_kv,
-    plan_rows,
-    rotate,
-    rows_attention,
-)
-from chunkcache_kernels.mass import attention_mass, attention_received
-from chunkcache_kernels.plan import RowPlan
+from chunkcache_kernels.arena import HIDDEN, Arena, Segment
+from chunkcache_kernels.layout import Layout, SequenceLayout, lay_out
+from chunkcache_kernels.portable import Heads, PortableStep, Rotary, attention_weights
+from chunkcache_kernels.rotary import turned
 
 __all__ = [
-    "RowPlan",
-    "attention_mass",
-    "attention_received",
-    "gather_kv",
-    "paged_rows_attention",
-    "place_kv",
-    "plan_rows",
-    "rotate",
-    "rows_attention",
+    "HIDDEN",
+    "Arena",
+    "Heads",
+    "Layout",
+    "PortableStep",
+    "Rotary",
+    "Segment",
+    "SequenceLayout",
+    "attention_weights",
+    "lay_out",
+    "turned",
 ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 
 from chunkcache_kernels.compiler import build_library
 from chunkcache_kernels.structs import (
@@ -49,7 +50,8 @@ class Team:
         """
         self.library = open_library(build_library(cache, page_tokens))
         self.page_tokens = page_tokens
-        self._team = self.library.team_new(members or len(os.sched_getaffinity(0)))
+        members = members or len(os.sched_getaffinity(0))
+        self._team = self.library.team_new(members, *_openmp())
         if not self._team:
             raise MemoryError("no memory for a team of threads")
         self.members: int = self.library.team_members(self._team)
@@ -182,6 +184,18 @@ class CompiledStep:
             qkv.data_ptr(), out.data_ptr(), qkv.stride(0), out.stride(0),
             TYPES[qkv.dtype], TYPES[out.dtype], layer,
         )  # fmt: skip
+
+
+def _openmp() -> tuple[int | None, int | None]:
+    """GNU OpenMP's entry points in this process; None twice where torch uses another runtime."""
+    found = ThreadpoolController().select(user_api="openmp").lib_controllers
+    libraries = [lib for lib in found if lib.prefix == "libgomp"]
+    if len(found) != 1 or not libraries:
+        return None, None
+    library = libraries[0].dynlib
+    functions = (library.GOMP_parallel, library.omp_get_num_threads)
+    first, second = (c.cast(function, c.c_void_p).value for function in functions)
+    return first, second
 
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:

@@ -6,13 +6,12 @@ Shapes: R rows, Hq query heads, Hkv key heads, D head dimension, T keys of a seg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from chunkcache_kernels.arena import HIDDEN
 from chunkcache_kernels.rotary import turned
 
 if TYPE_CHECKING:
@@ -183,7 +182,51 @@ def _gather(
     return keys, arena.values[layer].permute(0, 2, 1, 3)[pages, place].transpose(0, 1).float()
 
 
-def visible(segment: Segment) -> np.ndarray:
-    """int64 positions of the keys that some row may see."""
-    shown = segment.key_positions
-    return shown[shown != HIDDEN].astype(np.int64)
+@dataclass(slots=True, eq=False)
+class PortableStep:
+    """A layout bound to arenas and angles: the verbs of a step, in torch."""
+
+    layout: Layout
+    arenas: Sequence[Arena]
+    heads: Heads
+    rotary: Rotary
+
+    def write(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        slots: np.ndarray,
+        *,
+        arena: int = 0,
+        turned: bool = True,
+        query_norm: torch.Tensor | None = None,
+        key_norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """Norm queries and keys in place, rotate keys and write them and the values to `slots`.
+
+        `qkv` `[R, (heads + 2 kv_heads) · dim]`; `slots` int32 `[R]`, -1 writes nothing.
+        """
+        query, key, value = split_qkv(qkv, self.heads)
+        for part, norm in ((query, query_norm), (key, key_norm)):
+            if norm is not None:
+                part.copy_(torch.nn.functional.rms_norm(part.float(), norm.shape, norm, eps))
+        heads = self.heads if turned else replace(self.heads, rotary_dim=0)
+        positions = self.layout.row_positions
+        write_rows(self.arenas[arena], layer, slots, positions, key, value, heads, self.rotary)
+
+    def attend(self, layer: int, qkv: torch.Tensor, *, turned: bool = True) -> torch.Tensor:
+        """`[R, heads · dim]`, like `qkv`, whose rows begin with their queries before RoPE."""
+        heads = self.heads if turned else replace(self.heads, rotary_dim=0)
+        query = split_qkv(qkv, heads)[0]
+        out = attend(self.layout, self.arenas, layer, query, heads, self.rotary)
+        return out.flatten(1)
+
+
+def split_qkv(
+    qkv: torch.Tensor, heads: Heads
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Views `[R, heads, dim]`, `[R, kv_heads, dim]` twice of rows `[R, (heads + 2 kv_heads) · dim]`."""
+    sizes = [heads.heads, heads.kv_heads, heads.kv_heads]
+    query, key, value = qkv.unflatten(1, (-1, heads.dim)).split(sizes, dim=1)
+    return query, key, value

@@ -97,7 +97,7 @@ def open_library(path: Path) -> c.CDLL:
     library = c.CDLL(str(path))
     pointer, number = c.c_void_p, c.c_int
     signatures = {
-        "team_new": ([number], pointer),
+        "team_new": ([number, pointer, pointer], pointer),
         "team_free": ([pointer], None),
         "team_members": ([pointer], number),
         "team_use": ([pointer, number], None),

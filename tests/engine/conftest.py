@@ -27,8 +27,8 @@ from chunkcache.chunk import ChunkKey, ChunkKV, Span, SpanKind
 from chunkcache.config import EngineSettings, RepairSettings
 from chunkcache.engine.core import Engine
 from chunkcache.engine.generation import Generation
+from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.model import (
-    DecoderModel,
     geometry_of,
     model_fingerprint,
     wrap_model,
@@ -165,8 +165,14 @@ class Bench:
         **options: Any,
     ) -> Generation:
         chosen = policy_named(policy, RepairSettings()) if isinstance(policy, str) else policy
+        residents = {}
+        for index, record in records.items():
+            # a doctored record has the key of the true one: nobody else may find it
+            resident = self.engine.chunks.hold(record, listed=False)
+            assert resident is not None, "no room for the chunks of a test"
+            residents[index] = resident
         request = Generation(
-            prompt, records, policy=chosen, budget=budget, exact_only=exact_only,
+            prompt, residents, policy=chosen, budget=budget, exact_only=exact_only,
             sampling=sampling or Sampling(), max_new_tokens=max_new_tokens, salt=salt, **options,
         )  # fmt: skip
         self.engine.submit(request)
@@ -201,19 +207,23 @@ def open_bench() -> Iterator[Callable[..., Bench]]:
     opened: list[Engine] = []
 
     def make(model: DecoderModel, **settings: Any) -> Bench:
-        defaults = {"kv_capacity_bytes": 1 << 22, "block_size_tokens": 8, "step_tokens": 48}
+        defaults = {
+            "kv_capacity_bytes": 1 << 22, "chunk_capacity_bytes": 1 << 22,
+            "page_tokens": 8, "step_tokens": 48,
+        }  # fmt: skip
         engine = Engine(model, EngineSettings(**{**defaults, **settings}), Metrics())
         opened.append(engine)
         result = Bench(engine, model, (), ())
         result.head, result.question = result.tokens(13, 101), result.tokens(7, 102)
-        for pool in (engine.pool.keys, engine.pool.values):
-            for layer in pool:
-                layer.fill_(float("nan"))  # reading a slot nobody wrote must show
+        for arena in engine.pool.arenas:
+            arena.keys.fill_(float("nan"))  # reading a slot nobody wrote must show
+            arena.values.fill_(float("nan"))
         return result
 
     yield make
     for engine in opened:
         engine.close()
-        engine.blocks.check()
+        engine.pages.check()
         assert engine.unfinished == 0
-        assert engine.blocks.available == engine.blocks.num_blocks
+        assert engine.pages.available == engine.pages.num_pages
+        assert engine.chunks.leased == 0

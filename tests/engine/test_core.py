@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from chunkcache.engine import core
-from chunkcache.engine.blocks import BlockPool
+from chunkcache.engine.pages import PagePool
 from chunkcache.engine.core import Engine
-from chunkcache.engine.model import DecoderModel
+from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.observe import QuestionScores
 from chunkcache.engine.outcome import Delta, Outcome
 from chunkcache.errors import (
@@ -70,7 +70,7 @@ def test_more_requests_than_blocks_all_finish(
 def test_the_waiting_get_room_when_the_pool_is_full(
     tiny: DecoderModel, open_bench: Callable[..., Any]
 ) -> None:
-    bench = open_bench(tiny, kv_capacity_bytes=1 << 20, block_size_tokens=8)
+    bench = open_bench(tiny, kv_capacity_bytes=1 << 20, page_tokens=8)
     capacity = bench.engine.capacity_tokens
     size = min(capacity, tiny.context_tokens) * 2 // 3
     filler = bench.tokens(size - 40, 1)
@@ -79,7 +79,7 @@ def test_the_waiting_get_room_when_the_pool_is_full(
     ]
     texts = {run_out(r).token_ids for r in requests}
     assert len(texts) == 1
-    bench.engine.blocks.check()
+    bench.engine.pages.check()
 
 
 def test_a_prompt_that_can_never_fit_is_refused_with_the_limit(bench: Any) -> None:
@@ -201,8 +201,8 @@ def test_a_submission_between_the_last_look_and_the_closing_is_failed(
 
 
 def _blocks_run_out(patch: pytest.MonkeyPatch, doomed: Any) -> None:
-    true = BlockPool.allocate
-    patch.setattr(BlockPool, "allocate", lambda pool, n: 1 / 0 if doomed() else true(pool, n))
+    true = PagePool.allocate
+    patch.setattr(PagePool, "allocate", lambda pool, n: 1 / 0 if doomed() else true(pool, n))
 
 
 def _slots_fail(patch: pytest.MonkeyPatch, doomed: Any) -> None:
@@ -240,8 +240,8 @@ def test_a_fault_while_a_request_is_admitted_leaks_no_block(
     with pytest.raises(ChunkCacheError, match="ZeroDivisionError"):
         run_out(doomed)
     assert len(run_out(other).token_ids) >= 1
-    bench.engine.blocks.check()
-    assert bench.engine.blocks.available == bench.engine.blocks.num_blocks
+    bench.engine.pages.check()
+    assert bench.engine.pages.available == bench.engine.pages.num_blocks
 
 
 def _doomed_begin(request: Any) -> None:

@@ -13,7 +13,8 @@ from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Conf
 
 import chunkcache_kernels as kernels
 from chunkcache.engine import gate
-from chunkcache.engine.model import DecoderModel, refuse_unsupported
+from chunkcache.engine.decoder import DecoderModel
+from chunkcache.engine.model import refuse_unsupported
 from chunkcache.errors import UnsupportedModel
 
 

@@ -12,7 +12,7 @@ import torch
 
 from chunkcache.chunk import ChunkKV
 from chunkcache.config import RepairPolicyName
-from chunkcache.engine.model import DecoderModel
+from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.outcome import Outcome
 from chunkcache.errors import ChunkCacheError
 

@@ -11,7 +11,8 @@ import torch
 from transformers.utils import logging as bars
 
 from chunkcache.engine.attention import KeptRows, KVPool, Logits, SequenceRows
-from chunkcache.engine.model import DecoderModel, load_model
+from chunkcache.engine.decoder import DecoderModel
+from chunkcache.engine.model import load_model
 
 TIGHT = 2e-4
 LAYERS = 5

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from chunkcache.engine.model import DecoderModel
+from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.outcome import Outcome
 from chunkcache.errors import ChunkCacheError
 from chunkcache.repair import RepairPolicy, RepairTask, Scoring, Step

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chunkcache.chunk import content_digest
-from chunkcache.engine.model import DecoderModel
+from chunkcache.engine.decoder import DecoderModel
 
 
 @pytest.mark.parametrize("lengths", [[20], [1], [9, 20], [1, 1, 1], [30, 7, 55]])
@@ -62,8 +62,8 @@ def test_the_head_is_shared_between_prefills_but_the_chunks_blocks_are_not(bench
     assert second.exact_tokens == len(bench.head)
     assert torch.allclose(first.future.result().kv, second.future.result().kv, atol=1e-4)
     shared = bench.engine.prefix.match(b"chunks", [*bench.head, *ids])
-    assert len(shared) == len(bench.head) // bench.engine.blocks.block_size_tokens
-    bench.engine.blocks.release(shared)
+    assert len(shared) == len(bench.head) // bench.engine.pages.page_tokens
+    bench.engine.pages.release(shared)
 
 
 def test_records_own_their_memory(bench: Any) -> None:

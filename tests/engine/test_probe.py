@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from chunkcache.engine.model import DecoderModel
+from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.outcome import Outcome
 from chunkcache.repair import RepairPolicy, RepairTask, Scoring
 from chunkcache.repair.scored import QuestionRows

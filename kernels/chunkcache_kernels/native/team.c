@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -13,7 +14,11 @@
 
 struct Team {
     int members;
-    int in_use;
+    int wanted;         /* members that are to take part */
+    _Atomic int in_use; /* and those that do */
+    Parallel parallel;  /* of the process's OpenMP, or NULL: threads of our own */
+    CountThreads count_threads;
+    _Atomic int joined;
     Work work;
     void *of;
     pthread_t *threads;
@@ -73,10 +78,17 @@ static void *member_loop(void *of) {
     }
 }
 
-Team *team_new(int members) {
+Team *team_new(int members, Parallel parallel, CountThreads count_threads) {
     Team *team = aligned_alloc(64, (sizeof(Team) + 63) / 64 * 64);
     if (!team) return NULL;
-    *team = (Team){.members = 1, .in_use = 1};
+    memset(team, 0, sizeof(Team));
+    team->members = team->wanted = 1;
+    if (parallel && count_threads) {
+        team->parallel = parallel;
+        team->count_threads = count_threads;
+        team->members = team->wanted = members;
+        return team;
+    }
     team->threads = calloc((size_t)members, sizeof(pthread_t));
     for (int member = 1; team->threads && member < members; member++) {
         Place *place = malloc(sizeof(Place));
@@ -86,7 +98,7 @@ Team *team_new(int members) {
             free(place);
             break;
         }
-        team->members = team->in_use = member + 1;
+        team->members = team->wanted = member + 1;
     }
     return team;
 }
@@ -94,7 +106,7 @@ Team *team_new(int members) {
 void team_free(Team *team) {
     atomic_store(&team->stopping, 1);
     change(team, &team->round);
-    for (int member = 1; member < team->members; member++)
+    for (int member = 1; team->threads && member < team->members; member++)
         pthread_join(team->threads[member], NULL);
     free(team->threads);
     free(team);
@@ -103,18 +115,29 @@ void team_free(Team *team) {
 int team_members(const Team *team) { return team->members; }
 
 void team_use(Team *team, int members) {
-    team->in_use = members < 1 ? 1 : members > team->members ? team->members : members;
+    team->wanted = members < 1 ? 1 : members > team->members ? team->members : members;
 }
 
-int team_in_use(const Team *team) { return team->in_use; }
+/* A member in OpenMP's threads: as many as there are take part, each says the same number. */
+static void join(void *of) {
+    Team *team = of;
+    atomic_store(&team->in_use, team->count_threads());
+    team->work(team, atomic_fetch_add(&team->joined, 1), team->of);
+}
 
 void team_run(Team *team, Work work, void *of) {
     team->work = work;
     team->of = of;
     atomic_store(&team->next[0], 0);
     atomic_store(&team->next[1], 0);
-    atomic_store(&team->running, team->in_use - 1);
-    if (team->in_use > 1) change(team, &team->round);
+    if (team->parallel && team->wanted > 1) {
+        atomic_store(&team->joined, 0);
+        team->parallel(join, team, (unsigned)team->wanted, 0);
+        return;
+    }
+    atomic_store(&team->in_use, team->wanted);
+    atomic_store(&team->running, team->wanted - 1);
+    if (team->wanted > 1) change(team, &team->round);
     work(team, 0, of);
     for (int i = 0; atomic_load_explicit(&team->running, memory_order_acquire); i++) {
         if (i < SPINS) rest();

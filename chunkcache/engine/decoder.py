@@ -1,0 +1,147 @@
+"""A decoder run row by row: which rows run through which layers together, over which pages.
+
+The model definition stays transformers'. Its layers run as its own modules with an identity rotary
+(`layers.py`) or, where we know them, with fewer and larger operations (`packed.py`); the real
+angles are kept aside in fp32, because angles in bf16 are garbage beyond a few hundred tokens
+(docs/decisions/0002).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from chunkcache.engine.attention import Logits, StepRows
+from chunkcache.engine.pool import KVPool
+from chunkcache_kernels import Arena, Heads, SequenceLayout, lay_out
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from chunkcache.chunk import KVGeometry
+    from chunkcache.engine.angles import RotaryAngles
+    from chunkcache.engine.attention import SequenceRows
+    from chunkcache.engine.layers import LayerRunner
+    from chunkcache_kernels.compiled import Team
+
+
+@dataclass(slots=True, eq=False)
+class DecoderModel:
+    """A loaded model, its tokenizer, and what a cache must know about it."""
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    geometry: KVGeometry
+    fingerprint: bytes
+    angles: RotaryAngles
+    heads: Heads
+    turned_layers: tuple[bool, ...]  # which layers have positions
+    runner: LayerRunner
+    context_tokens: int
+    eos_ids: frozenset[int]
+    device: torch.device
+    dtype: torch.dtype
+    name: str
+
+    def new_pool(
+        self, own_pages: int, chunk_pages: int, page_tokens: int, team: Team | None
+    ) -> KVPool:
+        """Empty pages for requests and for chunks, for all layers."""
+        geometry = self.geometry
+
+        def arena(num_pages: int) -> Arena:
+            return Arena.empty(
+                geometry.num_layers, num_pages, geometry.num_kv_heads, geometry.head_dim,
+                page_tokens, dtype=self.dtype, device=self.device,
+            )  # fmt: skip
+
+        return KVPool(arena(own_pages), arena(chunk_pages), team)
+
+    def run_by(self, runner: LayerRunner) -> DecoderModel:
+        """The same model, its layers run in another way."""
+        return replace(self, runner=runner)
+
+    @torch.inference_mode()
+    def forward(self, groups: Sequence[SequenceRows], pool: KVPool) -> list[torch.Tensor | None]:
+        """Run rows of several sequences; write their KV; return fp32 logits per group.
+
+        `[vocab]` where the last row's are wanted, `[rows, vocab]` where all are, else None. Groups
+        of rows may enter and leave at different layers (`SequenceRows`): between two such layers
+        all that are under way run together. Cost: one pass of the layers over all rows together.
+        """
+        states = self._entering(groups)
+        ends = [self._end_layer(rows) for rows in groups]
+        step: StepRows | None = None
+        for first, end in pairwise(self._edges(groups)):
+            under_way = [i for i, rows in enumerate(groups) if rows.first_layer <= first < ends[i]]
+            if not under_way:
+                continue
+            step = self._step([groups[i] for i in under_way], end, pool)
+            hidden = torch.cat([states[i] for i in under_way])
+            hidden = self.runner.run(first, end, hidden, step)
+            parts = torch.split(hidden, [len(rows) for rows in step.groups])
+            for i, part in zip(under_way, parts, strict=True):
+                states[i] = part
+                keep = groups[i].keep
+                if keep is not None and keep.layer == end:
+                    keep.parts.append(part.clone())  # not a view of the whole step
+        assert step is not None, "a step without rows"
+        return self._logits(states, groups, step)
+
+    def _step(self, groups: list[SequenceRows], end: int, pool: KVPool) -> StepRows:
+        """The rows of some groups laid out over what they see in the layers below `end`."""
+        sequences = [SequenceLayout(rows.positions, rows.kv.segments(end)) for rows in groups]
+        group = self.heads.heads // self.heads.kv_heads
+        layout = lay_out(sequences, page_tokens=pool.own.page_tokens, group=group)
+        rotary = self.angles.table(int(layout.row_positions.max()) + 1)
+        slots = np.concatenate([rows.slots for rows in groups])
+        kernels = pool.bind(layout, self.heads, rotary)
+        return StepRows(groups, sequences, slots, kernels, pool, self.heads, rotary)
+
+    def _entering(self, groups: Sequence[SequenceRows]) -> list[torch.Tensor]:
+        """Where each group begins: its hidden states, or its tokens' embeddings."""
+        starting = [rows for rows in groups if rows.hidden is None]
+        if not starting:
+            return [rows.hidden for rows in groups if rows.hidden is not None]
+        decoder: Any = self.hf.model
+        ids = torch.cat([rows.token_ids for rows in starting]).to(self.device)
+        embedded: torch.Tensor = decoder.embed_tokens(ids)
+        parts = iter(torch.split(embedded, [len(rows) for rows in starting]))
+        return [next(parts) if rows.hidden is None else rows.hidden for rows in groups]
+
+    def _end_layer(self, rows: SequenceRows) -> int:
+        return self.geometry.num_layers if rows.end_layer is None else rows.end_layer
+
+    def _edges(self, groups: Sequence[SequenceRows]) -> list[int]:
+        """Layers where rows enter, leave or are kept, or where other keys are seen from there on;
+        the first and the last layer included.
+        """
+        edges = {0, self.geometry.num_layers}
+        for rows in groups:
+            edges |= {rows.first_layer, self._end_layer(rows)} | rows.kv.edges()
+            if rows.keep is not None:
+                edges.add(rows.keep.layer)
+        return sorted(edges)
+
+    def _logits(
+        self, states: Sequence[torch.Tensor], groups: Sequence[SequenceRows], step: StepRows
+    ) -> list[torch.Tensor | None]:
+        wanted = [
+            {Logits.NONE: 0, Logits.LAST: 1, Logits.ALL: len(rows)}[rows.logits] for rows in groups
+        ]
+        if not any(wanted):
+            return [None] * len(groups)
+        hidden = torch.cat(
+            [part[len(part) - count :] for part, count in zip(states, wanted, strict=True)]
+        )
+        logits = self.runner.logits(hidden, step)
+        return [
+            {Logits.NONE: None, Logits.LAST: part.flatten(), Logits.ALL: part}[rows.logits]
+            for rows, part in zip(groups, torch.split(logits, wanted), strict=True)
+        ]

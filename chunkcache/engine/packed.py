@@ -1,0 +1,232 @@
+"""A model's layers with fewer, larger operations: fused products, no identity rotary, own kernels.
+
+Many rows run as torch's matrix products with our norms, gate and attention between them. Few rows,
+as in decoding, run through all layers in one call of the C kernels, which read every weight once:
+there the weights are kept as narrow as they can be without losing a bit (a checkpoint in bf16 or
+fp16 that is computed in fp32 is read in 16 bits), and all arithmetic is fp32.
+
+Twin: `ModuleLayers`, transformers' own modules; the gate compares both.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import linear, silu
+
+from chunkcache_kernels.compiled import CompiledStep
+from chunkcache_kernels.structs import TYPES, LayerC, LayersC, WeightC
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+    from chunkcache.chunk import KVGeometry
+    from chunkcache.engine.attention import StepRows
+    from chunkcache_kernels.compiled import Team
+
+FEW_ROWS = 16  # up to so many rows the weights are the cost, and are read once
+# what these layers do is written down here; any other class keeps its own modules
+_KNOWN = frozenset(
+    f"{family}DecoderLayer" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3")
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    """Weights of one layer; products `[out, in]`, norms fp32."""
+
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    out: torch.Tensor
+    out_bias: torch.Tensor | None
+    gate_up: torch.Tensor
+    down: torch.Tensor
+    input_norm: torch.Tensor
+    mlp_norm: torch.Tensor
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    turned: bool
+
+
+def packable(hf: PreTrainedModel) -> bool:
+    """Whether every layer is of a kind that is written down here."""
+    decoder: Any = hf.model
+    return all(
+        type(layer).__name__ in _KNOWN
+        and getattr(layer.mlp, "act_fn", None).__class__.__name__ in {"SiLU", "SiLUActivation"}
+        and not any(p.bias is not None for p in _mlp(layer))
+        for layer in decoder.layers
+    )
+
+
+def _mlp(layer: Any) -> tuple[Any, Any, Any]:
+    return layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj
+
+
+class PackedLayers:
+    """Runs rows through the layers of a model that `packable` knows.
+
+    The modules' q, k, v and gate, up weights become views of the fused ones: nothing is held twice
+    but the narrow copies for few rows, where the model is computed in fp32.
+    """
+
+    def __init__(self, hf: PreTrainedModel, geometry: KVGeometry, *, narrow: bool) -> None:
+        self._hf: Any = hf
+        self._geometry = geometry
+        decoder = self._hf.model
+        self._heads = int(self._hf.config.num_attention_heads)
+        self._eps = float(decoder.norm.variance_epsilon)
+        self._layers = [_fuse(layer) for layer in decoder.layers]
+        self._final_norm = decoder.norm.weight.float()
+        self._few = _FewRows(self._layers, self._hf.lm_head.weight, self._eps) if narrow else None
+
+    def run(self, first: int, end: int, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
+        """See `LayerRunner`."""
+        kernels = rows.kernels
+        few = len(hidden) <= FEW_ROWS and not rows.is_watched
+        if few and self._few is not None and isinstance(kernels, CompiledStep):
+            return self._few.run(first, end, hidden, rows.slots, kernels)
+        team = rows.pool.team
+        for index in range(first, end):
+            hidden = self._layer(index, hidden, rows, team)
+        return hidden
+
+    def logits(self, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
+        """See `LayerRunner`."""
+        team = rows.pool.team
+        normed = self._norm(hidden, self._final_norm, team)
+        if team is not None and self._few is not None and len(hidden) <= FEW_ROWS:
+            return team.product(self._few.head, normed.float())
+        return linear(normed, self._hf.lm_head.weight).float()
+
+    def _layer(
+        self, index: int, hidden: torch.Tensor, rows: StepRows, team: Team | None
+    ) -> torch.Tensor:
+        layer = self._layers[index]
+        qkv = linear(self._norm(hidden, layer.input_norm, team), layer.qkv, layer.qkv_bias)
+        attended = rows.attend(
+            index, qkv, turned=layer.turned,
+            query_norm=layer.query_norm, key_norm=layer.key_norm, eps=self._eps,
+        )  # fmt: skip
+        hidden = torch.addmm(hidden, attended, layer.out.t())
+        if layer.out_bias is not None:
+            hidden += layer.out_bias
+        gate_up = linear(self._norm(hidden, layer.mlp_norm, team), layer.gate_up)
+        return torch.addmm(hidden, _gated(gate_up, team), layer.down.t())
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor, team: Team | None) -> torch.Tensor:
+        if team is not None:
+            return team.norm(x.contiguous(), weight, self._eps)
+        return torch.nn.functional.rms_norm(x.float(), weight.shape, weight, self._eps).to(x.dtype)
+
+
+def _gated(gate_up: torch.Tensor, team: Team | None) -> torch.Tensor:
+    if team is not None:
+        return team.silu(gate_up)
+    gate, up = gate_up.chunk(2, dim=1)
+    return silu(gate) * up
+
+
+def _fuse(layer: Any) -> _Layer:
+    attention = layer.self_attn
+    gate, up, down = _mlp(layer)
+    bias = attention.q_proj.bias
+    query_norm = getattr(attention, "q_norm", None)
+    key_norm = getattr(attention, "k_norm", None)
+    return _Layer(
+        qkv=_fused([attention.q_proj, attention.k_proj, attention.v_proj]),
+        qkv_bias=None if bias is None else torch.cat(
+            [p.bias.data for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        ),
+        out=attention.o_proj.weight.data,
+        out_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.data,
+        gate_up=_fused([gate, up]),
+        down=down.weight.data,
+        input_norm=layer.input_layernorm.weight.data.float(),
+        mlp_norm=layer.post_attention_layernorm.weight.data.float(),
+        query_norm=None if query_norm is None else query_norm.weight.data.float(),
+        key_norm=None if key_norm is None else key_norm.weight.data.float(),
+        turned=bool(getattr(attention, "use_rope", True)),
+    )  # fmt: skip
+
+
+def _fused(projections: Sequence[Any]) -> torch.Tensor:
+    """One `[out, in]` for several products of the same input; the modules keep views of it."""
+    together = torch.cat([p.weight.data for p in projections])
+    start = 0
+    for projection in projections:
+        end = start + projection.weight.shape[0]
+        projection.weight.data = together[start:end]
+        start = end
+    return together
+
+
+def narrowest(weight: torch.Tensor) -> torch.Tensor:
+    """The weight in the fewest bits that lose none of it: bf16, fp16, or as it is."""
+    if weight.dtype is torch.float32:
+        for dtype in (torch.bfloat16, torch.float16):
+            narrow = weight.to(dtype)
+            if torch.equal(narrow.float(), weight):
+                return narrow
+    return weight.contiguous()
+
+
+class _FewRows:
+    """The weights as the C kernels take them, and one call for all layers."""
+
+    def __init__(self, layers: Sequence[_Layer], head: torch.Tensor, eps: float) -> None:
+        self._eps = eps
+        self._keeps: list[object] = []  # what the pointers point to
+        self.head = self._weight(head.data, None)
+        self._inner = layers[0].down.shape[1]
+        self._layers = (LayerC * len(layers))(*map(self._described, layers))
+
+    def _described(self, layer: _Layer) -> LayerC:
+        return LayerC(
+            self._weight(layer.qkv, layer.qkv_bias), self._weight(layer.out, layer.out_bias),
+            self._weight(layer.gate_up, None), self._weight(layer.down, None),
+            *map(self._pointer, (
+                layer.input_norm, layer.mlp_norm, layer.query_norm, layer.key_norm,
+            )),
+            int(layer.turned), 0,
+        )  # fmt: skip
+
+    def _weight(self, weight: torch.Tensor, bias: torch.Tensor | None) -> WeightC:
+        narrow = narrowest(weight)
+        rows, cols = narrow.shape
+        pointer = self._pointer(narrow)
+        wide = None if bias is None else bias.float()
+        return WeightC(pointer, None, self._pointer(wide), TYPES[narrow.dtype], rows, cols, 0)
+
+    def _pointer(self, tensor: torch.Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self._keeps.append(tensor)
+        return tensor.data_ptr()
+
+    def run(
+        self, first: int, end: int, hidden: torch.Tensor, slots: Any, kernels: CompiledStep
+    ) -> torch.Tensor:
+        """Hidden states through layers `first` to `end`, written to pages on the way."""
+        count, width = hidden.shape
+        team, of = kernels.team, kernels.turned
+        attended = of.heads * of.dim
+        state = hidden.to(torch.float32, copy=True)
+        sizes = (
+            team.members * count * width, count * (attended + 2 * of.kv_heads * of.dim),
+            count * attended, 2 * count * self._inner, count * self._inner,
+        )  # fmt: skip
+        buffers = torch.empty(sum(sizes)).split(list(sizes))
+        call = LayersC(
+            c.addressof(self._layers), first, end, count, width, self._inner, self._eps,
+            c.addressof(kernels.turned), c.addressof(kernels.still), slots.ctypes.data, 0, 0,
+            state.data_ptr(), *(buffer.data_ptr() for buffer in buffers),
+            kernels.scratch.data_ptr(),
+        )  # fmt: skip
+        team.library.chunkcache_layers(team.handle, c.addressof(call))
+        return state.to(hidden.dtype)

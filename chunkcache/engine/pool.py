@@ -1,0 +1,81 @@
+"""Device KV of one engine: two arenas of pages, and the kernels that read and write them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import platformdirs
+import structlog
+import torch
+
+from chunkcache_kernels import PortableStep
+from chunkcache_kernels.compiled import CompiledStep, Team
+from chunkcache_kernels.compiler import NoCompiler
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from chunkcache.engine.decoder import DecoderModel
+    from chunkcache_kernels import Arena, Heads, Layout, Rotary
+
+log = structlog.get_logger(__name__)
+
+
+class StepKernels(Protocol):
+    """A step's rows bound to the pages they look at; `PortableStep` says what the verbs do."""
+
+    def write(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        slots: np.ndarray,
+        *,
+        arena: int = 0,
+        turned: bool = True,
+        query_norm: torch.Tensor | None = None,
+        key_norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """Norm, rotate and write the rows' K and V."""
+        ...
+
+    def attend(self, layer: int, qkv: torch.Tensor, *, turned: bool = True) -> torch.Tensor:
+        """Attention of the rows."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class KVPool:
+    """Pages of running requests (`own`) and of chunks, and who computes on them.
+
+    `team` are the threads of the compiled kernels; without it torch does their work.
+    """
+
+    own: Arena
+    chunks: Arena
+    team: Team | None
+
+    @property
+    def arenas(self) -> tuple[Arena, Arena]:
+        """In the order segments number them."""
+        return self.own, self.chunks
+
+    def bind(self, layout: Layout, heads: Heads, rotary: Rotary) -> StepKernels:
+        """The kernels for a step's rows."""
+        if self.team is not None:
+            return CompiledStep.bind(self.team, layout, self.arenas, heads, rotary)
+        return PortableStep(layout, self.arenas, heads, rotary)
+
+
+def open_team(model: DecoderModel, page_tokens: int, cache: Path | None) -> Team | None:
+    """Threads for the compiled kernels, as many as torch uses; None where they cannot be had."""
+    if model.device.type != "cpu":
+        return None
+    folder = cache or Path(platformdirs.user_cache_dir("chunkcache", appauthor=False))
+    try:
+        return Team(folder, page_tokens, torch.get_num_threads())
+    except NoCompiler as error:
+        log.warning("kernels_not_compiled", reason=str(error))
+        return None
