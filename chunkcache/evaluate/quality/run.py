@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from chunkcache.errors import InvalidRequest
-from chunkcache.evaluate.compare import cached_answer, full_answer
+from chunkcache.evaluate.compare import cached_answer, full_answer, lone_answer
 from chunkcache.evaluate.quality.scores import exact_match, is_unanswered, rouge_l, token_f1
 from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from chunkcache.service import ChunkCache
 
 Line = dict[str, Any]
+
+# all that it is asked for is that the chunks' records are stored
+_STORING = {"sampling": Sampling(max_tokens=1), "options": ChunkCacheOptions(policy="none")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +143,21 @@ def evaluate_question(
 ) -> Line:
     """One question: without documents, in full, and in every arm.
 
-    The reference and the chunk KV are computed once and shared by all arms.
+    The reference and the chunk KV are computed once and shared by all arms. No answer takes or
+    leaves an exact prefix: what an arm comes to does not depend on what was asked before it.
     """
     request = _request(question, evaluation)
-    bare = cache.ask(request.model_copy(update={"documents": [], "top_k": None}))
+    bare = lone_answer(cache, request.model_copy(update={"documents": [], "top_k": None}))
     reference = full_answer(cache, request)
     arms: dict[str, Line] = {}
     for where, asks, suffix in [
         (cache, evaluation.arms, ""),
         *((other.cache, other.arms, f" {other.name}") for other in beside),
     ]:
-        where.ask(request.model_copy(update={"sampling": Sampling(max_tokens=1)}))  # stores chunks
+        lone_answer(where, request.model_copy(update=_STORING))
         for arm in asks:
             asked = request.model_copy(update={"options": arm.options})
-            found = cached_answer(where, asked, reference)
+            found = cached_answer(where, asked, reference, takes_prefix=False)
             arms[arm.name + suffix] = _arm_line(found, reference, question)
     full = reference.answer
     return {
