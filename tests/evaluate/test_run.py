@@ -190,7 +190,7 @@ def assert_equal_outcomes(found: Any, fresh: Any) -> None:
 def test_neither_the_order_of_arms_nor_the_storing_ask_helps_an_arm(
     tiny_settings: Callable[..., Any], question_file: Path, tmp_path: Path, born_after: str
 ) -> None:
-    """With `all` as the installation's policy, whatever is asked plainly leaves the whole prompt."""
+    """Whatever is asked plainly leaves its whole prompt where the installation repairs all rows."""
     questions = read_questions(question_file, limit=2)
     names = ("none", "question@0.5", "all")
     found = []
