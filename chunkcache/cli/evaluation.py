@@ -116,9 +116,10 @@ def calibrate(
     )  # fmt: skip
     asked = quality.read_questions(questions, limit=limit, skip=skip)
     with shared(context).open() as cache:
+        # what is measured must not hang on an earlier calibration
+        known, cache.runtime.calibration = cache.runtime.calibration, None
         lines = _evaluate(cache, asked, evaluation, out)
         calibration, reliability = quality.calibrate(lines)
-        known = cache.runtime.calibration
         alpha, steps = known.cfo_alpha if known else None, None
         if cfo_drift is not None:
             alpha, steps = quality.calibrate_alpha(lines, cfo_drift)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from chunkcache.evaluate.quality import (
     read_lines,
     read_questions,
 )
+from chunkcache.evaluate.quality.results import ResultsFile
 from chunkcache.protocol import GivenDocument
 from chunkcache.repair.drift_curve import DriftCurve
 from chunkcache.service.calibration import Calibration
@@ -225,3 +228,20 @@ def test_two_runs_do_not_write_to_one_file(
     assert len(errors) == 2 and str(out)[:40] in errors[0]
     assert read_lines(out) == lines == evaluate(cache, asked, EVALUATION, out)
     assert "facts" in json.loads(out.read_bytes().split(b"\n")[0])
+
+
+def test_another_process_is_kept_out_until_it_ends(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    code = (
+        "import sys; from pathlib import Path;"
+        "from chunkcache.evaluate.quality.results import ResultsFile;"
+        "held = ResultsFile(Path(sys.argv[1]), {}); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"held\n"
+        with pytest.raises(InvalidRequest, match="no other run is writing to"):
+            ResultsFile(out, {})
+        child.kill()
+    with ResultsFile(out, {}) as results:
+        assert results.known([]) == {}
