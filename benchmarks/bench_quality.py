@@ -17,7 +17,6 @@ stopped and resumed), the summary to `--out`, the frontier to a PNG beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import sys
@@ -41,6 +40,7 @@ from chunkcache.evaluate.quality import (
     evaluate,
     paired_difference,
     parse_arms,
+    read_lines,
     read_questions,
     reliability_bins,
     summarise,
@@ -194,11 +194,6 @@ def question_settings(home: Path, model: str, born_after: str = "passages") -> S
         retrieval={"chunk_tokens": 1024, "embedder": "hashing:64"},
         store={"disk_capacity_bytes": 0},
     )
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of an evaluation."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _against(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ DIM = 384
 
 def read_corpus(path: Path, limit: int) -> list[dict[str, str]]:
     """The first `limit` passages."""
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
         return [json.loads(line) for _, line in zip(range(limit), lines, strict=False)]
 
 

@@ -11,11 +11,17 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def latest(benchmark: str) -> dict[str, Any] | None:
-    """The last committed line of a benchmark."""
+def committed(benchmark: str) -> list[dict[str, Any]]:
+    """All committed runs of a benchmark, a line each; none where there is no file."""
     path = RESULTS / f"bench_{benchmark}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else None
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n") if line]  # a text may hold U+2028
+
+
+def latest(benchmark: str) -> dict[str, Any] | None:
+    """The last committed run of a benchmark."""
+    runs = committed(benchmark)
+    return runs[-1] if runs else None
 
 
 def _source(result: dict[str, Any]) -> str:
@@ -49,8 +55,7 @@ def _quality_runs(*splits: str) -> list[dict[str, Any]]:
 
     Runs with chunks born after the head, as the papers' methods are meant, are kept beside others.
     """
-    path = RESULTS / "bench_quality.jsonl"
-    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    runs = committed("quality")
     what = ("model", "set", "split", "dtype", "passages")
     latest_runs = {(*(run[name] for name in what), _has_head_arms(run)): run for run in runs}
     return [run for _, run in sorted(latest_runs.items()) if run["split"] in splits]
@@ -174,9 +179,7 @@ def order_table() -> str:
 
 def order_answers_table() -> str:
     """What the order of passages is worth to answers."""
-    path = RESULTS / "bench_order_answers.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    runs = {(run["model"], run["set"]): run for run in map(json.loads, lines)}
+    runs = {(run["model"], run["set"]): run for run in committed("order_answers")}
     if not runs:
         return "Not measured yet.\n"
     table = [
@@ -193,8 +196,7 @@ def order_answers_table() -> str:
 
 def oracle_table() -> str:
     """Mean KL of choosers that know what no server can."""
-    path = RESULTS / "bench_oracle.jsonl"
-    runs = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    runs = committed("oracle")
     if not runs:
         return "Not measured yet.\n"
     names = list(runs[-1]["mean_kl"])
@@ -210,9 +212,7 @@ def oracle_table() -> str:
 
 def tried_table() -> str:
     """Ways that were tried beside the one that was built, the last run of every model and set."""
-    path = RESULTS / "bench_tried.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    runs = {(run["model"], run["set"]): run for run in map(json.loads, lines)}
+    runs = {(run["model"], run["set"]): run for run in committed("tried")}
     table: list[str] = []
     for run in runs.values():
         table += [
@@ -232,9 +232,7 @@ def tried_table() -> str:
 
 def needle_table() -> str:
     """How often every token of a needle is among the recomputed rows."""
-    path = RESULTS / "bench_needle.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    runs = {run["model"]: run for run in map(json.loads, lines)}
+    runs = {run["model"]: run for run in committed("needle")}
     if not runs:
         return "Not measured yet.\n"
     names = list(next(iter(runs.values()))["found"])

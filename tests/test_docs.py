@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -39,6 +40,21 @@ def test_generated_parts_are_current() -> None:
         if not path.exists() or path.read_text() != text
     ]
     assert stale == [], "run: python docs/build.py"
+
+
+def test_results_are_read_whatever_their_texts_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line ends at a line feed alone; JSON may hold U+2028 and its like as they are."""
+    load_build()
+    tables = sys.modules["result_tables"]
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    runs = [{"command": "a\u2028b\u2029c\x85d"}, {"command": "last"}]
+    lines = [json.dumps(run, ensure_ascii=False) + "\n" for run in runs]
+    (tmp_path / "bench_x.jsonl").write_text("".join(lines))
+    assert tables.latest("x") == runs[1]
+    (tmp_path / "bench_x.jsonl").write_text(lines[0])
+    assert tables.latest("x") == runs[0]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Collection, Tenant
@@ -37,6 +38,8 @@ Suffix = Annotated[
     str, typer.Option("--suffix", help="Follows every question, e.g. to ask for brevity.")
 ]
 Out = Annotated[Path, typer.Option("--out", help="One JSON line per question; can be resumed.")]
+
+_LOSS = "f1_loss"  # paired with full recompute, hence not among an arm's figures
 
 
 def evaluate(
@@ -116,9 +119,10 @@ def calibrate(
     )  # fmt: skip
     asked = quality.read_questions(questions, limit=limit, skip=skip)
     with shared(context).open() as cache:
+        # what is measured must not hang on an earlier calibration
+        known, cache.runtime.calibration = cache.runtime.calibration, None
         lines = _evaluate(cache, asked, evaluation, out)
         calibration, reliability = quality.calibrate(lines)
-        known = cache.runtime.calibration
         alpha, steps = known.cfo_alpha if known else None, None
         if cfo_drift is not None:
             alpha, steps = quality.calibrate_alpha(lines, cfo_drift)
@@ -187,34 +191,49 @@ def show_alphas(steps: Sequence[AlphaStep], alpha: float | None, max_drift: floa
 
 
 def show_summary(summary: Summary) -> None:
-    """The table: means with 95 % intervals."""
+    """Two tables that fit 100 columns: means, with their 95 % intervals below them."""
     out = console()
     if summary.graded:
-        out.print(
-            f"{summary.questions} questions, {summary.graded} with gold answers; F1 of full "
-            f"recompute {_interval(summary.full_f1)}, without documents "
-            f"{_interval(summary.no_documents_f1)}"
-        )
+        out.print(f"{summary.questions} questions, {summary.graded} with gold answers; F1 of")
+        out.print(f"  full recompute     {_interval(summary.full_f1)}")
+        out.print(f"  without documents  {_interval(summary.no_documents_f1)}")
     else:
         out.print(f"{summary.questions} questions without gold answers: no F1, drift alone")
-    columns = {
+    cost = {
         "cost": "repair_ratio", "TTFT": "ttft_ratio", "first KL": "first_kl",
-        "mean KL": "mean_kl", "top-1": "agreement", "F1": "f1", "ROUGE-L": "rouge_l",
-        "changed": "changed", "no answer": "unanswered",
+        "mean KL": "mean_kl", "top-1": "agreement",
     }  # fmt: skip
-    table = Table("policy", *columns, "F1 lost", box=None, header_style="bold")
-    for arm in summary.arms:
-        cells = [_interval(arm.figures.get(field)) for field in columns.values()]
-        table.add_row(arm.name, *cells, _interval(arm.f1_loss))
-    out.print(table)
-    out.print(
-        "cost: rows × layers recomputed ÷ reused, probes included; TTFT: of full recompute's; "
+    answers = {
+        "F1": "f1", "F1 lost": _LOSS, "ROUGE-L": "rouge_l", "changed": "changed",
+        "no answer": "unanswered",
+    }  # fmt: skip
+    for columns in (cost, answers):
+        out.print()
+        out.print(_summary_table(summary, columns))
+    for line in (
+        "cost: rows × layers recomputed ÷ reused, probes included; TTFT: of full recompute's;",
         "KL in nats to full recompute; brackets: 95 % bootstrap interval",
-        style="dim",
-    )
+    ):
+        out.print(line, style="dim")
+
+
+def _summary_table(summary: Summary, columns: dict[str, str]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    table.add_column("policy", no_wrap=True)
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    for arm in summary.arms:
+        figures = [
+            arm.f1_loss if field == _LOSS else arm.figures.get(field) for field in columns.values()
+        ]
+        table.add_row(arm.name, *("–" if f is None else f"{f[0]:.3f}" for f in figures))
+        table.add_row("", *(Text(_bounds(f), style="dim") for f in figures))
+    return table
 
 
 def _interval(value: Interval | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+    return "–" if value is None else f"{value[0]:.3f} {_bounds(value)}"
+
+
+def _bounds(value: Interval | None) -> str:
+    return "" if value is None else f"[{value[1]:.3f}, {value[2]:.3f}]"

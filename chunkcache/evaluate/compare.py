@@ -51,24 +51,37 @@ def cached_answer(
     request: AnswerRequest,
     reference: Reference,
     on_event: Callable[[AnswerEvent], None] | None = None,
+    *,
+    takes_prefix: bool = True,
 ) -> Comparison:
     """Answer as the request asks, and measure drift along the reference's own tokens.
 
     The cost of measuring (one pass over the reference's tokens) falls after the first token's
-    time was taken.
+    time was taken. Without `takes_prefix` the outcome does not depend on what was asked before;
+    the head is then computed, as it is for the reference.
     """
-    measure = Measure(forced_ids=reference.outcome.token_ids, leaves_no_prefix=True)
+    measure = Measure(
+        forced_ids=reference.outcome.token_ids,
+        takes_no_prefix=not takes_prefix,
+        leaves_no_prefix=True,
+    )
     answer, outcome = _run(cache, request, measure, on_event)
     assert reference.outcome.step_logits is not None and outcome.step_logits is not None
     drift = drift_between(reference.outcome.step_logits, outcome.step_logits)
     return Comparison(answer, outcome, drift, answer.text == reference.answer.text)
 
 
+def lone_answer(cache: ChunkCache, request: AnswerRequest) -> AnswerFinished:
+    """Answer without taking an exact prefix or leaving one; chunk records are stored as ever."""
+    answer, _ = _run(cache, request, Measure(takes_no_prefix=True, leaves_no_prefix=True))
+    return answer
+
+
 def _run(
     cache: ChunkCache,
     request: AnswerRequest,
     measure: Measure,
-    on_event: Callable[[AnswerEvent], None] | None,
+    on_event: Callable[[AnswerEvent], None] | None = None,
 ) -> tuple[AnswerFinished, Outcome]:
     # what is compared must be one prompt: an order that follows earlier answers would change it
     options = request.options.model_copy(update={"order": "relevance"})

@@ -31,7 +31,8 @@ class Measure:
 
     forced_ids: tuple[int, ...] = ()
     keep_logits: bool = False
-    leaves_no_prefix: bool = False  # an arm must not hand its exact blocks to the next one
+    takes_no_prefix: bool = False  # an arm must not be served by what was asked before it
+    leaves_no_prefix: bool = False  # nor hand its exact blocks to the next one
 
 
 class Asker:
@@ -95,7 +96,7 @@ class Asker:
             policy=policy_named(name, self._repair(options)), budget=budget, exact_only=exact_only,
             max_residual=max_residual,
             sampling=request.sampling, max_new_tokens=max_new, salt=salt,
-            takes_prefix=options.mode != "full",
+            takes_prefix=options.mode != "full" and not measure.takes_no_prefix,
             gives_prefix=options.mode != "full" and not measure.leaves_no_prefix,
             forced_ids=measure.forced_ids, keep_logits=measure.keep_logits,
         )  # fmt: skip

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from chunkcache.cli.evaluation import show_summary
 from chunkcache.errors import InvalidRequest
+from chunkcache.evaluate.quality import ArmSummary, Summary
 
 
 @pytest.fixture
@@ -67,6 +69,33 @@ def test_eval_grades_nothing_where_no_answers_are_given(
     line = json.loads(shown.splitlines()[-1])
     assert line["graded"] == 0 and line["full_f1"] is None
     assert "f1" not in line["arms"][0]["figures"] and "mean_kl" in line["arms"][0]["figures"]
+
+
+def test_the_tables_fit_a_hundred_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """At their widest: every figure has a sign, and the policy has a long name."""
+    names = ("f1", "rouge_l", "first_kl", "mean_kl", "agreement", "changed", "unanswered",
+             "repair_ratio", "ttft_ratio")  # fmt: skip
+    figures = dict.fromkeys(names, (-0.1234, -0.2345, -0.0123))
+    arms = tuple(ArmSummary(name, figures, (0.5, -0.5, 1.5)) for name in ("none", "cfo:0.45@0.15"))
+    show_summary(Summary(100, 90, (0.4, 0.3, 0.5), (0.1, 0.0, 0.2), arms))
+    lines = capsys.readouterr().out.split("\n")
+    assert max(map(len, lines)) <= 100
+    rows = [line.split() for line in lines if line.startswith("cfo:0.45@0.15")]
+    assert rows[0] == ["cfo:0.45@0.15", *["-0.123"] * 5]
+    assert rows[1] == ["cfo:0.45@0.15", "-0.123", "0.500", *["-0.123"] * 3]
+    assert sum("[-0.234, -0.012]" in line for line in lines) == 4
+    assert sum("[-0.500, 1.500]" in line for line in lines) == 2
+
+
+def test_eval_does_not_take_another_sets_results_for_these(
+    run: Callable[..., Any], questions: Path, tmp_path: Path
+) -> None:
+    command = ["eval", str(questions), "--limit", "1", "--max-tokens", "2", "--policy", "none",
+               "--out", str(tmp_path / "lines.jsonl")]  # fmt: skip
+    run(*command)
+    questions.write_text(questions.read_text().replace("the fox", "the owl"))
+    with pytest.raises(InvalidRequest, match="the gold answers of question '1' changed"):
+        run(*command)
 
 
 def test_eval_names_what_it_does_not_know(run: Callable[..., Any], questions: Path) -> None:

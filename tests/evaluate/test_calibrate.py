@@ -156,9 +156,13 @@ def test_plain_budgets_get_a_prediction_too(cache: ChunkCache) -> None:
     assert cache.ask("why?", documents=TEXTS, mode="full").report.predicted_drift == 0.0
 
 
-def alpha_line(drifts: list[float]) -> dict[str, Any]:
+def alpha_line(drifts: list[float], rows: int = 10) -> dict[str, Any]:
     arms = {
-        arm.name: {"repair_ratio": (arm.alpha or 0) / 2, "mean_kl": drift}
+        arm.name: {
+            "repair_ratio": (arm.alpha or 0) / 2 if rows else 0.0,
+            "mean_kl": drift,
+            "reusable_rows": rows,
+        }
         for arm, drift in zip(alpha_arms(), drifts, strict=True)
     }
     return {"arms": arms}
@@ -177,6 +181,19 @@ def test_alpha_is_the_least_that_keeps_to_the_target(target: float, alpha: float
     assert [s.measured for s in steps] == pytest.approx([0.8, 0.4, 0.6, 0.3, 0.2, 0.2, 0.1])
     assert [s.fitted for s in steps] == pytest.approx([0.8, 0.5, 0.5, 0.3, 0.2, 0.2, 0.1])
     assert [s.cost for s in steps] == pytest.approx([a / 2 for a in CALIBRATION_ALPHAS])
+
+
+def test_questions_with_nothing_to_repair_do_not_dilute_alpha() -> None:
+    """Where α = 0.6 is right, three exact questions to one would make 0.1 look good enough."""
+    drifting = alpha_line([0.8, 0.6, 0.5, 0.4, 0.2, 0.2, 0.0])
+    exact = alpha_line([0.0] * 7, rows=0)
+    alone, _ = calibrate_alpha([drifting], 0.2)
+    found, steps = calibrate_alpha([exact, drifting, exact, exact], 0.2)
+    assert found == alone == 0.6
+    assert [s.measured for s in steps] == pytest.approx([0.8, 0.6, 0.5, 0.4, 0.2, 0.2, 0.0])
+    assert [s.cost for s in steps] == pytest.approx([a / 2 for a in CALIBRATION_ALPHAS])
+    with pytest.raises(InvalidRequest, match="at least 1 whose answer"):
+        calibrate_alpha([exact], 0.2)
 
 
 def test_alpha_is_the_requests_or_the_settings_or_the_calibrated_or_the_default(

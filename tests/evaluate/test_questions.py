@@ -20,6 +20,15 @@ def test_fields_are_read_and_others_left_alone(question_file: Path) -> None:
     assert [q.id for q in read_questions(question_file, limit=2, skip=3)] == ["q3", "q4"]
 
 
+@pytest.mark.parametrize("name", ["q.jsonl", "q.jsonl.gz"])
+def test_lines_end_at_line_feeds_alone(tmp_path: Path, name: str) -> None:
+    """Others may stand in a text, and to JSON a carriage return is a blank."""
+    text = '{"question": "a\u2028b\u2029c\x85d"}\r\n{"question":\r"second"}\n'
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    assert [q.text for q in read_questions(path)] == ["a\u2028b\u2029c\x85d", "second"]
+
+
 def test_gzip_and_the_shortest_form(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl.gz"
     with gzip.open(path, "wt") as file:

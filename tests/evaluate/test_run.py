@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from chunkcache.evaluate.compare import cached_answer, full_answer
 from chunkcache.evaluate.quality import (
     Beside,
     Evaluation,
+    Question,
     evaluate,
     parse_arms,
+    read_lines,
     read_questions,
     summarise,
 )
@@ -61,35 +62,8 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert again == first
     assert cache.metrics.requests.labels("ok")._value.get() == asked  # nothing was asked twice
     more = evaluate(cache, read_questions(question_file, limit=3), evaluation, out)
-    assert more[:2] == first and len(out.read_text().splitlines()) == 3
-    wider = evaluate(
-        cache, read_questions(question_file, limit=1), Evaluation(ARMS[:2], max_tokens=4), out
-    )
-    assert set(wider[0]["arms"]) == {"none", "question@0.5"}
-
-
-def test_a_line_cut_short_by_a_kill_is_evaluated_again(
-    cache: ChunkCache, question_file: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out.jsonl"
-    evaluation = Evaluation(ARMS[:1], max_tokens=4)
-    evaluate(cache, read_questions(question_file, limit=2), evaluation, out)
-    whole = out.read_text()
-    out.write_text(whole[:-30])
-    lines = evaluate(cache, read_questions(question_file, limit=2), evaluation, out)
-    assert [line["id"] for line in lines] == ["q0", "q1"]
-    kept = [json.loads(text) for text in out.read_text().splitlines()]
-    assert [line["id"] for line in kept] == ["q0", "q1"]
-
-
-def test_lines_of_another_evaluation_are_not_mixed_in(
-    cache: ChunkCache, question_file: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out.jsonl"
-    questions = read_questions(question_file, limit=1)
-    evaluate(cache, questions, Evaluation(ARMS[:1], max_tokens=4), out)
-    with pytest.raises(InvalidRequest, match="another file"):
-        evaluate(cache, questions, Evaluation(ARMS[:1], max_tokens=5), out)
+    assert more[:2] == first and read_lines(out) == more
+    assert evaluate(cache, read_questions(question_file, limit=1), evaluation, out) == first[:1]
 
 
 def test_an_arm_leaves_nothing_that_helps_the_next_one(
@@ -166,3 +140,72 @@ def test_comparisons_keep_the_order_given(tiny_settings: Callable[..., Any]) -> 
     for answer in (reference.answer, found.answer):
         assert [c.document_id for c in answer.citations] == ["0", "1", "2"]
     assert found.drift.mean_kl < 1e-6
+
+
+def outcomes(cache: ChunkCache, questions: list[Question], *names: str, out: Path) -> Any:
+    """Of every question and arm what was measured, but for times."""
+    lines = evaluate(cache, questions, Evaluation(tuple(parse_arms(names, [])), max_tokens=4), out)
+    return [
+        {name: {k: v for k, v in arm.items() if k != "ttft_ratio"} for name, arm in arms.items()}
+        for arms in (line["arms"] for line in lines)
+    ]
+
+
+def assert_equal_outcomes(found: Any, fresh: Any) -> None:
+    """Equal but for rounding: the same rows may have run in other company."""
+    for arm, expected in zip(found, fresh, strict=True):
+        for field, value in expected.items():
+            close = pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+            assert arm[field] == close, field
+
+
+@pytest.mark.parametrize("born_after", ["head", "passages"])
+def test_neither_the_order_of_arms_nor_the_storing_ask_helps_an_arm(
+    tiny_settings: Callable[..., Any], question_file: Path, tmp_path: Path, born_after: str
+) -> None:
+    """Whatever is asked plainly leaves its whole prompt where the installation repairs all rows."""
+    questions = read_questions(question_file, limit=2)
+    names = ("none", "question@0.5", "all")
+    found = []
+    for run, order in enumerate((names, names[::-1], ("none",))):
+        settings = tiny_settings(
+            home=tmp_path / str(run),
+            repair={"policy": "all"},
+            prompt={"born_after": born_after},
+            retrieval={"order": "cache_friendly"},
+        )
+        with ChunkCache(settings) as cache:
+            found.append(outcomes(cache, questions, *order, out=tmp_path / f"{run}.jsonl"))
+    forward, backward, alone = found
+    for index in range(2):
+        assert alone[index]["none"]["mean_kl"] > 1e-4
+        assert_equal_outcomes([forward[index]["none"]], [alone[index]["none"]])
+        assert_equal_outcomes(
+            [backward[index][name] for name in names], [forward[index][name] for name in names]
+        )
+
+
+def test_what_was_asked_before_an_evaluation_does_not_help_it(
+    tiny_settings: Callable[..., Any], question_file: Path, tmp_path: Path
+) -> None:
+    questions = read_questions(question_file, limit=1)
+    found = []
+    for run in ("fresh", "used"):
+        with ChunkCache(tiny_settings(home=tmp_path / run)) as cache:
+            if run == "used":
+                given = list(questions[0].contexts or ())
+                cache.ask(questions[0].text, documents=given, mode="exact")
+            found.append(outcomes(cache, questions, "none", out=tmp_path / f"{run}.jsonl"))
+    fresh, used = found
+    assert fresh[0]["none"]["mean_kl"] > 1e-4
+    assert_equal_outcomes([used[0]["none"]], [fresh[0]["none"]])
+
+
+def test_an_evaluation_leaves_no_prefix_to_those_who_ask_after_it(
+    cache: ChunkCache, question_file: Path, tmp_path: Path
+) -> None:
+    (question,) = read_questions(question_file, limit=1)
+    evaluate(cache, [question], Evaluation(ARMS, max_tokens=4), tmp_path / "out.jsonl")
+    given = list(question.contexts or ())
+    report = cache.ask(question.text, documents=given, mode="exact").report
+    assert {span.rung for span in report.spans if span.kind == "chunk"} == {"full"}

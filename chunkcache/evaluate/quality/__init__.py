@@ -15,6 +15,7 @@ from chunkcache.evaluate.quality.calibrate import (
     calibration_arms,
 )
 from chunkcache.evaluate.quality.questions import Question, read_questions
+from chunkcache.evaluate.quality.results import read_lines
 from chunkcache.evaluate.quality.run import Beside, Evaluation, evaluate
 from chunkcache.evaluate.quality.summary import (
     ArmSummary,
@@ -42,6 +43,7 @@ __all__ = [
     "evaluate",
     "paired_difference",
     "parse_arms",
+    "read_lines",
     "read_questions",
     "reliability_bins",
     "summarise",

@@ -47,7 +47,7 @@ def calibrate(lines: Sequence[dict[str, Any]]) -> tuple[Calibration, list[Reliab
     Raises:
         InvalidRequest: too few questions reused anything.
     """
-    usable = [line for line in lines if any(a["reusable_rows"] for a in line["arms"].values())]
+    usable = _repairable(lines)
     if len(usable) < _FEWEST:
         raise InvalidRequest.of(
             "questions", len(usable), f"at least {_FEWEST} whose answers reuse passages",
@@ -92,15 +92,25 @@ def calibrate_alpha(
 
     After Cache-Craft (arXiv 2502.15734), which takes the α of least recomputation that keeps F1
     above a target on a sample; drift is the target here, because it needs no gold answers and far
-    fewer questions. A larger α never means more drift, so the means are fitted to fall.
+    fewer questions. A larger α never means more drift, so the means are fitted to fall. Questions
+    that leave nothing to repair have no drift at any α and are not counted.
 
     Args:
         lines: of `evaluate`, with the arms of `alpha_arms`.
         max_drift: mean KL in nats.
+
+    Raises:
+        InvalidRequest: no question left anything to repair.
     """
+    usable = _repairable(lines)
+    if not usable:
+        raise InvalidRequest.of(
+            "questions", 0, "at least 1 whose answer reuses passages",
+            "give more questions, or --top-k above 1",
+        )  # fmt: skip
     steps = []
     for arm in alpha_arms():
-        found = [line["arms"][arm.name] for line in lines]
+        found = [line["arms"][arm.name] for line in usable]
         cost = sum(one["repair_ratio"] for one in found) / len(found)
         drift = sum(one["mean_kl"] for one in found) / len(found)
         steps.append((arm.alpha or 0.0, cost, drift))
@@ -109,6 +119,11 @@ def calibrate_alpha(
     fitted.append(AlphaStep(*steps[-1], fitted=curve.drifts[0]))  # nothing is left at α = 1
     good = [step.alpha for step in fitted if step.fitted <= max_drift]
     return (min(good) if good else None), fitted
+
+
+def _repairable(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that left something to repair: the others are exact, whatever is asked for."""
+    return [line for line in lines if any(a["reusable_rows"] for a in line["arms"].values())]
 
 
 def _fit(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> DriftCurve:

@@ -55,11 +55,12 @@ def read_questions(path: Path, *, limit: int | None = None, skip: int = 0) -> li
 
 
 def _lines(path: Path) -> Iterator[str]:
+    # at \n alone: to JSON a carriage return is a blank like any other
     if path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
             yield from file
     else:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", newline="\n") as file:
             yield from file
 
 

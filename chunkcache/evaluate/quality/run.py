@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from chunkcache.errors import InvalidRequest
-from chunkcache.evaluate.compare import cached_answer, full_answer
+from chunkcache.evaluate.compare import cached_answer, full_answer, lone_answer
+from chunkcache.evaluate.quality.facts import arm_names, corpus_digest, installation_facts
+from chunkcache.evaluate.quality.results import Line, ResultsFile
 from chunkcache.evaluate.quality.scores import exact_match, is_unanswered, rouge_l, token_f1
 from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
 
@@ -19,10 +18,12 @@ if TYPE_CHECKING:
 
     from chunkcache.evaluate.compare import Comparison, Reference
     from chunkcache.evaluate.quality.arms import Arm
+    from chunkcache.evaluate.quality.facts import Facts
     from chunkcache.evaluate.quality.questions import Question
     from chunkcache.service import ChunkCache
 
-Line = dict[str, Any]
+# all that it is asked for is that the chunks' records are stored
+_STORING = {"sampling": Sampling(max_tokens=1), "options": ChunkCacheOptions(policy="none")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +36,6 @@ class Evaluation:
     top_k: int | None = None  # passages per question: retrieved, or the first of the given ones
     collection: str = "default"
     tenant: str = "public"
-
-    def digest(self, cache: ChunkCache, beside: Sequence[Beside] = ()) -> str:
-        """Names the evaluation and the model: lines of another one are not continued."""
-        facts = {
-            **asdict(self), "arms": None,
-            **_facts(cache),
-            "beside": {other.name: _facts(other.cache) for other in beside},
-        }  # fmt: skip
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +51,26 @@ class Beside:
     arms: tuple[Arm, ...]
 
 
-def _facts(cache: ChunkCache) -> Line:
+def facts_of(
+    cache: ChunkCache,
+    questions: Sequence[Question],
+    evaluation: Evaluation,
+    beside: Sequence[Beside] = (),
+) -> Facts:
+    """All that results depend on but the questions: lines made under other facts are not mixed in.
+
+    Of the collection only where a question brings no passages of its own.
+    """
+    retrieves = any(question.contexts is None for question in questions)
+
+    def of(one: ChunkCache, arms: Sequence[Arm]) -> Facts:
+        corpus = corpus_digest(one, evaluation.tenant, evaluation.collection) if retrieves else None
+        return {"arms": arm_names(arms), "corpus": corpus, **installation_facts(one)}
+
     return {
-        "fingerprint": cache.runtime.model.fingerprint.hex(),
-        "prompt": cache.settings.prompt.model_dump(mode="json"),
-        "repair": cache.settings.repair.model_dump(mode="json"),
+        **asdict(evaluation),
+        **of(cache, evaluation.arms),
+        "beside": {other.name: of(other.cache, other.arms) for other in beside},
     }
 
 
@@ -79,26 +86,20 @@ def evaluate(
     """Evaluate all questions; returns their lines, in order.
 
     Every finished question is one line of `out`, so that a run may be stopped and resumed: lines
-    that are there already, of the same evaluation and with all arms, are taken as they are.
+    that are there already are taken as they are, if all that they depend on is the same.
 
     Raises:
-        InvalidRequest: `out` holds lines of another evaluation.
+        InvalidRequest: `out` holds lines of another evaluation, or another run is writing to it.
     """
-    mark = evaluation.digest(cache, beside)
-    names = {arm.name for arm in evaluation.arms}
-    names |= {f"{arm.name} {other.name}" for other in beside for arm in other.arms}
-    known = _known(out, mark, names)
     done: list[Line] = []
     began, fresh = time.perf_counter(), 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as file:
+    with ResultsFile(out, facts_of(cache, questions, evaluation, beside)) as results:
+        known = results.known(questions)
         for index, question in enumerate(questions):
             line = known.get(question.id)
             if line is None:
                 found = evaluate_question(cache, question, evaluation, beside)
-                line = {"evaluation": mark, **found}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
+                line = results.append(question, found)
                 fresh += 1
             done.append(line)
             left = len(questions) - index - 1
@@ -107,53 +108,26 @@ def evaluate(
     return done
 
 
-def _known(out: Path, mark: str, names: set[str]) -> dict[str, Line]:
-    if not out.exists():
-        return {}
-    text = out.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        out.write_text(whole)  # a run was killed while it wrote its last line
-    lines = _parsed(whole, out)
-    if any(line.get("evaluation") != mark for line in lines):
-        raise InvalidRequest.of(
-            "out", str(out), "empty, or lines of this very evaluation",
-            "another file: the model, the prompt or the options differ",
-        )  # fmt: skip
-    return {line["id"]: line for line in lines if names <= set(line["arms"])}
-
-
-def _parsed(text: str, out: Path) -> list[Line]:
-    lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            lines.append(dict(json.loads(line)))
-        except ValueError as error:
-            raise InvalidRequest.of(
-                "out", f"{out} line {number}", "a line of an evaluation", f"{error}; another file?"
-            ) from error
-    return lines
-
-
 def evaluate_question(
     cache: ChunkCache, question: Question, evaluation: Evaluation, beside: Sequence[Beside] = ()
 ) -> Line:
     """One question: without documents, in full, and in every arm.
 
-    The reference and the chunk KV are computed once and shared by all arms.
+    The reference and the chunk KV are computed once and shared by all arms. No answer takes or
+    leaves an exact prefix: what an arm comes to does not depend on what was asked before it.
     """
     request = _request(question, evaluation)
-    bare = cache.ask(request.model_copy(update={"documents": [], "top_k": None}))
+    bare = lone_answer(cache, request.model_copy(update={"documents": [], "top_k": None}))
     reference = full_answer(cache, request)
     arms: dict[str, Line] = {}
     for where, asks, suffix in [
         (cache, evaluation.arms, ""),
         *((other.cache, other.arms, f" {other.name}") for other in beside),
     ]:
-        where.ask(request.model_copy(update={"sampling": Sampling(max_tokens=1)}))  # stores chunks
+        lone_answer(where, request.model_copy(update=_STORING))
         for arm in asks:
             asked = request.model_copy(update={"options": arm.options})
-            found = cached_answer(where, asked, reference)
+            found = cached_answer(where, asked, reference, takes_prefix=False)
             arms[arm.name + suffix] = _arm_line(found, reference, question)
     full = reference.answer
     return {
