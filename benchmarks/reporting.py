@@ -13,21 +13,26 @@ from typing import Any
 
 import torch
 
+# what decides which kernels a processor can run
+PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+
 
 def surroundings(*packages: str) -> dict[str, Any]:
     """Commit, machine, and versions of torch and `packages`."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    cpu = platform.processor()
+    cpu, flags = platform.processor(), set[str]()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
+        flags = set(next((line for line in lines if line.startswith("flags")), "").split())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "commit": commit or "unknown",
         "machine": {
             "cpu": cpu, "cores": os.cpu_count(), "gpu": device, "kernel": platform.release(),
+            "flags": [flag for flag in PROCESSOR_FLAGS if flag in flags],
             "load_1min": round(os.getloadavg()[0], 2), "torch_threads": torch.get_num_threads(),
         },
         "versions": {
