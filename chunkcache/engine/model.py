@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,11 +138,6 @@ class DecoderModel:
             turn = (cos, sin) if getattr(layer.self_attn, "use_rope", True) else still
             key, value = kv[index]
             kernels.place_kv(key, value, *turn, pool.keys[index], pool.values[index], slots)
-
-    def in_dtype(self, dtype: torch.dtype) -> DecoderModel:
-        """The same model as it looks after its parameters were cast to `dtype`."""
-        geometry = replace(self.geometry, dtype=str(dtype).removeprefix("torch."))
-        return replace(self, geometry=geometry, dtype=dtype)
 
     @torch.inference_mode()
     def forward(self, sequences: Sequence[SequenceRows], pool: KVPool) -> list[torch.Tensor | None]:
