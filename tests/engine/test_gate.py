@@ -87,7 +87,7 @@ def test_parts_kept_in_fp32_stay_as_they_are(tokenizer: Any) -> None:
     model = wrap_model(network, tokenizer, fingerprint=b"dots", name="tiny-dots")
     before = {name: t.clone() for name, t in network.state_dict().items()}
     assert {t.dtype for t in before.values()} == {torch.bfloat16, torch.float32}
-    assert gate.run_gate(model).serves
+    assert gate.run_gate(model).reuses
     for name, tensor in network.state_dict().items():
         assert tensor.dtype is before[name].dtype and torch.equal(tensor, before[name]), name
 
