@@ -62,8 +62,16 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) 
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One `cache` folder for all over the tiny model: the gate's seconds are paid once."""
+    return tmp_path_factory.mktemp("verdicts")
+
+
 @pytest.fixture
-def tiny_settings(tmp_path: Path, tiny_model_folder: Path) -> Callable[..., Any]:
+def tiny_settings(
+    tmp_path: Path, tiny_model_folder: Path, tiny_verdicts: Path
+) -> Callable[..., Any]:
     """Settings of a cache of its own over the tiny model and a hashing embedder."""
     from chunkcache.config import load_settings
 
@@ -78,6 +86,6 @@ def tiny_settings(tmp_path: Path, tiny_model_folder: Path) -> Callable[..., Any]
         merged = {name: {**defaults.get(name, {}), **sections.get(name, {})}
                   for name in {*defaults, *sections} - {"home", "cache"}}  # fmt: skip
         home = sections.get("home", tmp_path / "home")
-        return load_settings(home=home, cache=tmp_path / "cache", **merged)
+        return load_settings(home=home, cache=tiny_verdicts, **merged)
 
     return make

@@ -10,7 +10,7 @@ from chunkcache.cli.screen import console
 
 
 def doctor(context: typer.Context) -> None:
-    """Run the gate now and print its figures. Exit code 1 when chunk KV may not be reused."""
+    """Run the gate now; print its figures and causes. Exit code 1 when chunk KV is not reused."""
     from chunkcache.service.diagnosis import diagnose
 
     found = diagnose(shared(context).settings)
@@ -20,11 +20,14 @@ def doctor(context: typer.Context) -> None:
         table.add_row(name, value)
     out.print(table)
     verdict = found.verdict
-    figures = Table("check", "largest difference", box=None, header_style="bold")
-    for name, difference in verdict.figures.items():
-        figures.add_row(name, f"{difference:.3e}")
+    figures = Table("check", "figure", "must be", box=None, header_style="bold")
+    for name, figure in verdict.figures.items():
+        sign = ">" if name == "unrepaired" else "≤"
+        limit = f"{sign} {verdict.limits[name]:.1e}" if name in verdict.limits else ""
+        figures.add_row(name, f"{figure:.3e}", limit)
     out.print(figures)
-    out.print(f"tolerance {verdict.tolerance:.1e}")
+    for note in verdict.notes:
+        out.print(note, markup=False)
     for problem in verdict.problems:
         out.print(problem, style="red", markup=False)
     if verdict.reuses:

@@ -343,7 +343,7 @@ class Engine:
         self._give_back_leases(request)
 
     def _give_back_pages(self, request: Request) -> None:
-        pages, request.pages, request.kv = request.pages, [], None
+        pages, request.pages = request.pages, []
         self.pages.release(pages)
 
     def _give_back_leases(self, request: Request) -> None:

@@ -34,7 +34,7 @@ def diagnose(settings: Settings) -> Diagnosis:
     """
     model = load_model(settings)
     verdict = run_gate(model)
-    store_verdict(verdict, model.fingerprint, settings.cache)
+    store_verdict(verdict, model, settings.cache)
     geometry = model.geometry
     facts = {
         "chunkcache": version("chunkcache"),

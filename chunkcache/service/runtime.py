@@ -145,12 +145,12 @@ def _gate(model: DecoderModel, settings: Settings) -> Verdict:
     """
     if settings.model.gate == "off":
         log.warning("gate_off", effect="every prompt is computed in full, no chunk KV is reused")
-        return Verdict(True, False, 0.0, {}, ("the gate is switched off (model.gate)",))
-    verdict = stored_verdict(model.fingerprint, settings.cache)
+        return Verdict(True, False, {}, {}, ("the gate is switched off (model.gate)",))
+    verdict = stored_verdict(model, settings.cache)
     if verdict is None:
-        log.info("gate_run", model=model.name, note="once per model, a few seconds")
+        log.info("gate_run", model=model.name, note="once per model, machine and version")
         verdict = run_gate(model)
-        store_verdict(verdict, model.fingerprint, settings.cache)
+        store_verdict(verdict, model, settings.cache)
     if not verdict.serves:
         raise GateFailed(
             f"model.name: {model.name} does not pass the gate: {'; '.join(verdict.problems)}. "

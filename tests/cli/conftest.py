@@ -21,10 +21,10 @@ def logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def options(tiny_model_folder: Path, tmp_path: Path) -> list[str]:
+def options(tiny_model_folder: Path, tiny_verdicts: Path, tmp_path: Path) -> list[str]:
     """The shared options of a cache of its own."""
     settings = {
-        "cache": tmp_path / "cache",
+        "cache": tiny_verdicts,
         "model.alias": "tiny",
         "model.dtype": "float32",
         "retrieval.embedder": "hashing:64",

@@ -14,6 +14,7 @@ import pytest
 
 from chunkcache.cli.context import assign
 from chunkcache.cli.screen import RIBBON_CELLS, ribbon
+from chunkcache.engine.model import DecoderModel
 from chunkcache.errors import ConfigError, InvalidRequest, NotFound
 from chunkcache.protocol import Report, SpanReport, Timings
 
@@ -61,6 +62,20 @@ def test_ask_streams_cites_and_reports(run: Callable[..., Any], pages: Path) -> 
 def test_doctor_prints_the_figures(run: Callable[..., Any]) -> None:
     shown = run("doctor").stdout
     assert "repair_all" in shown and "the gate is passed" in shown and "float32" in shown
+    assert "own_reference" in shown and "must be" in shown
+
+
+def test_doctor_prints_the_cause(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def place(self: DecoderModel, *_: Any) -> None:
+        """Nothing is put anywhere."""
+
+    monkeypatch.setattr(DecoderModel, "place", place)
+    own = f"cache={tmp_path / 'own'}"  # the verdict is remembered, and is nobody else's
+    shown = run("--set", own, "doctor", code=1).stdout
+    assert "moved: chunks of one layer's KV" in shown and "likely: " in shown
+    assert "full prefill is right, reuse is not" in shown
 
 
 def test_check_finds_a_flipped_byte_and_fix_removes_the_record(

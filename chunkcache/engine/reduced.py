@@ -1,0 +1,166 @@
+"""A small random twin of a model: all that decides attention kept, everything else made small.
+
+In fp32 and narrow, a prompt of thousands of tokens costs seconds: long enough to see a window, a
+rotary that changes beyond some length, or attention scaled by position, which a short prompt never
+reaches. Its weights are made so that attention is far from flat.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from chunkcache.engine.model import wrap_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from chunkcache.engine.decoder import DecoderModel
+
+LONG_TOKENS = 2400  # of the prompt that a twin is tried with
+_FEW_LAYERS = 3
+_FAR_TOKENS = 2048  # a length at which something changes: from there on it is brought nearer
+_NEAR_TOKENS = 1024
+_LENGTHS = ("window", "original_max_position", "attention_chunk", "floor_scale")
+_LARGEST = {  # of what does not decide attention; a field is named by how it ends
+    "intermediate_size": 96, "vocab_size": 512, "vocab_size_per_layer_input": 512,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
+    "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_topk": 2, "moe_k": 2,
+    "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+_SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+class CannotReduce(Exception):
+    """No small twin could be built from the model's configuration; the message says why."""
+
+
+def twin_layers(model: DecoderModel) -> list[int]:
+    """The first layers in order, as many as it takes to have one of each kind."""
+    first = _first_of_each_kind(model)
+    return list(range(min(model.geometry.num_layers, max(_FEW_LAYERS, max(first) + 1))))
+
+
+def single_layers(model: DecoderModel) -> list[list[int]]:
+    """One layer of each kind, each to be a twin of its own."""
+    return [[index] for index in _first_of_each_kind(model)]
+
+
+def reduced_model(model: DecoderModel, layers: Sequence[int]) -> DecoderModel:
+    """The twin in fp32 with these layers of the model, on its device.
+
+    Layers told apart by lists of the configuration (`layer_types`, `no_rope_layers`) may be any;
+    those told apart by counting only if all before them are there too.
+
+    Raises:
+        CannotReduce: the configuration does not allow it, or transformers cannot run the twin.
+    """
+    config = reduced_config(model, layers)
+    make: Any = type(model.hf)
+    try:
+        with torch.random.fork_rng(devices=[]):  # building it must not move the caller's dice
+            network = make(config).float().to(model.device).eval()
+        randomise(network, model.geometry.head_dim)
+        with torch.inference_mode():
+            network(torch.arange(8, device=model.device)[None], use_cache=False)
+        return wrap_model(
+            network, model.tokenizer, fingerprint=b"reduced", name=f"{model.name}, reduced"
+        )
+    except Exception as error:  # whatever a model's own code raises on sizes it was not made for
+        raise CannotReduce(
+            f"no reduced {type(model.hf).__name__} can be built: {type(error).__name__}: {error}"
+        ) from error
+
+
+def reduced_config(model: DecoderModel, layers: Sequence[int]) -> PreTrainedConfig:
+    """The model's configuration with few layers, heads, experts and tokens, and near lengths."""
+    config = copy.deepcopy(model.hf.config)
+    config._attn_implementation = "eager"
+    kv_heads = min(model.geometry.num_kv_heads, 2)
+    heads = kv_heads * min(config.num_attention_heads // model.geometry.num_kv_heads, 2)
+    given = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": heads * model.geometry.head_dim,
+    }
+    for name, value in list(vars(config).items()):
+        if name.startswith("_") or name == "num_hidden_layers":
+            continue
+        if isinstance(value, list) and len(value) == model.geometry.num_layers:
+            setattr(config, name, [value[i] for i in layers])
+        elif value is not None and name in given:
+            setattr(config, name, given[name])
+        elif name in _SPECIAL_TOKENS:
+            setattr(config, name, None)
+        elif (largest := _largest(name)) and isinstance(value, int):
+            setattr(config, name, min(value, largest))
+        elif is_length(name, value):
+            setattr(config, name, _brought_near(value))
+    rope: Any = config.rope_parameters
+    config.rope_parameters = {
+        k: _brought_near(v) if is_length(k, v) else v for k, v in rope.items()
+    }
+    config.num_hidden_layers = len(layers)
+    return config
+
+
+def is_length(name: str, value: Any) -> bool:
+    """Whether a field of a configuration names a number of tokens at which attention changes."""
+    return type(value) is int and value > 0 and any(part in name for part in _LENGTHS)
+
+
+def _brought_near(tokens: int) -> int:
+    return _NEAR_TOKENS if tokens >= _FAR_TOKENS else tokens
+
+
+def _largest(name: str) -> int | None:
+    return next((n for ending, n in _LARGEST.items() if name.endswith(ending)), None)
+
+
+def _first_of_each_kind(model: DecoderModel) -> list[int]:
+    network: Any = model.hf
+    kinds = [_kind(layer) for layer in network.model.layers]
+    return [i for i, kind in enumerate(kinds) if kinds.index(kind) == i]
+
+
+def _kind(layer: Any) -> tuple[object, ...]:
+    """What tells layers apart: the classes of their modules, and what these were told."""
+    return (
+        tuple(type(module).__name__ for module in layer.modules()),
+        tuple(told for part in (layer, layer.self_attn) for told in _plain(vars(part).items())),
+    )
+
+
+def _plain(fields: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    return [
+        (name, value)
+        for name, value in fields
+        if name != "layer_idx" and isinstance(value, bool | int | float | str | None)
+    ]
+
+
+@torch.no_grad()
+def randomise(network: PreTrainedModel, head_dim: int) -> None:
+    """Weights that keep the size of what they multiply, q and k somewhat larger.
+
+    Products of q and k then have a standard deviation of about 3, whatever the model scales them
+    by: attention to thousands of keys rests on a handful.
+    """
+    generator = torch.Generator().manual_seed(20260101)
+    parts: Any = network
+    scaling = getattr(parts.model.layers[0].self_attn, "scaling", None) or head_dim**-0.5
+    sharper = float(head_dim**-0.5 / scaling) ** 0.5
+    for name, parameter in network.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+        is_query_or_key = any(part in name for part in ("q_proj", "k_proj", "qkv_proj"))
+        if parameter.ndim == 1:
+            parameter.add_(0.1 * noise)
+            if "q_norm" in name or "k_norm" in name:
+                parameter.add_(1.75 * sharper - 1)
+        else:
+            gain = 1.75 * sharper if is_query_or_key else 1.75
+            parameter.copy_(gain / parameter.shape[-1] ** 0.5 * noise)
