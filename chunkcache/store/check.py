@@ -56,12 +56,13 @@ def check_store(
         capacity_bytes: as configured; sizes the map.
         fingerprint: the current model's; records of others are stale.
         codec: the current codec; records of others are stale.
-        fix: remove what is wrong.
+        fix: remove what is wrong; a damaged file is set aside.
         drop_stale: remove what is stale.
 
     Raises:
         InvalidRequest: `drop_stale` without saying what is current.
-        StoreError: the environment cannot be opened, read or, to remove something, written.
+        StoreError: the environment cannot be opened, read or, to remove something, written; or its
+            file is damaged, without `fix`.
 
     Cost: reads the whole store once.
     """
@@ -72,8 +73,10 @@ def check_store(
         )  # fmt: skip
     if not (path / DATA_FILE).exists():
         return CheckReport()
-    with closing(RecordEnv(path, map_bytes_for(capacity_bytes))) as env:
+    with closing(RecordEnv(path, map_bytes_for(capacity_bytes), sets_aside=fix)) as env:
         check = _Check(env, fingerprint, codec)
+        if env.set_aside is not None:
+            check.report.problems.append(f"{DATA_FILE} was damaged, it is now {env.set_aside}")
         check.run()
         if fix:
             check.remove(check.wrong)

@@ -13,6 +13,7 @@ import lmdb
 
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.layout import PAGE_BYTES, header_key, pages_bytes, slab_key, stored_length
+from chunkcache.store.occupancy import Occupancy
 from chunkcache.store.record import DIGEST_BYTES, checksum, decode_header, header_length
 from chunkcache.store.turnstile import Turnstile
 
@@ -41,17 +42,28 @@ class RecordEnv:
     Args:
         path: the environment's folder; made when missing.
         map_bytes: upper bound of the file. Address space only; the file grows as it fills.
+        sets_aside: a damaged file is renamed (`Occupancy`) and a new one begun; else it is refused.
 
     Raises:
-        StoreError: the environment cannot be opened, or its file is shorter than it says it is.
+        StoreError: the environment cannot be opened, or is damaged and cannot be set aside.
     """
 
-    def __init__(self, path: Path, map_bytes: int) -> None:
+    def __init__(self, path: Path, map_bytes: int, *, sets_aside: bool = True) -> None:
         self.path = path
         self._pid = os.getpid()
         self._transactions = Turnstile()
+        self._occupancy = Occupancy(path / DATA_FILE, sets_aside=sets_aside)
+        self.set_aside = self._occupancy.set_aside
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self._open(map_bytes)
+        except BaseException:
+            self._occupancy.close()
+            raise
+        self._occupancy.note_sound()
+
+    def _open(self, map_bytes: int) -> None:
+        path = self.path
+        try:
             # No fsync per commit: a commit is complete for other processes and survives a kill;
             # after power loss checksums find values not written. Read-ahead stays on: without it
             # every 4 KB page is one I/O. No writemap: it turns a full disk into a signal.
@@ -62,7 +74,7 @@ class RecordEnv:
         except (lmdb.Error, OSError) as error:
             raise StoreError(
                 f"store: cannot open {path}: {error}. Hint: one process may open it once; "
-                "if its files are damaged, delete the folder, it is only a cache"
+                "if its files are not LMDB's, delete the folder, it is only a cache"
             ) from error
         try:
             self._check_length()
@@ -101,7 +113,7 @@ class RecordEnv:
         if found < expected:
             raise StoreError(
                 f"store: {self.path} is truncated: {found} bytes, expected {expected}. "
-                "Hint: stop, and delete the folder, it is only a cache"
+                "Hint: restart, the damaged file is then set aside; it is only a cache"
             )
 
     # ------------------------------------------------------------ transactions
@@ -293,3 +305,4 @@ class RecordEnv:
         if self.is_ours:
             with self._transactions.alone():
                 self._env.close()
+            self._occupancy.close()

@@ -157,9 +157,9 @@ class Child:
 
 def obey(order: dict[str, Any], held: list[Child]) -> Any:
     match order["do"]:
-        case "kill after":  # seconds after its first word, chosen by the caller
+        case "kill after":  # so many words, and seconds after that: both chosen by the caller
             child = Child(order["order"])
-            while not child.told and child.hear():
+            while len(child.told) < order["words"] and child.hear():
                 pass
             time.sleep(order["seconds"])
             return child.end(kill=True)
