@@ -77,7 +77,8 @@ class RecordEnv:
                 "if its files are not LMDB's, delete the folder, it is only a cache"
             ) from error
         try:
-            self._check_length()
+            self._inode = self._data_stat().st_ino
+            self._check_file()
             self.free_stale_readers()
             self._meta = self._env.open_db(b"meta")
             self._slabs = self._env.open_db(b"slabs")
@@ -103,18 +104,23 @@ class RecordEnv:
                 f"store: {self.path}: opened before a fork. Hint: open it in the child"
             )
 
-    def _check_length(self) -> None:
+    def _check_file(self) -> None:
         # Reading a mapped page past the end of the file would end the process with SIGBUS.
         expected = (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
-        try:
-            found = (self.path / DATA_FILE).stat().st_size
-        except OSError as error:
-            raise StoreError(f"store: {self.path} has lost its file: {error.strerror}") from error
-        if found < expected:
+        found = self._data_stat()
+        if found.st_ino != self._inode:  # what is written to the old one dies with this process
+            raise StoreError(f"store: {self.path} has another file now. Hint: restart")
+        if found.st_size < expected:
             raise StoreError(
-                f"store: {self.path} is truncated: {found} bytes, expected {expected}. "
+                f"store: {self.path} is truncated: {found.st_size} bytes, expected {expected}. "
                 "Hint: restart, the damaged file is then set aside; it is only a cache"
             )
+
+    def _data_stat(self) -> os.stat_result:
+        try:
+            return (self.path / DATA_FILE).stat()
+        except OSError as error:
+            raise StoreError(f"store: {self.path} has lost its file: {error.strerror}") from error
 
     # ------------------------------------------------------------ transactions
 
@@ -123,12 +129,12 @@ class RecordEnv:
         """A read transaction. Keep it short: what it can see is not reused until it ends.
 
         Memoryviews got from it must not outlive it. Raises `StoreError`: LMDB failed, or the file
-        was truncated.
+        was truncated or replaced.
         """
         self.check_process()
         try:
             with self._begun(lambda: self._env.begin(buffers=True)) as txn:
-                self._check_length()
+                self._check_file()
                 yield txn
         except lmdb.Error as error:
             raise StoreError(f"store: cannot read {self.path}: {error}") from error
@@ -143,7 +149,7 @@ class RecordEnv:
         self.check_process()
         try:
             with self._begun(lambda: self._env.begin(write=True)) as txn:
-                self._check_length()
+                self._check_file()
                 self._grow_file(value_bytes)
                 yield txn
         except lmdb.MapFullError as error:
@@ -210,6 +216,18 @@ class RecordEnv:
             while more and bytes(cursor.key())[:DIGEST_BYTES] == digest:
                 more = cursor.delete()
         return bool(txn.delete(digest, db=self._meta))
+
+    def remove_unchanged(
+        self, txn: lmdb.Transaction[bytes], digest: bytes, seen: bytes | None
+    ) -> bool:
+        """Remove a record whose packed entry still is as `seen`. False: somebody put another.
+
+        An entry says when its record was put, so it tells a record from the one put in its place.
+        """
+        if self.entry(txn, digest) != seen:
+            return False
+        self.remove(txn, digest)
+        return True
 
     def used_bytes(self, txn: AnyTransaction) -> int:
         """What all records cost: the pages that values of `slabs` lie in. O(1)."""
