@@ -105,7 +105,7 @@ class Generation(Request):
         self._steps: list[Step] = []  # still to come, where rows are let go
         self._probe_rows = 0
         self._cost = 0.0  # prompt rows run, in rows of full depth
-        self._probe_ended_at = 0.0
+        self._probe_began_at = self._probe_ended_at = 0.0
         self._first_token_at = 0.0
         self._first_logits: torch.Tensor | None = None
         self._text: TextStream | None = None
@@ -160,7 +160,6 @@ class Generation(Request):
         assert self._plan is not None
         plan = self._plan
         self._text = TextStream(model.tokenizer, self._sampling.stop)
-        self._probe_ended_at = self.started_at
         missing = np.array(plan.missing, dtype=np.int64)
         if self._policy.needs is Scoring.NONE or plan.task.needs_no_scores:
             self._steps = list(self._policy.steps(plan.task))
@@ -174,6 +173,7 @@ class Generation(Request):
     def _start_scoring(self, model: DecoderModel) -> None:
         assert self._plan is not None
         plan, layers = self._plan, model.geometry.num_layers
+        self._probe_began_at = time.perf_counter()
         self._stage = Stage.SCORE
         missing = np.array(plan.missing, dtype=np.int64)
         rows = missing[missing >= plan.first_reused]
@@ -346,6 +346,7 @@ class Generation(Request):
                 reason = "stop"
         self.current = None
         now = time.perf_counter()
+        probe_s = self._probe_ended_at - self._probe_began_at  # both 0 without a probe
         self._mailbox.put(
             Outcome(
                 text=self._text.text,
@@ -359,9 +360,8 @@ class Generation(Request):
                 first_logits=self._first_logits,
                 step_logits=torch.stack(self._step_logits) if self._step_logits else None,
                 queue_ms=(self.started_at - self.submitted_at) * 1e3,
-                place_ms=0.0,
-                probe_ms=(self._probe_ended_at - self.started_at) * 1e3,
-                compute_ms=(self._first_token_at - self._probe_ended_at) * 1e3,
+                probe_ms=probe_s * 1e3,
+                compute_ms=(self._first_token_at - self.started_at - probe_s) * 1e3,
                 ttft_ms=(self._first_token_at - self.submitted_at) * 1e3,
                 total_ms=(now - self.submitted_at) * 1e3,
             )

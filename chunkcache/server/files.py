@@ -6,11 +6,13 @@ record which vector stores a file is attached to, because OpenAI's clients look 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import re
 import secrets
-import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,11 +22,14 @@ from chunkcache.errors import NotFound
 from chunkcache.protocol import DocumentInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 log = structlog.get_logger(__name__)
 
 Attributes = dict[str, str | float | bool]
+_Version = tuple[int, int, int]  # inode, date of change in ns, bytes
+_FILE_ID = re.compile(r"file-[0-9a-f]{1,64}")
 
 
 class Attachment(BaseModel):
@@ -53,12 +58,16 @@ class StoredFile(BaseModel):
 
 
 class FileShelf:
-    """All uploaded files. Thread-safe; sidecars are kept in memory and written through."""
+    """All uploaded files. Thread-safe, and several servers may share the folder.
+
+    The disk is the truth: sidecars are kept in memory, and read again when they were replaced.
+    Changes are made by one thread of one process at a time, per tenant.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._lock = threading.RLock()
-        self._tenants: dict[str, dict[str, StoredFile]] = {}
+        self._read: dict[Path, tuple[_Version, StoredFile | None]] = {}  # None: unreadable
+        self._swept: set[str] = set()
 
     def add(self, tenant: str, filename: str, data: bytes, *, purpose: str) -> StoredFile:
         """Keep a file. It is on disk, synced, when this returns."""
@@ -70,63 +79,64 @@ class FileShelf:
             sha256=hashlib.sha256(data).hexdigest(),
             created_at=time.time(),
         )
-        with self._lock:
-            known = self._files(tenant)
-            self._folder(tenant).mkdir(parents=True, exist_ok=True)
+        self._make_folder(tenant)
+        with self._changing(tenant):
             _write_atomically(self._data_path(tenant, file.id), data)
             self._save(tenant, file)
-            known[file.id] = file
         return file
 
     def get(self, tenant: str, file_id: str) -> StoredFile:
         """One file. Raises NotFound."""
-        with self._lock:
-            file = self._files(tenant).get(file_id)
+        file = self._find(tenant, file_id)
         if file is None:
-            raise NotFound(f"No such file: '{file_id[:80]}'.", param="file_id")
+            raise _no_file(file_id)
         return file
 
     def name(self, tenant: str, file_id: str) -> str | None:
         """The name a file was uploaded under; None: there is no such file."""
-        with self._lock:
-            file = self._files(tenant).get(file_id)
+        file = self._find(tenant, file_id)
         return file.filename if file else None
 
     def list(self, tenant: str) -> list[StoredFile]:
-        """All files of a tenant, oldest first."""
-        with self._lock:
-            files = list(self._files(tenant).values())
+        """All files of a tenant, oldest first. Cost: a look at each sidecar's date."""
+        self._sweep(tenant)
+        paths = self._folder(tenant).glob("*.json")
+        files = [file for path in paths if (file := self._sidecar(path)) is not None]
         return sorted(files, key=lambda file: (file.created_at, file.id))
 
     def read(self, tenant: str, file_id: str) -> bytes:
         """The bytes of a file. Raises NotFound."""
-        with self._lock:
-            self.get(tenant, file_id)
+        self.get(tenant, file_id)
+        try:
             return self._data_path(tenant, file_id).read_bytes()
+        except FileNotFoundError as error:  # deleted since
+            raise _no_file(file_id) from error
 
     def delete(self, tenant: str, file_id: str) -> StoredFile:
         """Forget a file; its documents are the caller's to remove. Raises NotFound."""
-        with self._lock:
+        self.get(tenant, file_id)
+        with self._changing(tenant):
             file = self.get(tenant, file_id)
-            self._sidecar_path(tenant, file_id).unlink(missing_ok=True)
+            self._sidecar_path(tenant, file_id).unlink()
             self._data_path(tenant, file_id).unlink(missing_ok=True)
-            del self._files(tenant)[file_id]
+        self._read.pop(self._sidecar_path(tenant, file_id), None)
         return file
 
     def attach(self, tenant: str, file_id: str, store_id: str, attachment: Attachment) -> None:
         """Record that a file is in a vector store, replacing an older record. Raises NotFound."""
-        with self._lock:
+        self.get(tenant, file_id)
+        with self._changing(tenant):
             file = self.get(tenant, file_id)
             self._replace(tenant, file, {**file.attachments, store_id: attachment})
 
     def detach(self, tenant: str, file_id: str, store_id: str) -> None:
         """Drop that record, if there is one."""
-        with self._lock:
-            file = self._files(tenant).get(file_id)
-            if file is None:
-                return
-            kept = {key: value for key, value in file.attachments.items() if key != store_id}
-            if len(kept) < len(file.attachments):
+        if self._find(tenant, file_id) is None:
+            return
+        with self._changing(tenant):
+            file = self._find(tenant, file_id)
+            if file is not None and store_id in file.attachments:
+                kept = {key: value for key, value in file.attachments.items() if key != store_id}
                 self._replace(tenant, file, kept)
 
     def attached(self, tenant: str, store_id: str) -> dict[str, Attachment]:
@@ -142,31 +152,57 @@ class FileShelf:
         return dict(sorted(found, key=lambda pair: pair[1].created_at))
 
     def _replace(self, tenant: str, file: StoredFile, attachments: dict[str, Attachment]) -> None:
-        changed = file.model_copy(update={"attachments": attachments})
-        self._save(tenant, changed)
-        self._files(tenant)[file.id] = changed
+        self._save(tenant, file.model_copy(update={"attachments": attachments}))
 
     def _save(self, tenant: str, file: StoredFile) -> None:
         _write_atomically(self._sidecar_path(tenant, file.id), file.model_dump_json().encode())
 
-    def _files(self, tenant: str) -> dict[str, StoredFile]:
-        """The tenant's files; read from disk the first time, sweeping what was half-written."""
-        if tenant not in self._tenants:
-            files: dict[str, StoredFile] = {}
-            for path in sorted(self._folder(tenant).glob("*.json")):
-                try:
-                    file = StoredFile.model_validate_json(path.read_bytes())
-                except ValidationError:
-                    log.error("file_sidecar_unreadable", path=str(path))
-                    continue
-                files[file.id] = file
+    def _find(self, tenant: str, file_id: str) -> StoredFile | None:
+        if not _FILE_ID.fullmatch(file_id):  # it would be a path to somewhere else
+            return None
+        return self._sidecar(self._sidecar_path(tenant, file_id))
+
+    def _sidecar(self, path: Path) -> StoredFile | None:
+        try:
+            version = _version(path)
+            known = self._read.get(path)
+            if known is not None and known[0] == version:
+                return known[1]
+            file = StoredFile.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            log.error("file_sidecar_unreadable", path=str(path))
+            file = None
+        self._read[path] = (version, file)
+        return file
+
+    @contextmanager
+    def _changing(self, tenant: str) -> Iterator[None]:
+        """Alone among all who change the tenant's files. Not reentrant."""
+        folder = os.open(self._folder(tenant), os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _sweep(self, tenant: str) -> None:
+        """Remove, once per process, what others left half-written when they were killed."""
+        if tenant in self._swept or not self._folder(tenant).is_dir():
+            return
+        with self._changing(tenant):  # nobody is in the middle of writing
             for path in self._folder(tenant).glob("*.data"):
                 if not path.with_suffix(".json").exists():
                     path.unlink()
             for path in self._folder(tenant).glob("*.partial"):
                 path.unlink()
-            self._tenants[tenant] = files
-        return self._tenants[tenant]
+        self._swept.add(tenant)
+
+    def _make_folder(self, tenant: str) -> None:
+        self._folder(tenant).mkdir(parents=True, exist_ok=True)
+        _sync_folder(self._root)  # a folder that is lost takes its files along
+        _sync_folder(self._root.parent)
 
     def _folder(self, tenant: str) -> Path:
         # A hash, because a tenant's name may hold any character a file name may not.
@@ -187,8 +223,22 @@ def _write_atomically(path: Path, data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
+
+
+def _version(path: Path) -> _Version:
+    """What changes whenever a file is replaced by another."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _no_file(file_id: str) -> NotFound:
+    return NotFound(f"No such file: '{file_id[:80]}'.", param="file_id")

@@ -17,8 +17,9 @@ from chunkcache.service.order import RankedPassage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chunkcache.chunk import Chunk, ChunkKV
+    from chunkcache.chunk import Chunk
     from chunkcache.config import RepairSettings, Settings
+    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.prompt import Prompt
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import AnswerRequest, ChunkCacheOptions
@@ -84,15 +85,15 @@ class Asker:
             notes=notes,
             calibration=runtime.calibration,
         )
-        records: dict[int, ChunkKV] = {}
+        residents: dict[int, Resident] = {}
         if not exact_only:
-            records = self._find(prompt, salt, preparation)
+            residents = self._find(prompt, salt, preparation)
         if shares and options.mode != "full" and not measure.leaves_no_prefix:
             root, passages = _order_of(prompt, salt)
             digests = [passage.digest for passage in passages]
             preparation.on_exact = lambda: runtime.orders.remember(root, digests)
         generation = Generation(
-            prompt, records,
+            prompt, residents,
             policy=policy_named(name, self._repair(options)), budget=budget, exact_only=exact_only,
             max_residual=max_residual,
             sampling=request.sampling, max_new_tokens=max_new, salt=salt,
@@ -135,19 +136,20 @@ class Asker:
             )  # fmt: skip
         return calibration.curve.residual_for(drift)
 
-    def _find(self, prompt: Prompt, salt: bytes, into: Preparation) -> dict[int, ChunkKV]:
+    def _find(self, prompt: Prompt, salt: bytes, into: Preparation) -> dict[int, Resident]:
         began = time.perf_counter()
         spans = chunk_spans(prompt)
         keys = [self._runtime.key(prompt.spans[i].token_ids, salt) for i in spans]
-        records = {}
+        residents = {}
         for index, found in zip(spans, self._runtime.find(keys, salt), strict=True):
-            records[index] = found.record
+            if found.resident is not None:
+                residents[index] = found.resident
             if found.tier is not None:
                 into.tiers[index] = found.tier
             if found.miss is not None:
                 into.misses[index] = found.miss
         into.load_ms = elapsed_ms(began)
-        return records
+        return residents
 
     def _fit(
         self, request: AnswerRequest, chunks: list[Chunk], max_new: int, notes: list[str]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chunkcache.chunk import ChunkKey
-from chunkcache.cores import in_own_thread
+from chunkcache.cores import in_own_thread, one_core
 from chunkcache.engine.core import Engine
 from chunkcache.engine.gate import Verdict, run_gate, store_verdict, stored_verdict
 from chunkcache.engine.model import load_model
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKV
     from chunkcache.config import Settings
+    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache.metrics import Metrics
 
@@ -37,9 +38,12 @@ _WINDOW = 4  # chunks of one caller in the engine at a time: enough to fill a st
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """A chunk's KV, the tier it came from, or the reason it had to be computed."""
+    """A chunk on the device, leased; the tier it came from, or why it had to be computed.
 
-    record: ChunkKV
+    No `resident`: there is no room for it beside those in use (`no_room`).
+    """
+
+    resident: Resident | None
     tier: str | None
     miss: str | None
 
@@ -51,10 +55,23 @@ class Runtime:
         self.model = in_own_thread(load_model, settings)
         self.verdict = in_own_thread(_gate, self.model, settings)
         self.prompts = PromptBuilder(self.model.tokenizer, settings.prompt)
-        self.store = open_store(settings, self.model.fingerprint, metrics)
-        self.engine = Engine(
-            self.model, settings.engine, metrics, on_prefill=self.store.cost.observe_prefill
+        # on a CPU the pages of chunks are the tier in host memory
+        self.store = open_store(
+            settings, self.model.fingerprint, metrics, with_host=self.model.device.type != "cpu"
         )
+        on_cpu = self.model.device.type == "cpu"
+        self.engine = Engine(
+            self.model, settings.engine, metrics,
+            on_prefill=self.store.cost.observe_prefill,
+            chunk_capacity_bytes=settings.engine.chunk_capacity_bytes
+            or (settings.store.host_capacity_bytes if on_cpu else settings.engine.kv_capacity_bytes),
+            cache=settings.cache,
+        )  # fmt: skip
+        self._metrics = metrics
+        used = metrics.tier_bytes.labels(self.engine.chunk_tier)
+        used.set_function(lambda: self.engine.chunks.usage().size_bytes)
+        held = metrics.tier_records.labels(self.engine.chunk_tier)
+        held.set_function(lambda: self.engine.chunks.usage().records)
         self.calibration = load_calibration(settings, self.model.fingerprint)
         self.orders = OrderBook()
         self._lock = threading.Lock()
@@ -75,23 +92,86 @@ class Runtime:
         )
 
     def find(self, keys: Sequence[ChunkKey], salt: bytes) -> list[Found]:
-        """Every chunk's KV, computed where no tier has it, and offered to the tiers then.
+        """Every chunk, leased; computed where no tier has it, and offered to the tiers then.
 
-        Misses run together, batched by the engine. Raises what the engine raises.
+        Misses run together, batched by the engine. Raises what the engine raises, with no lease
+        left behind.
         """
-        lookups = self.store.fetch_many(keys)
-        missing = list(
-            dict.fromkeys(k for k, hit in zip(keys, lookups, strict=True) if hit.record is None)
-        )
-        computed = dict(zip(missing, self.compute(missing, salt), strict=True))
-        for record in computed.values():
-            self.store.offer(record)
-        return [
-            Found(hit.record, hit.tier, None)
-            if hit.record is not None
-            else Found(computed[key], None, hit.miss)
-            for key, hit in zip(keys, lookups, strict=True)
-        ]
+        found: dict[ChunkKey, Found] = {}
+        leases: list[Resident] = []
+        try:
+            missing: dict[ChunkKey, str | None] = {}
+            for key in dict.fromkeys(keys):
+                hit = self._bring_up(key)
+                if hit.resident is None and hit.miss != "no_room":
+                    missing[key] = hit.miss
+                found[key] = hit
+                leases += [hit.resident] if hit.resident else []
+            for key, record in zip(missing, self.compute(list(missing), salt), strict=True):
+                self.store.offer(record)
+                resident = self.engine.chunks.hold(record)
+                leases += [resident] if resident else []
+                found[key] = Found(resident, None, missing[key] if resident else "no_room")
+            return self._lease_repeated([found[key] for key in keys])
+        except BaseException:
+            self.engine.chunks.release(leases)
+            raise
+
+    def _bring_up(self, key: ChunkKey) -> Found:
+        """The chunk from the highest tier that has it."""
+        chunks, tier = self.engine.chunks, self.engine.chunk_tier
+        self._metrics.chunk_queries.labels(tier).inc()
+        if (resident := chunks.lease(key)) is not None:
+            self._metrics.chunk_hits.labels(tier).inc()
+            return Found(resident, tier, None)
+        lookup = self.store.fetch(key)
+        if lookup.record is None:
+            return Found(None, None, lookup.miss)
+        with one_core():  # beside the engine
+            resident = chunks.hold(lookup.record)
+        if resident is None:
+            self._metrics.chunk_misses.labels("no_room").inc()
+            return Found(None, None, "no_room")
+        return Found(resident, lookup.tier, None)
+
+    def _lease_repeated(self, found: list[Found]) -> list[Found]:
+        """A passage that stands twice in a prompt is leased twice."""
+        seen: set[int] = set()
+        for hit in found:
+            if hit.resident is not None:
+                if id(hit.resident) in seen:
+                    self.engine.chunks.lease(hit.resident.key)
+                seen.add(id(hit.resident))
+        return found
+
+    def is_warm(self, key: ChunkKey) -> bool:
+        """Whether the lowest tier there is holds the chunk."""
+        if self.store.is_empty:
+            return self.engine.chunks.contains(key)
+        return self.store.is_durable(key)
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether the lowest tier could take another record without evicting one.
+
+        Raises:
+            StoreError: the disk tier cannot be read.
+        """
+        if not self.store.is_empty:
+            return self.store.has_room(size_bytes)
+        usage = self.engine.chunks.usage()
+        return usage.size_bytes + size_bytes <= usage.capacity_bytes
+
+    def keep(self, record: ChunkKV) -> bool:
+        """Put a record into the lowest tier and wait until it is there. False: it is not.
+
+        Raises:
+            StoreError: the disk tier could not write it.
+        """
+        if not self.store.is_empty:
+            return self.store.offer(record, wait=True)
+        resident = self.engine.chunks.hold(record)
+        self.engine.chunks.release([resident] if resident else [])
+        return resident is not None
 
     def compute(self, keys: Sequence[ChunkKey], salt: bytes) -> Iterator[ChunkKV]:
         """Canonical records in order; a few chunks are kept in the engine at a time.

@@ -56,19 +56,19 @@ def warm_chunks(
     started = time.perf_counter()
     keys = [runtime.key(runtime.prompts.chunk_ids(chunk), salt) for chunk in chunks]
     keys = [key for key in dict.fromkeys(keys) if shard.takes(key)]
-    todo = [key for key in keys if not runtime.store.is_durable(key)]
+    todo = [key for key in keys if not runtime.is_warm(key)]
     report = WarmReport(chunks=len(keys), already_warm=len(keys) - len(todo))
     if not runtime.reuses:
         report.stopped_reason = "the model did not pass the gate, its chunk KV is not reused"
         return report
     for record in runtime.compute(todo, salt):
-        if not runtime.store.has_room(record.size_bytes):
+        if not runtime.has_room(record.size_bytes):
             report.stopped_reason = (
                 "the store is full. Hint: raise store.disk_capacity_bytes or ingest less"
             )
             break
         try:
-            stored = runtime.store.offer(record, wait=True)
+            stored = runtime.keep(record)
         except StoreError as error:
             report.failed += 1
             report.stopped_reason = error.message

@@ -33,15 +33,21 @@ def store_path(settings: Settings) -> Path:
     return settings.home / "kv"
 
 
-def open_store(settings: Settings, fingerprint: bytes, metrics: Metrics) -> TieredStore:
-    """Host tier over LMDB, or host alone when `store.disk_capacity_bytes` is 0.
+def open_store(
+    settings: Settings, fingerprint: bytes, metrics: Metrics, *, with_host: bool = True
+) -> TieredStore:
+    """Host tier over LMDB; no LMDB where `store.disk_capacity_bytes` is 0.
+
+    Without a host tier the caller keeps chunks in memory by itself.
 
     Raises:
         StoreError: the LMDB environment cannot be opened.
         ConfigError: there is no such codec.
     """
     store = settings.store
-    host = HostTier(store.host_capacity_bytes, on_evict=metrics.evictions.labels("host").inc)
+    host = None
+    if with_host:
+        host = HostTier(store.host_capacity_bytes, on_evict=metrics.evictions.labels("host").inc)
     disk = None
     if store.disk_capacity_bytes:
         disk = DiskTier(

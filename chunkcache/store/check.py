@@ -11,8 +11,10 @@ from chunkcache.store.layout import MetaEntry, map_bytes_for
 from chunkcache.store.lmdb_env import DATA_FILE, RecordEnv
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
     from pathlib import Path
+
+    import lmdb
 
     from chunkcache.store.record import RecordHeader
 
@@ -56,12 +58,13 @@ def check_store(
         capacity_bytes: as configured; sizes the map.
         fingerprint: the current model's; records of others are stale.
         codec: the current codec; records of others are stale.
-        fix: remove what is wrong.
+        fix: remove what is wrong; a damaged file is set aside.
         drop_stale: remove what is stale.
 
     Raises:
         InvalidRequest: `drop_stale` without saying what is current.
-        StoreError: the environment cannot be opened, read or, to remove something, written.
+        StoreError: the environment cannot be opened, read or, to remove something, written; or its
+            file is damaged, without `fix`.
 
     Cost: reads the whole store once.
     """
@@ -72,8 +75,10 @@ def check_store(
         )  # fmt: skip
     if not (path / DATA_FILE).exists():
         return CheckReport()
-    with closing(RecordEnv(path, map_bytes_for(capacity_bytes))) as env:
+    with closing(RecordEnv(path, map_bytes_for(capacity_bytes), sets_aside=fix)) as env:
         check = _Check(env, fingerprint, codec)
+        if env.set_aside is not None:
+            check.report.problems.append(f"{DATA_FILE} was damaged, it is now {env.set_aside}")
         check.run()
         if fix:
             check.remove(check.wrong)
@@ -91,8 +96,8 @@ class _Check:
         self._fingerprint = fingerprint
         self._codec = codec
         self.report = CheckReport()
-        self.wrong: list[bytes] = []
-        self.stale: list[bytes] = []
+        self.wrong: dict[bytes, bytes | None] = {}  # digest → packed entry, if there is one
+        self.stale: dict[bytes, bytes | None] = {}
 
     def run(self) -> None:
         with self._env.reading() as txn:
@@ -103,49 +108,51 @@ class _Check:
             self._check_record(digest)
         for digest in orphans:
             self.report.orphans += 1
-            self._note(digest, "slabs without an entry")
+            self._note(digest, None, "slabs without an entry")
 
-    def remove(self, digests: Iterable[bytes]) -> None:
-        """Each record in a transaction of its own, so that a kill leaves no half."""
-        for digest in digests:
+    def remove(self, found: Mapping[bytes, bytes | None]) -> None:
+        """Each record in a transaction of its own, so that a kill leaves no half.
+
+        One that another process put in the place of one that was wrong stays.
+        """
+        for digest, packed in found.items():
             with self._env.writing() as txn:
-                self._env.remove(txn, digest)
+                self.report.removed += self._env.remove_unchanged(txn, digest, packed)
                 self.report.size_bytes = self._env.used_bytes(txn)
-            self.report.removed += 1
 
     def _check_record(self, digest: bytes) -> None:
-        try:
-            entry = self._verified(digest)
-        except CorruptRecord as error:
-            self.report.records += 1
-            self.report.corrupt += 1
-            self._note(digest, error.message)
-            return
-        if entry is None:
-            return  # another process removed it since the list was made
+        with self._env.reading() as txn:
+            packed = self._env.entry(txn, digest)
+            if packed is None:
+                return  # another process removed it since the list was made
+            try:
+                entry = self._verified(txn, digest, packed)
+            except CorruptRecord as error:
+                self.report.records += 1
+                self.report.corrupt += 1
+                self._note(digest, packed, error.message)
+                return
         self.report.records += 1
         self.report.ok += 1
         if not (
             self._fingerprint in (None, entry.fingerprint) and self._codec in (None, entry.codec)
         ):
             self.report.stale += 1
-            self.stale.append(digest)
+            self.stale[digest] = packed
 
-    def _verified(self, digest: bytes) -> MetaEntry | None:
-        """The entry of a record all of whose bytes are right; None when there is no such entry."""
-        with self._env.reading() as txn:
-            packed = self._env.entry(txn, digest)
-            if packed is None:
-                return None
-            entry = MetaEntry.unpack(packed)
-            header = self._env.header(txn, digest)
-            _check_agree(entry, header, self._env.record_bytes(txn, digest))
-            for _ in self._env.slabs(txn, header):
-                pass  # being yielded is being verified
-            return entry
+    def _verified(
+        self, txn: lmdb.Transaction[memoryview], digest: bytes, packed: bytes
+    ) -> MetaEntry:
+        """The entry of a record all of whose bytes are right. Raises `CorruptRecord`."""
+        entry = MetaEntry.unpack(packed)
+        header = self._env.header(txn, digest)
+        _check_agree(entry, header, self._env.record_bytes(txn, digest))
+        for _ in self._env.slabs(txn, header):
+            pass  # being yielded is being verified
+        return entry
 
-    def _note(self, digest: bytes, problem: str) -> None:
-        self.wrong.append(digest)
+    def _note(self, digest: bytes, packed: bytes | None, problem: str) -> None:
+        self.wrong[digest] = packed
         self.report.problems.append(f"{digest.hex()[:12]}: {problem}")
 
 

@@ -101,11 +101,13 @@ class DiskTier:
             StoreError: the environment cannot be read.
         """
         with self._using():
+            seen = None
             try:
                 with self._env.reading() as txn:
+                    seen = self._env.entry(txn, key.digest)
                     record = self._load(txn, key)
             except CorruptRecord:
-                self._drop_corrupt(key.digest)
+                self._drop_corrupt(key.digest, seen)
                 raise
             if record is not None:
                 self._mirror.used(key.digest)
@@ -250,13 +252,14 @@ class DiskTier:
     def _load_mirror(self) -> None:
         with self._env.reading() as txn:
             damaged = self._mirror.replace(txn.id(), self._env.entries(txn))
-        for digest in damaged:
+            seen = [self._env.entry(txn, digest) for digest in damaged]
+        for digest, packed in zip(damaged, seen, strict=True):
             log.warning("meta_entry_corrupt", key=digest.hex()[:12], action="dropped")
-            self._drop_corrupt(digest)
+            self._drop_corrupt(digest, packed)
 
-    def _drop_corrupt(self, digest: bytes) -> None:
+    def _drop_corrupt(self, digest: bytes, seen: bytes | None) -> None:
         try:
-            self._writer.remove(digest)
+            self._writer.remove_unchanged(digest, seen)
         except StoreError as error:
             # it stays, is found corrupt again by the next look-up, and is never served
             log.warning("corrupt_record_stays", key=digest.hex()[:12], reason=error.message)

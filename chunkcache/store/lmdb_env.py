@@ -13,6 +13,7 @@ import lmdb
 
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.layout import PAGE_BYTES, header_key, pages_bytes, slab_key, stored_length
+from chunkcache.store.occupancy import Occupancy
 from chunkcache.store.record import DIGEST_BYTES, checksum, decode_header, header_length
 from chunkcache.store.turnstile import Turnstile
 
@@ -41,17 +42,28 @@ class RecordEnv:
     Args:
         path: the environment's folder; made when missing.
         map_bytes: upper bound of the file. Address space only; the file grows as it fills.
+        sets_aside: a damaged file is renamed (`Occupancy`) and a new one begun; else it is refused.
 
     Raises:
-        StoreError: the environment cannot be opened, or its file is shorter than it says it is.
+        StoreError: the environment cannot be opened, or is damaged and cannot be set aside.
     """
 
-    def __init__(self, path: Path, map_bytes: int) -> None:
+    def __init__(self, path: Path, map_bytes: int, *, sets_aside: bool = True) -> None:
         self.path = path
         self._pid = os.getpid()
         self._transactions = Turnstile()
+        self._occupancy = Occupancy(path / DATA_FILE, sets_aside=sets_aside)
+        self.set_aside = self._occupancy.set_aside
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self._open(map_bytes)
+        except BaseException:
+            self._occupancy.close()
+            raise
+        self._occupancy.note_sound()
+
+    def _open(self, map_bytes: int) -> None:
+        path = self.path
+        try:
             # No fsync per commit: a commit is complete for other processes and survives a kill;
             # after power loss checksums find values not written. Read-ahead stays on: without it
             # every 4 KB page is one I/O. No writemap: it turns a full disk into a signal.
@@ -62,10 +74,11 @@ class RecordEnv:
         except (lmdb.Error, OSError) as error:
             raise StoreError(
                 f"store: cannot open {path}: {error}. Hint: one process may open it once; "
-                "if its files are damaged, delete the folder, it is only a cache"
+                "if its files are not LMDB's, delete the folder, it is only a cache"
             ) from error
         try:
-            self._check_length()
+            self._inode = self._data_stat().st_ino
+            self._check_file()
             self.free_stale_readers()
             self._meta = self._env.open_db(b"meta")
             self._slabs = self._env.open_db(b"slabs")
@@ -91,18 +104,23 @@ class RecordEnv:
                 f"store: {self.path}: opened before a fork. Hint: open it in the child"
             )
 
-    def _check_length(self) -> None:
+    def _check_file(self) -> None:
         # Reading a mapped page past the end of the file would end the process with SIGBUS.
         expected = (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
+        found = self._data_stat()
+        if found.st_ino != self._inode:  # what is written to the old one dies with this process
+            raise StoreError(f"store: {self.path} has another file now. Hint: restart")
+        if found.st_size < expected:
+            raise StoreError(
+                f"store: {self.path} is truncated: {found.st_size} bytes, expected {expected}. "
+                "Hint: restart, the damaged file is then set aside; it is only a cache"
+            )
+
+    def _data_stat(self) -> os.stat_result:
         try:
-            found = (self.path / DATA_FILE).stat().st_size
+            return (self.path / DATA_FILE).stat()
         except OSError as error:
             raise StoreError(f"store: {self.path} has lost its file: {error.strerror}") from error
-        if found < expected:
-            raise StoreError(
-                f"store: {self.path} is truncated: {found} bytes, expected {expected}. "
-                "Hint: stop, and delete the folder, it is only a cache"
-            )
 
     # ------------------------------------------------------------ transactions
 
@@ -111,12 +129,12 @@ class RecordEnv:
         """A read transaction. Keep it short: what it can see is not reused until it ends.
 
         Memoryviews got from it must not outlive it. Raises `StoreError`: LMDB failed, or the file
-        was truncated.
+        was truncated or replaced.
         """
         self.check_process()
         try:
             with self._begun(lambda: self._env.begin(buffers=True)) as txn:
-                self._check_length()
+                self._check_file()
                 yield txn
         except lmdb.Error as error:
             raise StoreError(f"store: cannot read {self.path}: {error}") from error
@@ -131,7 +149,7 @@ class RecordEnv:
         self.check_process()
         try:
             with self._begun(lambda: self._env.begin(write=True)) as txn:
-                self._check_length()
+                self._check_file()
                 self._grow_file(value_bytes)
                 yield txn
         except lmdb.MapFullError as error:
@@ -198,6 +216,18 @@ class RecordEnv:
             while more and bytes(cursor.key())[:DIGEST_BYTES] == digest:
                 more = cursor.delete()
         return bool(txn.delete(digest, db=self._meta))
+
+    def remove_unchanged(
+        self, txn: lmdb.Transaction[bytes], digest: bytes, seen: bytes | None
+    ) -> bool:
+        """Remove a record whose packed entry still is as `seen`. False: somebody put another.
+
+        An entry says when its record was put, so it tells a record from the one put in its place.
+        """
+        if self.entry(txn, digest) != seen:
+            return False
+        self.remove(txn, digest)
+        return True
 
     def used_bytes(self, txn: AnyTransaction) -> int:
         """What all records cost: the pages that values of `slabs` lie in. O(1)."""
@@ -293,3 +323,4 @@ class RecordEnv:
         if self.is_ours:
             with self._transactions.alone():
                 self._env.close()
+            self._occupancy.close()

@@ -7,8 +7,11 @@ a warning, never a failed request.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,11 +21,11 @@ from chunkcache.store.cost import CostModel
 from chunkcache.store.write_behind import WriteBehind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from chunkcache.chunk import ChunkKey, ChunkKV
     from chunkcache.metrics import Metrics
-    from chunkcache.store.base import Tier
+    from chunkcache.store.base import Tier, TierUsage
 
 log = structlog.get_logger(__name__)
 
@@ -43,10 +46,10 @@ class Lookup:
 
 
 class TieredStore:
-    """Host over disk (or host alone). Thread-safe."""
+    """Host over disk, or one of them, or none. Thread-safe."""
 
     def __init__(
-        self, host: Tier, disk: Tier | None, metrics: Metrics, *, write_queue_limit: int = 64
+        self, host: Tier | None, disk: Tier | None, metrics: Metrics, *, write_queue_limit: int = 64
     ) -> None:
         self._host = host
         self._disk = disk
@@ -54,6 +57,17 @@ class TieredStore:
         self._limit = write_queue_limit
         self._behind = WriteBehind(self._write_to_disk, write_queue_limit) if disk else None
         self.cost = CostModel()
+        for tier in (host, disk):
+            if tier is not None:  # asked when they are scraped: others write the same disk
+                used = metrics.tier_bytes.labels(tier.name)
+                used.set_function(partial(self._scraped, tier, attrgetter("size_bytes")))
+                held = metrics.tier_records.labels(tier.name)
+                held.set_function(partial(self._scraped, tier, attrgetter("records")))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no tier at all."""
+        return self._host is None and self._disk is None
 
     def fetch_many(self, keys: Sequence[ChunkKey]) -> list[Lookup]:
         """`fetch` for each key, in order."""
@@ -61,11 +75,12 @@ class TieredStore:
 
     def fetch(self, key: ChunkKey) -> Lookup:
         """Look from the top down; a hit on disk is promoted to the host tier."""
-        self._metrics.chunk_queries.labels("host").inc()
-        record = self._host.get(key)
-        if record is not None:
-            self._metrics.chunk_hits.labels("host").inc()
-            return Lookup(record, "host", None)
+        if self._host is not None:
+            self._metrics.chunk_queries.labels("host").inc()
+            record = self._host.get(key)
+            if record is not None:
+                self._metrics.chunk_hits.labels("host").inc()
+                return Lookup(record, "host", None)
         lookup = self._fetch_from_disk(key)
         if lookup.miss is not None:
             self._metrics.chunk_misses.labels(lookup.miss).inc()
@@ -91,8 +106,8 @@ class TieredStore:
             return Lookup(None, None, "absent")
         self.cost.observe_load("disk", record.num_tokens, time.perf_counter() - began)
         self._metrics.chunk_hits.labels("disk").inc()
-        self._host.put(record)
-        self._publish_usage()
+        if self._host is not None:
+            self._host.put(record)
         return Lookup(record, "disk", None)
 
     def offer(self, record: ChunkKV, *, wait: bool = False) -> bool:
@@ -107,8 +122,7 @@ class TieredStore:
         Raises:
             StoreError: only with `wait`.
         """
-        kept = self._host.put(record)
-        self._publish_usage()
+        kept = self._host is not None and self._host.put(record)
         if self._behind is None:
             return kept
         try:
@@ -129,13 +143,15 @@ class TieredStore:
 
     def contains(self, key: ChunkKey) -> str | None:
         """Name of the highest tier that holds the record; not a use."""
-        if self._host.contains(key):
+        if self._host is not None and self._host.contains(key):
             return self._host.name
         return self._disk.name if self._disk is not None and self._on_disk(key) else None
 
     def is_durable(self, key: ChunkKey) -> bool:
         """Whether the record would survive this process; without a disk, whether it is held."""
-        return self._host.contains(key) if self._disk is None else self._on_disk(key)
+        if self._disk is not None:
+            return self._on_disk(key)
+        return self._host is not None and self._host.contains(key)
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether the lowest tier could take another record without evicting one.
@@ -148,6 +164,8 @@ class TieredStore:
             StoreError: the disk tier cannot be read.
         """
         if self._disk is None:
+            if self._host is None:
+                return False
             usage = self._host.usage()
             return usage.size_bytes + size_bytes <= usage.capacity_bytes
         usage = self._disk.usage()
@@ -171,12 +189,13 @@ class TieredStore:
             if self._disk is not None:
                 self._disk.close()
         finally:
-            self._host.close()
+            if self._host is not None:
+                self._host.close()
 
     def _write_to_disk(self, record: ChunkKV) -> bool:
         assert self._disk is not None
         try:
-            written = self._disk.put(record)
+            return self._disk.put(record)
         except StoreError as error:
             self._note_write_error(error)
             raise
@@ -184,8 +203,6 @@ class TieredStore:
             self._metrics.store_errors.labels("write").inc()
             log.error("store_writer_fault", error=repr(error))
             raise StoreError(f"store: the writer failed: {error!r}") from error
-        self._publish_usage()
-        return written
 
     def _on_disk(self, key: ChunkKey) -> bool:
         assert self._disk is not None
@@ -203,12 +220,10 @@ class TieredStore:
         self._metrics.store_errors.labels("write").inc()
         log.warning("store_write_failed", reason=error.message, effect="the write was dropped")
 
-    def _publish_usage(self) -> None:
+    def _scraped(self, tier: Tier, of: Callable[[TierUsage], int]) -> float:
+        """How full a tier is now; NaN, which is how Prometheus says unknown, when it fails."""
         try:
-            for tier in (self._host, self._disk):
-                if tier is not None:
-                    usage = tier.usage()
-                    self._metrics.tier_bytes.labels(tier.name).set(usage.size_bytes)
-                    self._metrics.tier_records.labels(tier.name).set(usage.records)
+            return of(tier.usage())
         except StoreError as error:
             self._note_read_error(error)
+            return math.nan

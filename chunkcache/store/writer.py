@@ -88,9 +88,23 @@ class RecordWriter:
             with self._env.writing() as txn:
                 self._env.remove(txn, digest)
                 commit = txn.id()
-            self._mirror.removed(commit, [digest])
-            self._unsynced.set()
-            self._free_pages()
+            self._removed(commit, digest)
+
+    def remove_unchanged(self, digest: bytes, seen: bytes | None) -> None:
+        """Remove a record found corrupt, unless another was put in its place since.
+
+        Args:
+            seen: its packed entry when it was found corrupt; None: it had none.
+
+        Raises:
+            StoreError: it stays.
+        """
+        with self._lock:
+            with self._env.writing() as txn:
+                if not self._env.remove_unchanged(txn, digest, seen):
+                    return
+                commit = txn.id()
+            self._removed(commit, digest)
 
     def sync(self) -> None:
         """Flush to the device, if anything was written. Raises `StoreError`: try again later."""
@@ -102,6 +116,11 @@ class RecordWriter:
         except StoreError:
             self._unsynced.set()
             raise
+
+    def _removed(self, commit: int, digest: bytes) -> None:
+        self._mirror.removed(commit, [digest])
+        self._unsynced.set()
+        self._free_pages()
 
     def _put(self, digest: bytes, entry: MetaEntry, header: bytes, slabs: Sequence[bytes]) -> bool:
         """One transaction. False: another process took the room."""

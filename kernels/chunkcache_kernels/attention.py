@@ -18,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
+from chunkcache_kernels.strides import check_pools, packed
+
 if TYPE_CHECKING:
     from chunkcache_kernels.plan import RowPlan
 
@@ -110,7 +112,9 @@ def paged_rows_attention(
         slots, q_positions, context = plan.slots, plan.q_positions, plan.context
     else:
         context = int(q_positions[-1]) + 1
-    assert slots.dtype == torch.int64 and slots.is_contiguous() and slots.shape[0] >= context
+    assert slots.dtype == torch.int64 and slots.dim() == 1 and slots.shape[0] >= context
+    check_pools(k_pool, v_pool)
+    slots = slots.contiguous()
     return _attend(q, k_pool, v_pool, slots, q_positions, scale, context, num_splits)
 
 
@@ -125,8 +129,8 @@ def rows_attention(
 ) -> torch.Tensor:
     """`paged_rows_attention` over keys that lie in order: key t of `k` [T, Hkv, D] stands at t."""
     context = int(q_positions[-1]) + 1
-    assert k.shape[0] >= context
-    return _attend(q, k, v, None, q_positions, scale, context, num_splits)
+    assert min(k.shape[0], v.shape[0]) >= context
+    return _attend(q, packed(k), packed(v), None, q_positions, scale, context, num_splits)
 
 
 def _attend(
@@ -144,9 +148,8 @@ def _attend(
     group = num_heads // kv_heads
     assert num_heads == group * kv_heads and k.shape[1:] == v.shape[1:] == (kv_heads, dim)
     assert q.dtype == k.dtype == v.dtype and q_positions.shape == (num_rows,)
-    assert q_positions.dtype == torch.int64 and q_positions.is_contiguous()
-    for tensor in (q, k, v):
-        assert tensor.stride(2) == 1, "the numbers of a head must be neighbours"
+    assert q_positions.dtype == torch.int64
+    q, q_positions = packed(q), q_positions.contiguous()
     group_padded = triton.next_power_of_2(group)
     rows = max(16 // group_padded, min(_FOLDED_ROWS // group_padded, _power_of_2(num_rows)), 1)
     programs = triton.cdiv(num_rows, rows) * kv_heads

@@ -6,13 +6,15 @@ import torch
 import triton
 import triton.language as tl
 
+from chunkcache_kernels.strides import check_pools
+
 _TOKENS = 16
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _gather_kernel(  # type: ignore[no-untyped-def]
-    k_pool, v_pool, slots, k_out, v_out, num_tokens, stride_k, stride_v,
-    WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr, TOKENS: tl.constexpr,
+    k_pool, v_pool, slots, k_out, v_out, num_tokens, stride_ks, stride_kh, stride_vs, stride_vh,
+    DIM: tl.constexpr, WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     cols = tl.arange(0, WIDTH_PADDED)
@@ -20,9 +22,10 @@ def _gather_kernel(  # type: ignore[no-untyped-def]
     slot = tl.load(slots + tokens, mask=inside, other=0)
     fits = inside[:, None] & (cols < WIDTH)[None, :]
     to = tokens[:, None] * WIDTH + cols[None, :]
-    keys = tl.load(k_pool + slot[:, None] * stride_k + cols[None, :], mask=fits)
+    head, col = (cols // DIM)[None, :], (cols % DIM)[None, :]
+    keys = tl.load(k_pool + slot[:, None] * stride_ks + head * stride_kh + col, mask=fits)
     tl.store(k_out + to, keys, mask=fits)
-    values = tl.load(v_pool + slot[:, None] * stride_v + cols[None, :], mask=fits)
+    values = tl.load(v_pool + slot[:, None] * stride_vs + head * stride_vh + col, mask=fits)
     tl.store(v_out + to, values, mask=fits)
 
 
@@ -34,9 +37,10 @@ def gather_kv(
     Cost: T keys and values read and written once; one launch for both.
     """
     num_heads, dim = k_pool.shape[1:]
-    assert slots.dim() == 1 and slots.dtype == torch.int64 and slots.is_contiguous()
-    for pool in (k_pool, v_pool):
-        assert pool.shape[1:] == (num_heads, dim) and pool.stride()[1:] == (dim, 1)
+    assert slots.dim() == 1 and slots.dtype == torch.int64
+    assert v_pool.shape[1:] == (num_heads, dim)
+    check_pools(k_pool, v_pool)
+    slots = slots.contiguous()
     shape = (slots.shape[0], num_heads, dim)
     k_out = torch.empty(shape, dtype=k_pool.dtype, device=k_pool.device)
     v_out = torch.empty(shape, dtype=v_pool.dtype, device=v_pool.device)
@@ -44,7 +48,8 @@ def gather_kv(
         return k_out, v_out
     width = num_heads * dim
     _gather_kernel[(triton.cdiv(slots.shape[0], _TOKENS),)](
-        k_pool, v_pool, slots, k_out, v_out, slots.shape[0], k_pool.stride(0), v_pool.stride(0),
-        WIDTH=width, WIDTH_PADDED=triton.next_power_of_2(width), TOKENS=_TOKENS,
+        k_pool, v_pool, slots, k_out, v_out, slots.shape[0],
+        k_pool.stride(0), k_pool.stride(1), v_pool.stride(0), v_pool.stride(1),
+        DIM=dim, WIDTH=width, WIDTH_PADDED=triton.next_power_of_2(width), TOKENS=_TOKENS,
     )  # fmt: skip
     return k_out, v_out

@@ -133,6 +133,25 @@ def test_paged_and_ordered_keys_give_the_same_bits(
     assert torch.equal(paged, kernels.rows_attention(*problem.args, backend="triton"))
 
 
+def test_rows_positions_and_slots_of_any_strides_are_read_right(
+    device: torch.device, make_problem: Callable[..., Any]
+) -> None:
+    problem = make_problem([3, 40, 90], device=device)
+    q, k, v = (x.permute(1, 2, 0).contiguous().permute(2, 0, 1) for x in problem.args[:3])
+    positions = torch.stack([problem.positions, problem.positions + 1000], dim=1)[:, 0]
+    problem.check(kernels.rows_attention(q, k, v, positions, problem.scale, backend="triton"))
+    slots = torch.full((91, 2), 2**40, device=device)
+    slots[:, 0] = torch.arange(91, device=device)
+    paged = kernels.paged_rows_attention(
+        q, problem.k, problem.v, slots[:, 0], positions, problem.scale, backend="triton"
+    )
+    problem.check(paged)
+    with pytest.raises(ValueError, match="pool: its strides are"):
+        kernels.paged_rows_attention(
+            q, k, v, slots[:, 0], positions, problem.scale, backend="triton"
+        )
+
+
 def test_the_slow_twin_passes_the_same_rule(
     device: torch.device, make_problem: Callable[..., Any]
 ) -> None:

@@ -79,5 +79,5 @@ def test_rotating_and_gathering_compile() -> None:
     sizes = {"HALF": 32, "HALF_PADDED": 32, "TOKENS": 32}
     assert "cubin" in _compile(rope._rotate_kernel, types, sizes, 90).asm
     pools = dict.fromkeys(("k_pool", "v_pool", "k_out", "v_out"), "*bf16") | {"slots": "*i64"}
-    widths = {"WIDTH": 240, "WIDTH_PADDED": 256, "TOKENS": 16}
+    widths = {"DIM": 80, "WIDTH": 240, "WIDTH_PADDED": 256, "TOKENS": 16}
     assert "cubin" in _compile(paged._gather_kernel, pools, widths, 90).asm

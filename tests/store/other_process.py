@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from records import FINGERPRINT, make_record
 
-from chunkcache.errors import StoreError
+from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.metrics import Metrics
 from chunkcache.store.codec import codec_named
 from chunkcache.store.disk import DiskTier
@@ -56,6 +56,17 @@ def fill(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
             tell({"deleting": number - 1})
             tier.delete(make_record(number - 1, order["num_tokens"]).key)
     tell(tier.usage().size_bytes)
+    tier.close()
+
+
+def mend(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
+    """Find a record corrupt, and store it anew: what a server does that computes it again."""
+    tier = open_tier(order)
+    record = make_record(order["number"], order["num_tokens"])
+    try:
+        tier.get(record.key)
+    except CorruptRecord:
+        tell({"put": tier.put(record)})
     tier.close()
 
 
@@ -115,7 +126,7 @@ def fork(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
     store.close()
 
 
-DUTIES = {"fill": fill, "hold": hold, "fork": fork}
+DUTIES = {"fill": fill, "mend": mend, "hold": hold, "fork": fork}
 
 
 class Child:
@@ -157,9 +168,9 @@ class Child:
 
 def obey(order: dict[str, Any], held: list[Child]) -> Any:
     match order["do"]:
-        case "kill after":  # seconds after its first word, chosen by the caller
+        case "kill after":  # so many words, and seconds after that: both chosen by the caller
             child = Child(order["order"])
-            while not child.told and child.hear():
+            while len(child.told) < order["words"] and child.hear():
                 pass
             time.sleep(order["seconds"])
             return child.end(kill=True)

@@ -231,17 +231,6 @@ def test_a_corrupt_record_can_be_deleted_or_put_anew(
     assert found is not None and records.contents(found) == records.contents(second)
 
 
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.1, 0.01])
-def test_a_truncated_file_is_refused_on_opening_with_a_hint(
-    share: float, path: Path, open_tier: OpenTier
-) -> None:
-    os.truncate(path / "data.mdb", int(used_length(path) * share))
-    with pytest.raises(StoreError, match=r"(is truncated|cannot open).*Hint: .*delete the folder"):
-        open_tier()
-    with pytest.raises(StoreError, match=r"is truncated|cannot open"):
-        check_store(path, CAPACITY)
-
-
 def test_writing_does_not_hide_a_truncation_by_growing_the_file(path: Path) -> None:
     env = RecordEnv(path, map_bytes_for(CAPACITY))
     os.truncate(path / "data.mdb", 8192)

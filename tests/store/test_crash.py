@@ -10,6 +10,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from chunkcache.store.check import check_store
+from chunkcache.store.damage import find_damage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,13 +45,14 @@ def test_records_told_stored_are_whole_after_a_kill_at_any_moment(
     expected: set[int] = set()
     for kill in range(KILLS):
         answer = other_process.ask(
-            "kill after", seconds=draw.uniform(0, 0.06), order={
+            "kill after", words=draw.randrange(3, 9), seconds=draw.uniform(0, 0.06), order={
                 "do": "fill", "path": path, "capacity_bytes": 10**9, "num_tokens": TOKENS,
                 "first": 10_000 * kill, "last": 10_000 * kill + 9_999, "deletes": kill % 2,
             },
         )  # fmt: skip
         assert answer["killed"], "it ended before it was killed"
         expected |= told_stored(answer["told"])
+        assert find_damage(path / "data.mdb", all_pages=True) is None
         report = check_store(path, 10**9, fingerprint=records.FINGERPRINT)
         assert report.clean and report.stale == 0
     assert len(expected) > KILLS
@@ -71,12 +73,13 @@ def test_a_kill_while_records_are_evicted_leaves_the_budget_kept_and_the_rest_wh
     path = tmp_path / "kv"
     for _ in range(KILLS):
         answer = other_process.ask(
-            "kill after", seconds=draw.uniform(0, 0.06), order={
+            "kill after", words=draw.randrange(1, 9), seconds=draw.uniform(0, 0.06), order={
                 "do": "fill", "path": path, "capacity_bytes": MIB, "num_tokens": TOKENS,
                 "first": 0, "last": 10_000,
             },
         )  # fmt: skip
         assert answer["killed"], "it ended before it was killed"
+        assert find_damage(path / "data.mdb", all_pages=True) is None
         report = check_store(path, MIB, fingerprint=records.FINGERPRINT)
         assert report.clean and report.size_bytes <= MIB
     tier = open_tier(MIB)
