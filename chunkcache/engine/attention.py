@@ -113,9 +113,7 @@ class LayerView:
         """
         some = SequenceLayout(self.sequence.positions[index], self.sequence.segments)
         query = self.query[torch.from_numpy(index).to(self.query.device)]
-        return attention_weights(
-            some, self.pool.arenas, self.layer, query, self.heads, self.rotary
-        )
+        return attention_weights(some, self.pool.arenas, self.layer, query, self.heads, self.rotary)
 
 
 class RowObserver(Protocol):

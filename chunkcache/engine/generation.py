@@ -16,8 +16,8 @@ from chunkcache.engine.observe import DeviationScores, QuestionScores
 from chunkcache.engine.outcome import Delta, Outcome
 from chunkcache.engine.planner import make_plan, with_scoring
 from chunkcache.engine.request import Pass, Request
-from chunkcache.engine.sequence_kv import PlacedChunk
 from chunkcache.engine.sample import Sampler
+from chunkcache.engine.sequence_kv import PlacedChunk
 from chunkcache.engine.text import TextStream
 from chunkcache.repair import Scoring
 from chunkcache.repair.base import DEVIATION_LAYERS

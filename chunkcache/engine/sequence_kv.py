@@ -67,9 +67,7 @@ class SequenceKV:
             self._fixed.append(Segment(OWN, np.array(prefix, np.int32), 0, positions))
         for chunk in chunks:
             resident, first, end = chunk.resident, chunk.first_row, chunk.resident.num_tokens
-            segment = Segment.of_chunk(
-                CHUNKS, resident.pages, page_tokens, chunk.begin, first, end
-            )
+            segment = Segment.of_chunk(CHUNKS, resident.pages, page_tokens, chunk.begin, first, end)
             self._fixed.append(segment)
             self._in_chunk[chunk.begin + first : chunk.begin + end] = True
         self._seen: dict[int, tuple[list[Segment], np.ndarray]] = {}

@@ -236,7 +236,9 @@ def turned_queries(engine: Engine, request: ChunkPrefill) -> float:
         for layer, has_positions in enumerate(model.turned_layers):
             own = kv.segments(model.geometry.num_layers)[-1]
             keys, _ = engine.pool.own.read_rows(layer, own.pages)
-            where = torch.from_numpy(own.key_positions.argsort(kind="stable")[-count - _spare(own):])
+            where = torch.from_numpy(
+                own.key_positions.argsort(kind="stable")[-count - _spare(own) :]
+            )
             here = keys[where[:count]]
             there, _ = engine.pool.chunks.read_rows(layer, resident.pages)
             asked = [query.float(), query.float()]

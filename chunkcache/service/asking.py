@@ -85,6 +85,7 @@ class Asker:
             notes=notes,
             calibration=runtime.calibration,
         )
+        policy = policy_named(name, self._repair(options))
         residents: dict[int, Resident] = {}
         if not exact_only:
             residents = self._find(prompt, salt, preparation)
@@ -94,7 +95,7 @@ class Asker:
             preparation.on_exact = lambda: runtime.orders.remember(root, digests)
         generation = Generation(
             prompt, residents,
-            policy=policy_named(name, self._repair(options)), budget=budget, exact_only=exact_only,
+            policy=policy, budget=budget, exact_only=exact_only,
             max_residual=max_residual,
             sampling=request.sampling, max_new_tokens=max_new, salt=salt,
             takes_prefix=options.mode != "full" and not measure.takes_no_prefix,

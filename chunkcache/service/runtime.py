@@ -60,11 +60,11 @@ class Runtime:
             settings, self.model.fingerprint, metrics, with_host=self.model.device.type != "cpu"
         )
         on_cpu = self.model.device.type == "cpu"
+        room = settings.store.host_capacity_bytes if on_cpu else settings.engine.kv_capacity_bytes
         self.engine = Engine(
             self.model, settings.engine, metrics,
             on_prefill=self.store.cost.observe_prefill,
-            chunk_capacity_bytes=settings.engine.chunk_capacity_bytes
-            or (settings.store.host_capacity_bytes if on_cpu else settings.engine.kv_capacity_bytes),
+            chunk_capacity_bytes=settings.engine.chunk_capacity_bytes or room,
             cache=settings.cache,
         )  # fmt: skip
         self._metrics = metrics

@@ -223,10 +223,8 @@ class PortableStep:
         return out.flatten(1)
 
 
-def split_qkv(
-    qkv: torch.Tensor, heads: Heads
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Views `[R, heads, dim]`, `[R, kv_heads, dim]` twice of rows `[R, (heads + 2 kv_heads) · dim]`."""
+def split_qkv(qkv: torch.Tensor, heads: Heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries `[R, heads, dim]`, keys and values `[R, kv_heads, dim]`, as views of the rows."""
     sizes = [heads.heads, heads.kv_heads, heads.kv_heads]
     query, key, value = qkv.unflatten(1, (-1, heads.dim)).split(sizes, dim=1)
     return query, key, value

@@ -127,9 +127,7 @@ def collide(*tokens: int) -> tuple[int, ...]:
     return tuple(Colliding(t) for t in tokens)
 
 
-def registered(
-    cache: PrefixCache, pool: PagePool, salt: bytes, tokens: Sequence[int]
-) -> list[int]:
+def registered(cache: PrefixCache, pool: PagePool, salt: bytes, tokens: Sequence[int]) -> list[int]:
     pages = pool.allocate(pool.pages_for(len(tokens)))
     assert pages is not None
     cache.insert(salt, tokens, pages)
