@@ -87,16 +87,20 @@ class SpanReport(_Wire):
 
 
 class Timings(_Wire):
-    """Milliseconds of each phase of a request."""
+    """Milliseconds of each phase of a request.
 
-    queue_ms: float = 0.0
-    retrieve_ms: float = 0.0
-    load_ms: float = 0.0
-    place_ms: float = 0.0
-    probe_ms: float = 0.0
-    compute_ms: float = 0.0
-    ttft_ms: float = 0.0
-    total_ms: float = 0.0
+    No two phases overlap: those before `ttft_ms` add up to it.
+    """
+
+    retrieve_ms: float = Field(0.0, description="finding passages, or splitting those given")
+    layout_ms: float = Field(0.0, description="building the prompt, and choosing what to look up")
+    load_ms: float = Field(0.0, description="finding chunk KV; computing what no tier had")
+    queue_ms: float = Field(0.0, description="waiting for room in the engine")
+    place_ms: float = Field(0.0, description="planning, and writing found KV to its positions")
+    probe_ms: float = Field(0.0, description="looking before rows to repair were chosen")
+    compute_ms: float = Field(0.0, description="running rows, up to the first token's logits")
+    ttft_ms: float = Field(0.0, description="from the request to the first token: all of the above")
+    total_ms: float = Field(0.0, description="from the request to the last token")
 
 
 class Report(_Wire):

@@ -74,6 +74,9 @@ class Engine:
         self._lock = threading.Lock()  # guards the two fields below
         self._unfinished = 0
         self._closing = False
+        # asked when they are scraped: a value set in a step would stay after the last one
+        metrics.running.set_function(lambda: len(self._running))
+        metrics.queue_depth.set_function(lambda: max(0, self.unfinished - len(self._running)))
         self._thread = threading.Thread(target=self._loop, name="chunkcache-engine", daemon=True)
         self._thread.start()
 
@@ -169,8 +172,6 @@ class Engine:
             for r in self._running.values()
             if r.current is not None
         ]
-        self._metrics.queue_depth.set(len(self._waiting))
-        self._metrics.running.set(len(self._running))
         shares = schedule(candidates, self._settings.step_tokens)
         if shares:
             self._run(shares)

@@ -101,7 +101,7 @@ class Generation(Request):
         self._steps: list[Step] = []  # still to come, where rows are let go
         self._probe_rows = 0
         self._cost = 0.0  # prompt rows run, in rows of full depth
-        self._probe_ended_at = 0.0
+        self._probe_began_at = self._probe_ended_at = 0.0
         self._first_token_at = 0.0
         self._first_logits: torch.Tensor | None = None
         self._text: TextStream | None = None
@@ -132,7 +132,6 @@ class Generation(Request):
         )  # fmt: skip
         plan = with_scoring(plan, self._policy, model.geometry.num_layers)
         self._plan = plan
-        self._probe_ended_at = self.started_at
         missing = np.array(plan.missing, dtype=np.int64)
         if self._policy.needs is Scoring.NONE or plan.task.needs_no_scores:
             self._recomputed = self._policy.choose(plan.task, None)
@@ -152,6 +151,7 @@ class Generation(Request):
     def _start_scoring(self, model: DecoderModel) -> None:
         assert self._plan is not None
         plan, layers = self._plan, model.geometry.num_layers
+        self._probe_began_at = time.perf_counter()
         self._stage = Stage.SCORE
         missing = np.array(plan.missing, dtype=np.int64)
         rows = missing[missing >= plan.first_reused]
@@ -330,6 +330,8 @@ class Generation(Request):
                 reason = "stop"
         self.current = None
         now = time.perf_counter()
+        placed_at = self.started_at + self.place_ms / 1e3  # a probe set before begins then
+        probe_s = max(0.0, self._probe_ended_at - max(self._probe_began_at, placed_at))
         self._mailbox.put(
             Outcome(
                 text=self._text.text,
@@ -344,8 +346,8 @@ class Generation(Request):
                 step_logits=torch.stack(self._step_logits) if self._step_logits else None,
                 queue_ms=(self.started_at - self.submitted_at) * 1e3,
                 place_ms=self.place_ms,
-                probe_ms=(self._probe_ended_at - self.started_at) * 1e3,
-                compute_ms=(self._first_token_at - self._probe_ended_at) * 1e3,
+                probe_ms=probe_s * 1e3,
+                compute_ms=(self._first_token_at - placed_at - probe_s) * 1e3,
                 ttft_ms=(self._first_token_at - self.submitted_at) * 1e3,
                 total_ms=(now - self.submitted_at) * 1e3,
             )

@@ -33,11 +33,11 @@ class Outcome:
     probed_residual: float | None  # share of the question's attention left on unrepaired rows
     first_logits: torch.Tensor  # fp32 [vocab] on CPU: what the first token was drawn from
     step_logits: torch.Tensor | None  # fp32 [steps, vocab] on CPU, if they were asked for
-    queue_ms: float
+    queue_ms: float  # these four follow or exclude each other and add up to `ttft_ms`
     place_ms: float
     probe_ms: float
     compute_ms: float
-    ttft_ms: float
+    ttft_ms: float  # since the generation was made
     total_ms: float
 
     @property

@@ -117,7 +117,7 @@ class AnswerHandle:
 
     def _report(self, outcome: Outcome) -> Report:
         before = self._preparation
-        # from the caller's first instruction to the engine's first: retrieval, look-up, misses
+        # from the caller's first instruction to the engine's first: retrieval, prompt, look-up
         lead_ms = (self._generation.submitted_at - before.started_at) * 1e3
         return build_report(
             outcome,
@@ -130,6 +130,7 @@ class AnswerHandle:
             timings=Timings(
                 queue_ms=outcome.queue_ms,
                 retrieve_ms=before.retrieve_ms,
+                layout_ms=lead_ms - before.retrieve_ms - before.load_ms,
                 load_ms=before.load_ms,
                 place_ms=outcome.place_ms,
                 probe_ms=outcome.probe_ms,

@@ -7,8 +7,11 @@ a warning, never a failed request.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,11 +21,11 @@ from chunkcache.store.cost import CostModel
 from chunkcache.store.write_behind import WriteBehind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from chunkcache.chunk import ChunkKey, ChunkKV
     from chunkcache.metrics import Metrics
-    from chunkcache.store.base import Tier
+    from chunkcache.store.base import Tier, TierUsage
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +57,12 @@ class TieredStore:
         self._limit = write_queue_limit
         self._behind = WriteBehind(self._write_to_disk, write_queue_limit) if disk else None
         self.cost = CostModel()
+        for tier in (host, disk):
+            if tier is not None:  # asked when they are scraped: others write the same disk
+                used = metrics.tier_bytes.labels(tier.name)
+                used.set_function(partial(self._scraped, tier, attrgetter("size_bytes")))
+                held = metrics.tier_records.labels(tier.name)
+                held.set_function(partial(self._scraped, tier, attrgetter("records")))
 
     def fetch_many(self, keys: Sequence[ChunkKey]) -> list[Lookup]:
         """`fetch` for each key, in order."""
@@ -92,7 +101,6 @@ class TieredStore:
         self.cost.observe_load("disk", record.num_tokens, time.perf_counter() - began)
         self._metrics.chunk_hits.labels("disk").inc()
         self._host.put(record)
-        self._publish_usage()
         return Lookup(record, "disk", None)
 
     def offer(self, record: ChunkKV, *, wait: bool = False) -> bool:
@@ -108,7 +116,6 @@ class TieredStore:
             StoreError: only with `wait`.
         """
         kept = self._host.put(record)
-        self._publish_usage()
         if self._behind is None:
             return kept
         try:
@@ -176,7 +183,7 @@ class TieredStore:
     def _write_to_disk(self, record: ChunkKV) -> bool:
         assert self._disk is not None
         try:
-            written = self._disk.put(record)
+            return self._disk.put(record)
         except StoreError as error:
             self._note_write_error(error)
             raise
@@ -184,8 +191,6 @@ class TieredStore:
             self._metrics.store_errors.labels("write").inc()
             log.error("store_writer_fault", error=repr(error))
             raise StoreError(f"store: the writer failed: {error!r}") from error
-        self._publish_usage()
-        return written
 
     def _on_disk(self, key: ChunkKey) -> bool:
         assert self._disk is not None
@@ -203,12 +208,10 @@ class TieredStore:
         self._metrics.store_errors.labels("write").inc()
         log.warning("store_write_failed", reason=error.message, effect="the write was dropped")
 
-    def _publish_usage(self) -> None:
+    def _scraped(self, tier: Tier, of: Callable[[TierUsage], int]) -> float:
+        """How full a tier is now; NaN, which is how Prometheus says unknown, when it fails."""
         try:
-            for tier in (self._host, self._disk):
-                if tier is not None:
-                    usage = tier.usage()
-                    self._metrics.tier_bytes.labels(tier.name).set(usage.size_bytes)
-                    self._metrics.tier_records.labels(tier.name).set(usage.records)
+            return of(tier.usage())
         except StoreError as error:
             self._note_read_error(error)
+            return math.nan

@@ -49,6 +49,27 @@ def test_deltas_add_up_to_the_text(bench: Any) -> None:
     assert len(events[-1].token_ids) <= 30
 
 
+def test_gauges_say_what_is_now_also_when_no_step_follows(
+    tiny: DecoderModel, open_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = open_bench(tiny, max_running=2)
+    value = bench.engine._metrics.registry.get_sample_value
+
+    def gauges() -> tuple[float | None, float | None]:
+        return value("chunkcache_running_requests"), value("chunkcache_queue_depth")
+
+    gate = Gate(monkeypatch)
+    requests = [bench.submit(bench.prompt([]), {}, exact_only=True)]
+    assert gate.entered.wait(30)
+    requests += [bench.submit(bench.prompt([]), {}, exact_only=True) for _ in range(4)]
+    assert gauges() == (1, 4), "no step has begun since they came"
+    gate.go_on.set()
+    for request in requests:
+        run_out(request)
+    bench.wait_until_idle()
+    assert gauges() == (0, 0)
+
+
 def test_more_requests_than_blocks_all_finish(
     tiny: DecoderModel, open_bench: Callable[..., Any]
 ) -> None:

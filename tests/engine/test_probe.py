@@ -66,6 +66,17 @@ def test_a_probe_leaves_nothing_behind(bench: Any, hits: set[int], shared: bool)
     assert 0 < probed.repair_ratio <= 0.6
 
 
+@pytest.mark.parametrize("hits", [{1, 2, 3, 4}, {3, 4}], ids=["all found", "two computed first"])
+def test_times_of_a_probed_answer_follow_one_another(bench: Any, hits: set[int]) -> None:
+    chunks = [bench.tokens(n, seed) for seed, n in enumerate([25, 40, 19, 31])]
+    records = {i: bench.record(chunks[i - 1]) for i in hits}
+    probed = bench.answer(bench.prompt(chunks), records, Asked(), budget=0.6)
+    assert probed.probe_rows > 0
+    parts = (probed.queue_ms, probed.place_ms, probed.probe_ms, probed.compute_ms)
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(probed.ttft_ms, rel=0, abs=1e-3)
+
+
 @pytest.fixture
 def deep(build: Callable[..., DecoderModel], open_bench: Callable[..., Any]) -> Any:
     """Eight layers: a probe keeps the question's rows of the first two."""

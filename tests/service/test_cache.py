@@ -266,6 +266,25 @@ def test_metrics_add_up(cache: ChunkCache) -> None:
 
 
 @pytest.mark.parametrize(
+    "wishes",
+    [
+        {"mode": "full"}, {"mode": "exact"}, {"policy": "none"}, {"policy": "first_k"},
+        {"policy": "question", "budget": 1.0}, {"policy": "question", "budget": 0.15},
+        {"policy": "deviation", "budget": 0.5}, {"policy": "gradual", "budget": 0.5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_time_is_told_twice_and_none_is_left_out(
+    cache: ChunkCache, wishes: dict[str, Any]
+) -> None:
+    for _ in range(2):  # passages computed first, then found
+        timings = cache.ask("why?", documents=TEXTS, **wishes).report.timings.model_dump()
+        ttft_ms, total_ms = timings.pop("ttft_ms"), timings.pop("total_ms")
+        assert sum(timings.values()) == pytest.approx(ttft_ms, rel=0, abs=1e-3)
+        assert all(part_ms >= 0 for part_ms in timings.values()) and ttft_ms <= total_ms
+
+
+@pytest.mark.parametrize(
     ("wish", "named"),
     [
         ({"mode": "magic"}, "mode"), ({"budget": 1.5}, "budget"), ({"policy": "x"}, "policy"),

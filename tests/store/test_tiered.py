@@ -68,6 +68,22 @@ def test_a_hit_on_disk_is_promoted_and_bit_equal(
     assert counted("tier_bytes", tier="host") == record.size_bytes
 
 
+def test_gauges_follow_what_others_do_to_a_tier(
+    store: TieredStore, host: HostTier, disk: DiskTier, metrics: Metrics, records: ModuleType,
+    counted: Callable[..., float],
+) -> None:  # fmt: skip
+    """As another process would; this store is told nothing."""
+    record = records.make_record(1)
+    disk.put(record)
+    host.put(record)
+    assert counted("tier_records", tier="disk") == counted("tier_records", tier="host") == 1
+    assert counted("tier_bytes", tier="disk") == disk.usage().size_bytes > 0
+    disk.delete(record.key)
+    assert counted("tier_records", tier="disk") == counted("tier_bytes", tier="disk") == 0
+    disk.close()
+    assert b'chunkcache_tier_bytes{tier="disk"} NaN' in metrics.render(), "it is not known"
+
+
 def test_what_no_tier_holds_is_absent(
     store: TieredStore, records: ModuleType, counted: Callable[..., float]
 ) -> None:

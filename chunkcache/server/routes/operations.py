@@ -26,6 +26,6 @@ async def version() -> JSONResponse:
 
 
 @router.get("/metrics", response_model=None)
-async def metrics(service: ServiceDep) -> Response:
-    """Prometheus text format."""
+def metrics(service: ServiceDep) -> Response:
+    """Prometheus text format. Not on the event loop: gauges of the store read its disk tier."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
