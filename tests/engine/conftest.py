@@ -26,8 +26,8 @@ from transformers import (
 from chunkcache.chunk import ChunkKey, ChunkKV, Span, SpanKind
 from chunkcache.config import EngineSettings, RepairSettings
 from chunkcache.engine.core import Engine
-from chunkcache.engine.generation import Generation
 from chunkcache.engine.decoder import DecoderModel
+from chunkcache.engine.generation import Generation
 from chunkcache.engine.model import (
     geometry_of,
     model_fingerprint,

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from chunkcache.engine import core
-from chunkcache.engine.pages import PagePool
 from chunkcache.engine.core import Engine
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.observe import QuestionScores
 from chunkcache.engine.outcome import Delta, Outcome
+from chunkcache.engine.pages import PagePool
 from chunkcache.errors import (
     Cancelled,
     ChunkCacheError,
