@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -74,6 +74,8 @@ class Placement:
 class Request(ABC):
     """Identity, sequence and blocks; owned by the engine thread once submitted."""
 
+    is_part: ClassVar[bool] = False  # run for a caller who has a place in the queue without it
+
     def __init__(
         self,
         token_ids: Sequence[int],
@@ -99,6 +101,10 @@ class Request(ABC):
         self.submitted_at = time.perf_counter()
         self.started_at = self.submitted_at
         self.place_ms = 0.0
+
+    def is_wanted(self) -> bool:
+        """Whether anyone still waits for it."""
+        return not self.cancelled.is_set()
 
     @abstractmethod
     def begin(self, model: DecoderModel, prefix_tokens: int) -> list[Placement]:
