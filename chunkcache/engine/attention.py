@@ -1,7 +1,7 @@
 """Rows of a step, and their attention over pages: what the layers of a model call.
 
-Rows are written to their slots first, then all of them attend; the one rule, for every kind of row:
-a row sees the keys of its own sequence at positions ≤ its own, unless another row has replaced them.
+Rows are written to their slots first, then all of them attend. The one rule, for every kind of row:
+a row sees the keys of its own sequence at positions ≤ its own that no other row has replaced.
 Transformers' own layers come here through `AttentionInterface`: they get an identity rotary (cos =
 1, sin = 0), so that q and k arrive before RoPE and after any q/k-norm (docs/decisions/0003).
 """

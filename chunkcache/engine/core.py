@@ -22,6 +22,7 @@ import torch
 from chunkcache.cores import release_team
 from chunkcache.engine.attention import Logits, SequenceRows
 from chunkcache.engine.chunk_pages import ChunkPages
+from chunkcache.engine.door import Door
 from chunkcache.engine.pages import PagePool
 from chunkcache.engine.pool import open_team
 from chunkcache.engine.prefix import PrefixCache
@@ -30,7 +31,6 @@ from chunkcache.engine.sequence_kv import SequenceKV
 from chunkcache.errors import (
     Cancelled,
     ChunkCacheError,
-    Overloaded,
     PromptTooLong,
     ShuttingDown,
 )
@@ -86,9 +86,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
-        self._lock = threading.Lock()  # guards the two fields below
-        self._unfinished = 0
-        self._closing = False
+        self._door = Door(settings)
         # asked when they are scraped: a value set in a step would stay after the last one
         metrics.running.set_function(lambda: len(self._running))
         metrics.queue_depth.set_function(lambda: max(0, self.unfinished - len(self._running)))
@@ -110,16 +108,50 @@ class Engine:
 
         Raises:
             PromptTooLong: it could never fit the model's context or the device KV.
-            Overloaded: the queue is full.
+            Overloaded: the queue is full; never for a part of what has a place in it.
             ShuttingDown: the engine is closing.
         """
-        try:
+        if request.is_part:
             self._enqueue(request)
+            return
+        try:
+            with self.reserve() as submit:
+                submit(request)
         except ChunkCacheError:
             self._give_back_leases(request)
             raise
 
+    @contextmanager
+    def reserve(self) -> Iterator[Callable[[Request], None]]:
+        """A place in the queue for a request still to be prepared; gives its `submit`.
+
+        Raises:
+            Overloaded: the queue is full.
+            ShuttingDown: the engine is closing.
+        """
+        self._door.take_place()
+        passed_on = False
+
+        def submit(request: Request) -> None:
+            nonlocal passed_on
+            self._enqueue(request)
+            passed_on = True
+
+        try:
+            yield submit
+        finally:
+            if not passed_on:
+                self._door.give_back_place()
+
     def _enqueue(self, request: Request) -> None:
+        try:
+            self._check_fits(request)
+            self._door.let_in(request, self._inbox.put)
+        except ChunkCacheError:
+            self._give_back_leases(request)
+            raise
+
+    def _check_fits(self, request: Request) -> None:
         limit = min(self.model.context_tokens, self.capacity_tokens)
         if request.max_tokens > limit:
             which = (
@@ -132,17 +164,6 @@ class Engine:
                 f"{limit} ({which}). Hint: fewer or shorter documents, or a smaller max_tokens.",
                 param="messages",
             )
-        with self._lock:
-            if self._closing:
-                raise ShuttingDown("the engine is shutting down and admits nothing new")
-            if self._unfinished >= self._settings.queue_limit + self._settings.max_running:
-                raise Overloaded(
-                    f"{self._unfinished} requests are running or waiting, the limit is "
-                    f"engine.queue_limit = {self._settings.queue_limit} waiting"
-                )
-            self._unfinished += 1
-            # inside the lock, so that nothing enters the inbox after close() has emptied it
-            self._inbox.put(request)
 
     def cancel(self, request: Request) -> None:
         """Stop a request at the next step; its reader gets `Cancelled`. Idempotent."""
@@ -150,14 +171,12 @@ class Engine:
 
     @property
     def unfinished(self) -> int:
-        """Requests running or waiting."""
-        with self._lock:
-            return self._unfinished
+        """Requests running, waiting or being prepared."""
+        return self._door.inside
 
     def close(self) -> None:
         """Fail what is unfinished with `ShuttingDown` and end the thread. Idempotent."""
-        with self._lock:
-            self._closing = True
+        self._door.shut()
         self._inbox.put(None)
         self._thread.join()
         self.chunks.clear()
@@ -172,9 +191,7 @@ class Engine:
             if idle:
                 release_team()  # another engine or thread of this process may want the cores
             self._receive(block=idle)
-            with self._lock:
-                closing = self._closing
-            if closing:
+            if self._door.is_shut:
                 self._receive(block=False)  # what came in before `close`, after the last look
                 self._fail_all(ShuttingDown("the engine was closed before the answer was complete"))
                 return
@@ -301,7 +318,7 @@ class Engine:
                 self._start(self._waiting.popleft(), shared)
 
     def _acquire(self, request: Request) -> int | None:
-        """Give a request its pages; how many of them hold its first tokens, or None: no room yet."""
+        """Give a request its pages; how many hold its first tokens already, or None: no room yet."""
         if self._settings.prefix_cache and request.takes_prefix:
             known = request.token_ids[: request.max_prefix_tokens]
             request.pages = self.prefix.match(request.salt, known)
@@ -336,8 +353,7 @@ class Engine:
     def _release(self, request: Request) -> None:
         self._running.pop(request.request_id, None)
         self._give_back(request)
-        with self._lock:
-            self._unfinished -= 1
+        self._door.let_out(request)
 
     def _give_back(self, request: Request) -> None:
         self._give_back_pages(request)
@@ -367,9 +383,9 @@ class Engine:
         request.fail(error)
 
     def _drop_cancelled(self) -> None:
-        for request in [r for r in self._waiting if r.cancelled.is_set()]:
+        for request in [r for r in self._waiting if not r.is_wanted()]:
             self._fail(request, Cancelled("the request was cancelled while it waited"))
-        for request in [r for r in self._running.values() if r.cancelled.is_set()]:
+        for request in [r for r in self._running.values() if not r.is_wanted()]:
             self._fail(request, Cancelled("the request was cancelled while it ran"))
 
     def _fail_all(self, error: ChunkCacheError) -> None:

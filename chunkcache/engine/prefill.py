@@ -6,8 +6,9 @@ first tokens (arXiv 2603.20218).
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -32,7 +33,11 @@ class ChunkPrefill(Request):
     `prior` are token ids of chunks between the head and this one (a variant's born prefix); the
     canonical record has none. Only the pages of the born prefix are shared with others: a warm-up
     must not push the prefixes of conversations out of the prefix cache.
+
+    Several callers may wait for one prefill; it is given up once all of them have gone.
     """
+
+    is_part: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -53,6 +58,23 @@ class ChunkPrefill(Request):
         self.max_prefix_tokens = self._boundaries[-1]
         self._first = 0
         self._capture: CaptureKV | None = None
+        self._lock = threading.Lock()  # guards the two fields below
+        self._callers: list[threading.Event] = []  # each is set once that caller has gone
+        self._given_up = False
+
+    def wait_for(self, gone: threading.Event) -> bool:
+        """Add a caller, who sets `gone` on leaving. False: too late, it has been given up."""
+        with self._lock:
+            if not self._given_up:
+                self._callers.append(gone)
+            return not self._given_up
+
+    def is_wanted(self) -> bool:
+        """Whether anyone still waits for it; once not, never again."""
+        with self._lock:
+            left = bool(self._callers) and all(gone.is_set() for gone in self._callers)
+            self._given_up = self._given_up or left or self.cancelled.is_set()
+            return not self._given_up
 
     def plan(self, model: DecoderModel, prefix_tokens: int) -> int:
         """Everything from the first token that no shared page holds."""

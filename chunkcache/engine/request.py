@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from chunkcache.engine.attention import Logits
 
@@ -68,6 +68,8 @@ class Request(ABC):
     `leases` are chunks it may read; whoever gets the request gives them back with it.
     """
 
+    is_part: ClassVar[bool] = False  # run for a caller who has a place in the queue without it
+
     def __init__(
         self,
         token_ids: Sequence[int],
@@ -93,6 +95,10 @@ class Request(ABC):
         self.cancelled = threading.Event()
         self.submitted_at = time.perf_counter()
         self.started_at = self.submitted_at
+
+    def is_wanted(self) -> bool:
+        """Whether anyone still waits for it."""
+        return not self.cancelled.is_set()
 
     @abstractmethod
     def plan(self, model: DecoderModel, prefix_tokens: int) -> int:

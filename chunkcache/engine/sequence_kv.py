@@ -1,8 +1,8 @@
 """What the rows of one request look at: exact-prefix pages, chunk pages, and rows of its own.
 
-A request owns its own rows alone: those that no cache holds, and those that are repaired. A repaired
-row lies among them and hides the chunk's row at its position, in the layers it has run through; in
-the layers above, where rows were let go on the way up, the chunk's row is still the one to see.
+A request owns its own rows alone: those that no cache holds, and those that are repaired. A
+repaired row lies among them and hides the chunk's row at its position in the layers it has run
+through; in the layers above, where rows were let go, the chunk's row is still the one to see.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator, Sequence
 
     from chunkcache.config import Settings
@@ -70,8 +71,12 @@ class Service(Protocol):
         """
         ...
 
-    def start(self, request: AnswerRequest) -> RunningAnswer:
-        """Retrieve and queue. Raises InvalidRequest, NotFound, Overloaded or ShuttingDown."""
+    def start(self, request: AnswerRequest, *, gone: threading.Event) -> RunningAnswer:
+        """Retrieve and queue. Raises InvalidRequest, NotFound, Overloaded or ShuttingDown.
+
+        May wait for the model, but tells at once when it is overloaded, so that the number of those
+        who wait is bounded. Raises Cancelled soon after `gone` is set.
+        """
         ...
 
     def search(self, query: str, *, top_k: int, tenant: str, collection: str) -> list[Passage]:

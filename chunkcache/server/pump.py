@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from chunkcache.errors import Cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.types import Receive
 
@@ -21,24 +23,28 @@ READ_AHEAD: Final = 32
 
 
 class AnswerPump:
-    """Reads one answer in a thread of its own and iterates over its events on the event loop.
+    """Starts and reads one answer in a thread of its own; iterates over its events on the loop.
 
     A thread per answer and not a pool: the service's own queue limit bounds their number, and a
-    full pool would turn its 429 into a silent wait. The pump also listens for the client going
-    away, in either response form, and cancels the answer then.
+    full pool would turn its 429 into a silent wait. Least of all the server's shared pool: an
+    answer may wait for the model before it starts, and other routes must not wait with it. The pump
+    also listens for the client going away, in either response form, and cancels the answer then.
 
     Must be created on a running loop, and closed on it. A finished answer is never cancelled.
     """
 
-    def __init__(self, answer: RunningAnswer, receive: Receive) -> None:
-        self._answer = answer
+    def __init__(self, start: Callable[[threading.Event], RunningAnswer], receive: Receive) -> None:
+        """`start` is called in the thread, with what is set when nobody waits any more."""
+        self._start = start
+        self._answer: RunningAnswer | None = None
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[AnswerEvent | Exception | None] = asyncio.Queue()
         self._room = threading.Semaphore(READ_AHEAD)
         self._closed = threading.Event()
         self._ended = False
         self._listener = self._loop.create_task(self._listen(receive))
-        threading.Thread(target=self._read, name="answer-pump", daemon=True).start()
+        read = partial(contextvars.copy_context().run, self._read)  # logs name the request
+        threading.Thread(target=read, name="answer-pump", daemon=True).start()
 
     def __aiter__(self) -> AsyncIterator[AnswerEvent]:
         return self
@@ -64,7 +70,8 @@ class AnswerPump:
             return
         self._closed.set()
         if not self._ended:
-            self._answer.cancel()
+            if self._answer is not None:  # else the thread sees `_closed` when it has one
+                self._answer.cancel()
             self._queue.put_nowait(Cancelled("The client went away."))
         self._room.release()
 
@@ -75,7 +82,10 @@ class AnswerPump:
 
     def _read(self) -> None:
         try:
-            for event in self._answer.events():
+            answer = self._answer = self._start(self._closed)
+            if self._closed.is_set():
+                answer.cancel()
+            for event in answer.events():
                 if not self._hand_over(event):
                     return
             self._hand_over(None)

@@ -15,7 +15,8 @@ from chunkcache.service.calibration import CALIBRATED_POLICY
 from chunkcache.service.order import RankedPassage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import threading
+    from collections.abc import Callable, Sequence
 
     from chunkcache.chunk import Chunk
     from chunkcache.config import RepairSettings, Settings
@@ -52,11 +53,17 @@ class Asker:
         started_at: float,
         retrieve_ms: float,
         measure: Measure,
+        *,
+        submit: Callable[[Generation], None],
+        gone: threading.Event | None = None,
     ) -> AnswerHandle:
         """Queue the answer to `request` from `chunks`, which are in prompt order.
 
+        `submit` takes it to the place in the queue that is kept for it; `gone` is set if nobody
+        waits for the answer any more.
+
         Raises:
-            InvalidRequest, PromptTooLong, Overloaded, ShuttingDown: nothing was queued.
+            InvalidRequest, PromptTooLong, Cancelled, ShuttingDown: nothing was queued.
         """
         runtime, repair = self._runtime, self._settings.repair
         options = request.options
@@ -88,7 +95,7 @@ class Asker:
         policy = policy_named(name, self._repair(options))
         residents: dict[int, Resident] = {}
         if not exact_only:
-            residents = self._find(prompt, salt, preparation)
+            residents = self._find(prompt, salt, preparation, gone)
         if shares and options.mode != "full" and not measure.leaves_no_prefix:
             root, passages = _order_of(prompt, salt)
             digests = [passage.digest for passage in passages]
@@ -102,7 +109,7 @@ class Asker:
             gives_prefix=options.mode != "full" and not measure.leaves_no_prefix,
             forced_ids=measure.forced_ids, keep_logits=measure.keep_logits,
         )  # fmt: skip
-        runtime.engine.submit(generation)
+        submit(generation)
         return AnswerHandle(generation, preparation, runtime.engine, self._metrics)
 
     def _reorder(
@@ -137,12 +144,14 @@ class Asker:
             )  # fmt: skip
         return calibration.curve.residual_for(drift)
 
-    def _find(self, prompt: Prompt, salt: bytes, into: Preparation) -> dict[int, Resident]:
+    def _find(
+        self, prompt: Prompt, salt: bytes, into: Preparation, gone: threading.Event | None
+    ) -> dict[int, Resident]:
         began = time.perf_counter()
         spans = chunk_spans(prompt)
         keys = [self._runtime.key(prompt.spans[i].token_ids, salt) for i in spans]
         residents = {}
-        for index, found in zip(spans, self._runtime.find(keys, salt), strict=True):
+        for index, found in zip(spans, self._runtime.find(keys, salt, gone), strict=True):
             if found.resident is not None:
                 residents[index] = found.resident
             if found.tier is not None:

@@ -127,6 +127,9 @@ class ChunkCache:
         Raises:
             ModelNotFound, UnsupportedModel, GateFailed, StoreError: the model cannot be served.
         """
+        loaded: Runtime | None = self.__dict__.get("_runtime")
+        if loaded is not None and not self._closed:
+            return loaded  # without waiting for whoever is loading something else
         with self._lock:
             if self._closed:
                 raise ShuttingDown("this ChunkCache is closed")
@@ -291,24 +294,33 @@ class ChunkCache:
 
     # ------------------------------------------------------------ answers
 
-    def start(self, request: AnswerRequest, *, measure: Measure | None = None) -> AnswerHandle:
+    def start(
+        self,
+        request: AnswerRequest,
+        *,
+        measure: Measure | None = None,
+        gone: threading.Event | None = None,
+    ) -> AnswerHandle:
         """Retrieve, look up and queue; the answer comes from the handle's events.
 
-        `measure` asks for logits beside the answer (see `evaluate`).
+        Blocks while passages that no tier has are computed. Whoever sets `gone` before this returns
+        does not wait for the answer any more. `measure` asks for logits beside it (see `evaluate`).
 
         Raises:
-            InvalidRequest, PromptTooLong, Overloaded, ShuttingDown: before anything was queued.
+            Overloaded: at once; all places in the queue are taken.
+            InvalidRequest, PromptTooLong, Cancelled, ShuttingDown: before anything was queued.
         """
         if self._draining or self._closed:
             raise ShuttingDown("the service is shutting down and admits nothing new")
         asker = Asker(self.runtime, self.settings, self.metrics)
-        started_at = time.perf_counter()
-        chunks = self._passages(request)
-        retrieve_ms = (time.perf_counter() - started_at) * 1e3
-        return asker.start(
-            request, chunks, self._salt(request.tenant), started_at, retrieve_ms,
-            measure or Measure(),
-        )  # fmt: skip
+        with self.runtime.engine.reserve() as submit:
+            started_at = time.perf_counter()
+            chunks = self._passages(request)
+            retrieve_ms = (time.perf_counter() - started_at) * 1e3
+            return asker.start(
+                request, chunks, self._salt(request.tenant), started_at, retrieve_ms,
+                measure or Measure(), submit=submit, gone=gone,
+            )  # fmt: skip
 
     def stream(self, question: str | AnswerRequest, **wishes: Any) -> Iterator[AnswerEvent]:
         """The events of one answer; closing the iterator cancels it. Wishes: see `ask`."""

@@ -17,7 +17,7 @@ from chunkcache.engine.gate import Verdict, run_gate, store_verdict, stored_verd
 from chunkcache.engine.model import load_model
 from chunkcache.engine.prefill import ChunkPrefill
 from chunkcache.engine.prompt import PromptBuilder
-from chunkcache.errors import GateFailed
+from chunkcache.errors import Cancelled, ChunkCacheError, GateFailed
 from chunkcache.service.calibration import load_calibration
 from chunkcache.service.order import OrderBook
 from chunkcache.store import open_store
@@ -91,11 +91,13 @@ class Runtime:
             salt=salt,
         )
 
-    def find(self, keys: Sequence[ChunkKey], salt: bytes) -> list[Found]:
+    def find(
+        self, keys: Sequence[ChunkKey], salt: bytes, gone: threading.Event | None = None
+    ) -> list[Found]:
         """Every chunk, leased; computed where no tier has it, and offered to the tiers then.
 
-        Misses run together, batched by the engine. Raises what the engine raises, with no lease
-        left behind.
+        Misses run together, batched by the engine. Raises what `compute` raises, with no lease left
+        behind; what was computed until then has been offered.
         """
         found: dict[ChunkKey, Found] = {}
         leases: list[Resident] = []
@@ -107,11 +109,13 @@ class Runtime:
                     missing[key] = hit.miss
                 found[key] = hit
                 leases += [hit.resident] if hit.resident else []
-            for key, record in zip(missing, self.compute(list(missing), salt), strict=True):
+            for record in self.compute(list(missing), salt, gone):
                 self.store.offer(record)
-                resident = self.engine.chunks.hold(record)
+                with one_core():  # beside the engine
+                    resident = self.engine.chunks.hold(record)
                 leases += [resident] if resident else []
-                found[key] = Found(resident, None, missing[key] if resident else "no_room")
+                miss = missing[record.key] if resident else "no_room"
+                found[record.key] = Found(resident, None, miss)
             return self._lease_repeated([found[key] for key in keys])
         except BaseException:
             self.engine.chunks.release(leases)
@@ -173,22 +177,42 @@ class Runtime:
         self.engine.chunks.release([resident] if resident else [])
         return resident is not None
 
-    def compute(self, keys: Sequence[ChunkKey], salt: bytes) -> Iterator[ChunkKV]:
+    def compute(
+        self, keys: Sequence[ChunkKey], salt: bytes, gone: threading.Event | None = None
+    ) -> Iterator[ChunkKV]:
         """Canonical records in order; a few chunks are kept in the engine at a time.
 
-        A chunk another request is computing right now is waited for, not computed twice.
-        """
-        window: deque[ChunkPrefill] = deque()
-        for key in keys:
-            window.append(self._prefill(key, salt))
-            if len(window) >= _WINDOW:
-                yield window.popleft().future.result()
-        while window:
-            yield window.popleft().future.result()
+        A chunk another request is computing right now is waited for, not computed twice. After a
+        failure no more are begun, and those in the engine are still given before it is raised.
 
-    def _prefill(self, key: ChunkKey, salt: bytes) -> ChunkPrefill:
+        Raises:
+            Cancelled: `gone` was set; what nobody else waits for is not computed any further.
+            ShuttingDown, ChunkCacheError: what the engine raises.
+        """
+        gone = gone or threading.Event()
+        window: deque[ChunkPrefill] = deque()
+        left = deque(keys)
+        failure: ChunkCacheError | None = None
+        while window or (left and failure is None):
+            if gone.is_set() and failure is None:
+                failure = Cancelled("nobody waits for the answer any more")
+            try:
+                while left and len(window) < _WINDOW and failure is None:
+                    window.append(self._prefill(left.popleft(), salt, gone))
+                if not window:
+                    break
+                record = window.popleft().future.result()
+            except ChunkCacheError as error:
+                failure = failure or error
+                continue
+            yield record
+        if failure is not None:
+            raise failure
+
+    def _prefill(self, key: ChunkKey, salt: bytes, gone: threading.Event) -> ChunkPrefill:
         with self._lock:
-            if (running := self._in_flight.get(key)) is not None:
+            running = self._in_flight.get(key)
+            if running is not None and running.wait_for(gone):
                 return running
             request = ChunkPrefill(
                 key,
@@ -196,14 +220,16 @@ class Runtime:
                 prior=self.prompts.born_passages,
                 salt=salt,
             )
+            request.wait_for(gone)
             self.engine.submit(request)
             self._in_flight[key] = request
-        request.future.add_done_callback(lambda _: self._forget(key))
+        request.future.add_done_callback(lambda _: self._forget(request))
         return request
 
-    def _forget(self, key: ChunkKey) -> None:
+    def _forget(self, request: ChunkPrefill) -> None:
         with self._lock:
-            self._in_flight.pop(key, None)
+            if self._in_flight.get(request.key) is request:  # else one that was given up
+                del self._in_flight[request.key]
 
     def drain(self, timeout_s: float) -> None:
         """Wait until nothing runs, at most `timeout_s`."""

@@ -207,7 +207,7 @@ def test_a_submission_between_the_last_look_and_the_closing_is_failed(
             return
         late.append(bench.submit(bench.prompt([]), {}, exact_only=True))
         closer.start()
-        while not engine._closing:
+        while not engine._door.is_shut:
             time.sleep(0.001)
         submitted.set()
 

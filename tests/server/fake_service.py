@@ -2,7 +2,7 @@
 
 The question's words steer it: `hold` waits for `go_on` (or cancellation) after the first word,
 `nap` does so for half a second at most, `breakdown` raises an unexpected error there, `refused`
-raises InvalidRequest there, `long N` answers with N words.
+raises InvalidRequest there, `long N` answers with N words, `cold` waits in `start` for `warm`.
 """
 
 from __future__ import annotations
@@ -134,15 +134,19 @@ class FakeService:
         self.closed = False
         self._queue_limit = queue_limit
         self._num_created = 0
+        self.warm = threading.Event()
+        self.preparing: list[threading.Event] = []  # of each cold request, what tells it to go
         self._changed = threading.Condition()
         self._running: list[FakeAnswer] = []
         self._collections: dict[tuple[str, str], CollectionInfo] = {}
         self._documents: dict[tuple[str, str], dict[str, tuple[DocumentInfo, str]]] = {}
 
-    def start(self, request: AnswerRequest) -> FakeAnswer:
+    def start(self, request: AnswerRequest, *, gone: threading.Event) -> FakeAnswer:
         with self._changed:
             if self.drained:
                 raise ShuttingDown("draining")
+            if "cold" in request.messages[-1].content:
+                self._prepare(gone)
             if len(self._running) >= self._queue_limit:
                 raise Overloaded("the queue is full", retry_after_s=7)
             self.requests.append(request)
@@ -152,6 +156,19 @@ class FakeService:
             self._changed.notify_all()
             self.metrics.requests.labels("started").inc()
             return answer
+
+    def _prepare(self, gone: threading.Event) -> None:
+        self.preparing.append(gone)
+        self._changed.notify_all()
+        while not self.warm.is_set():
+            self._changed.wait(0.01)
+            if gone.is_set():
+                raise Cancelled("gone")
+
+    def wait_for_preparing(self, count: int) -> None:
+        """Block until so many cold requests are being prepared, or have been."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.preparing) >= count, timeout=10)
 
     def _passages_for(self, request: AnswerRequest) -> list[Passage]:
         if request.documents is not None:

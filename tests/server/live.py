@@ -53,6 +53,7 @@ class LiveServer:
             yield Served(service, app, self._url)
         finally:
             self._switch.app = before
+            service.warm.set()
             for answer in service.answers:
                 answer.cancel()
 

@@ -50,6 +50,35 @@ def test_a_client_that_leaves_cancels_its_answer(served: Any, stream: bool) -> N
 
 
 @pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_before_its_answer_has_started(served: Any, stream: bool) -> None:
+    connection = connect(served)
+    connection.sendall(request_bytes(served, "cold feet", stream=stream))
+    served.service.wait_for_preparing(1)
+    (gone,) = served.service.preparing
+    assert not gone.is_set()
+    connection.close()
+    assert gone.wait(10)
+    assert served.service.answers == []
+
+
+def test_answers_that_wait_for_the_model_hold_up_no_other_route(served: Any) -> None:
+    """More of them than the server's shared thread pool has threads."""
+    waiting = [connect(served) for _ in range(45)]
+    for connection in waiting:
+        connection.sendall(request_bytes(served, "cold feet", stream=False))
+    served.service.wait_for_preparing(40)
+    with httpx.Client(base_url=served.url, timeout=10) as client:
+        assert client.get("/v1/files").status_code == 200
+        upload = {"file": ("a.txt", b"some words")}
+        assert client.post("/v1/files", files=upload, data={"purpose": "assistants"}).is_success
+    served.service.wait_for_preparing(45)
+    for connection in waiting:
+        connection.close()
+    for gone in served.service.preparing:
+        assert gone.wait(10)
+
+
+@pytest.mark.parametrize("stream", [True, False])
 def test_a_finished_answer_is_not_cancelled(served: Any, stream: bool) -> None:
     body = {
         "model": "tiny-chat",
@@ -106,7 +135,7 @@ def test_read_ahead_is_bounded_and_close_frees_the_thread() -> None:
             raise AssertionError
 
         answer = BurstAnswer()
-        events = pump.AnswerPump(answer, receive)
+        events = pump.AnswerPump(lambda gone: answer, receive)
         assert await asyncio.to_thread(answer.full.wait, 10)
         await asyncio.sleep(0.05)
         assert answer.count == pump.READ_AHEAD + 1

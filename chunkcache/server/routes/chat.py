@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from starlette.concurrency import run_in_threadpool
 
 from chunkcache.errors import ChunkCacheError
 from chunkcache.protocol import AnswerFinished, AnswerStarted
@@ -18,6 +17,8 @@ from chunkcache.server.pump import AnswerPump
 from chunkcache.server.sse import EventStream, Reply, frames
 
 if TYPE_CHECKING:
+    import threading
+
     from chunkcache.protocol import AnswerRequest
     from chunkcache.server.backend import RunningAnswer, Service
 
@@ -31,12 +32,16 @@ async def create_chat_completion(
     """Answer the last user turn from retrieved or given documents, with citations."""
     require_model(body.model, service.model_id)
     asked = body.to_answer_request(tenant)
-    answer = await run_in_threadpool(service.start, asked)
     reply = Reply(service.model_id, _citer(asked, request, service))
+
+    def start(gone: threading.Event) -> RunningAnswer:
+        return service.start(asked, gone=gone)
+
+    pump = AnswerPump(start, request.receive)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return await _stream(answer, request, reply, include_usage=include_usage)
-    return JSONResponse(reply.completion(await _finish(answer, request)))
+        return await _stream(pump, reply, include_usage=include_usage)
+    return JSONResponse(reply.completion(await _finish(pump)))
 
 
 def _citer(asked: AnswerRequest, request: Request, service: Service) -> Citer:
@@ -49,10 +54,7 @@ def _citer(asked: AnswerRequest, request: Request, service: Service) -> Citer:
     )
 
 
-async def _stream(
-    answer: RunningAnswer, request: Request, reply: Reply, *, include_usage: bool
-) -> EventStream:
-    pump = AnswerPump(answer, request.receive)
+async def _stream(pump: AnswerPump, reply: Reply, *, include_usage: bool) -> EventStream:
     try:
         # An error before the first event still gets its own HTTP status.
         started = await anext(pump)
@@ -64,8 +66,7 @@ async def _stream(
     return EventStream(frames(reply, started, pump, include_usage), pump)
 
 
-async def _finish(answer: RunningAnswer, request: Request) -> AnswerFinished:
-    pump = AnswerPump(answer, request.receive)
+async def _finish(pump: AnswerPump) -> AnswerFinished:
     finished: AnswerFinished | None = None
     try:
         # To the very end: an answer that is left before it is cancelled.
