@@ -65,6 +65,11 @@ class ModelSettings(_Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on CUDA and on CPUs with native bf16, else float32"
     )
+    weights: Literal["auto", "int8"] = Field(
+        "auto",
+        description="int8: products with weights rounded to 8 bits, on a CPU; another model than "
+        "auto's, with chunk KV of its own",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     num_threads: int = Field(0, ge=0, description="torch threads on CPU; 0 leaves torch's choice")
     gate: Literal["on", "off"] = Field(
@@ -84,6 +89,11 @@ class EngineSettings(_Section):
         ge=0,
         description="device KV of chunks, one copy for all requests; 0: on a CPU "
         "store.host_capacity_bytes, else as much as kv_capacity_bytes",
+    )
+    chunk_pages: Literal["raw", "int8"] = Field(
+        "raw",
+        description="number type of chunk KV on the device; int8 takes half to a quarter of the "
+        "memory, and no chunk is exact any more",
     )
     page_tokens: Literal[8, 16, 32, 64] = Field(32, description="tokens in a page of KV")
     step_tokens: int = Field(512, ge=16, description="rows computed in one step, decode rows first")

@@ -29,7 +29,7 @@ class RotaryAngles:
     @property
     def rotary_dim(self) -> int:
         """Channels of a head that are turned."""
-        return 2 * self._inv_freq.shape[0]
+        return 2 * int(self._inv_freq.shape[0])
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """fp32 cos, sin `[n, head_dim]` at int64 positions `[n]`; the table grows as needed."""

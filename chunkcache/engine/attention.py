@@ -207,4 +207,4 @@ def rows_attention(
     # SmolLM3 has layers without positions
     turned = bool(getattr(module, "use_rope", True))
     out = chunkcache_rows.attend(module.layer_idx, qkv, turned=turned)
-    return out.unflatten(1, (query.shape[1], -1))[None], None
+    return out.view(1, len(out), query.shape[1], -1), None

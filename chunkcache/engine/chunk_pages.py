@@ -22,7 +22,7 @@ from chunkcache_kernels import turned
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry
+    from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats
     from chunkcache.engine.angles import RotaryAngles
     from chunkcache_kernels import Arena
 
@@ -35,6 +35,7 @@ class Resident:
     stats: ChunkStats
     pages: np.ndarray  # int32, whole pages; the last one may be partly empty
     size_bytes: int
+    is_exact: bool  # its rows are as they were computed, not rounded to fewer bits
     leases: int = 0
     is_listed: bool = True  # found by its key; else it ends with its last lease
 
@@ -56,7 +57,6 @@ class ChunkPages:
     def __init__(
         self,
         arena: Arena,
-        geometry: KVGeometry,
         angles: RotaryAngles,
         turned_layers: tuple[bool, ...],
         *,
@@ -66,7 +66,8 @@ class ChunkPages:
         self._angles = angles
         self._turned = torch.tensor(turned_layers, device=arena.keys.device)
         self._on_evict = on_evict
-        self._page_bytes = geometry.bytes_per_token * arena.page_tokens
+        self._page_bytes = arena.page_bytes
+        self._is_exact = arena.keys.dtype is not torch.int8
         self._lock = threading.Lock()
         self._pool = PagePool(arena.num_pages, arena.page_tokens)
         self._policy = WindowedFrequencyPolicy(arena.num_pages * self._page_bytes)
@@ -103,7 +104,9 @@ class ChunkPages:
             raise
         size = len(pages) * self._page_bytes
         array = np.array(pages, dtype=np.int32)
-        resident = Resident(record.key, record.stats, array, size, 1, listed)
+        resident = Resident(
+            record.key, record.stats, array, size, self._is_exact, leases=1, is_listed=listed
+        )
         return self._list(resident) if listed else resident
 
     def release(self, residents: Iterable[Resident]) -> None:
@@ -189,8 +192,9 @@ class ChunkPages:
         kv = record.kv.to(self._arena.keys.device)
         keys = kv[:, 0]
         places = torch.arange(record.num_tokens, device=keys.device)
-        rotated = turned(keys.transpose(0, 1).flatten(1, 2), *self._angles.at(places))
-        rotated = rotated.unflatten(1, (keys.shape[0], keys.shape[2])).transpose(0, 1)
+        by_token = keys.transpose(0, 1)
+        rotated = turned(by_token.flatten(1, 2), *self._angles.at(places))
+        rotated = rotated.view(by_token.shape).transpose(0, 1)
         still = ~self._turned[:, None, None, None]
         self._arena.write_chunk(
             np.array(pages, dtype=np.int64), torch.where(still, keys.float(), rotated), kv[:, 1]

@@ -77,10 +77,10 @@ class Engine:
         self.pages = PagePool(max(1, settings.kv_capacity_bytes // page_bytes), size)
         self.prefix = PrefixCache(self.pages)
         self._team = open_team(model, size, cache)
-        chunk_pages = (chunk_capacity_bytes or settings.chunk_capacity_bytes) // page_bytes
-        self.pool = model.new_pool(self.pages.num_pages, chunk_pages, size, self._team)
+        chunk_bytes = chunk_capacity_bytes or settings.chunk_capacity_bytes
+        self.pool = model.new_pool(self.pages.num_pages, chunk_bytes, settings, self._team)
         self.chunks = ChunkPages(
-            self.pool.chunks, model.geometry, model.angles, model.turned_layers,
+            self.pool.chunks, model.angles, model.turned_layers,
             on_evict=metrics.evictions.labels(self.chunk_tier).inc,
         )  # fmt: skip
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()

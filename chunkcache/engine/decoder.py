@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from chunkcache.chunk import KVGeometry
+    from chunkcache.config import EngineSettings
     from chunkcache.engine.angles import RotaryAngles
     from chunkcache.engine.attention import SequenceRows
     from chunkcache.engine.layers import LayerRunner
@@ -50,18 +51,20 @@ class DecoderModel:
     name: str
 
     def new_pool(
-        self, own_pages: int, chunk_pages: int, page_tokens: int, team: Team | None
+        self, own_pages: int, chunk_bytes: int, settings: EngineSettings, team: Team | None
     ) -> KVPool:
-        """Empty pages for requests and for chunks, for all layers."""
+        """Empty pages for requests and, in `chunk_bytes`, for chunks; for all layers."""
         geometry = self.geometry
 
-        def arena(num_pages: int) -> Arena:
+        def arena(num_pages: int, dtype: torch.dtype) -> Arena:
             return Arena.empty(
                 geometry.num_layers, num_pages, geometry.num_kv_heads, geometry.head_dim,
-                page_tokens, dtype=self.dtype, device=self.device,
+                settings.page_tokens, dtype=dtype, device=self.device,
             )  # fmt: skip
 
-        return KVPool(arena(own_pages), arena(chunk_pages), team)
+        chunk_type = torch.int8 if settings.chunk_pages == "int8" else self.dtype
+        chunk_pages = chunk_bytes // arena(1, chunk_type).page_bytes
+        return KVPool(arena(own_pages, self.dtype), arena(chunk_pages, chunk_type), team)
 
     def run_by(self, runner: LayerRunner) -> DecoderModel:
         """The same model, its layers run in another way."""

@@ -17,7 +17,7 @@ from chunkcache.engine.angles import RotaryAngles
 from chunkcache.engine.attention import ATTENTION_NAME, rows_attention
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.layers import ModuleLayers
-from chunkcache.engine.packed import PackedLayers, packable
+from chunkcache.engine.packed import KNOWN_FAMILIES, PackedLayers, packable
 from chunkcache.engine.weights import no_loading_bar, resolve_model, weights_digest
 from chunkcache.errors import ModelNotFound, UnsupportedModel
 from chunkcache_kernels import Heads
@@ -110,10 +110,19 @@ def load_model(settings: Settings) -> DecoderModel:
             f"model.name: cannot load {settings.model.name!r}: {str(error).splitlines()[0]} "
             "Hint: give a hub id that can be reached or a local folder."
         ) from error
-    fingerprint = model_fingerprint(
-        config, tokenizer, weights_digest(folder, settings.cache), geometry_of(config, dtype)
-    )
-    return wrap_model(hf, tokenizer, fingerprint=fingerprint, name=model_alias(settings.model))
+    digest = _digest_as_run(folder, settings)
+    fingerprint = model_fingerprint(config, tokenizer, digest, geometry_of(config, dtype))
+    return wrap_model(
+        hf, tokenizer,
+        fingerprint=fingerprint, name=model_alias(settings.model),
+        int8=settings.model.weights == "int8",
+    )  # fmt: skip
+
+
+def _digest_as_run(folder: Path, settings: Settings) -> str:
+    """Of the weights, and of what is made of them before they run."""
+    digest = weights_digest(folder, settings.cache)
+    return digest if settings.model.weights == "auto" else f"{digest} {settings.model.weights}"
 
 
 def load_fingerprint(settings: Settings) -> bytes:
@@ -132,7 +141,7 @@ def load_fingerprint(settings: Settings) -> bytes:
         raise ModelNotFound(
             f"model.name: cannot read {settings.model.name!r}: {str(error).splitlines()[0]}"
         ) from error
-    digest = weights_digest(folder, settings.cache)
+    digest = _digest_as_run(folder, settings)
     return model_fingerprint(config, tokenizer, digest, geometry_of(config, dtype))
 
 
@@ -164,9 +173,21 @@ def model_alias(settings: ModelSettings) -> str:
 
 
 def wrap_model(
-    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, fingerprint: bytes, name: str
+    hf: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    fingerprint: bytes,
+    name: str,
+    int8: bool = False,
 ) -> DecoderModel:
-    """Make a transformers model run rows; `fingerprint` as `model_fingerprint` makes it."""
+    """Make a transformers model run rows; `fingerprint` as `model_fingerprint` makes it.
+
+    With `int8` its weights are rounded to 8 bits, in place.
+
+    Raises:
+        UnsupportedModel: see `refuse_unsupported`; or int8 weights are asked for of layers that
+            only run as transformers' own modules.
+    """
     config = hf.config
     refuse_unsupported(config)
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, rows_attention)
@@ -191,6 +212,12 @@ def wrap_model(
         rotary_dim=angles.rotary_dim,
     )
     packs = device.type == "cpu" and packable(hf)
+    if int8 and not packs:
+        raise UnsupportedModel(
+            f"model.weights: got 'int8', which is for models on a CPU whose layers are "
+            f"{', '.join(sorted(KNOWN_FAMILIES))}; this is {config.model_type!r} on {device.type}. "
+            "Hint: auto."
+        )
     return DecoderModel(
         hf=hf,
         tokenizer=tokenizer,
@@ -199,9 +226,7 @@ def wrap_model(
         angles=angles,
         heads=heads,
         turned_layers=tuple(bool(getattr(a, "use_rope", True)) for a in attention),
-        runner=PackedLayers(hf, geometry, narrow=True)
-        if packs
-        else ModuleLayers(hf, geometry.head_dim),
+        runner=PackedLayers(hf, int8=int8) if packs else ModuleLayers(hf, geometry.head_dim),
         context_tokens=int(config.max_position_embeddings),
         eos_ids=_eos_ids(hf, tokenizer),
         device=device,

@@ -3,7 +3,8 @@
 Many rows run as torch's matrix products with our norms, gate and attention between them. Few rows,
 as in decoding, run through all layers in one call of the C kernels, which read every weight once:
 there the weights are kept as narrow as they can be without losing a bit (a checkpoint in bf16 or
-fp16 that is computed in fp32 is read in 16 bits), and all arithmetic is fp32.
+fp16 that is computed in fp32 is read in 16 bits), and all arithmetic is fp32. With int8 weights the
+modules' own weights are rounded to what 8 bits hold, so that all rows are of one and the same model.
 
 Twin: `ModuleLayers`, transformers' own modules; the gate compares both.
 """
@@ -25,15 +26,12 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from chunkcache.chunk import KVGeometry
     from chunkcache.engine.attention import StepRows
     from chunkcache_kernels.compiled import Team
 
 FEW_ROWS = 16  # up to so many rows the weights are the cost, and are read once
 # what these layers do is written down here; any other class keeps its own modules
-_KNOWN = frozenset(
-    f"{family}DecoderLayer" for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3")
-)
+KNOWN_FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +55,7 @@ def packable(hf: PreTrainedModel) -> bool:
     """Whether every layer is of a kind that is written down here."""
     decoder: Any = hf.model
     return all(
-        type(layer).__name__ in _KNOWN
+        type(layer).__name__.removesuffix("DecoderLayer") in KNOWN_FAMILIES
         and getattr(layer.mlp, "act_fn", None).__class__.__name__ in {"SiLU", "SiLUActivation"}
         and not any(p.bias is not None for p in _mlp(layer))
         for layer in decoder.layers
@@ -72,24 +70,23 @@ class PackedLayers:
     """Runs rows through the layers of a model that `packable` knows.
 
     The modules' q, k, v and gate, up weights become views of the fused ones: nothing is held twice
-    but the narrow copies for few rows, where the model is computed in fp32.
+    but the narrow copies for few rows, where the model is computed in fp32. With `int8` the weights
+    of all products, the output layer's too, are rounded in place.
     """
 
-    def __init__(self, hf: PreTrainedModel, geometry: KVGeometry, *, narrow: bool) -> None:
+    def __init__(self, hf: PreTrainedModel, *, int8: bool = False) -> None:
         self._hf: Any = hf
-        self._geometry = geometry
         decoder = self._hf.model
-        self._heads = int(self._hf.config.num_attention_heads)
         self._eps = float(decoder.norm.variance_epsilon)
         self._layers = [_fuse(layer) for layer in decoder.layers]
         self._final_norm = decoder.norm.weight.float()
-        self._few = _FewRows(self._layers, self._hf.lm_head.weight, self._eps) if narrow else None
+        self._few = _FewRows(self._layers, self._hf.lm_head.weight, self._eps, int8=int8)
 
     def run(self, first: int, end: int, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """See `LayerRunner`."""
         kernels = rows.kernels
         few = len(hidden) <= FEW_ROWS and not rows.is_watched
-        if few and self._few is not None and isinstance(kernels, CompiledStep):
+        if few and isinstance(kernels, CompiledStep):
             return self._few.run(first, end, hidden, rows.slots, kernels)
         team = rows.pool.team
         for index in range(first, end):
@@ -100,7 +97,7 @@ class PackedLayers:
         """See `LayerRunner`."""
         team = rows.pool.team
         normed = self._norm(hidden, self._final_norm, team)
-        if team is not None and self._few is not None and len(hidden) <= FEW_ROWS:
+        if team is not None and len(hidden) <= FEW_ROWS:
             return team.product(self._few.head, normed.float())
         return linear(normed, self._hf.lm_head.weight).float()
 
@@ -176,11 +173,21 @@ def narrowest(weight: torch.Tensor) -> torch.Tensor:
     return weight.contiguous()
 
 
+def to_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 `[out, in]` and fp32 scales `[out]`: each row by its own largest number, symmetric."""
+    wide = weight.float()
+    scales = wide.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127.0
+    return (wide / scales[:, None]).round().to(torch.int8), scales
+
+
 class _FewRows:
     """The weights as the C kernels take them, and one call for all layers."""
 
-    def __init__(self, layers: Sequence[_Layer], head: torch.Tensor, eps: float) -> None:
+    def __init__(
+        self, layers: Sequence[_Layer], head: torch.Tensor, eps: float, *, int8: bool
+    ) -> None:
         self._eps = eps
+        self._int8 = int8
         self._keeps: list[object] = []  # what the pointers point to
         self.head = self._weight(head.data, None)
         self._inner = layers[0].down.shape[1]
@@ -197,11 +204,17 @@ class _FewRows:
         )  # fmt: skip
 
     def _weight(self, weight: torch.Tensor, bias: torch.Tensor | None) -> WeightC:
-        narrow = narrowest(weight)
-        rows, cols = narrow.shape
-        pointer = self._pointer(narrow)
+        scales: torch.Tensor | None = None
+        if self._int8:
+            narrow, scales = to_int8(weight)
+            weight.copy_(narrow * scales[:, None])  # the same model for many rows
+        else:
+            narrow = narrowest(weight)
         wide = None if bias is None else bias.float()
-        return WeightC(pointer, None, self._pointer(wide), TYPES[narrow.dtype], rows, cols, 0)
+        return WeightC(
+            self._pointer(narrow), self._pointer(scales), self._pointer(wide),
+            TYPES[narrow.dtype], *narrow.shape, 0,
+        )  # fmt: skip
 
     def _pointer(self, tensor: torch.Tensor | None) -> int | None:
         if tensor is None:
@@ -221,7 +234,7 @@ class _FewRows:
             team.members * count * width, count * (attended + 2 * of.kv_heads * of.dim),
             count * attended, 2 * count * self._inner, count * self._inner,
         )  # fmt: skip
-        buffers = torch.empty(sum(sizes)).split(list(sizes))
+        buffers = torch.empty(sum(sizes)).split_with_sizes(sizes)
         call = LayersC(
             c.addressof(self._layers), first, end, count, width, self._inner, self._eps,
             c.addressof(kernels.turned), c.addressof(kernels.still), slots.ctypes.data, 0, 0,

@@ -109,12 +109,14 @@ def make_plan(
 
 
 def _is_in_place(prompt: Prompt, index: int, resident: Resident) -> bool:
-    """Whether the record, born right after the canonical head, stands right after it again."""
+    """Whether a chunk born right after the canonical head stands there again, unrounded."""
     opens_documents = (
         index > 0
         and prompt.spans[index].kind is SpanKind.CHUNK
         and prompt.spans[index - 1].kind is SpanKind.HEAD
     )
+    if not resident.is_exact:
+        return False
     return prompt.head_is_canonical and opens_documents and not resident.stats.prior_digests
 
 

@@ -96,7 +96,8 @@ class SequenceKV:
                 if layer <= end_layer:
                     shown[index] = positions
         pages, places = index // self._page_tokens, index % self._page_tokens
-        return (self._own[pages] * self._page_tokens + places).astype(np.int32)
+        slots: np.ndarray = self._own[pages] * self._page_tokens + places
+        return slots.astype(np.int32)
 
     def edges(self) -> set[int]:
         """Layers from which on some row is not valid any more."""

@@ -22,10 +22,16 @@ HIDDEN = np.iinfo(np.int32).max  # the position of a key that no row may see
 class Arena:
     """Pages of one number type: `keys` `[layers, pages, heads, dim, page_tokens]`, `values`
     `[layers, pages, heads, page_tokens, dim]`.
+
+    int8 pages have fp32 scales: of keys one a channel of a page, `[layers, pages, heads, dim]`
+    (K's channels differ by more than its tokens do), of values one a token, `[layers, pages, heads,
+    page_tokens]` (KIVI, arXiv 2402.02750, §3).
     """
 
     keys: torch.Tensor
     values: torch.Tensor
+    key_scales: torch.Tensor | None = None
+    value_scales: torch.Tensor | None = None
 
     @classmethod
     def empty(
@@ -42,10 +48,10 @@ class Arena:
         """Pages that nobody has written. Cost: address space; memory comes with the first write."""
         keys = (num_layers, num_pages, num_kv_heads, head_dim, page_tokens)
         values = (num_layers, num_pages, num_kv_heads, page_tokens, head_dim)
-        return cls(
-            torch.empty(keys, dtype=dtype, device=device),
-            torch.empty(values, dtype=dtype, device=device),
-        )
+        pages = [torch.empty(shape, dtype=dtype, device=device) for shape in (keys, values)]
+        if dtype is not torch.int8:
+            return cls(*pages)
+        return cls(*pages, *(torch.empty(shape[:-1], device=device) for shape in (keys, values)))
 
     @property
     def num_pages(self) -> int:
@@ -56,6 +62,13 @@ class Arena:
     def page_tokens(self) -> int:
         """Tokens in a page."""
         return self.keys.shape[4]
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page over all layers, scales included."""
+        parts = (self.keys, self.values, self.key_scales, self.value_scales)
+        shapes = [(p.shape, p.itemsize) for p in parts if p is not None]
+        return sum(shape[0] * shape[2:].numel() * size for shape, size in shapes)
 
     def write_chunk(self, pages: np.ndarray, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Write a chunk's rows to its pages, whole pages at a time.
@@ -68,20 +81,33 @@ class Arena:
         """
         where = torch.from_numpy(pages).to(self.keys.device)
         spare = len(pages) * self.page_tokens - keys.shape[1]
-        for source, target, order in (
-            (keys, self.keys, (0, 1, 3, 4, 2)),
-            (values, self.values, (0, 1, 3, 2, 4)),
+        for source, target, scales, order in (
+            (keys, self.keys, self.key_scales, (0, 1, 3, 4, 2)),
+            (values, self.values, self.value_scales, (0, 1, 3, 2, 4)),
         ):
             padded = torch.nn.functional.pad(source, (0, 0, 0, 0, 0, spare))
-            paged = padded.unflatten(1, (len(pages), self.page_tokens)).permute(order)
-            target[:, where] = paged.to(target.dtype)
+            shape = (source.shape[0], len(pages), self.page_tokens, *source.shape[2:])
+            paged = padded.reshape(shape).permute(order)
+            if scales is None:
+                target[:, where] = paged.to(target.dtype)
+            else:
+                target[:, where], scales[:, where] = rounded(paged)
 
     def read_rows(self, layer: int, pages: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """K (as it lies, rotated) and V of whole pages in one layer, `[tokens, heads, dim]`."""
         where = torch.from_numpy(pages.astype(np.int64)).to(self.keys.device)
-        keys = self.keys[layer, where].permute(0, 3, 1, 2).flatten(0, 1)
-        values = self.values[layer, where].permute(0, 2, 1, 3).flatten(0, 1)
-        return keys, values
+        keys, values = self.keys[layer, where], self.values[layer, where]
+        if self.key_scales is not None and self.value_scales is not None:
+            keys = keys * self.key_scales[layer, where][..., None]
+            values = values * self.value_scales[layer, where][..., None]
+        return keys.permute(0, 3, 1, 2).flatten(0, 1), values.permute(0, 2, 1, 3).flatten(0, 1)
+
+
+def rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 like `x` and fp32 scales without its last axis: symmetric, by the largest number."""
+    wide = x.float()
+    scales = wide.abs().amax(dim=-1).clamp(min=torch.finfo(torch.float32).tiny) / 127.0
+    return (wide / scales[..., None]).round().to(torch.int8), scales
 
 
 @dataclass(slots=True, eq=False)

@@ -207,7 +207,9 @@ def _pointer(tensor: torch.Tensor | None) -> int | None:
 
 def _arena(arena: Arena) -> ArenaC:
     assert arena.keys.is_contiguous() and arena.values.is_contiguous()
+    scales = (arena.key_scales, arena.value_scales)
     return ArenaC(
-        arena.keys.data_ptr(), arena.values.data_ptr(), None, None,
-        arena.keys.stride(0), 0, 0, TYPES[arena.keys.dtype],
+        arena.keys.data_ptr(), arena.values.data_ptr(), *map(_pointer, scales),
+        arena.keys.stride(0), *(0 if s is None else s.stride(0) for s in scales),
+        TYPES[arena.keys.dtype],
     )  # fmt: skip

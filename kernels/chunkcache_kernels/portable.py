@@ -92,7 +92,9 @@ def attend(
         for block in _blocks(sequence):
             rows = slice(first + block.start, first + block.stop)
             weights, values = _weigh(sequence, block, arenas, layer, query[rows], heads, rotary)
-            mixed = (weights @ values).unflatten(1, (heads.heads // heads.kv_heads, -1))
+            mixed = (weights @ values).view(
+                heads.kv_heads, heads.heads // heads.kv_heads, -1, heads.dim
+            )
             out[rows] = mixed.permute(2, 0, 1, 3).flatten(1, 2).to(out.dtype)
         first += len(sequence.positions)
     return out
@@ -114,7 +116,8 @@ def attention_weights(
         weights, positions = _weigh(
             sequence, block, arenas, layer, query[block], heads, rotary, values=False
         )
-        mean = weights.unflatten(1, (heads.heads // heads.kv_heads, -1)).mean(dim=(0, 1))
+        grouped = weights.view(len(weights), heads.heads // heads.kv_heads, -1, weights.shape[-1])
+        mean = grouped.mean(dim=(0, 1))
         spread = mean.new_zeros((mean.shape[0], int(sequence.positions[-1]) + 1))
         parts.append(spread.index_add_(1, positions, mean))
     return torch.cat(parts)
@@ -165,7 +168,8 @@ def _folded(
     wide = query.float()
     if heads.rotary_dim:
         wide = turned(wide, *rotary.at(distance))
-    grouped = wide.unflatten(1, (heads.kv_heads, -1)).permute(1, 2, 0, 3)
+    rows = wide.shape[0]
+    grouped = wide.reshape(rows, heads.kv_heads, -1, heads.dim).permute(1, 2, 0, 3)
     return grouped.flatten(1, 2)
 
 
@@ -173,13 +177,18 @@ def _gather(
     arena: Arena, layer: int, segment: Segment, index: np.ndarray, *, values: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Keys `[Hkv, D, T]` and values `[Hkv, T, D]` in fp32."""
-    size = arena.page_tokens
-    pages = torch.from_numpy(segment.pages[index // size].astype(np.int64)).to(arena.keys.device)
-    place = torch.from_numpy(index % size).to(arena.keys.device)
+    device, size = arena.keys.device, arena.page_tokens
+    pages = torch.from_numpy(segment.pages[index // size].astype(np.int64)).to(device)
+    place = torch.from_numpy(index % size).to(device)
     keys = arena.keys[layer].permute(0, 3, 1, 2)[pages, place].permute(1, 2, 0).float()
+    if arena.key_scales is not None:
+        keys *= arena.key_scales[layer, pages].permute(1, 2, 0)
     if not values:
         return keys, None
-    return keys, arena.values[layer].permute(0, 2, 1, 3)[pages, place].transpose(0, 1).float()
+    value = arena.values[layer].permute(0, 2, 1, 3)[pages, place].transpose(0, 1).float()
+    if arena.value_scales is not None:
+        value *= arena.value_scales[layer].transpose(1, 2)[pages, place].t()[..., None]
+    return keys, value
 
 
 @dataclass(slots=True, eq=False)
@@ -226,5 +235,5 @@ class PortableStep:
 def split_qkv(qkv: torch.Tensor, heads: Heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries `[R, heads, dim]`, keys and values `[R, kv_heads, dim]`, as views of the rows."""
     sizes = [heads.heads, heads.kv_heads, heads.kv_heads]
-    query, key, value = qkv.unflatten(1, (-1, heads.dim)).split(sizes, dim=1)
+    query, key, value = qkv.view(len(qkv), -1, heads.dim).split_with_sizes(sizes, dim=1)
     return query, key, value
