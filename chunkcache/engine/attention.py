@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from chunkcache_kernels import Heads, SequenceLayout, attention_weights
+from chunkcache_kernels import SequenceLayout
 from chunkcache_kernels.portable import split_qkv
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chunkcache.engine.pool import KVPool, StepKernels
+    from chunkcache.engine.pool import KVPool, RowWeights, StepKernels
     from chunkcache.engine.sequence_kv import SequenceKV
-    from chunkcache_kernels import Rotary
+    from chunkcache_kernels import Heads, Rotary
 
 ATTENTION_NAME = "chunkcache_rows"
 
@@ -106,14 +106,19 @@ class LayerView:
     pool: KVPool
     heads: Heads
     rotary: Rotary
+    turned: bool  # whether the layer has positions
+    bound: dict[bytes, RowWeights]  # by the rows asked for; kept from layer to layer
 
     def weights(self, index: np.ndarray) -> torch.Tensor:
         """fp32 `[n, last position + 1]`: attention of some of the rows (increasing indices) to
         every position, mean over query heads.
         """
-        some = SequenceLayout(self.sequence.positions[index], self.sequence.segments)
+        rows = index.tobytes()
+        if rows not in self.bound:
+            some = SequenceLayout(self.sequence.positions[index], self.sequence.segments)
+            self.bound[rows] = self.pool.bind_weights(some, self.heads, self.rotary)
         query = self.query[torch.from_numpy(index).to(self.query.device)]
-        return attention_weights(some, self.pool.arenas, self.layer, query, self.heads, self.rotary)
+        return self.bound[rows].weights(self.layer, query, turned=self.turned)
 
 
 class RowObserver(Protocol):
@@ -135,6 +140,7 @@ class StepRows:
     pool: KVPool
     heads: Heads
     rotary: Rotary
+    bound: dict[int, dict[bytes, RowWeights]] = field(default_factory=dict)  # by group
 
     @property
     def is_watched(self) -> bool:
@@ -165,19 +171,16 @@ class StepRows:
         return self.kernels.attend(layer, qkv, turned=turned)
 
     def _show(self, layer: int, qkv: torch.Tensor, turned: bool) -> None:
-        heads = self.heads
-        if not turned:
-            heads = Heads(heads.heads, heads.kv_heads, heads.dim, heads.scale, 0)
-        query, key, value = split_qkv(qkv, heads)
+        query, key, value = split_qkv(qkv, self.heads)
         start = 0
-        for group, sequence in zip(self.groups, self.sequences, strict=True):
+        for number, (group, sequence) in enumerate(zip(self.groups, self.sequences, strict=True)):
             part = slice(start, start + len(group))
             start = part.stop
             if group.observer is None or group.fault is not None:
                 continue
             view = LayerView(
                 layer, group, sequence, query[part], key[part], value[part],
-                self.pool, heads, self.rotary,
+                self.pool, self.heads, self.rotary, turned, self.bound.setdefault(number, {}),
             )  # fmt: skip
             try:
                 group.observer.look(view)

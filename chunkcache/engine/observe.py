@@ -145,7 +145,7 @@ class DeviationScores:
             place = torch.from_numpy(positions[rows] - begin).to(view.value.device)
             keys, values = view.pool.chunks.read_rows(view.layer, chunk.resident.pages)
             fresh = view.key_before_rope[index].float()
-            if view.heads.rotary_dim:
+            if view.turned:
                 fresh = turned(fresh, *view.rotary.at(place))
             change = (fresh - keys[place].float()).square().sum(dim=(1, 2))
             change += (view.value[index].float() - values[place].float()).square().sum(dim=(1, 2))

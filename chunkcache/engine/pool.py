@@ -10,15 +10,15 @@ import platformdirs
 import structlog
 import torch
 
-from chunkcache_kernels import PortableStep
-from chunkcache_kernels.compiled import CompiledStep, Team
+from chunkcache_kernels import PortableStep, PortableWeights, lay_out
+from chunkcache_kernels.compiled import CompiledStep, CompiledWeights, Team
 from chunkcache_kernels.compiler import NoCompiler
 
 if TYPE_CHECKING:
     import numpy as np
 
     from chunkcache.engine.decoder import DecoderModel
-    from chunkcache_kernels import Arena, Heads, Layout, Rotary
+    from chunkcache_kernels import Arena, Heads, Layout, Rotary, SequenceLayout
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +46,16 @@ class StepKernels(Protocol):
         ...
 
 
+class RowWeights(Protocol):
+    """Rows of one sequence bound to what they see."""
+
+    def weights(self, layer: int, query: torch.Tensor, *, turned: bool = True) -> torch.Tensor:
+        """fp32 `[R, last position + 1]`: attention of queries `[R, heads, dim]` before RoPE to
+        every position, mean over heads.
+        """
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class KVPool:
     """Pages of running requests (`own`) and of chunks, and who computes on them.
@@ -67,6 +77,14 @@ class KVPool:
         if self.team is not None:
             return CompiledStep.bind(self.team, layout, self.arenas, heads, rotary)
         return PortableStep(layout, self.arenas, heads, rotary)
+
+    def bind_weights(self, sequence: SequenceLayout, heads: Heads, rotary: Rotary) -> RowWeights:
+        """What tells where the rows of one sequence look."""
+        if self.team is None:
+            return PortableWeights(sequence, self.arenas, heads, rotary)
+        group = heads.heads // heads.kv_heads
+        layout = lay_out([sequence], page_tokens=self.own.page_tokens, group=group)
+        return CompiledWeights.bind(self.team, layout, self.arenas, heads, rotary)
 
 
 def open_team(model: DecoderModel, page_tokens: int, cache: Path | None) -> Team | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chunkcache_kernels.arena import HIDDEN, Arena, Segment
 from chunkcache_kernels.layout import Layout, SequenceLayout, lay_out
-from chunkcache_kernels.portable import Heads, PortableStep, Rotary, attention_weights
+from chunkcache_kernels.portable import Heads, PortableStep, PortableWeights, Rotary
 from chunkcache_kernels.rotary import turned
 
 __all__ = [
@@ -13,10 +13,10 @@ __all__ = [
     "Heads",
     "Layout",
     "PortableStep",
+    "PortableWeights",
     "Rotary",
     "Segment",
     "SequenceLayout",
-    "attention_weights",
     "lay_out",
     "turned",
 ]

@@ -21,6 +21,7 @@ from chunkcache_kernels.structs import (
     AttendC,
     LayerIOC,
     WeightC,
+    WeightsC,
     WriteC,
     open_library,
 )
@@ -163,7 +164,7 @@ class CompiledStep:
         of = self.turned if turned else self.still
         assert slots.dtype == np.int32 and len(slots) == of.num_rows
         write = WriteC(slots.ctypes.data, _pointer(query_norm), _pointer(key_norm), eps, arena)
-        io = self._io(layer, qkv, qkv)
+        io = self.io(layer, qkv, qkv)
         self.team.library.chunkcache_write(
             self.team.handle, c.addressof(of), c.addressof(write), c.addressof(io), qkv.data_ptr()
         )
@@ -172,18 +173,57 @@ class CompiledStep:
         """`[R, heads · dim]`, like `qkv`, whose rows begin with their queries before RoPE."""
         of = self.turned if turned else self.still
         out = qkv.new_empty((of.num_rows, of.heads * of.dim))
-        io = self._io(layer, qkv, out)
+        io = self.io(layer, qkv, out)
         self.team.library.chunkcache_attend(
             self.team.handle, c.addressof(of), c.addressof(io), self.scratch.data_ptr()
         )
         return out
 
-    def _io(self, layer: int, qkv: torch.Tensor, out: torch.Tensor) -> LayerIOC:
+    def io(self, layer: int, qkv: torch.Tensor, out: torch.Tensor) -> LayerIOC:
+        """What one layer reads and writes."""
         assert qkv.stride(1) == 1 and qkv.shape[0] == self.turned.num_rows
         return LayerIOC(
             qkv.data_ptr(), out.data_ptr(), qkv.stride(0), out.stride(0),
             TYPES[qkv.dtype], TYPES[out.dtype], layer,
         )  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class CompiledWeights:
+    """Rows of one sequence bound to what they see: their attention to every position."""
+
+    step: CompiledStep
+    call: WeightsC
+    context: int
+    scratch: torch.Tensor
+    keeps: Layout
+
+    @classmethod
+    def bind(
+        cls, team: Team, layout: Layout, arenas: Sequence[Arena], heads: Heads, rotary: Rotary
+    ) -> CompiledWeights:
+        """For all layers; `layout` is of one sequence."""
+        assert len(layout.sequences) == 1 and len(layout.run_looks) == len(layout.runs)
+        step = CompiledStep.bind(team, layout, arenas, heads, rotary)
+        context = int(layout.row_positions[-1]) + 1
+        looks = layout.run_looks
+        call = WeightsC(step.turned, looks.ctypes.data, len(looks), context, None)
+        size = team.library.chunkcache_weights_scratch_bytes(c.addressof(call))
+        scratch = torch.empty(team.members * size, dtype=torch.uint8)
+        return cls(step, call, context, scratch, layout)
+
+    def weights(self, layer: int, query: torch.Tensor, *, turned: bool = True) -> torch.Tensor:
+        """fp32 `[R, last position + 1]` of queries `[R, heads, dim]` before RoPE; rows sum to 1."""
+        query = query.contiguous().flatten(1)
+        out = torch.zeros((query.shape[0], self.context))
+        self.call.of = self.step.turned if turned else self.step.still
+        self.call.out = out.data_ptr()
+        io = self.step.io(layer, query, query)
+        team = self.step.team
+        team.library.chunkcache_weights(
+            team.handle, c.addressof(self.call), c.addressof(io), self.scratch.data_ptr()
+        )
+        return out
 
 
 def _openmp() -> tuple[int | None, int | None]:

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "native"
-_SOURCES = ("team.c", "attend.c", "rows.c", "engine.c")
+_SOURCES = ("team.c", "attend.c", "weights.c", "rows.c", "engine.c")
 _FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-pthread",
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",

@@ -38,6 +38,7 @@ class Layout:
     sequences: tuple[SequenceLayout, ...]
     row_positions: np.ndarray  # [rows]
     runs: np.ndarray  # [runs, 3]: arena, first of its pages in `pages`, how many
+    run_looks: np.ndarray  # [runs, 2]: first look, how many
     pages: np.ndarray
     looks: np.ndarray  # [looks, 4]: row, turn, first key position, part
     key_positions: np.ndarray
@@ -92,7 +93,10 @@ def _arrays(
 ) -> Layout:
     positions = np.concatenate([s.positions for s in sequences]).astype(np.int32)
     looks = np.empty((sum(len(r) for run in runs.values() for r, _, _ in run.looks), 4), np.int32)
-    run_rows, items, first_page, first_look = [], [], 0, 0
+    run_rows: list[tuple[int, int, int]] = []
+    run_looks: list[tuple[int, int]] = []
+    items: list[tuple[int, int, int]] = []
+    first_page = first_look = 0
     most = max(1, ITEM_QUERIES // group)
     for number, ((arena, _), run) in enumerate(runs.items()):
         run_rows.append((arena, first_page, len(run.pages)))
@@ -102,6 +106,7 @@ def _arrays(
             part = looks[first_look : first_look + len(rows)]
             part[:, 0], part[:, 1], part[:, 2] = rows, turn, first_key
             first_look += len(rows)
+        run_looks.append((begin, first_look - begin))
         items += [(number, at, min(most, first_look - at)) for at in range(begin, first_look, most)]
     order = np.argsort(looks[:, 0], kind="stable")
     looks[order, 3] = np.arange(len(looks), dtype=np.int32)
@@ -111,6 +116,7 @@ def _arrays(
         sequences=tuple(sequences),
         row_positions=positions,
         runs=np.array(run_rows, dtype=np.int32),
+        run_looks=np.array(run_looks, dtype=np.int32),
         pages=np.concatenate([run.pages for run in runs.values()]).astype(np.int32),
         looks=looks,
         key_positions=np.ascontiguousarray(np.concatenate(key_parts), dtype=np.int32),

@@ -192,6 +192,21 @@ def _gather(
 
 
 @dataclass(slots=True, eq=False)
+class PortableWeights:
+    """Rows of one sequence bound to what they see: their attention to every position."""
+
+    sequence: SequenceLayout
+    arenas: Sequence[Arena]
+    heads: Heads
+    rotary: Rotary
+
+    def weights(self, layer: int, query: torch.Tensor, *, turned: bool = True) -> torch.Tensor:
+        """fp32 `[R, last position + 1]` of queries `[R, heads, dim]` before RoPE; rows sum to 1."""
+        heads = self.heads if turned else replace(self.heads, rotary_dim=0)
+        return attention_weights(self.sequence, self.arenas, layer, query, heads, self.rotary)
+
+
+@dataclass(slots=True, eq=False)
 class PortableStep:
     """A layout bound to arenas and angles: the verbs of a step, in torch."""
 

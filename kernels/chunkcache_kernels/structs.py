@@ -39,6 +39,15 @@ class AttendC(c.Structure):
     ]  # fmt: skip
 
 
+class WeightsC(c.Structure):
+    """`Weights` of weights.h."""
+
+    _fields_ = [
+        ("of", AttendC), ("run_looks", c.c_void_p),
+        ("num_runs", c.c_int32), ("context", c.c_int32), ("out", c.c_void_p),
+    ]  # fmt: skip
+
+
 class LayerIOC(c.Structure):
     """`LayerIO` of attend.h."""
 
@@ -104,6 +113,8 @@ def open_library(path: Path) -> c.CDLL:
         "chunkcache_attend": ([pointer] * 4, None),
         "chunkcache_write": ([pointer] * 5, None),
         "chunkcache_scratch_bytes": ([pointer], c.c_int64),
+        "chunkcache_weights": ([pointer] * 4, None),
+        "chunkcache_weights_scratch_bytes": ([pointer], c.c_int64),
         "chunkcache_product": ([pointer] * 4 + [number], None),
         "chunkcache_norm": ([pointer] * 4 + [c.c_float, number, number, number], None),
         "chunkcache_silu": ([pointer] * 3 + [number, number, number], None),

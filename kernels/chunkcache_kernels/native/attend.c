@@ -1,25 +1,12 @@
-#include "attend.h"
-
-#include "vectors.h"
+#include "kernel.h"
 
 #define LOG2_E 1.4426950408889634f
-#define NEVER (-1e30f) /* the largest score of a row that has seen no key */
-#define MOST_QUERIES 32
 #if WIDTH == 16
 #define QUERIES 8 /* query vectors of one product: as many as fit the registers */
 #else
 #define QUERIES (PAGE_VECTORS > 2 ? 3 : 4)
 #endif
 #define MIXED 4 /* query vectors of one product of weights and values */
-
-typedef struct {
-    float *query;   /* [queries][dim] */
-    float *mixed;   /* [queries][padded dim] */
-    float *scores;  /* [queries][PAGE] */
-    float *keys;    /* [dim][PAGE] */
-    float *values;  /* [PAGE][padded dim] */
-    float *top, *total;
-} Scratch;
 
 static int padded(int dim) { return (dim + WIDTH - 1) / WIDTH * WIDTH; }
 
@@ -34,7 +21,7 @@ int64_t attend_scratch_bytes(const Attend *of) {
     return 4 * (queries * (2 * dim + PAGE + 2) + 2 * (int64_t)PAGE * dim) + 1024;
 }
 
-static Scratch scratch_in(const Attend *of, char *memory) {
+Scratch scratch_in(const Attend *of, char *memory) {
     int64_t queries = most_queries(of), dim = padded(of->dim);
     float *at = (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
     Scratch s;
@@ -48,8 +35,7 @@ static Scratch scratch_in(const Attend *of, char *memory) {
     return s;
 }
 
-/* One head of one row, turned by its distance to the segment's begin and scaled, in fp32. */
-static void turn_query(const Attend *of, const LayerIO *io, const int32_t *look, int head, float *to) {
+void turn_query(const Attend *of, const LayerIO *io, const int32_t *look, int head, float *to) {
     const int dim = of->dim, half = of->rotary_dim / 2;
     const int64_t at = look[0] * io->query_stride + (int64_t)head * dim;
     const float scale = of->scale * LOG2_E;
@@ -87,6 +73,20 @@ INLINE void score(const float *query, const float *keys, float *scores, int dim,
 #pragma GCC unroll 8
         for (int v = 0; v < PAGE_VECTORS; v++)
             store_f32(scores + q * PAGE + v * WIDTH, sums[q][v]);
+}
+
+void score_queries(const float *query, const float *keys, float *scores, int dim, int queries) {
+    int q = 0;
+    for (; q + QUERIES <= queries; q += QUERIES)
+        score(query + q * dim, keys, scores + q * PAGE, dim, QUERIES);
+    for (int left; (left = queries - q) > 0; q += left > 4 ? 4 : left) {
+        const float *some = query + q * dim;
+        float *to = scores + q * PAGE;
+        if (left >= 4 && QUERIES >= 4) score(some, keys, to, dim, QUERIES >= 4 ? 4 : 1);
+        else if (left >= 3) score(some, keys, to, dim, 3);
+        else if (left == 2) score(some, keys, to, dim, 2);
+        else score(some, keys, to, dim, 1);
+    }
 }
 
 /* mixed[q] += sum over the seen tokens of weights[q][t] . values[t], `vectors` of it at once. */
@@ -136,9 +136,8 @@ static void widen(const void *from, int64_t at, int type, float *to, int rows, i
     else widen_page(from, at, I8, to, rows, width, stride, row_scales);
 }
 
-/* The keys of one head of a page as fp32 [dim][PAGE]: where they are, or widened into scratch. */
-static const float *page_keys(const Attend *of, const Arena *arena, const LayerIO *io, int page,
-                              int head, float *into) {
+const float *page_keys(const Attend *of, const Arena *arena, const LayerIO *io, int page, int head,
+                       float *into) {
     const int64_t index = (int64_t)page * of->kv_heads + head;
     const int64_t at = io->layer * arena->layer_numbers + index * of->dim * PAGE;
     if (arena->type == F32) return (const float *)arena->keys + at;
@@ -210,23 +209,13 @@ static void attend_page(const Attend *of, const int32_t *looks, int num_looks, i
                         Scratch *s) {
     const int group = of->heads / of->kv_heads, queries = num_looks * group;
     const int dim = of->dim, stride = padded(dim);
-    int q = 0;
-    for (; q + QUERIES <= queries; q += QUERIES)
-        score(s->query + q * dim, keys, s->scores + q * PAGE, dim, QUERIES);
-    for (int left; (left = queries - q) > 0; q += left > 4 ? 4 : left) {
-        const float *query = s->query + q * dim;
-        float *scores = s->scores + q * PAGE;
-        if (left >= 4 && QUERIES >= 4) score(query, keys, scores, dim, QUERIES >= 4 ? 4 : 1);
-        else if (left >= 3) score(query, keys, scores, dim, 3);
-        else if (left == 2) score(query, keys, scores, dim, 2);
-        else score(query, keys, scores, dim, 1);
-    }
-    for (q = 0; q < queries; q++) {
+    score_queries(s->query, keys, s->scores, dim, queries);
+    for (int q = 0; q < queries; q++) {
         const int32_t *look = looks + 4 * (q / group);
         weigh(s->scores + q * PAGE, of->key_positions + look[2] + (int64_t)page * PAGE,
               of->row_positions[look[0]], s->top + q, s->total + q, s->mixed + q * stride, stride);
     }
-    for (q = 0; q < queries; q += MIXED)
+    for (int q = 0; q < queries; q += MIXED)
         for (int d = 0; d < stride; d += 4 * WIDTH) {
             const float *weights = s->scores + q * PAGE;
             float *mixed = s->mixed + q * stride + d;

@@ -4,6 +4,7 @@
 #include "attend.h"
 #include "rows.h"
 #include "vectors.h"
+#include "weights.h"
 
 /* ---------------------------------------------------------------- many rows, one part at a time */
 
@@ -44,6 +45,25 @@ void chunkcache_write(Team *team, const Attend *of, const Write *write, const La
                       void *qkv) {
     AttendCall call = {of, io, write, qkv, NULL};
     team_run(team, write_work, &call);
+}
+
+typedef struct {
+    const Weights *of;
+    const LayerIO *io;
+    char *scratch;
+} WeightsCall;
+
+static void weights_work(Team *team, int member, void *of) {
+    const WeightsCall *call = of;
+    weights_of_rows(team, member, call->of, call->io,
+                    call->scratch + member * weights_scratch_bytes(call->of));
+}
+
+int64_t chunkcache_weights_scratch_bytes(const Weights *of) { return weights_scratch_bytes(of); }
+
+void chunkcache_weights(Team *team, const Weights *of, const LayerIO *io, char *scratch) {
+    WeightsCall call = {of, io, scratch};
+    team_run(team, weights_work, &call);
 }
 
 int64_t chunkcache_scratch_bytes(const Attend *of) { return attend_scratch_bytes(of); }

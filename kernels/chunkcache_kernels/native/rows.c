@@ -2,6 +2,7 @@
 
 #include "vectors.h"
 
+#define AHEAD 8  /* rows, between what is multiplied and what is asked for */
 #define BLOCK 16 /* weight rows that a member takes at once */
 #if WIDTH == 16
 #define MANY_ROWS 4
@@ -18,8 +19,10 @@ INLINE void dots(const Weight *weight, const float *x, float *y, int r, int rows
     for (int c = 0; c < whole; c += WIDTH) {
         vf of[4];
 #pragma GCC unroll 4
-        for (int i = 0; i < rows; i++)
+        for (int i = 0; i < rows; i++) {
+            ask_for(weight->numbers, at + (int64_t)(i + AHEAD) * cols + c, type);
             of[i] = load_as_f32(weight->numbers, at + (int64_t)i * cols + c, type);
+        }
 #pragma GCC unroll 4
         for (int m = 0; m < count; m++) {
             vf in = load_f32(x + (int64_t)m * cols + c);

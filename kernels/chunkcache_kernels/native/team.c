@@ -10,7 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define SPINS 4000 /* some tens of microseconds: longer than a meeting of members that all run */
+#define SPINS 800 /* some tens of microseconds: longer than a meeting of members that all run */
 
 struct Team {
     int members;

@@ -35,6 +35,10 @@ INLINE vf load_f32(const float *from) { return *(const vf *)from; }
 INLINE void store_f32(float *to, vf x) { *(vf *)to = x; }
 
 INLINE vf load_bf16(const uint16_t *from) {
+#if defined(__AVX512F__) && WIDTH == 16
+    __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    return (vf)_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+#endif
     vu wide = __builtin_convertvector(*(const vh *)from, vu) << 16;
     return (vf)wide;
 }
@@ -56,6 +60,11 @@ INLINE vf load_f16(const uint16_t *from) {
 }
 
 INLINE vf load_i8(const int8_t *from) {
+#if defined(__AVX512F__) && WIDTH == 16
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+#elif defined(__AVX2__) && WIDTH == 8
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+#endif
     return __builtin_convertvector(__builtin_convertvector(*(const vb *)from, vi), vf);
 }
 
@@ -65,6 +74,14 @@ INLINE vf load_as_f32(const void *from, int64_t at, int type) {
     if (type == BF16) return load_bf16((const uint16_t *)from + at);
     if (type == F16) return load_f16((const uint16_t *)from + at);
     return load_i8((const int8_t *)from + at);
+}
+
+static const int SIZE_OF[] = {4, 2, 2, 1};
+
+/* Asks for the numbers `at` and on: what streams through is asked for before it is needed, because
+ * a few rows next to each other are more streams than a processor follows by itself. */
+INLINE void ask_for(const void *from, int64_t at, int type) {
+    __builtin_prefetch((const char *)from + at * SIZE_OF[type]);
 }
 
 INLINE float one_as_f32(const void *from, int64_t at, int type) {
@@ -98,10 +115,24 @@ INLINE void store_one(void *to, int64_t at, int type, float x) {
     }
 }
 
+typedef float vf8 __attribute__((vector_size(32), aligned(4)));
+typedef float vf4 __attribute__((vector_size(16), aligned(4)));
+
+INLINE vf8 half_of(vf x, int which) {
+    vf8 half;
+    memcpy(&half, (const float *)&x + which * (WIDTH - 8), sizeof half);
+    return half;
+}
+
+/* Lanes two and two, not one after the other: a chain of additions would cost more than a row. */
 INLINE float sum(vf x) {
-    float total = 0.0f;
-    for (int i = 0; i < WIDTH; i++) total += x[i];
-    return total;
+#if defined(__AVX512F__) && WIDTH == 16
+    return _mm512_reduce_add_ps((__m512)x);
+#endif
+    vf8 eight = half_of(x, 0);
+    if (WIDTH == 16) eight += half_of(x, 1);
+    vf4 four = {eight[0] + eight[4], eight[1] + eight[5], eight[2] + eight[6], eight[3] + eight[7]};
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 /* a where the mask is set, else b: what is not picked may be anything, a NaN too. */
@@ -118,6 +149,9 @@ INLINE vf larger(vf a, vf b) {
 }
 
 INLINE float largest(vf x) {
+#if defined(__AVX512F__) && WIDTH == 16
+    return _mm512_reduce_max_ps((__m512)x);
+#endif
     float top = x[0];
     for (int i = 1; i < WIDTH; i++) top = x[i] > top ? x[i] : top;
     return top;
