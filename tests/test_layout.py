@@ -91,6 +91,15 @@ def test_a_typed_package_says_so() -> None:
         assert (root / package / "py.typed").is_file()
 
 
+def test_what_modules_read_beside_them_is_installed_with_them() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["*"]
+    for package, root in SOURCE_ROOTS.items():
+        for path in files():
+            if path.is_relative_to(root / package) and path.suffix != ".py":
+                assert any(path.match(pattern) for pattern in patterns), where(path)
+
+
 def imported_by(path: Path, name: str) -> set[str]:
     """Dotted names a module imports; of `from a import b` both a and a.b."""
     found: set[str] = set()

@@ -40,7 +40,9 @@ class RotaryAngles:
         """The angles of at least so many positions, from 0 on."""
         if num_positions > self._table.cos.shape[0]:
             size = max(1024, 1 << (num_positions - 1).bit_length())
-            steps = torch.arange(size, device=self._inv_freq.device, dtype=torch.float32)
-            angles = torch.outer(steps, self._inv_freq).repeat(1, 2)
-            self._table = Rotary(angles.cos() * self._scaling, angles.sin() * self._scaling)
+            # in fp32 an angle of 1e5 is off by 4e-3: two turned by the same distance would differ
+            steps = torch.arange(size, device=self._inv_freq.device, dtype=torch.float64)
+            angles = torch.outer(steps, self._inv_freq.double())
+            parts = (angles.cos() * self._scaling, angles.sin() * self._scaling)
+            self._table = Rotary(*(part.float().repeat(1, 2) for part in parts))
         return self._table

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -34,11 +35,14 @@ from chunkcache.engine.model import (
     wrap_model,
 )
 from chunkcache.engine.outcome import Outcome
+from chunkcache.engine.pool import KVPool
 from chunkcache.engine.prefill import ChunkPrefill
 from chunkcache.engine.prompt import Prompt
+from chunkcache.engine.sequence_kv import SequenceKV
 from chunkcache.metrics import Metrics
 from chunkcache.protocol import Sampling
 from chunkcache.repair import policy_named
+from chunkcache_kernels import turned
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 384,
@@ -106,6 +110,37 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Callable[..., DecoderModel]:
 def tiny(build: Callable[..., DecoderModel]) -> DecoderModel:
     """A tiny random Llama in fp32, shared by tests that change nothing in it."""
     return build()
+
+
+def collect_kv(model: DecoderModel, pool: KVPool, kv: SequenceKV, num_tokens: int) -> torch.Tensor:
+    """What a sequence sees, layer by layer: K turned on from its place in a segment to its position
+    in the prompt, and V: `[layers, 2, tokens, heads, dim]`. Every position must be there once.
+    """
+    geometry = model.geometry
+    shape = (2, num_tokens, geometry.num_kv_heads, geometry.head_dim)
+    layers = []
+    for layer, has_positions in enumerate(model.turned_layers):
+        seen, times = torch.full(shape, torch.nan), np.zeros(num_tokens, int)
+        for segment in kv.segments(layer + 1):
+            parts = pool.arenas[segment.arena].read_rows(layer, segment.pages)
+            index = np.flatnonzero(segment.key_positions < num_tokens)
+            keys, values = (part[index].float() for part in parts)
+            if has_positions:
+                cos, sin = model.angles.at(torch.full((len(index),), segment.begin))
+                length = (cos.square() + sin.square()).sqrt()  # yarn's angles scale what they turn
+                keys = turned(keys, cos / length, sin / length)
+            positions = segment.key_positions[index]
+            seen[0, positions], seen[1, positions] = keys, values
+            np.add.at(times, positions, 1)
+        assert (times == 1).all(), f"layer {layer}: positions seen so often: {times}"
+        layers.append(seen)
+    return torch.stack(layers)
+
+
+@pytest.fixture(scope="session", name="collect_kv")
+def collect_kv_fixture() -> Callable[..., torch.Tensor]:
+    """`collect_kv`, for tests without a bench."""
+    return collect_kv
 
 
 @dataclass
@@ -182,8 +217,21 @@ class Bench:
         request = self.submit(prompt, records, *args, **kw)
         return next(e for e in request.events() if isinstance(e, Outcome))
 
+    def kv(self, request: Generation, num_tokens: int) -> torch.Tensor:
+        """`collect_kv` of a request. Read at once: pages it has let go are the next request's."""
+        assert request.kv is not None
+        return collect_kv(self.model, self.engine.pool, request.kv, num_tokens)
+
+    def answer_and_kv(
+        self, prompt: Prompt, *args: Any, **options: Any
+    ) -> tuple[Outcome, torch.Tensor]:
+        """The outcome, and K and V of the prompt's rows: `[layers, 2, tokens, heads, dim]`."""
+        request = self.submit(prompt, *args, max_new_tokens=1, **options)
+        outcome = next(e for e in request.events() if isinstance(e, Outcome))
+        return outcome, self.kv(request, prompt.num_tokens)
+
     def wait_until_idle(self) -> None:
-        """A request's result may be read a moment before the engine has let go of its blocks."""
+        """A request's result may be read a moment before the engine has let go of its pages."""
         deadline = time.monotonic() + 30
         while self.engine.unfinished:
             assert time.monotonic() < deadline
@@ -203,7 +251,7 @@ def bench(tiny: DecoderModel, open_bench: Callable[..., Bench]) -> Bench:
 
 @pytest.fixture
 def open_bench() -> Iterator[Callable[..., Bench]]:
-    """Engines over a model; afterwards each is closed and its block books must balance."""
+    """Engines over a model; afterwards each is closed and its page books must balance."""
     opened: list[Engine] = []
 
     def make(model: DecoderModel, **settings: Any) -> Bench:

@@ -13,6 +13,7 @@ import torch
 from chunkcache.engine import core
 from chunkcache.engine.core import Engine
 from chunkcache.engine.decoder import DecoderModel
+from chunkcache.engine.generation import Generation
 from chunkcache.engine.observe import QuestionScores
 from chunkcache.engine.outcome import Delta, Outcome
 from chunkcache.engine.pages import PagePool
@@ -74,7 +75,7 @@ def test_gauges_say_what_is_now_also_when_no_step_follows(
     assert gauges() == (0, 0)
 
 
-def test_more_requests_than_blocks_all_finish(
+def test_more_requests_than_pages_all_finish(
     tiny: DecoderModel, open_bench: Callable[..., Any]
 ) -> None:
     """32 KV tokens' worth of room for requests of 30: they take turns, none is lost."""
@@ -124,7 +125,7 @@ def test_a_full_queue_is_overloaded_and_recovers(
     assert run_out(bench.submit(bench.prompt([]), {}, exact_only=True)).token_ids
 
 
-def test_cancelling_a_running_request_frees_its_blocks_and_spares_the_others(
+def test_cancelling_a_running_request_frees_its_pages_and_spares_the_others(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -221,40 +222,40 @@ def test_a_submission_between_the_last_look_and_the_closing_is_failed(
             run_out(request)
 
 
-def _blocks_run_out(patch: pytest.MonkeyPatch, doomed: Any) -> None:
-    true = PagePool.allocate
-    patch.setattr(PagePool, "allocate", lambda pool, n: 1 / 0 if doomed() else true(pool, n))
+def _pages_run_out(patch: pytest.MonkeyPatch, engine: Engine, doomed: Any) -> None:
+    pool, true = engine.pages, PagePool.allocate  # that of the chunks has its own
+
+    def allocate(of: PagePool, count: int) -> Any:
+        return 1 / 0 if of is pool and doomed() else true(of, count)
+
+    patch.setattr(PagePool, "allocate", allocate)
 
 
-def _slots_fail(patch: pytest.MonkeyPatch, doomed: Any) -> None:
-    true = Engine._slots
-    patch.setattr(Engine, "_slots", lambda engine, b: 1 / 0 if doomed() else true(engine, b))
+def _planning_fails(patch: pytest.MonkeyPatch, engine: Engine, doomed: Any) -> None:
+    true = Generation.plan
+    patch.setattr(Generation, "plan", lambda r, *a: 1 / 0 if doomed() else true(r, *a))
 
 
-def _placing_fails(patch: pytest.MonkeyPatch, doomed: Any) -> None:
-    true = Engine._place
-
-    def place(engine: Engine, request: Any, placement: Any) -> None:
-        return 1 / 0 if doomed() else true(engine, request, placement)
-
-    patch.setattr(Engine, "_place", place)
+def _laying_out_fails(patch: pytest.MonkeyPatch, engine: Engine, doomed: Any) -> None:
+    true = core.SequenceKV
+    patch.setattr(core, "SequenceKV", lambda *a, **k: 1 / 0 if doomed() else true(*a, **k))
 
 
-@pytest.mark.parametrize("fault", [_blocks_run_out, _slots_fail, _placing_fails])
-def test_a_fault_while_a_request_is_admitted_leaks_no_block(
+@pytest.mark.parametrize("fault", [_pages_run_out, _planning_fails, _laying_out_fails])
+def test_a_fault_while_a_request_is_admitted_leaks_no_page_and_no_lease(
     bench: Any, monkeypatch: pytest.MonkeyPatch, fault: Any
 ) -> None:
     chunks = [bench.tokens(20, s) for s in (1, 2)]
     records = {i + 1: bench.record(ids) for i, ids in enumerate(chunks)}
     prompt = bench.prompt(chunks)
-    bench.answer(prompt, {}, exact_only=True)  # so that the doomed one holds shared blocks, too
+    bench.answer(prompt, {}, exact_only=True)  # so that the doomed one holds shared pages, too
     bench.wait_until_idle()
     gate = Gate(monkeypatch)
     other = bench.submit(bench.prompt([]), {}, exact_only=True, max_new_tokens=9)
     assert gate.entered.wait(30)
     with monkeypatch.context() as patch:
         failures = iter([True])
-        fault(patch, lambda: next(failures, False))
+        fault(patch, bench.engine, lambda: next(failures, False))
         doomed = bench.submit(bench.prompt(chunks[::-1]), {1: records[2]}, "none", budget=0.0)
         gate.go_on.set()
         bench.wait_until_idle()
@@ -262,7 +263,8 @@ def test_a_fault_while_a_request_is_admitted_leaks_no_block(
         run_out(doomed)
     assert len(run_out(other).token_ids) >= 1
     bench.engine.pages.check()
-    assert bench.engine.pages.available == bench.engine.pages.num_blocks
+    assert bench.engine.pages.available == bench.engine.pages.num_pages
+    assert bench.engine.chunks.leased == 0
 
 
 def _doomed_begin(request: Any) -> None:
@@ -275,7 +277,7 @@ def _doomed_sampler(request: Any) -> None:
 
 def _doomed_scores(request: Any) -> None:
     class Scores(QuestionScores):
-        def after_write(self, view: Any) -> None:
+        def look(self, view: Any) -> None:
             raise RuntimeError("a look at the wrong moment")
 
     start = request._start_scoring

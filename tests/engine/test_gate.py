@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -26,9 +27,11 @@ from transformers import (
 from transformers.models.llama import modeling_llama
 
 import chunkcache_kernels as kernels
-from chunkcache.engine import gate, reduced
+from chunkcache.engine import chunk_pages, core, gate, reduced, trial
 from chunkcache.engine.model import DecoderModel, refuse_unsupported, wrap_model
+from chunkcache.engine.pool import KVPool
 from chunkcache.errors import UnsupportedModel
+from chunkcache_kernels import lay_out, portable
 
 SIZES: dict[str, Any] = {
     "vocab_size": 384, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -45,6 +48,16 @@ def test_every_family_passes(build: Callable[..., DecoderModel], family: str) ->
     assert verdict.figures["repair_all"] <= 1e-4 * max(1.0, verdict.figures["logits_std"])
     assert verdict.figures["moved"] <= 1e-5
     assert verdict.limits["own_reference"] <= 1e-3 >= verdict.limits["reference"]
+
+
+def test_a_long_context_does_not_cost_reuse(build: Callable[..., DecoderModel]) -> None:
+    """Two angles of some 1e5 that are one distance apart: rounded to fp32 they were not."""
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    verdict = gate.run_gate(
+        build(max_position_embeddings=1 << 17, rope_parameters=rope, head_dim=64)
+    )
+    assert verdict.problems == () and verdict.reuses
+    assert verdict.figures["turned_queries"] < 1e-5
 
 
 def test_every_family_passes_in_bf16(build: Callable[..., DecoderModel], family: str) -> None:
@@ -102,57 +115,76 @@ def bf16_frequencies(model: DecoderModel, patch: pytest.MonkeyPatch) -> None:
 
 
 def interleaved_layout(model: DecoderModel, patch: pytest.MonkeyPatch) -> None:
-    def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         half = cos.shape[-1] // 2
         c, s = cos[:, None, :half], sin[:, None, :half]
         even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-        turned = torch.stack((even * c - odd * s, odd * c + even * s), dim=-1)
-        return turned.flatten(-2).to(x.dtype)
+        return torch.stack((even * c - odd * s, odd * c + even * s), dim=-1).flatten(-2)
 
-    def place_kv(k: Any, v: Any, cos: Any, sin: Any, k_pool: Any, v_pool: Any, slots: Any) -> None:
-        k_pool[slots], v_pool[slots] = rotate(k, cos, sin), v
+    patch.setattr(core, "open_team", lambda *_: None)  # the C kernels' layout is their own
+    for module in (portable, chunk_pages, trial):
+        patch.setattr(module, "turned", turned)
 
-    patch.setattr(kernels, "rotate", rotate)
-    patch.setattr(kernels, "place_kv", place_kv)
+
+class Triangle:
+    """Kernels whose rows see what the last rows of the sequence would see."""
+
+    def __init__(self, true: Any, pool: Any, layout: Any, heads: Any, rotary: Any) -> None:
+        shifted = [
+            replace(s, positions=np.arange(s.positions[-1] - len(s.positions), s.positions[-1]) + 1)
+            for s in layout.sequences
+        ]
+        self.write, self._heads = true(pool, layout, heads, rotary).write, heads
+        group = heads.heads // heads.kv_heads
+        mask = lay_out(shifted, page_tokens=pool.own.page_tokens, group=group)
+        self._attend = true(pool, mask, heads, rotary).attend
+        cos, sin = rotary.at(torch.from_numpy(mask.row_positions - layout.row_positions).long())
+        self._back = (cos, -sin)  # so that queries are turned as they should be
+
+    def attend(self, layer: int, qkv: torch.Tensor, *, turned: bool = True) -> torch.Tensor:
+        qkv = qkv.clone()
+        query = portable.split_qkv(qkv, self._heads)[0]
+        if turned:
+            query.copy_(kernels.turned(query, *self._back))
+        return self._attend(layer, qkv, turned=turned)
 
 
 def bottom_right_triangle(model: DecoderModel, patch: pytest.MonkeyPatch) -> None:
     """CacheBlend's mask: queries taken for the last rows of the sequence (see algorithms, 2.2)."""
-    true = kernels.paged_rows_attention
+    true = KVPool.bind
+    patch.setattr(KVPool, "bind", lambda pool, *of: Triangle(true, pool, *of))
 
-    def attend(
-        q: Any, k: Any, v: Any, slots: Any, positions: torch.Tensor, scale: float, **more: Any
-    ) -> Any:
-        last = int(positions[-1])
-        shifted = torch.arange(last - len(positions) + 1, last + 1)
-        return true(q, k, v, slots, shifted, scale)
 
-    patch.setattr(kernels, "paged_rows_attention", attend)
+def begins_at(patch: pytest.MonkeyPatch, moved: Callable[[int], int]) -> None:
+    true = kernels.Segment.of_chunk
+
+    def of_chunk(*args: Any) -> kernels.Segment:
+        segment = true(*args)
+        segment.begin = moved(segment.begin)
+        return segment
+
+    patch.setattr(kernels.Segment, "of_chunk", of_chunk)
 
 
 def off_by_the_prefix(model: DecoderModel, patch: pytest.MonkeyPatch) -> None:
-    """Placement coordinates that forget the head (LMCache-Ascend#277)."""
-    true = DecoderModel.place
-
-    def place(self: DecoderModel, kv: Any, positions: torch.Tensor, pool: Any, slots: Any) -> None:
-        true(self, kv, positions - positions[0], pool, slots)
-
-    patch.setattr(DecoderModel, "place", place)
+    """Coordinates of a chunk that forget what comes before it (LMCache-Ascend#277)."""
+    begins_at(patch, lambda begin: 0)
 
 
 def wrong_when_far(model: DecoderModel, patch: pytest.MonkeyPatch) -> None:
-    """Placement that is right only near the front; repair of every row writes over it."""
-    true = DecoderModel.place
+    """Turned rightly only near the front; repair of every row hides all that is."""
+    begins_at(patch, lambda begin: begin - int(begin > 500))
 
-    def place(self: DecoderModel, kv: Any, positions: torch.Tensor, *where: Any) -> None:
-        true(self, kv, positions + int(positions[0] > 500), *where)
 
-    patch.setattr(DecoderModel, "place", place)
+def replaced_row_seen(model: DecoderModel, patch: pytest.MonkeyPatch) -> None:
+    """A row of a chunk that stays visible beside the one that replaces it."""
+    true = kernels.Segment.hide
+    patch.setattr(kernels.Segment, "hide", lambda s, gone: true(s, gone[gone != gone.max()]))
 
 
 MUTANTS = [
     wrong_theta, bf16_frequencies, interleaved_layout, bottom_right_triangle, off_by_the_prefix,
-    wrong_when_far,
+    wrong_when_far, replaced_row_seen,
 ]  # fmt: skip
 
 
@@ -328,8 +360,10 @@ def test_a_verdict_does_not_hold_for_another_gate_processor_or_source(
         with monkeypatch.context() as patch:
             patch.setattr(module, "__file__", str(copied / Path(module.__file__).name))
             assert gate.stored_verdict(tiny, tmp_path) == VERDICT  # the same code elsewhere
-            (copied / "more.py").write_text("")
-            assert gate.stored_verdict(tiny, tmp_path) is None
+            for more in ("more.py", "more.c", "more.h"):
+                (copied / more).write_text("")
+                assert gate.stored_verdict(tiny, tmp_path) is None
+                (copied / more).unlink()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,15 @@ import pytest
 import torch
 from transformers.utils import logging as bars
 
-from chunkcache.engine.attention import KeptRows, KVPool, Logits, SequenceRows
+from chunkcache.config import EngineSettings
+from chunkcache.engine.attention import KeptRows, Logits, SequenceRows
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.model import load_model
+from chunkcache.engine.pool import KVPool, open_team
+from chunkcache.engine.sequence_kv import SequenceKV
 
 TIGHT = 2e-4
-LAYERS = 5
+LAYERS, PAGE, PAGES = 5, 8, 9
 IDS = torch.randint(3, 380, (20,), generator=torch.Generator().manual_seed(3))
 
 
@@ -24,20 +27,36 @@ def model(build: Callable[..., DecoderModel]) -> DecoderModel:
     return build(num_hidden_layers=LAYERS)
 
 
-def poisoned(model: DecoderModel) -> KVPool:
-    pool = model.new_pool(64)
-    for layer in (*pool.keys, *pool.values):
-        layer.fill_(float("nan"))
-    return pool
+@pytest.fixture(params=["compiled", "portable"])
+def pool(request: Any, model: DecoderModel) -> Iterator[KVPool]:
+    """Poisoned pages, with a team of threads or without."""
+    team = None
+    if request.param == "compiled":
+        team = open_team(model, PAGE, None)
+        if team is None:
+            pytest.skip("no C compiler here")
+    pool = model.new_pool(PAGES, 1 << 20, EngineSettings(page_tokens=PAGE), team)
+    for part in (pool.own.keys, pool.own.values):
+        part.fill_(float("nan"))
+    yield pool
+    if team is not None:
+        team.close()
 
 
-def rows(first: int, end: int, *, base: int = 0, **options: object) -> SequenceRows:
-    where = torch.arange(first, end)
-    return SequenceRows(IDS[where], where, base + torch.arange(20), logits=Logits.NONE, **options)  # type: ignore[arg-type]
+def sequence(number: int) -> SequenceKV:
+    """Twenty positions with three pages of their own, out of order."""
+    own = [3 * number + page for page in (2, 0, 1)]
+    return SequenceKV(PAGE, LAYERS, 20, prefix=(), own=own, chunks=())
 
 
-def at_once(model: DecoderModel, pool: KVPool, base: int) -> torch.Tensor:
-    whole = rows(0, 20, base=base)
+def rows(first: int, end: int, kv: SequenceKV, **options: Any) -> SequenceRows:
+    where = np.arange(first, end)
+    slots = kv.take(where, options.get("end_layer", LAYERS))
+    return SequenceRows(IDS[where], where, slots, kv, logits=Logits.NONE, **options)
+
+
+def at_once(model: DecoderModel, pool: KVPool, kv: SequenceKV) -> torch.Tensor:
+    whole = rows(0, 20, kv)
     whole.logits = Logits.ALL
     (logits,) = model.forward([whole], pool)
     assert logits is not None
@@ -46,39 +65,41 @@ def at_once(model: DecoderModel, pool: KVPool, base: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("layer", range(1, LAYERS + 1))
 @pytest.mark.parametrize("cut", [1, 10, 19])
-def test_rows_in_parts_are_rows_at_once(model: DecoderModel, layer: int, cut: int) -> None:
-    pool = poisoned(model)
-    expected = at_once(model, pool, base=20)
+def test_rows_in_parts_are_rows_at_once(
+    model: DecoderModel, pool: KVPool, collect_kv: Callable[..., Any], layer: int, cut: int
+) -> None:
+    whole, parts, other = map(sequence, range(3))
+    expected = at_once(model, pool, whole)
     kept = KeptRows(layer, np.arange(20))
     for part in ((0, cut), (cut, 20)):  # as the scheduler may split them
-        (nothing,) = model.forward([rows(*part, end_layer=layer, keep=kept)], pool)
+        (nothing,) = model.forward([rows(*part, parts, end_layer=layer, keep=kept)], pool)
         assert nothing is None
     for first, end in ((0, cut), (cut, 20)):
-        rest = rows(first, end, first_layer=layer, hidden=kept.states(np.arange(first, end)))
+        rest = rows(first, end, parts, first_layer=layer, hidden=kept.states(np.arange(first, end)))
         rest.logits = Logits.ALL
         # another sequence runs beside it, through all layers
-        logits, beside = model.forward([rest, rows(0, 20, base=40)], pool)
+        logits, beside = model.forward([rest, rows(0, 20, other)], pool)
         assert beside is None and logits is not None
         assert (logits - expected[first:end]).abs().max() < TIGHT
-    for keys, values in zip(pool.keys, pool.values, strict=True):
-        for at in (0, 40):
-            assert (keys[at : at + 20] - keys[20:40]).abs().max() < TIGHT
-            assert (values[at : at + 20] - values[20:40]).abs().max() < TIGHT
+    seen = [collect_kv(model, pool, kv, 20) for kv in (whole, parts, other)]
+    assert (seen[1] - seen[0]).abs().max() < TIGHT
+    assert (seen[2] - seen[0]).abs().max() < TIGHT
 
 
 @pytest.mark.parametrize("layer", range(1, LAYERS))
-def test_rows_join_others_of_their_sequence_half_way(model: DecoderModel, layer: int) -> None:
+def test_rows_join_others_of_their_sequence_half_way(
+    model: DecoderModel, pool: KVPool, layer: int
+) -> None:
     """The first rows begin in the step in which the last ones go on: they are seen by them."""
-    pool = poisoned(model)
-    expected = at_once(model, pool, base=20)
-    kept = KeptRows(layer, np.arange(12, 20))
-    model.forward([rows(0, 12)], pool)
-    model.forward([rows(12, 20, keep=kept)], pool)
-    for part in (*pool.keys[layer:], *pool.values[layer:]):
-        part[:20].fill_(float("nan"))
-    last = rows(12, 20, first_layer=layer, hidden=kept.states(np.arange(12, 20)))
+    expected = at_once(model, pool, sequence(1))
+    kept, kv = KeptRows(layer, np.arange(12, 20)), sequence(0)
+    model.forward([rows(0, 12, kv)], pool)
+    model.forward([rows(12, 20, kv, keep=kept)], pool)
+    for part in (pool.own.keys, pool.own.values):
+        part[layer:].fill_(float("nan"))
+    last = rows(12, 20, kv, first_layer=layer, hidden=kept.states(np.arange(12, 20)))
     last.logits = Logits.LAST
-    nothing, logits = model.forward([rows(0, 12), last], pool)
+    nothing, logits = model.forward([rows(0, 12, kv), last], pool)
     assert nothing is None and logits is not None
     assert (logits - expected[-1]).abs().max() < TIGHT
 

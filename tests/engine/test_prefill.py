@@ -53,12 +53,12 @@ def test_a_record_does_not_depend_on_step_size_or_company(
     assert np.allclose(one.stats.token_head, other.stats.token_head, atol=1e-5)
 
 
-def test_the_head_is_shared_between_prefills_but_the_chunks_blocks_are_not(bench: Any) -> None:
+def test_the_head_is_shared_between_prefills_but_the_chunks_pages_are_not(bench: Any) -> None:
     ids = bench.tokens(40, 1)
     first = bench.prefill(ids)
     second = bench.prefill(ids)
     bench.wait_until_idle()
-    assert first.blocks == [] and second.blocks == []
+    assert first.pages == [] and second.pages == []
     assert second.exact_tokens == len(bench.head)
     assert torch.allclose(first.future.result().kv, second.future.result().kv, atol=1e-4)
     shared = bench.engine.prefix.match(b"chunks", [*bench.head, *ids])

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.outcome import Outcome
@@ -83,19 +82,6 @@ def deep(build: Callable[..., DecoderModel], open_bench: Callable[..., Any]) -> 
     return open_bench(build(num_hidden_layers=8))
 
 
-def answer_and_kv(bench: Any, prompt: Any, *args: Any, **kw: Any) -> tuple[Outcome, torch.Tensor]:
-    """The outcome, and K and V of the prompt's rows: `[layers, 2, tokens, heads, dim]`.
-
-    Read at once: blocks that were let go are the next request's.
-    """
-    request = bench.submit(prompt, *args, max_new_tokens=1, **kw)
-    outcome = next(e for e in request.events() if isinstance(e, Outcome))
-    slots = request.slots[: prompt.num_tokens]
-    layers = zip(bench.engine.pool.keys, bench.engine.pool.values, strict=True)
-    kv = torch.stack([torch.stack([keys[slots], values[slots]]) for keys, values in layers])
-    return outcome, kv
-
-
 @pytest.mark.parametrize("step_tokens", [16, 512])
 @pytest.mark.parametrize("hits", [{1, 2, 3, 4}, {2, 4}, {4}])
 def test_after_the_probe_the_question_goes_on_and_chunks_start_again(
@@ -105,10 +91,10 @@ def test_after_the_probe_the_question_goes_on_and_chunks_start_again(
     chunks = [bench.tokens(n, seed) for seed, n in enumerate([25, 40, 19, 31])]
     prompt = bench.prompt(chunks, history=bench.tokens(5, 9))
     records = {i: bench.record(chunks[i - 1]) for i in hits}
-    outcome, probed = answer_and_kv(bench, prompt, records, Asked(), budget=0.6, salt=b"1")
+    outcome, probed = bench.answer_and_kv(prompt, records, Asked(), budget=0.6, salt=b"1")
     rows = GivenRows(outcome.recomputed)
-    _, given = answer_and_kv(bench, prompt, records, rows, salt=b"2")
-    _, unrepaired = answer_and_kv(bench, prompt, records, "none", salt=b"3")
+    _, given = bench.answer_and_kv(prompt, records, rows, salt=b"2")
+    _, unrepaired = bench.answer_and_kv(prompt, records, "none", salt=b"3")
     asking = prompt.spans[-2].start
     assert prompt.num_tokens - asking == 12
     # chunks do not see the question: all of them as if there had been no probe
@@ -143,10 +129,10 @@ def test_rows_that_deviate_go_on_from_where_they_were_compared(
     chunks = [bench.tokens(n, seed) for seed, n in enumerate([25, 40, 31])]
     prompt = bench.prompt(chunks)
     records = {i + 1: bench.record(ids) for i, ids in enumerate(chunks)}
-    outcome, ours = answer_and_kv(bench, prompt, records, "deviation", budget=0.5, salt=b"1")
+    outcome, ours = bench.answer_and_kv(prompt, records, "deviation", budget=0.5, salt=b"1")
     share, reusable = 2 / 8, 71
     assert len(outcome.recomputed) == int((0.5 - share) / (1 - share) * reusable)
-    _, exact = answer_and_kv(bench, prompt, {}, exact_only=True, salt=b"2")
+    _, exact = bench.answer_and_kv(prompt, {}, exact_only=True, salt=b"2")
     assert (ours[:2] - exact[:2]).abs().max() < TIGHT  # layers that every row ran through
     chosen = ours[2][:, outcome.recomputed] - exact[2][:, outcome.recomputed]
     assert chosen.abs().max() < TIGHT  # and what the chosen rows make of them
