@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from chunkcache.version import __version__
+from chunkcache.waiting import spin_briefly
 
 if TYPE_CHECKING:
     from chunkcache.sdk.client import AsyncClient, Client
     from chunkcache.service import ChunkCache
+
+spin_briefly()  # before anything of ours loads torch
 
 __all__ = ["AsyncClient", "ChunkCache", "Client", "__version__"]
 
