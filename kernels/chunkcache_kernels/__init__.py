@@ -1,20 +1,20 @@
-"""Rotary placement, paged row attention and attention statistics; Triton and its torch twins.
+"""Rotary placement, row attention over slots and attention statistics, in torch.
 
-Every function has a torch reference in `reference.py`; `dispatch.py` says which one runs.
+Attention over pages has modules of its own: `compiled.py`, `triton_pages.py`, `portable.py`.
 """
 
 from __future__ import annotations
 
-from chunkcache_kernels.dispatch import (
+from chunkcache_kernels.dispatch import plan_rows
+from chunkcache_kernels.mass import attention_mass, attention_received
+from chunkcache_kernels.plan import RowPlan
+from chunkcache_kernels.reference import (
     gather_kv,
     paged_rows_attention,
     place_kv,
-    plan_rows,
     rotate,
     rows_attention,
 )
-from chunkcache_kernels.mass import attention_mass, attention_received
-from chunkcache_kernels.plan import RowPlan
 
 __all__ = [
     "RowPlan",

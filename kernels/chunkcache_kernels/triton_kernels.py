@@ -216,8 +216,8 @@ def write_kernel(  # type: ignore[no-untyped-def]
         to = values + (at + place * DIM)[:, None] + cols[None, :]
         tl.store(to, value.to(values.dtype.element_ty), mask=fits)
     elif query_norm is not None:
-        source = qkv + begin + (kv_head - KV_HEADS) * DIM + cols[None, :]
-        query = tl.load(source, mask=fits, other=0.0).to(tl.float32)
+        at_query = qkv + begin + (kv_head - KV_HEADS) * DIM + cols[None, :]
+        query = tl.load(at_query, mask=fits, other=0.0).to(tl.float32)
         weight = tl.load(query_norm + cols, mask=in_head, other=0.0)
         query = query * _inverse_rms(query, eps, DIM) * weight[None, :]
-        tl.store(source, query.to(qkv.dtype.element_ty), mask=fits)
+        tl.store(at_query, query.to(qkv.dtype.element_ty), mask=fits)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class TritonStep:
         programs.bound_kernel[(len(items),)](
             arrays["items"], arrays["looks"], arrays["row_positions"], arrays["key_positions"],
             arrays["ends"], PAGE=arenas[0].page_tokens,
-            LOOKS=triton.next_power_of_2(most_looks), KEYS=_BOUND_KEYS,
+            LOOKS=triton.next_power_of_2(most_looks), KEYS=_BOUND_KEYS, enable_fp_fusion=True,
         )  # fmt: skip
         shape = (int(layout.row_parts[-1]), heads.heads)
         parts = (
@@ -146,9 +146,7 @@ class TritonStep:
         )  # fmt: skip
         return out
 
-    def _look(
-        self, number: int, arena: Arena, layer: int, qkv: torch.Tensor, turned: bool
-    ) -> None:
+    def _look(self, number: int, arena: Arena, layer: int, qkv: torch.Tensor, turned: bool) -> None:
         """The parts of all items of one arena."""
         heads, arrays = self.heads, self.arrays
         first, end = self.bounds[number], self.bounds[number + 1]
@@ -236,13 +234,11 @@ def _to_device(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str,
     """Arrays of int32, in one copy that the CPU does not wait for."""
     sizes = [-(-array.size // _ALIGNED) * _ALIGNED for array in arrays.values()]
     packed = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
-    there: dict[str, Any] = {}
-    for part, (name, array) in zip(packed.split(sizes), arrays.items(), strict=True):
+    for part, array in zip(torch.split(packed, sizes), arrays.values(), strict=True):
         assert array.dtype == np.int32
         part[: array.size] = torch.from_numpy(array.reshape(-1))
-        there[name] = array.shape
-    moved = packed.to(device, non_blocking=True).split(sizes)
+    moved = torch.split(packed.to(device, non_blocking=True), sizes)
     return {
-        name: part[: math.prod(shape)].view(shape)
-        for part, (name, shape) in zip(moved, there.items(), strict=True)
+        name: part[: array.size].view(array.shape)
+        for part, (name, array) in zip(moved, arrays.items(), strict=True)
     }

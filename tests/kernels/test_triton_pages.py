@@ -6,7 +6,8 @@ position in fp64. Every slot that no row may see holds NaN.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from chunkcache_kernels.layout import Layout
+    from chunkcache_kernels.triton_pages import TritonStep
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 LAYER, LAYERS, PAGES, POSITIONS = 1, 2, 90, 400
@@ -45,11 +47,6 @@ class Shape:
     arenas: tuple[torch.dtype, torch.dtype] = (F32, F32)
     sharpness: float = 1.0
 
-    @property
-    def coarsest(self) -> torch.dtype:
-        """The number type that torch's own error is taken at."""
-        return max((self.rows, *self.arenas), key=lambda dtype: torch.finfo(dtype).eps)
-
 
 @dataclass(slots=True)
 class Passage:
@@ -65,13 +62,16 @@ class Passage:
 # two prompts that share chunks, one of them inside a look of both; a chunk of one token; rows
 # before, between and inside passages; a passage that is replaced as a whole
 SHARED = [
-    ([0, 1, 2, 34, 36, 90, 200, 201], [Passage(0, 40, 3, 0, (31, 33)), Passage(1, 1, 43),
-                                       Passage(2, 150, 44, 2, (46,))]),
-    ([7, 8, 9, 159, 160], [Passage(2, 150, 10, 0, (149,)), Passage(3, 7, 0)]),
+    ([0, 1, 2, 34, 36, 90, 120, 121], [Passage(0, 40, 3, 0, (31, 33)), Passage(1, 1, 43),
+                                       Passage(2, 70, 44, 2, (46,))]),
+    ([7, 8, 9, 79, 80], [Passage(2, 70, 10, 0, (69,)), Passage(3, 7, 0)]),
     ([0, 1], []),
     ([3, 4], [Passage(4, 2, 1, 0, (0, 1)), Passage(1, 1, 0), Passage(5, 2, 1)]),
 ]  # fmt: skip
-ALL_ROWS: list[Any] = [([*range(75)], []), ([*range(20, 55)], [Passage(0, 40, 0, 0, (*range(20, 40),))])]
+ALL_ROWS: list[Any] = [
+    ([*range(50)], []),
+    ([*range(20, 45)], [Passage(0, 40, 0, 0, (*range(20, 40),))]),
+]
 ONE_ROW: list[Any] = [([321], [Passage(0, 300, 21), Passage(1, 21, 0)])]
 
 
@@ -88,36 +88,47 @@ class Problem:
     slots: np.ndarray
     turned: bool
     # of each sequence: positions of its keys, keys before RoPE and values, as the model made them
-    truth: list[tuple[np.ndarray, Tensor, Tensor]] = field(default_factory=list)
+    truth: list[tuple[np.ndarray, Tensor, Tensor]]
+
+    def bind(self) -> TritonStep:
+        """The step; Triton is imported no sooner."""
+        from chunkcache_kernels.triton_pages import TritonStep
+
+        return TritonStep.bind(self.layout, self.arenas, self.heads, self.rotary)
 
     def run(self) -> Tensor:
         """Write the step's rows and attend."""
-        from chunkcache_kernels.triton_pages import TritonStep
-
-        step = TritonStep.bind(self.layout, self.arenas, self.heads, self.rotary)
+        step = self.bind()
         step.write(LAYER, self.qkv, self.slots, arena=PRIVATE, turned=self.turned)
         return step.attend(LAYER, self.qkv, turned=self.turned)
+
+    def run_twin(self) -> Tensor:
+        """What `run` does, by torch."""
+        self.write_by_torch(self.arenas[PRIVATE])
+        args = LAYER, self.query(), self.torch_heads(), self.rotary
+        return portable.attend(self.layout, self.arenas, *args).flatten(1)
+
+    def torch_heads(self) -> Heads:
+        """The heads as torch takes them, which knows no layers that do not turn."""
+        return self.heads if self.turned else replace(self.heads, rotary_dim=0)
+
+    def write_by_torch(self, arena: Arena) -> None:
+        """The step's keys and values to their slots."""
+        of_keys = self.heads.heads * self.heads.dim
+        key, value = self.qkv[:, of_keys:].unflatten(1, (2, self.heads.kv_heads, -1)).unbind(1)
+        rows = self.slots, self.layout.row_positions, key, value
+        portable.write_rows(arena, LAYER, *rows, self.torch_heads(), self.rotary)
 
     def query(self) -> Tensor:
         """`[R, Hq, D]`."""
         width = self.heads.heads * self.heads.dim
         return self.qkv[:, :width].unflatten(1, (self.heads.heads, -1))
 
-    def _rotated(self, x: Tensor, positions: np.ndarray, exactly: bool) -> Tensor:
+    def _rotated(self, x: Tensor, positions: np.ndarray, dtype: torch.dtype) -> Tensor:
         if not self.turned or not self.heads.rotary_dim:
-            return x.double() if exactly else x
+            return x.to(dtype)
         angle = _angles(torch.from_numpy(positions.astype(np.int64)), self.heads.rotary_dim)
-        if not exactly:
-            return _turned(x, *(of.float().to(x.device) for of in angle))
-        return _turned(x.double(), *(of.to(x.device) for of in angle))
-
-    def exact(self) -> Tensor:
-        """The answer in fp64, by the definition."""
-        return self._answer(self._exactly)
-
-    def by_torch(self) -> Tensor:
-        """Torch's own attention over rotated keys, at the coarsest number type of the problem."""
-        return self._answer(self._torchs)
+        return _turned(x.to(dtype), *(of.to(device=x.device, dtype=dtype) for of in angle))
 
     def _answer(self, attend: Callable[..., Tensor]) -> Tensor:
         done, query, first = [], self.query(), 0
@@ -128,30 +139,32 @@ class Problem:
         return torch.cat(done).flatten(1)
 
     def _exactly(self, q: Tensor, rows: np.ndarray, at: np.ndarray, k: Tensor, v: Tensor) -> Tensor:
+        """In fp64, by the definition."""
         group = self.heads.heads // self.heads.kv_heads
-        q, k = self._rotated(q, rows, True), self._rotated(k, at, True)
+        q, k = self._rotated(q, rows, torch.float64), self._rotated(k, at, torch.float64)
         k, v = k.repeat_interleave(group, dim=1), v.double().repeat_interleave(group, dim=1)
         scores = torch.einsum("rhd,thd->hrt", q, k) * self.heads.scale
         hidden = torch.from_numpy(at[None] > rows[:, None]).to(q.device)
         return torch.einsum("hrt,thd->rhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
 
     def _torchs(self, q: Tensor, rows: np.ndarray, at: np.ndarray, k: Tensor, v: Tensor) -> Tensor:
-        q, k = self._rotated(q, rows, False), self._rotated(k, at, False)
-        q, k, v = (x.to(self.shape.coarsest).transpose(0, 1)[None] for x in (q, k, v))
+        """Torch's own attention over rotated keys, at the coarsest number type of the problem."""
+        q, k = self._rotated(q, rows, F32), self._rotated(k, at, F32)
+        dtypes = self.shape.rows, *self.shape.arenas
+        coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        q, k, v = (x.to(coarsest).transpose(0, 1)[None] for x in (q, k, v))
         sees = torch.from_numpy(at[None] <= rows[:, None]).to(q.device)
-        out = scaled_dot_product_attention(
-            q, k, v, attn_mask=sees, scale=self.heads.scale, enable_gqa=True
-        )
+        scale = self.heads.scale
+        out = scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=scale, enable_gqa=True)
         return out[0].transpose(0, 1)
 
     def check(self, answer: Tensor) -> None:
         """Fail unless the answer is as good as torch's own, within a factor of two."""
         assert answer.shape == (len(self.qkv), self.heads.heads * self.heads.dim)
         assert answer.dtype == self.qkv.dtype
-        exact = self.exact()
-        ours, torchs = (
-            float((of.double() - exact).norm() / exact.norm()) for of in (answer, self.by_torch())
-        )
+        exact = self._answer(self._exactly)
+        torchs = float((self._answer(self._torchs).double() - exact).norm() / exact.norm())
+        ours = float((answer.double() - exact).norm() / exact.norm())
         limit = 2 * torchs + 2 * torch.finfo(F32).eps
         assert ours <= limit, f"error {ours:.2e}, torch's own {torchs:.2e}"
 
@@ -164,11 +177,10 @@ def _angles(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE at the angles' precision, as pairs of channels."""
-    width = cos.shape[1]
-    low, high = x[..., : width // 2].to(cos.dtype), x[..., width // 2 : width].to(cos.dtype)
-    cos, sin = cos[:, None, : width // 2], sin[:, None, : width // 2]
-    rest = x[..., width:].to(cos.dtype)
+    """RoPE as pairs of channels."""
+    half = cos.shape[1] // 2
+    low, high, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    cos, sin = cos[:, None, :half], sin[:, None, :half]
     return torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1)
 
 
@@ -182,12 +194,8 @@ class Maker:
         self.heads = Heads(heads, kv_heads, shape.dim, shape.dim**-0.5, rotary_dim)
         cos, sin = _angles(torch.arange(POSITIONS), rotary_dim)
         self.rotary = Rotary(cos.float().to(device), sin.float().to(device))
-        self.arenas = [
-            Arena.empty(
-                LAYERS, PAGES, kv_heads, shape.dim, shape.page_tokens, dtype=dtype, device=device
-            )
-            for dtype in shape.arenas
-        ]
+        sizes = LAYERS, PAGES, kv_heads, shape.dim, shape.page_tokens
+        self.arenas = [Arena.empty(*sizes, dtype=dtype, device=device) for dtype in shape.arenas]
         self.draw = torch.Generator().manual_seed(7)
         free = np.random.default_rng(7).permutation(PAGES).astype(np.int32)
         self.free = [free, free[::-1]]
@@ -195,29 +203,23 @@ class Maker:
 
     def numbers(self, *shape: int) -> Tensor:
         """Random rows of the model's number type."""
-        made = torch.randn(*shape, generator=self.draw)
-        return made.to(self.shape.rows).to(self.device)
+        return torch.randn(*shape, generator=self.draw).to(self.device, self.shape.rows)
 
     def pages(self, arena: int, tokens: int) -> np.ndarray:
         """Pages that nobody has, in no order."""
-        count = -(-tokens // self.shape.page_tokens)
-        taken, self.free[arena] = np.split(self.free[arena], [count])
-        assert len(taken) == count
+        taken, rest = np.split(self.free[arena], [-(-tokens // self.shape.page_tokens)])
+        self.free[arena] = rest
         return taken
 
     def chunk(self, passage: Passage) -> tuple[np.ndarray, Tensor, Tensor]:
-        """The pages of a chunk, written the first time; rows hidden from everybody stay NaN."""
+        """The pages of a chunk, written the first time."""
         if passage.chunk not in self.chunks:
             pages = self.pages(CHUNKS, passage.tokens)
             k, v = self.numbers(2, passage.tokens, self.heads.kv_heads, self.heads.dim)
-            places = np.arange(passage.tokens)
-            slots = pages[places // self.shape.page_tokens] * self.shape.page_tokens
-            slots = slots + places % self.shape.page_tokens
-            rotary_dim = self.heads.rotary_dim if self.turned else 0
-            heads = Heads(*self.shape.heads, self.shape.dim, 1.0, rotary_dim)
-            portable.write_rows(
-                self.arenas[CHUNKS], LAYER, slots, places, k, v, heads, self.rotary
-            )
+            places, size = np.arange(passage.tokens), self.shape.page_tokens
+            slots = pages[places // size] * size + places % size
+            heads = self.heads if self.turned else replace(self.heads, rotary_dim=0)
+            portable.write_rows(self.arenas[CHUNKS], LAYER, slots, places, k, v, heads, self.rotary)
             self.chunks[passage.chunk] = pages, k, v
         return self.chunks[passage.chunk]
 
@@ -253,12 +255,30 @@ class Maker:
             values.append(own[:, heads.kv_heads :])
             layouts.append(SequenceLayout(np.array(rows, dtype=np.int64), segments))
             truths.append((np.concatenate(at), torch.cat(keys), torch.cat(values)))
+        self.poison(layouts)
         group = heads.heads // heads.kv_heads
-        return Problem(
-            self.shape, lay_out(layouts, page_tokens=size, group=group), self.arenas, heads,
-            self.rotary, qkv.flatten(1), np.concatenate(slots).astype(np.int32), self.turned,
-            truths,
-        )  # fmt: skip
+        layout = lay_out(layouts, page_tokens=size, group=group)
+        args = self.shape, layout, self.arenas, heads, self.rotary, qkv.flatten(1)
+        return Problem(*args, np.concatenate(slots).astype(np.int32), self.turned, truths)
+
+    def poison(self, sequences: list[SequenceLayout]) -> None:
+        """NaN for the chunks' keys and values that no row sees."""
+        size, arena = self.shape.page_tokens, self.arenas[CHUNKS]
+        seen = np.zeros((PAGES, size), dtype=bool)
+        for sequence in sequences:
+            for segment in sequence.segments:
+                if segment.arena == CHUNKS:
+                    shown = segment.key_positions <= sequence.positions[-1]
+                    seen[segment.pages] |= shown.reshape(-1, size)
+        nobodys = torch.from_numpy(~seen).to(self.device)
+        arena.keys.masked_fill_(nobodys[:, None, None, :], NAN)
+        arena.values.masked_fill_(nobodys[:, None, :, None], NAN)
+
+
+def _assert_same(ours: Arena, theirs: Arena) -> None:
+    """Also where nobody wrote: NaN, which equals nothing."""
+    assert torch.equal(ours.keys.nan_to_num(777.0), theirs.keys.nan_to_num(777.0))
+    assert torch.equal(ours.values.nan_to_num(777.0), theirs.values.nan_to_num(777.0))
 
 
 SHAPES = {
@@ -275,7 +295,7 @@ SHAPES = {
     "heads of 8": Shape((2, 2), 8, page_tokens=8),
     "every head its own keys, some channels turned": Shape((3, 3), 80, 32),
     "no channel turned": Shape((2, 1), 32, 0),
-    "many heads on one": Shape((71, 1), 16),
+    "many heads on one": Shape((40, 1), 16),
 }
 
 
@@ -289,12 +309,90 @@ def test_rows_are_attended_as_exactly_as_torch_does(
 
 
 @pytest.mark.parametrize("shape", [SHAPES["fp32"], SHAPES["bf16"]], ids=["fp32", "bf16"])
+def test_all_rows_of_a_prompt(shape: Shape, device: torch.device) -> None:
+    problem = Maker(shape, device, True).make(ALL_ROWS)
+    problem.check(problem.run())
+
+
 @pytest.mark.parametrize("turned", [True, False], ids=["turned", "still"])
-def test_all_rows_of_a_prompt(shape: Shape, turned: bool, device: torch.device) -> None:
-    problem = Maker(shape, device, turned).make(ALL_ROWS)
+def test_the_twin_passes_the_same_rule(turned: bool, device: torch.device) -> None:
+    problem = Maker(Shape(), device, turned).make(SHARED)
     problem.check(problem.run())
+    problem.check(problem.run_twin())
 
 
-def test_a_still_layer_turns_nothing(device: torch.device) -> None:
-    problem = Maker(Shape(), device, False).make(SHARED)
-    problem.check(problem.run())
+def test_rows_may_lie_apart(device: torch.device) -> None:
+    problem = Maker(Shape(), device, True).make(ONE_ROW + ALL_ROWS[1:])
+    apart = torch.full((len(problem.qkv), problem.qkv.shape[1] + 5), NAN, device=device)
+    apart[:, :-5] = problem.qkv
+    together, problem.qkv = problem.qkv, apart[:, :-5]
+    answer = problem.run()
+    problem.check(answer)
+    assert torch.equal(apart[:, :-5], together), "rows that are not normed stay as they are"
+    queries = problem.query().flatten(1).contiguous()
+    assert torch.equal(problem.bind().attend(LAYER, queries), answer)
+
+
+def test_rows_whose_numbers_are_no_neighbours_are_refused(device: torch.device) -> None:
+    problem = Maker(Shape(), device, True).make(ONE_ROW + ALL_ROWS[1:])
+    step, turned_round = problem.bind(), problem.qkv.t().contiguous().t()
+    with pytest.raises(AssertionError, match="must be neighbours"):
+        step.attend(LAYER, turned_round)
+    with pytest.raises(AssertionError, match="must be neighbours"):
+        step.write(LAYER, turned_round, problem.slots)
+    weight = torch.ones(problem.heads.dim, device=device)
+    with pytest.raises(AssertionError, match="would overlap"):
+        step.write(LAYER, problem.qkv[:1].expand_as(problem.qkv), problem.slots, key_norm=weight)
+
+
+@pytest.mark.parametrize("turned", [True, False], ids=["turned", "still"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_writing_equals_its_twin_and_writes_nothing_else(
+    shape: Shape, turned: bool, device: torch.device
+) -> None:
+    problem = Maker(shape, device, turned).make(ALL_ROWS[1:])
+    problem.slots[[0, 3, len(problem.slots) - 1]] = -1
+    twin = deepcopy(problem.arenas[PRIVATE])
+    problem.bind().write(LAYER, problem.qkv, problem.slots, turned=turned)
+    problem.write_by_torch(twin)
+    assert twin.keys.isfinite().any()
+    _assert_same(problem.arenas[PRIVATE], twin)
+
+
+def test_writing_goes_to_the_arena_and_the_slots_of_each_call(device: torch.device) -> None:
+    problem = Maker(Shape(arenas=(F32, BF16)), device, True).make(ALL_ROWS[1:])
+    step, twin = problem.bind(), deepcopy(problem.arenas[CHUNKS])
+    for shift in (0, 1):
+        problem.slots[:] = np.arange(len(problem.slots)) * 2 + shift
+        step.write(LAYER, problem.qkv, problem.slots, arena=CHUNKS)
+        problem.write_by_torch(twin)
+    _assert_same(problem.arenas[CHUNKS], twin)
+    assert problem.arenas[PRIVATE].keys.isnan().all()
+
+
+@pytest.mark.parametrize("shape", [Shape(), Shape((3, 1), 80, 32, 24), SHAPES["bf16"]], ids=str)
+@pytest.mark.parametrize("normed", ["queries", "keys", "both"])
+def test_queries_and_keys_are_normed_in_place(
+    shape: Shape, normed: str, device: torch.device
+) -> None:
+    problem = Maker(shape, device, True).make(ALL_ROWS[1:])
+    heads, kv_heads = shape.heads
+    problem.slots[2] = -1  # not written, but normed all the same
+    weights = torch.rand(2, shape.dim, generator=torch.Generator().manual_seed(1)).to(device) + 0.5
+    norms = None if normed == "keys" else weights[0], None if normed == "queries" else weights[1]
+    twin = deepcopy(problem.arenas[PRIVATE])
+    before = problem.qkv.unflatten(1, (-1, shape.dim)).clone()
+    problem.bind().write(
+        LAYER, problem.qkv, problem.slots, query_norm=norms[0], key_norm=norms[1], eps=1e-5
+    )
+    after = problem.qkv.unflatten(1, (-1, shape.dim))
+    of_queries, of_keys, of_values = (0, heads), (heads, heads + kv_heads), (heads + kv_heads, None)
+    for (first, end), weight in zip((of_queries, of_keys, of_values), (*norms, None), strict=True):
+        ours, exact = after[:, first:end].double(), before[:, first:end].double()
+        if weight is not None:
+            exact /= (exact.square().mean(-1, keepdim=True) + 1e-5).sqrt() / weight.double()
+        eps = 0.0 if weight is None else torch.finfo(shape.rows).eps
+        assert (ours - exact).norm() <= eps * exact.norm()
+    # the pages hold the normed keys as they came out of it, rounded
+    problem.write_by_torch(twin)
+    _assert_same(problem.arenas[PRIVATE], twin)
