@@ -32,6 +32,19 @@ def _turn(x, partner, cols, distance, real, cos, sin, ROTARY: tl.constexpr):  # 
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _load_turned(  # type: ignore[no-untyped-def]
+    x, begin, cols, distance, fits, real, cos, sin, ROTARY: tl.constexpr
+):
+    """fp32 [n, channels] of heads that begin at `begin` [n], turned by `distance` [n]."""
+    own = tl.load(x + begin[:, None] + cols[None, :], mask=fits, other=0.0).to(tl.float32)
+    if ROTARY > 0:
+        other = x + begin[:, None] + _partner(cols, ROTARY)[None, :]
+        partner = tl.load(other, mask=fits, other=0.0).to(tl.float32)
+        own = _turn(own, partner, cols, distance, real, cos, sin, ROTARY)
+    return own
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def bound_kernel(  # type: ignore[no-untyped-def]
     items, looks, row_positions, key_positions, ends,
     PAGE: tl.constexpr, LOOKS: tl.constexpr, KEYS: tl.constexpr,
@@ -79,12 +92,8 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     in_head = cols < DIM
     fits = real[:, None] & in_head[None, :]
     begin = row.to(tl.int64) * stride_row + head * DIM
-    query = tl.load(qkv + begin[:, None] + cols[None, :], mask=fits, other=0.0).to(tl.float32)
-    if ROTARY > 0:
-        other = qkv + begin[:, None] + _partner(cols, ROTARY)[None, :]
-        partner = tl.load(other, mask=fits, other=0.0).to(tl.float32)
-        distance = position - tl.load(look + 1, mask=real, other=0)
-        query = _turn(query, partner, cols, distance, real, cos, sin, ROTARY)
+    distance = position - tl.load(look + 1, mask=real, other=0)
+    query = _load_turned(qkv, begin, cols, distance, fits, real, cos, sin, ROTARY)
     query = (query * scale_log2).to(tl.float32 if WIDE else keys.dtype.element_ty)
 
     # looks of one sequence see the same keys up to their row: one line of positions says it all
@@ -99,21 +108,19 @@ def attend_kernel(  # type: ignore[no-untyped-def]
         index = start + tl.arange(0, KEYS)
         inside = index < end
         if alike:
-            stands = tl.load(key_positions + any_first + index, mask=inside, other=_HIDDEN)
-            sees = stands[None, :] <= position[:, None]
-            seen = stands <= last_row
+            stands = tl.load(key_positions + any_first + index, inside, other=_HIDDEN)
+            sees, seen = stands[None, :] <= position[:, None], stands <= last_row
         else:
             of_look = key_positions + first_key[:, None] + index[None, :]
-            sees = tl.load(of_look, mask=inside[None, :], other=_HIDDEN) <= position[:, None]
+            sees = tl.load(of_look, inside[None, :], other=_HIDDEN) <= position[:, None]
             seen = tl.max(sees.to(tl.int32), 0) > 0
         # whole pages are masked, not tokens, or a page's keys could not be loaded several at a time
         of_page = index // PAGE
         page = tl.load(pages + first_page + of_page, mask=of_page < num_pages, other=0)
         at = (page.to(tl.int64) * KV_HEADS + kv_head) * (DIM * PAGE)
         place = index % PAGE
-        key = tl.load(
-            keys + (at + place)[None, :] + (cols * PAGE)[:, None], mask=in_head[:, None], other=0.0
-        )
+        of_key = keys + (at + place)[None, :] + (cols * PAGE)[:, None]
+        key = tl.load(of_key, mask=in_head[:, None], other=0.0)
         # a NaN in a key that nobody wrote is in its own column, which gives way as a whole
         scores = tl.dot(query, key.to(query.dtype), input_precision=PRECISION)
         scores = tl.where(sees, scores, 2 * _NEVER)
@@ -121,14 +128,10 @@ def attend_kernel(  # type: ignore[no-untyped-def]
         weights = tl.exp2(scores - higher[:, None])
         fade = tl.exp2(top - higher)
         # a value that nobody wrote would be NaN even times 0, so it is not loaded
-        value = tl.load(
-            values + (at + place * DIM)[:, None] + cols[None, :],
-            mask=seen[:, None] & in_head[None, :], other=0.0,
-        )  # fmt: skip
-        mixed = tl.dot(
-            weights.to(query.dtype), value.to(query.dtype), mixed * fade[:, None],
-            input_precision=PRECISION,
-        )  # fmt: skip
+        of_value = values + (at + place * DIM)[:, None] + cols[None, :]
+        value = tl.load(of_value, mask=seen[:, None] & in_head[None, :], other=0.0)
+        weights_as, faded = weights.to(query.dtype), mixed * fade[:, None]
+        mixed = tl.dot(weights_as, value.to(query.dtype), faded, input_precision=PRECISION)
         total = total * fade + tl.sum(weights, 1)
         top = higher
 
