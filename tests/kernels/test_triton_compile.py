@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 triton = pytest.importorskip("triton")
 
 SMALLEST_SHARED_BYTES = 99 * 1024  # what a block may use on compute capability 8.6 and 8.9
+INDICES = (
+    "items", "ends", "pages", "looks", "row_positions", "key_positions", "row_parts", "slots",
+)  # fmt: skip
+NUMBERS = ("cos", "sin", "mixed_parts", "top_parts", "total_parts", "query_norm", "key_norm")
 
 pytestmark = [
     pytest.mark.skipif(
@@ -28,56 +32,75 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-def _compile(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int) -> Any:
+def _compile(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, warps: int = 4
+) -> Any:
+    """As a launch compiles it whose pointers and strides are multiples of 16."""
     from triton.backends.compiler import GPUTarget
 
-    signature = {
-        name: "constexpr" if name in constants else types.get(name, "i32")
-        for name in kernel.arg_names
+    types = dict.fromkeys(INDICES, "*i32") | dict.fromkeys(NUMBERS, "*fp32") | types
+    types |= {"scale_log2": "fp32", "eps": "fp32"}
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+    at = {(names.index(name),): value for name, value in constants.items()}
+    aligned = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name, of in signature.items()
+        if of.startswith("*") or name == "stride_row"
     }
-    at = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=at)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=at, attrs=aligned)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": warps})
 
 
-@pytest.mark.parametrize(("dtype", "capability"), [("*bf16", 80), ("*fp16", 90), ("*fp32", 90)])
-def test_attention_compiles_and_fits(dtype: str, capability: int) -> None:
-    from chunkcache_kernels import attention
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("rows", "arena", "dim", "queries"),
+    [("*bf16", "*bf16", 128, 64), ("*fp16", "*fp16", 256, 64), ("*fp32", "*fp32", 128, 32),
+     ("*bf16", "*fp16", 80, 16)],
+)  # fmt: skip
+def test_attention_compiles_and_fits(
+    rows: str, arena: str, dim: int, queries: int, capability: int
+) -> None:
+    from chunkcache_kernels import triton_kernels, triton_pages
 
-    tile = attention._KEYS // 2 if dtype == "*fp32" else attention._KEYS
+    exact = arena == "*fp32"
+    keys, warps = triton_pages.tiles(dim, exact)
     compiled = _compile(
-        attention._attend_kernel,
-        {"q": dtype, "k": dtype, "v": dtype, "out": "*fp32", "lse": "*fp32",
-         "slots": "*i64", "positions": "*i64", "scale_log2": "fp32"},
-        {"DIM": 128, "DIM_PADDED": 128, "GROUP": 3, "GROUP_PADDED": 4,
-         "ROWS": attention._FOLDED_ROWS // 4, "KEYS": tile, "PAGED": True, "SPLIT": True,
-         "PRECISION": "ieee" if dtype == "*fp32" else "tf32"},
-        capability,
+        triton_kernels.attend_kernel,
+        {"qkv": rows, "keys": arena, "values": arena},
+        {"KV_HEADS": 8, "GROUP": 3, "DIM": dim, "DIM_PADDED": triton.next_power_of_2(dim),
+         "ROTARY": dim, "PAGE": 16, "QUERIES": queries, "KEYS": keys, "WIDE": rows == "*fp32",
+         "PRECISION": "ieee" if exact else "tf32"},
+        capability, warps,
     )  # fmt: skip
     assert "cubin" in compiled.asm
     assert compiled.metadata.shared <= SMALLEST_SHARED_BYTES
+    # keys and values come 16 bytes at a time, while the tile before them is multiplied
+    copies = [line for line in compiled.asm["ptx"].splitlines() if "cp.async.cg" in line]
+    assert copies and all("0x10" in line for line in copies)
 
 
-@pytest.mark.parametrize("run", [False, True], ids=["slots", "a run"])
-def test_placing_compiles(run: bool) -> None:
-    from chunkcache_kernels import rope
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("normed", [False, True])
+def test_writing_compiles(normed: bool, capability: int) -> None:
+    from chunkcache_kernels import triton_kernels
 
-    tensors = ("k", "v", "k_pool", "v_pool")
-    types = dict.fromkeys(tensors, "*bf16") | {"cos": "*fp32", "sin": "*fp32"}
-    constants: dict[str, Any] = {"HALF": 40, "HALF_PADDED": 64, "TOKENS": 32, "RUN": run}
-    if run:
-        constants["slots"] = None
-    else:
-        types["slots"] = "*i64"
-    assert "cubin" in _compile(rope._place_kernel, types, constants, 90).asm
+    constants: dict[str, Any] = {
+        "HEADS": 9, "KV_HEADS": 3, "DIM": 80, "DIM_PADDED": 128, "ROTARY": 40, "PAGE": 8,
+        "ROWS": 16,
+    }  # fmt: skip
+    if not normed:
+        constants |= {"query_norm": None, "key_norm": None}
+    types = {"qkv": "*bf16", "keys": "*fp16", "values": "*fp16"}
+    assert "cubin" in _compile(triton_kernels.write_kernel, types, constants, capability).asm
 
 
-def test_rotating_and_gathering_compile() -> None:
-    from chunkcache_kernels import paged, rope
+@pytest.mark.parametrize("capability", [80, 90])
+def test_bounds_and_merging_compile(capability: int) -> None:
+    from chunkcache_kernels import triton_kernels
 
-    types = {"x": "*bf16", "out": "*bf16", "cos": "*fp32", "sin": "*fp32"}
-    sizes = {"HALF": 32, "HALF_PADDED": 32, "TOKENS": 32}
-    assert "cubin" in _compile(rope._rotate_kernel, types, sizes, 90).asm
-    pools = dict.fromkeys(("k_pool", "v_pool", "k_out", "v_out"), "*bf16") | {"slots": "*i64"}
-    widths = {"DIM": 80, "WIDTH": 240, "WIDTH_PADDED": 256, "TOKENS": 16}
-    assert "cubin" in _compile(paged._gather_kernel, pools, widths, 90).asm
+    sizes = {"PAGE": 16, "LOOKS": 32, "KEYS": 64}
+    assert "cubin" in _compile(triton_kernels.bound_kernel, {"ends": "*i32"}, sizes, capability).asm
+    sizes = {"HEADS": 9, "DIM": 80, "DIM_PADDED": 128, "MERGED": 8}
+    assert "cubin" in _compile(triton_kernels.merge_kernel, {"out": "*bf16"}, sizes, capability).asm
