@@ -110,7 +110,7 @@ class OwnEngine:
             for family in families
             if family.type == "gauge"
             for sample in family.samples
-            if sample.value
+            if sample.value and not sample.name.endswith("_created")
         }
 
     def close(self) -> None:

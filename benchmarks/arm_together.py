@@ -13,11 +13,14 @@ from arm_child import memory, reset_peak
 if TYPE_CHECKING:
     from arm_child import OwnEngine
 
+TRIES = 4  # an answer may end before all others have begun
+
 
 class Window:
-    """When each answer's pieces came, and whether enough came since the last answer began.
+    """When each answer's pieces came, and whether enough came while all answers decoded.
 
-    Thread-safe. `closed` once every answer has `wanted` pieces since then, or one has ended.
+    Thread-safe. Open from when the last answer began; closed once every answer has `wanted` pieces
+    since then. An answer that begins again opens it anew.
     """
 
     def __init__(self, answers: int, wanted: int) -> None:
@@ -47,8 +50,16 @@ class Window:
                 self.closed_at = now
             return self.closed_at is not None
 
-    def end(self) -> None:
-        """An answer ended; nothing counts from here on."""
+    def begin_again(self, answer: int) -> None:
+        """This answer ended and is asked for once more."""
+        with self._lock:
+            if self.closed_at is None:
+                self.times[answer] = []
+                self.opened_at = None
+                self._since = [0] * len(self._since)
+
+    def close(self) -> None:
+        """Nothing counts from here on; it may be too little."""
         with self._lock:
             self.closed_at = self.closed_at or time.perf_counter()
             self.half_way.set()
@@ -73,14 +84,16 @@ def run_together(arm: OwnEngine, told: dict[str, Any]) -> dict[str, Any]:
 
     def run(number: int) -> None:
         try:
-            with closing(arm.stream(requests[number])) as events:
-                for event in events:
-                    if event.type == "delta" and window.note(number):
-                        return
+            for _ in range(TRIES):
+                with closing(arm.stream(requests[number])) as events:
+                    for event in events:
+                        if event.type == "delta" and window.note(number):
+                            return
+                window.begin_again(number)
         except Exception as error:
             failures.append(error)
         finally:
-            window.end()
+            window.close()
 
     reset_peak()
     before = memory()["rss_bytes"]

@@ -229,11 +229,13 @@ def open_arms(
         arms = []
         for name, kind, about in _wanted(given, settings, common, folder, stack):
             arm = Arm(name, kind, about, folder)
-            stack.callback(arm.close)
             arms.append(arm)
-            if arm.refused:
+            if not arm.refused:
+                stack.callback(arm.close)
+            else:
+                arm.close()
                 print(f"no arm {name}: {arm.refused}", file=sys.stderr, flush=True)
-                if name not in {"int8"} and kind != "vllm":
+                if name != "int8" and kind != "vllm":
                     raise RuntimeError(f"arm {name}: {arm.refused}")
         yield Arms(given, passages, arms)
 

@@ -20,9 +20,9 @@ from bench_decode import spread
 from reporting import command_line, emit, surroundings
 
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
-    "warm, budget 0": (10, {"budget": 0.0}),
-    "warm, budget 0.15": (10, {"budget": 0.15}),
-    "in full": (5, {"mode": "full"}),
+    "warm@0": (10, {"budget": 0.0}),
+    "warm@0.15": (10, {"budget": 0.15}),
+    "full": (5, {"mode": "full"}),
 }
 POOL = 20
 QUESTION = "What do these documents have in common?"

@@ -10,10 +10,10 @@ it needs, and runs its requests in threads of one `ChunkCache` per arm, arms in 
 - `zipf`      ten drawn for each request from 200, Zipf(1.0)
 
 A step's time is the median gap between two pieces of one answer's text while all sixteen decode;
-answers are cancelled when each has `--pieces` of them. Memory is resident memory of the process,
-and its peak during the first round, when nothing is left over from another: above what it was when
-the model was loaded, and without the host tier's records (`kv_bytes`: device KV and the largest
-step's activations).
+answers are cancelled when each has `--pieces` of them, and asked for again when they end before.
+Memory is the process's peak during the first round, when nothing is left over from another: above
+what it was when the model was loaded, and without the host tier's records (`kv_bytes`: device KV,
+and the largest step's activations).
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_arguments(parser, ("ours", "int8", "baseline"))
-    parser.set_defaults(arms=["ours", "baseline"])
+    parser.set_defaults(arms=["ours", "baseline"], rounds=3)
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--pieces", type=int, default=32, help="of every answer, all decoding")

@@ -50,6 +50,86 @@ def ttft_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def decode_table() -> str:
+    """Tokens a second and the whole answer beside other engines, in the same run."""
+    result = latest("decode")
+    if result is None:
+        return "Not measured yet.\n"
+    lines = ["| prompt | engine | tokens/s | TTFT | answer | tokens/s to | answer to |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for row in result["rows"]:
+        for name, arm in row["arms"].items():
+            cells = [
+                str(row["prompt_tokens"]), f"{name} ({result['arms'][name]['dtype']})",
+                f"{arm['tokens_per_s'][0]:.1f}", f"{arm['ttft_ms'][0]:.0f} ms",
+                f"{arm['answer_ms'][0] / 1e3:.1f} s",
+                *(_ratios(arm, figure) for figure in ("tokens_per_s", "answer_ms")),
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"{result['model']}, {result['tokens']} tokens answered, passages of 512 tokens, warm, "
+        f"budget {result['budget']:g};",
+        f"medians of {result['rounds']} rounds in turns, `baseline` is {result['baseline']}. "
+        f"{_source(result)}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _ratios(arm: dict[str, Any], figure: str) -> str:
+    """An arm's ratios of one figure to the others, turn by turn."""
+    to = {name: value for name, value in arm.items() if name.startswith("to ")}
+    shown = [f"{name.removeprefix('to ')} {value[figure][0]:.2f}" for name, value in to.items()]
+    return ", ".join(shown) or "–"
+
+
+def against_table() -> str:
+    """TTFT beside other engines, in the same run."""
+    result = latest("against")
+    if result is None:
+        return "Not measured yet.\n"
+    names = list(result["rows"][0]["arms"])
+    lines = ["| case | prompt | " + " | ".join(names) + " |"]
+    lines += ["|---|---|" + "---|" * len(names)]
+    for row in result["rows"]:
+        cells = [
+            f"{arm['ttft_ms'][0]:.0f} ms ({arm[f'of {names[0]}'][0]:.2f})"
+            for arm in row["arms"].values()
+        ]
+        lines.append(f"| {row['case']} | {row['prompt_tokens']} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"{result['model']}; median TTFT of {result['rounds']} rounds in turns, in brackets "
+        f"relative to `{names[0]}`",
+        f"round by round; `baseline` is {result['baseline']}. {_source(result)}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def sharing_table() -> str:
+    """Memory and step time of many requests over shared passages."""
+    result = latest("sharing")
+    if result is None:
+        return "Not measured yet.\n"
+    lines = ["| passages of a request | different | build | a step | KV and activations |"]
+    lines += ["|---|---|---|---|---|"]
+    for row in result["rows"]:
+        for name, arm in row["arms"].items():
+            cells = [
+                row["cell"], str(row["different_passages"]), name, f"{arm['step_ms'][0]:.0f} ms",
+                f"{arm['kv_bytes'] / 2**20:.0f} MiB",
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    row = result["rows"][0]
+    lines += [
+        "",
+        f"{result['model']}, {row['requests']} requests at once with {row['passages']} passages of "
+        "512 tokens each,",
+        f"budget {result['budget']:g}, `baseline` is {result['baseline']}. {_source(result)}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _quality_runs(*splits: str) -> list[dict[str, Any]]:
     """The last run of every model, set and number of passages on these halves, by number type.
 
@@ -247,6 +327,9 @@ def needle_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "ttft": ttft_table,
+    "decode": decode_table,
+    "against": against_table,
+    "sharing": sharing_table,
     "drift": drift_table,
     "drift-details": drift_details_table,
     "order": order_table,
