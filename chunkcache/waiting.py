@@ -1,8 +1,8 @@
 """How long torch's threads spin for the next piece of work before they sleep.
 
-GNU's OpenMP lets waiting threads spin for a millisecond and more. Where another process wants a core,
-a spinning thread keeps it from the one that everybody waits for, and each of the thousands of
-parallel operations of an answer costs a time slice (docs/log.md, 2026-11-28).
+GNU's OpenMP lets waiting threads spin for a millisecond and more. Where another process wants a
+core, a spinning thread keeps it from the one that everybody waits for, and each of the thousands
+of parallel operations of an answer costs a time slice (docs/log.md, 2026-11-28).
 """
 
 from __future__ import annotations

@@ -318,7 +318,7 @@ class Engine:
                 self._start(self._waiting.popleft(), shared)
 
     def _acquire(self, request: Request) -> int | None:
-        """Give a request its pages; how many hold its first tokens already, or None: no room yet."""
+        """Give a request its pages; how many already hold its first tokens, None: no room yet."""
         if self._settings.prefix_cache and request.takes_prefix:
             known = request.token_ids[: request.max_prefix_tokens]
             request.pages = self.prefix.match(request.salt, known)

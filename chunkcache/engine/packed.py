@@ -3,8 +3,8 @@
 Many rows run as torch's matrix products with our norms, gate and attention between them. Few rows,
 as in decoding, run through all layers in one call of the C kernels, which read every weight once:
 there the weights are kept as narrow as they can be without losing a bit (a checkpoint in bf16 or
-fp16 that is computed in fp32 is read in 16 bits), and all arithmetic is fp32. With int8 weights the
-modules' own weights are rounded to what 8 bits hold, so that all rows are of one and the same model.
+fp16 that is computed in fp32 is read in 16 bits), and all arithmetic is fp32. With int8 weights
+the modules' own weights are rounded to what 8 bits hold: all rows are of one and the same model.
 
 Twin: `ModuleLayers`, transformers' own modules; the gate compares both.
 """

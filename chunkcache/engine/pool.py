@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -76,7 +77,20 @@ class KVPool:
         """The kernels for a step's rows."""
         if self.team is not None:
             return CompiledStep.bind(self.team, layout, self.arenas, heads, rotary)
+        if self._runs_triton(heads):
+            from chunkcache_kernels.triton_pages import TritonStep
+
+            return TritonStep.bind(layout, self.arenas, heads, rotary)
         return PortableStep(layout, self.arenas, heads, rotary)
+
+    def _runs_triton(self, heads: Heads) -> bool:
+        """Whether the pages lie where Triton's kernels read them, in types they know."""
+        if self.own.keys.device.type != "cuda" or find_spec("triton") is None:
+            return False
+        from chunkcache_kernels.triton_pages import DTYPES, MAX_DIM
+
+        known = all(arena.keys.dtype in DTYPES for arena in self.arenas)
+        return known and heads.dim <= MAX_DIM
 
     def bind_weights(self, sequence: SequenceLayout, heads: Heads, rotary: Rotary) -> RowWeights:
         """What tells where the rows of one sequence look."""
