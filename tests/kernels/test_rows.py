@@ -1,4 +1,4 @@
-"""What the C kernels do to rows beside attention, against torch: writes, norms, the gate, products."""
+"""What the C kernels do to rows beside attention, against torch: writes, norms, products."""
 
 from __future__ import annotations
 
