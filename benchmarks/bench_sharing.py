@@ -11,9 +11,9 @@ it needs, and runs its requests in threads of one `ChunkCache` per arm, arms in 
 
 A step's time is the median gap between two pieces of one answer's text while all sixteen decode;
 answers are cancelled when each has `--pieces` of them, and asked for again when they end before.
-Memory is the process's peak during the first round, when nothing is left over from another: above
-what it was when the model was loaded, and without the host tier's records (`kv_bytes`: device KV,
-and the largest step's activations).
+Memory is the process's peak during the first round, when nothing is left over from another, above
+what it was when the model was loaded: KV on the device, records in the host tier, and the largest
+step's activations.
 """
 
 from __future__ import annotations
@@ -101,21 +101,19 @@ def measure(cell: str, given: argparse.Namespace) -> tuple[dict[str, Any], dict[
         if {"ours", "baseline"} <= set(steps):
             both = zip(steps["ours"], steps["baseline"], strict=True)
             row["step_to_baseline"] = spread([a / b for a, b in both])
-            row["kv_to_baseline"] = round(
-                memory["ours"]["kv_bytes"] / memory["baseline"]["kv_bytes"], 4
-            )
+            added = [memory[name]["added_bytes"] for name in ("ours", "baseline")]
+            row["memory_to_baseline"] = round(added[0] / added[1], 4)
         return row, arms.facts()
 
 
 def memory_of(arm: Arm, got: dict[str, Any]) -> dict[str, Any]:
     """Bytes, of the process and as its own metrics say."""
     loaded = arm.loaded["memory"]["rss_bytes"]
-    host = int(got["gauges"].get("chunkcache_tier_bytes host", 0))
     return {
         "loaded_bytes": loaded,
         "warm_bytes": got["rss_before_bytes"],
         "peak_bytes": got["peak_bytes"],
-        "kv_bytes": got["peak_bytes"] - loaded - host,
+        "added_bytes": got["peak_bytes"] - loaded,
         "gauges": got["gauges"],
     }
 
@@ -125,11 +123,11 @@ def show(row: dict[str, Any]) -> None:
     print(f"{row['cell']}: {row['requests']} requests, {row['different_passages']} passages, "
           f"{row['prompt_tokens'][0]:.0f} tokens each")  # fmt: skip
     for name, arm in row["arms"].items():
-        kv = arm["kv_bytes"] / 2**20
-        print(f"{name:>14}{arm['step_ms'][0]:>9.0f} ms a step{kv:>9.0f} MiB of KV and activations")
+        added = arm["added_bytes"] / 2**20
+        print(f"{name:>14}{arm['step_ms'][0]:>9.0f} ms a step{added:>9.0f} MiB above the model")
     if "step_to_baseline" in row:
-        step, kv = row["step_to_baseline"][0], row["kv_to_baseline"]
-        print(f"{'to baseline':>14}{step:>8.2f}x{kv:>16.2f}x", flush=True)
+        step, added = row["step_to_baseline"][0], row["memory_to_baseline"]
+        print(f"{'to baseline':>14}{step:>8.2f}x{added:>16.2f}x", flush=True)
 
 
 def main() -> int:
