@@ -184,7 +184,7 @@ def wrap_model(
 ) -> DecoderModel:
     """Make a transformers model run rows; `fingerprint` as `model_fingerprint` makes it.
 
-    With `int8` its weights are rounded to 8 bits, in place. Kernels compiled for this machine are kept
+    With `int8` its weights are rounded to 8 bits, in place. Compiled kernels are kept
     in `kernel_cache`, or else in the user's cache directory.
 
     Raises:
