@@ -32,7 +32,7 @@ def pool(request: Any, model: DecoderModel) -> Iterator[KVPool]:
     """Poisoned pages, with a team of threads or without."""
     team = None
     if request.param == "compiled":
-        team = open_team(model, PAGE, None)
+        team = open_team(model, PAGE)
         if team is None:
             pytest.skip("no C compiler here")
     pool = model.new_pool(PAGES, 1 << 20, EngineSettings(page_tokens=PAGE), team)

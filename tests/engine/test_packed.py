@@ -46,7 +46,7 @@ def new_pool(without_team: bool) -> Iterator[Callable[[DecoderModel], KVPool]]:
     teams = []
 
     def make(model: DecoderModel) -> KVPool:
-        team = None if without_team else open_team(model, PAGE, None)
+        team = None if without_team else open_team(model, PAGE)
         if team is None and not without_team:
             pytest.skip("no C compiler here")
         teams.append(team)

@@ -30,8 +30,8 @@ from chunkcache_kernels import (
     lay_out,
     turned,
 )
-from chunkcache_kernels.compiled import CompiledStep
-from chunkcache_kernels.portable import attention_weights
+from chunkcache_kernels.compiled import CompiledStep, CompiledWeights
+from chunkcache_kernels.portable import PortableWeights
 
 CPU = torch.device("cpu")
 LAYER = 1  # of two; layer 0 stays poisoned
@@ -363,17 +363,50 @@ def test_many_rows_over_a_long_chunk(binder: Callable[..., Any]) -> None:
         check(Shape(seed, chunks=(150, 90), sequences=3), binder)
 
 
-def test_weights_are_the_softmax_of_the_twin() -> None:
-    world = World(Shape(3, begin=41, chunks=(13, 1, 24, 13)))
+def check_weights(shape: Shape, weigher: Callable[..., Any]) -> None:
+    world = World(shape)
     world.run(PortableStep)
     for s in world.sequences:
-        sequence = SequenceLayout(s.own, s.segments)
-        rows = slice(0, len(s.own))
-        query = s.qkv.view(len(s.own), -1, 64)[:, : world.heads.heads]
-        weights = attention_weights(sequence, world.arenas, LAYER, query, world.heads, world.rotary)
-        q, keys, _, sees = world.placed(s, rows)
-        scores = torch.einsum("rhd,thd->hrt", q, keys.repeat_interleave(3, dim=1))
+        some = np.flatnonzero(world.draw.random(len(s.own)) < 0.6)
+        some = some if len(some) else np.array([len(s.own) - 1])
+        query, keys, _, sees = world.placed(s, slice(0, len(s.own)))
+        query, sees = query[some], sees[some]
+        scores = torch.einsum("rhd,thd->hrt", query, keys.repeat_interleave(shape.group, dim=1))
         expected = (scores * world.heads.scale).masked_fill(~sees, -torch.inf).softmax(-1).mean(0)
-        spread = torch.zeros(len(s.own), int(s.own[-1]) + 1, dtype=torch.float64)
-        spread[:, sorted(s.keys)] = expected
-        torch.testing.assert_close(weights.double(), spread, rtol=0, atol=1e-5)
+        spread = torch.zeros(len(some), int(s.own[some[-1]]) + 1, dtype=torch.float64)
+        within = np.array(sorted(s.keys)) < spread.shape[1]
+        spread[:, np.array(sorted(s.keys))[within]] = expected[:, within]
+        bound = weigher(
+            SequenceLayout(s.own[some], s.segments), world.arenas, world.heads, world.rotary
+        )
+        asked = s.qkv.view(len(s.own), -1, shape.dim)[:, : world.heads.heads][some]
+        ours = bound.weights(LAYER, asked, turned=shape.turned)
+        assert ours.dtype is torch.float32
+        torch.testing.assert_close(ours.double(), spread, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="session", params=["portable", "compiled", "own threads"])
+def weigher(request: Any, open_team: Callable[..., Any]) -> Callable[..., Any]:
+    """Binds rows of one sequence to the weights of one kind of kernels."""
+    if request.param == "portable":
+        return PortableWeights
+    own = request.param == "own threads"
+
+    def bind(sequence: SequenceLayout, arenas: Sequence[Arena], heads: Heads, *rest: Any) -> Any:
+        page_tokens, group = arenas[0].page_tokens, heads.heads // heads.kv_heads
+        layout = lay_out([sequence], page_tokens=page_tokens, group=group)
+        team = open_team(page_tokens, 3 if own else 2, own_threads=own)
+        return CompiledWeights.bind(team, layout, arenas, heads, *rest)
+
+    return bind
+
+
+@given(shape=SHAPES)
+@RANDOM
+def test_weights_are_the_softmax_of_the_twin(weigher: Callable[..., Any], shape: Shape) -> None:
+    check_weights(shape, weigher)
+
+
+def test_weights_over_int8_chunks(weigher: Callable[..., Any]) -> None:
+    for seed in range(3):
+        check_weights(Shape(seed, begin=41, chunk_type=torch.int8), weigher)
