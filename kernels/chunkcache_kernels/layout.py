@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chunkcache_kernels.arena import Segment
 
 RUN_PAGES = 16  # a run of few queries has at most so many pages, so that a team can share it
-ITEM_QUERIES = 32  # rows times query heads per key head that one product takes
+ITEM_QUERIES = 48  # rows times query heads per key head that one product takes
 
 
 @dataclass(slots=True, eq=False)

@@ -35,23 +35,27 @@ Scratch scratch_in(const Attend *of, char *memory) {
     return s;
 }
 
-void turn_query(const Attend *of, const LayerIO *io, const int32_t *look, int head, float *to) {
+INLINE void turn_typed(const Attend *of, const LayerIO *io, const int32_t *look, int head, float *to,
+                       int type) {
     const int dim = of->dim, half = of->rotary_dim / 2;
     const int64_t at = look[0] * io->query_stride + (int64_t)head * dim;
     const float scale = of->scale * LOG2_E;
-    int i = 0;
-    if (half) {
-        const int64_t angle = (int64_t)(of->row_positions[look[0]] - look[1]) * of->rotary_dim;
-        const float *cos = of->cos + angle, *sin = of->sin + angle;
-        for (; i < half; i++) {
-            float low = one_as_f32(io->query, at + i, io->query_type);
-            float high = one_as_f32(io->query, at + i + half, io->query_type);
-            to[i] = (low * cos[i] - high * sin[i]) * scale;
-            to[i + half] = (high * cos[i + half] + low * sin[i + half]) * scale;
-        }
-        i = of->rotary_dim;
+    const int64_t angle = (int64_t)(of->row_positions[look[0]] - look[1]) * of->rotary_dim;
+    const float *restrict cos = of->cos + angle, *restrict sin = of->sin + angle;
+    float *restrict out = to;
+    for (int i = 0; i < half; i++) {
+        const float low = one_as_f32(io->query, at + i, type);
+        const float high = one_as_f32(io->query, at + i + half, type);
+        out[i] = (low * cos[i] - high * sin[i]) * scale;
+        out[i + half] = (high * cos[i + half] + low * sin[i + half]) * scale;
     }
-    for (; i < dim; i++) to[i] = one_as_f32(io->query, at + i, io->query_type) * scale;
+    for (int i = 2 * half; i < dim; i++) out[i] = one_as_f32(io->query, at + i, type) * scale;
+}
+
+void turn_query(const Attend *of, const LayerIO *io, const int32_t *look, int head, float *to) {
+    if (io->query_type == F32) turn_typed(of, io, look, head, to, F32);
+    else if (io->query_type == BF16) turn_typed(of, io, look, head, to, BF16);
+    else turn_typed(of, io, look, head, to, F16);
 }
 
 /* scores[q][t] = query[q] . keys[:, t] for `count` queries at once. */
@@ -266,7 +270,7 @@ void attend_parts(Team *team, int member, const Attend *of, const LayerIO *io, c
         attend_item(of, io, of->items + 3 * (i / of->kv_heads), i % of->kv_heads, &s);
 }
 
-static void merge_row(const Attend *of, const LayerIO *io, int row) {
+INLINE void merge_typed(const Attend *of, const LayerIO *io, int row, int type) {
     const int dim = of->dim, size = dim + 2;
     for (int head = 0; head < of->heads; head++) {
         const int first = of->row_parts[row], end = of->row_parts[row + 1];
@@ -279,13 +283,21 @@ static void merge_row(const Attend *of, const LayerIO *io, int row) {
             float *part = own + p * step;
             const float weight = part[dim + 1] == 0.0f ? 0.0f : exp2f(part[dim] - top);
             total += weight * part[dim + 1];
-            if (p == 0) for (int d = 0; d < dim; d++) own[d] *= weight;
-            else for (int d = 0; d < dim; d++) own[d] += weight * part[d];
+            if (p == 0)
+                for (int d = 0; d < dim; d++) own[d] *= weight;
+            else
+                for (int d = 0; d < dim; d++) own[d] += weight * part[d];
         }
         const float share = total == 0.0f ? 0.0f : 1.0f / total;
         const int64_t at = row * io->out_stride + (int64_t)head * dim;
-        for (int d = 0; d < dim; d++) store_one(io->out, at + d, io->out_type, own[d] * share);
+        for (int d = 0; d < dim; d++) store_one(io->out, at + d, type, own[d] * share);
     }
+}
+
+static void merge_row(const Attend *of, const LayerIO *io, int row) {
+    if (io->out_type == F32) merge_typed(of, io, row, F32);
+    else if (io->out_type == BF16) merge_typed(of, io, row, BF16);
+    else merge_typed(of, io, row, F16);
 }
 
 void attend_merge(Team *team, int member, const Attend *of, const LayerIO *io) {

@@ -6,7 +6,7 @@
 #include "vectors.h"
 
 #define NEVER (-1e30f) /* the largest score of a row that has seen no key */
-#define MOST_QUERIES 32
+#define MOST_QUERIES 48
 
 typedef struct {
     float *query;   /* [queries][dim] */
