@@ -6,20 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkcache.chunk import (
     ChunkKey,
-    ChunkKV,
     ChunkStats,
-    KVGeometry,
     Rung,
     Span,
     SpanKind,
     content_digest,
 )
+from chunkcache.engine.chunk_pages import Resident
 from chunkcache.engine.planner import (
     RepairPlan,
     SpanPlan,
@@ -32,11 +30,12 @@ from chunkcache.engine.planner import (
 from chunkcache.engine.prompt import Prompt
 from chunkcache.repair import RepairPolicy, Scoring
 
-GEOMETRY = KVGeometry(1, 1, 2, "float32", "none")
 HEAD = (1, 2, 3)
 
 
-def record_of(token_ids: tuple[int, ...], prior: tuple[tuple[int, ...], ...] = ()) -> ChunkKV:
+def resident_of(
+    token_ids: tuple[int, ...], prior: tuple[tuple[int, ...], ...] = (), *, exact: bool = True
+) -> Resident:
     """A chunk born after the head and `prior` chunks; the planner never looks at the KV itself."""
     count = len(token_ids)
     born = [*HEAD, *(t for ids in prior for t in ids)]
@@ -49,7 +48,7 @@ def record_of(token_ids: tuple[int, ...], prior: tuple[tuple[int, ...], ...] = (
         prior_lengths=tuple(len(ids) for ids in prior),
     )
     key = ChunkKey.of(token_ids, fingerprint=b"m", born_prefix=born, salt=b"s")
-    return ChunkKV(key, GEOMETRY, torch.empty(1, 2, count, 1, 2), stats)
+    return Resident(key, stats, np.empty(0, np.int32), 0, is_exact=exact)
 
 
 def prompt_of(
@@ -73,7 +72,7 @@ def prompt_of(
 @dataclass(frozen=True)
 class Case:
     prompt: Prompt
-    records: dict[int, ChunkKV]
+    records: dict[int, Resident]
     prefix_tokens: int
     exact_only: bool
 
@@ -94,7 +93,7 @@ def cases(draw: st.DrawFn) -> Case:
     for index, span in enumerate(prompt.spans):
         if span.kind is SpanKind.CHUNK and draw(st.booleans()):
             prior = draw(st.sampled_from([(), (), ((11, 12),)]))
-            records[index] = record_of(span.token_ids, prior)
+            records[index] = resident_of(span.token_ids, prior)
     prefix = draw(st.integers(0, prompt.num_tokens - 1))
     return Case(prompt, records, prefix, draw(st.booleans()))
 
@@ -193,7 +192,7 @@ def test_without_records_everything_is_computed() -> None:
 
 def test_with_all_records_the_first_chunk_is_exact_and_the_others_need_repair() -> None:
     prompt = prompt_of([A, B, C])
-    records = {1: record_of(A), 2: record_of(B), 3: record_of(C)}
+    records = {1: resident_of(A), 2: resident_of(B), 3: resident_of(C)}
     plan = make_plan(prompt, 0, records, exact_only=False, budget=0.5)
     assert plan.missing == (0, 1, 2, 15, 16)
     assert plan.exact_until == 3 + len(A)
@@ -205,13 +204,14 @@ def test_with_all_records_the_first_chunk_is_exact_and_the_others_need_repair() 
 @pytest.mark.parametrize(
     ("prompt", "record"),
     [
-        pytest.param(prompt_of([A], canonical=False), record_of(A), id="another head"),
-        pytest.param(prompt_of([A], head=()), record_of(A), id="no head"),
-        pytest.param(prompt_of([A]), record_of(A, prior=(B,)), id="born after another chunk"),
+        pytest.param(prompt_of([A], canonical=False), resident_of(A), id="another head"),
+        pytest.param(prompt_of([A], head=()), resident_of(A), id="no head"),
+        pytest.param(prompt_of([A]), resident_of(A, prior=(B,)), id="born after another chunk"),
+        pytest.param(prompt_of([A]), resident_of(A, exact=False), id="rounded to int8"),
     ],
 )
 def test_a_first_chunk_that_is_not_where_it_was_born_is_approximate(
-    prompt: Prompt, record: ChunkKV
+    prompt: Prompt, record: Resident
 ) -> None:
     index = next(i for i, s in enumerate(prompt.spans) if s.kind is SpanKind.CHUNK)
     plan = make_plan(prompt, 0, {index: record}, exact_only=False, budget=0.5)
@@ -223,7 +223,7 @@ def test_a_first_chunk_that_is_not_where_it_was_born_is_approximate(
 
 
 def test_a_chunk_that_comes_twice_is_exact_once() -> None:
-    record = record_of(A)
+    record = resident_of(A)
     plan = make_plan(prompt_of([A, A]), 0, {1: record, 2: record}, exact_only=False, budget=0.5)
     assert [p.approximate for p in plan.spans] == [False, False, True, False]
     (again,) = plan.task.chunks
@@ -233,7 +233,11 @@ def test_a_chunk_that_comes_twice_is_exact_once() -> None:
 
 def test_a_chunk_that_was_computed_between_reused_ones_is_full_and_shares_nothing() -> None:
     plan = make_plan(
-        prompt_of([A, B, C]), 0, {1: record_of(A), 2: record_of(B)}, exact_only=False, budget=0.5
+        prompt_of([A, B, C]),
+        0,
+        {1: resident_of(A), 2: resident_of(B)},
+        exact_only=False,
+        budget=0.5,
     )
     assert plan.exact_until == 7  # C was computed, but over B's approximate rows
     assert rungs(plan)[1:4] == [Rung.EXACT, Rung.REPAIRED, Rung.FULL]
@@ -243,7 +247,9 @@ def test_a_chunk_that_was_computed_between_reused_ones_is_full_and_shares_nothin
 def test_a_prefix_that_ends_inside_a_chunk_leaves_the_rest_of_it_to_its_record(inside: int) -> None:
     prompt = prompt_of([A, B])
     prefix = prompt.spans[2].start + inside
-    plan = make_plan(prompt, prefix, {1: record_of(A), 2: record_of(B)}, exact_only=False, budget=1)
+    plan = make_plan(
+        prompt, prefix, {1: resident_of(A), 2: resident_of(B)}, exact_only=False, budget=1
+    )
     assert plan.spans[1] == SpanPlan(prompt.spans[1], 4, 0, approximate=False)
     assert plan.spans[2] == SpanPlan(prompt.spans[2], inside, 3 - inside, approximate=True)
     assert plan.exact_until == prefix
@@ -254,7 +260,7 @@ def test_a_prefix_that_ends_inside_a_chunk_leaves_the_rest_of_it_to_its_record(i
 
 def test_a_prefix_that_ends_with_a_chunk_makes_its_record_needless() -> None:
     plan = make_plan(
-        prompt_of([A, B]), 10, {1: record_of(A), 2: record_of(B)}, exact_only=False, budget=1
+        prompt_of([A, B]), 10, {1: resident_of(A), 2: resident_of(B)}, exact_only=False, budget=1
     )
     assert plan.task.chunks == ()
     assert plan.exact_until == plan.num_tokens
@@ -263,7 +269,7 @@ def test_a_prefix_that_ends_with_a_chunk_makes_its_record_needless() -> None:
 
 def test_a_reused_chunk_is_full_once_all_its_rows_were_computed_here() -> None:
     prompt = prompt_of([A, B])
-    records = {1: record_of(A), 2: record_of(B)}
+    records = {1: resident_of(A), 2: resident_of(B)}
     plan = make_plan(prompt, 0, records, exact_only=False, budget=1)
     assert rungs(plan, (7, 9))[2] is Rung.REPAIRED
     assert rungs(plan, (7, 8, 9))[2] is Rung.FULL
