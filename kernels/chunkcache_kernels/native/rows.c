@@ -49,31 +49,30 @@ INLINE void dots(const Weight *weight, const float *x, float *y, int r, int rows
     }
 }
 
+/* One row and one input: what is left over, of any type. */
+static __attribute__((noinline)) void one_dot(const Weight *weight, const float *x, float *y, int r,
+                                              int m, int add) {
+    dots(weight, x + (int64_t)m * weight->cols, y + (int64_t)m * weight->rows, r, 1, 1,
+         weight->type, add);
+}
+
+/* Four inputs at a time, then one by one. */
 INLINE void block_of(const Weight *weight, const float *x, float *y, int begin, int end, int count,
                      int type, int add) {
-    int m = 0;
+    int m = 0, r;
     for (; m + 4 <= count; m += 4) {
         const float *in = x + (int64_t)m * weight->cols;
         float *out = y + (int64_t)m * weight->rows;
-        int r = begin;
-        for (; r + MANY_ROWS <= end; r += MANY_ROWS)
+        for (r = begin; r + MANY_ROWS <= end; r += MANY_ROWS)
             dots(weight, in, out, r, MANY_ROWS, 4, type, add);
-        for (; r < end; r++) dots(weight, in, out, r, 1, 4, type, add);
-    }
-    for (; m + 2 <= count; m += 2) {
-        const float *in = x + (int64_t)m * weight->cols;
-        float *out = y + (int64_t)m * weight->rows;
-        int r = begin;
-        for (; r + MANY_ROWS <= end; r += MANY_ROWS)
-            dots(weight, in, out, r, MANY_ROWS, 2, type, add);
-        for (; r < end; r++) dots(weight, in, out, r, 1, 2, type, add);
+        for (; r < end; r++)
+            for (int k = 0; k < 4; k++) one_dot(weight, x, y, r, m + k, add);
     }
     for (; m < count; m++) {
         const float *in = x + (int64_t)m * weight->cols;
         float *out = y + (int64_t)m * weight->rows;
-        int r = begin;
-        for (; r + 4 <= end; r += 4) dots(weight, in, out, r, 4, 1, type, add);
-        for (; r < end; r++) dots(weight, in, out, r, 1, 1, type, add);
+        for (r = begin; r + 4 <= end; r += 4) dots(weight, in, out, r, 4, 1, type, add);
+        for (; r < end; r++) one_dot(weight, x, y, r, m, add);
     }
 }
 
