@@ -15,6 +15,7 @@ from chunkcache.config import RepairPolicyName
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.outcome import Outcome
 from chunkcache.errors import ChunkCacheError
+from chunkcache.protocol import Sampling
 
 TIGHT = 2e-4  # fp32 logits of the tiny models have a spread of about 5
 
@@ -324,3 +325,21 @@ def test_a_token_is_not_shared_before_its_row_has_run(
     outcome = bench.answer(follow_up, {}, exact_only=True, salt=b"s")
     assert sum(plan.prefix for plan in outcome.plan.spans) == 24
     assert worst(outcome, bench.full(follow_up)) < TIGHT
+
+
+def test_context_is_never_read_beyond_what_was_written(bench: Any) -> None:
+    """The pool is full of NaN: one read of an unwritten slot would poison the logits."""
+    outcome = bench.full(bench.prompt([bench.tokens(77, 1)]), max_new_tokens=20, keep_logits=True)
+    assert outcome.step_logits is not None
+    assert bool(torch.isfinite(outcome.step_logits).all())
+
+
+def test_stop_strings_end_the_answer_unseen(bench: Any) -> None:
+    prompt = bench.prompt([bench.tokens(20, 1)])
+    plain = bench.answer(prompt, {}, exact_only=True, max_new_tokens=24)
+    stop = plain.text[3:5]
+    assert len(stop) == 2
+    wish = Sampling(stop=(stop,))
+    stopped = bench.answer(prompt, {}, exact_only=True, max_new_tokens=24, sampling=wish)
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == plain.text[: plain.text.index(stop)]

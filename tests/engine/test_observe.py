@@ -64,7 +64,7 @@ class Passes:
             query=self.queries[layer, positions],
             key_before_rope=nothing, value=nothing,
             pool=KVPool(own, chunks, None), heads=HEADS,
-            rotary=Rotary(torch.empty(0, 0), torch.empty(0, 0)),
+            rotary=Rotary(torch.empty(0, 0), torch.empty(0, 0)), turned=False, bound={},
         )  # fmt: skip
 
 

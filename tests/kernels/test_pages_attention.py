@@ -6,8 +6,8 @@ the prompt, and a row's weights are one softmax over all of them, in fp64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from chunkcache_kernels.portable import PortableWeights
 CPU = torch.device("cpu")
 LAYER = 1  # of two; layer 0 stays poisoned
 ROPES: dict[str, dict[str, Any]] = {
-    "plain": {"rope_type": "default", "rope_theta": 1e4},
+    "plain": {},
     "llama3": {
         "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
@@ -92,7 +92,6 @@ class Served:
     own: np.ndarray  # positions of its own rows, increasing
     slots: np.ndarray
     qkv: torch.Tensor
-    replaced: list[int] = field(default_factory=list)
 
 
 class World:
@@ -118,7 +117,7 @@ class World:
         self.chunks = [self._chunk(length) for length in shape.chunks]
         self.sequences = [self._sequence() for _ in range(shape.sequences)]
 
-    def random(self, *shape: int) -> torch.Tensor:
+    def _random(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.made).to(self.shape.dtype)
 
     def _take(self, arena: int, tokens: int) -> np.ndarray:
@@ -135,7 +134,7 @@ class World:
 
     def _chunk(self, length: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
         """Pages of a chunk whose last page is poisoned behind it; its K before RoPE, and V."""
-        keys, values = (self.random(length, self.shape.kv_heads, self.shape.dim) for _ in "kv")
+        keys, values = (self._random(length, self.shape.kv_heads, self.shape.dim) for _ in "kv")
         pages, arena = self._take(1, length), self.arenas[1]
         placed = self._turned(keys, np.arange(length))
         nothing = torch.zeros_like(placed)
@@ -176,7 +175,6 @@ class World:
             segment.hide(hidden)
             if (segment.key_positions != HIDDEN).any():
                 made.segments.append(segment)
-            made.replaced += hidden.tolist()
             own += hidden.tolist()
             at = begin + length
         own += range(at, at + int(draw.integers(1, 12)))
@@ -193,7 +191,7 @@ class World:
         made.segments.append(Segment(0, pages, 0, where))
         made.own, made.qkv = (
             own,
-            self.random(len(own), (heads.heads + 2 * heads.kv_heads) * heads.dim),
+            self._random(len(own), (heads.heads + 2 * heads.kv_heads) * heads.dim),
         )
         made.slots = (
             pages[places // shape.page_tokens] * shape.page_tokens + places % shape.page_tokens
@@ -202,8 +200,6 @@ class World:
         made.keys |= dict(zip(own.tolist(), parts[:, : heads.kv_heads].clone(), strict=True))
         made.values |= dict(zip(own.tolist(), parts[:, heads.kv_heads :].clone(), strict=True))
         return made
-
-    # ------------------------------------------------------------ what must come out
 
     def placed(self, s: Served, rows: slice) -> tuple[torch.Tensor, ...]:
         """q of some rows and all keys, rotated to their positions; values; who sees what; fp64."""
@@ -234,7 +230,7 @@ class World:
         )
         return out[0].transpose(0, 1).flatten(1)
 
-    def run(self, bind: Callable[..., Any]) -> list[tuple[Served, slice, torch.Tensor]]:
+    def run(self, teams: Teams) -> list[tuple[Served, slice, torch.Tensor]]:
         """All rows in two steps, as an engine would: each is written, then attends."""
         cuts = [int(self.draw.integers(0, len(s.own))) for s in self.sequences]
         answers = []
@@ -248,7 +244,8 @@ class World:
                 [SequenceLayout(s.own[rows], s.segments) for s, rows in steps],
                 page_tokens=self.shape.page_tokens, group=self.shape.group,
             )  # fmt: skip
-            step = bind(layout, self.arenas, self.heads, self.rotary)
+            team, of = teams(self.shape.page_tokens), (self.arenas, self.heads, self.rotary)
+            step = CompiledStep.bind(team, layout, *of) if team else PortableStep(layout, *of)
             qkv = torch.cat([s.qkv[rows] for s, rows in steps])
             slots = np.concatenate([s.slots[rows] for s, rows in steps])
             step.write(LAYER, qkv, slots, turned=self.shape.turned)
@@ -279,31 +276,24 @@ def poison(arena: Arena, pages: Any, behind: int = 0) -> None:
         arena.key_scales[:, where] = torch.nan
 
 
+Teams = Callable[[int], Any]  # by size of page; None: torch does the work
+
+
 @pytest.fixture(scope="session", params=["portable", "compiled", "own threads"])
-def binder(request: Any, open_team: Callable[..., Any]) -> Callable[..., Any]:
-    """Binds a step's layout to the kernels of one kind."""
-    if request.param == "portable":
-        return PortableStep
-    own = request.param == "own threads"
-
-    def bind(layout: Any, arenas: Sequence[Arena], *rest: Any) -> CompiledStep:
-        team = open_team(arenas[0].page_tokens, 3 if own else 2, own_threads=own)
-        return CompiledStep.bind(team, layout, arenas, *rest)
-
-    return bind
+def teams(request: Any, open_team: Callable[..., Any]) -> Teams:
+    members = {"portable": 0, "compiled": 2, "own threads": 3}[request.param]
+    return lambda size: open_team(size, members, own_threads=members == 3) if members else None
 
 
-def check(shape: Shape, bind: Callable[..., Any]) -> None:
+def check(shape: Shape, teams: Teams) -> None:
     world = World(shape)
-    for s, rows, ours in world.run(bind):
+    for s, rows, ours in world.run(teams):
         expected = world.expected(s, rows)
         if shape.dtype is torch.float32:
             torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
             continue
-        errors = [
-            float((answer.double() - expected).norm() / expected.norm())
-            for answer in (ours, world.torchs(s, rows))
-        ]
+        both = (ours, world.torchs(s, rows))
+        errors = [float((x.double() - expected).norm() / expected.norm()) for x in both]
         assert errors[0] <= 2 * errors[1] + 2e-7, f"ours, torch's own: {errors}"
 
 
@@ -328,8 +318,8 @@ RANDOM = settings(
 
 @given(shape=SHAPES)
 @RANDOM
-def test_segments_are_keys_at_their_positions(binder: Callable[..., Any], shape: Shape) -> None:
-    check(shape, binder)
+def test_segments_are_keys_at_their_positions(teams: Teams, shape: Shape) -> None:
+    check(shape, teams)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -337,35 +327,35 @@ def test_segments_are_keys_at_their_positions(binder: Callable[..., Any], shape:
 @pytest.mark.parametrize("page_tokens", [8, 32])
 @pytest.mark.parametrize("begin", [0, 32_000])
 def test_half_precision_is_as_good_as_torchs_own(
-    binder: Callable[..., Any], dtype: torch.dtype, dim: int, page_tokens: int, begin: int
+    teams: Teams, dtype: torch.dtype, dim: int, page_tokens: int, begin: int
 ) -> None:
     for seed in range(3):
-        check(Shape(seed, dim=dim, page_tokens=page_tokens, begin=begin, dtype=dtype), binder)
+        check(Shape(seed, dim=dim, page_tokens=page_tokens, begin=begin, dtype=dtype), teams)
 
 
 @pytest.mark.parametrize("dim", [8, 80])
 @pytest.mark.parametrize("page_tokens", [8, 32])
 @pytest.mark.parametrize("is_turned", [True, False])
 def test_chunks_in_int8_are_the_keys_they_were_rounded_to(
-    binder: Callable[..., Any], dim: int, page_tokens: int, is_turned: bool
+    teams: Teams, dim: int, page_tokens: int, is_turned: bool
 ) -> None:
     for seed in range(3):
         shape = Shape(
             seed, dim=dim, page_tokens=page_tokens, turned=is_turned, begin=900,
             chunk_type=torch.int8,
         )  # fmt: skip
-        check(shape, binder)
+        check(shape, teams)
 
 
-def test_many_rows_over_a_long_chunk(binder: Callable[..., Any]) -> None:
+def test_many_rows_over_a_long_chunk(teams: Teams) -> None:
     """More queries than one product takes, more pages than one run of few queries has."""
     for seed in range(2):
-        check(Shape(seed, chunks=(150, 90), sequences=3), binder)
+        check(Shape(seed, chunks=(150, 90), sequences=3), teams)
 
 
-def check_weights(shape: Shape, weigher: Callable[..., Any]) -> None:
+def check_weights(shape: Shape, teams: Teams) -> None:
     world = World(shape)
-    world.run(PortableStep)
+    world.run(lambda _: None)
     for s in world.sequences:
         some = np.flatnonzero(world.draw.random(len(s.own)) < 0.6)
         some = some if len(some) else np.array([len(s.own) - 1])
@@ -376,37 +366,24 @@ def check_weights(shape: Shape, weigher: Callable[..., Any]) -> None:
         spread = torch.zeros(len(some), int(s.own[some[-1]]) + 1, dtype=torch.float64)
         within = np.array(sorted(s.keys)) < spread.shape[1]
         spread[:, np.array(sorted(s.keys))[within]] = expected[:, within]
-        bound = weigher(
-            SequenceLayout(s.own[some], s.segments), world.arenas, world.heads, world.rotary
-        )
+        sequence, team = SequenceLayout(s.own[some], s.segments), teams(shape.page_tokens)
+        layout = lay_out([sequence], page_tokens=shape.page_tokens, group=shape.group)
+        of = (world.arenas, world.heads, world.rotary)
+        bound: Any = PortableWeights(sequence, *of)
+        if team is not None:
+            bound = CompiledWeights.bind(team, layout, *of)
         asked = s.qkv.view(len(s.own), -1, shape.dim)[:, : world.heads.heads][some]
         ours = bound.weights(LAYER, asked, turned=shape.turned)
         assert ours.dtype is torch.float32
         torch.testing.assert_close(ours.double(), spread, rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="session", params=["portable", "compiled", "own threads"])
-def weigher(request: Any, open_team: Callable[..., Any]) -> Callable[..., Any]:
-    """Binds rows of one sequence to the weights of one kind of kernels."""
-    if request.param == "portable":
-        return PortableWeights
-    own = request.param == "own threads"
-
-    def bind(sequence: SequenceLayout, arenas: Sequence[Arena], heads: Heads, *rest: Any) -> Any:
-        page_tokens, group = arenas[0].page_tokens, heads.heads // heads.kv_heads
-        layout = lay_out([sequence], page_tokens=page_tokens, group=group)
-        team = open_team(page_tokens, 3 if own else 2, own_threads=own)
-        return CompiledWeights.bind(team, layout, arenas, heads, *rest)
-
-    return bind
-
-
 @given(shape=SHAPES)
 @RANDOM
-def test_weights_are_the_softmax_of_the_twin(weigher: Callable[..., Any], shape: Shape) -> None:
-    check_weights(shape, weigher)
+def test_weights_are_the_softmax_of_the_twin(teams: Teams, shape: Shape) -> None:
+    check_weights(shape, teams)
 
 
-def test_weights_over_int8_chunks(weigher: Callable[..., Any]) -> None:
+def test_weights_over_int8_chunks(teams: Teams) -> None:
     for seed in range(3):
-        check_weights(Shape(seed, begin=41, chunk_type=torch.int8), weigher)
+        check_weights(Shape(seed, begin=41, chunk_type=torch.int8), teams)

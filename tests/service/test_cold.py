@@ -84,6 +84,7 @@ def test_a_request_is_not_refused_for_its_own_passages(
     cache = open_cache(engine={"queue_limit": 1, "max_running": 1})
     answer = cache.ask("why?", documents=TEXTS, max_tokens=2)
     assert misses(answer) == [True] * len(TEXTS)
+    cache.runtime.drain(30)  # an answer may be read a moment before its place is given back
     assert cache.runtime.engine.unfinished == 0
 
 
