@@ -4,7 +4,7 @@ An idle arm is stopped (SIGSTOP), because an idle server may spin: vLLM's does. 
 turns an arm answers a word of one token, untimed, so that none is timed while it wakes up.
 
 - `ours`          this checkout
-- `int8`          the same with `model.weights = "int8"`
+- `int8`          the same with `model.weights = "int8"` and `engine.chunk_pages = "int8"`
 - `baseline`      an earlier commit, checked out beside
 - `transformers`  plain `generate`, sdpa, in the number type of `ours`
 - `vllm DTYPE`    vLLM's server, if `--vllm-python` names the python it is installed for
@@ -252,10 +252,10 @@ def _wanted(
             checkout = stack.enter_context(_checkout(given.baseline, folder / "checkout"))
         # a cache folder each: two builds need not agree about what is in it
         places = {"home": str(folder / name / "home"), "cache": str(folder / name / "cache")}
-        model = {"name": weights, "dtype": given.dtype}
+        engine, model = dict(common.get("engine", {})), {"name": weights, "dtype": given.dtype}
         if name == "int8":
-            model["weights"] = "int8"
-        opened = {**common, **places, "model": model}
+            engine["chunk_pages"] = model["weights"] = "int8"
+        opened = {**common, **places, "model": model, "engine": engine}
         yield name, "chunkcache", {"checkout": str(checkout), "open": opened}
     if "transformers" in given.arms:
         dtype = str(choose_dtype(given.dtype, choose_device("auto"))).removeprefix("torch.")

@@ -58,7 +58,8 @@ def measure(lab: Lab, prompt: Prompt, budget: float) -> dict[str, float]:
     """Mean KL of every chooser on one prompt."""
     reference = lab.answer(prompt, {}, policy_named("none", RepairSettings()), 0.0,
                            keep_logits=True)  # fmt: skip
-    records, true = lab.records(prompt), lab.true_records(prompt)
+    records = lab.records(prompt)
+    true = lab.true_records(prompt, records)
     listeners = Listener(), Listener()
     lab.answer(prompt, records, listeners[0], 0.99)
     lab.answer(prompt, true, listeners[1], 0.99)

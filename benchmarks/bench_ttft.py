@@ -7,8 +7,8 @@ k passages of n tokens are put before a question. Arms, interleaved in one run, 
 - `full`           our engine, nothing reused
 - `transformers`   the same token ids through plain `model.generate(max_new_tokens=1)`
 - `prefix`         exact prefixes only (mode `exact`); passages come in random order
-- `cache B`        chunk cache, everything warm in the host tier, budget B, the default policy
-- `lmdb B`         the same with an empty host tier and the store's file out of the page cache
+- `cache B`        chunk cache, everything warm in memory, budget B, the default policy
+- `lmdb B`         the same with no chunk in memory and the store's file out of the page cache
 
 Every arm draws its own passages and order, so no arm profits from the prefix another one left.
 First, on a smaller prompt, repairing every row is held equal to full recompute; nothing is measured
@@ -130,13 +130,17 @@ class Transformers:
 
 
 def forget_disk_pages(cache: ChunkCache) -> None:
-    """Close the store, drop its file from the page cache, open it again with an empty host tier."""
+    """Close the store, drop its file from the page cache, open it again with no chunk in memory."""
     runtime = cache.runtime
+    runtime.engine.chunks.clear()
     runtime.store.close()
     with (store_path(cache.settings) / "data.mdb").open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    runtime.store = open_store(cache.settings, runtime.model.fingerprint, cache.metrics)
+    runtime.store = open_store(
+        cache.settings, runtime.model.fingerprint, cache.metrics,
+        with_host=runtime.model.device.type != "cpu",
+    )  # fmt: skip
 
 
 class Run:
@@ -248,7 +252,7 @@ def main() -> int:
             **common,
         )
         on_disk = load_settings(
-            home=Path(folder) / "disk", store={"host_capacity_bytes": 0}, **common
+            home=Path(folder) / "disk", store={"host_capacity_bytes": HOST_BYTES}, **common
         )
         with ChunkCache(settings) as cache, ChunkCache(on_disk) as disk:
             result = _measure_all(cache, disk, cells, given)

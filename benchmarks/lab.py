@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from chunkcache import ChunkCache
+    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.prompt import Prompt
     from chunkcache.evaluate.quality import Question
 
@@ -55,12 +56,33 @@ class Lab:
     ) -> Outcome:  # fmt: skip
         """One generation; nothing is shared between two of them."""
         generation = Generation(
-            prompt, records, policy=policy, budget=budget, exact_only=not records,
+            prompt, self.hold(records), policy=policy, budget=budget, exact_only=not records,
             sampling=Sampling(), max_new_tokens=tokens, salt=SALT, takes_prefix=False,
             gives_prefix=False, **options,
         )  # fmt: skip
         self.runtime.engine.submit(generation)
         return next(event for event in generation.events() if isinstance(event, Outcome))
+
+    def hold(self, records: dict[int, ChunkKV]) -> dict[int, Resident]:
+        """The records on the device, by span index, leased for one request that nobody else shares.
+
+        Raises:
+            RuntimeError: there is no room for all of them.
+        """
+        chunks = self.runtime.engine.chunks
+        held: dict[int, Resident] = {}
+        for index, record in records.items():
+            resident = chunks.hold(record, listed=False)
+            if resident is None:
+                chunks.release(held.values())
+                usage = chunks.usage()
+                raise RuntimeError(
+                    f"engine.chunk_capacity_bytes: got {usage.capacity_bytes}, {usage.size_bytes} "
+                    f"of them in use, must hold {len(records)} chunks of one prompt. Hint: more of "
+                    "them, or fewer passages."
+                )
+            held[index] = resident
+        return held
 
     def prompt(self, question: Question) -> Prompt:
         """The prompt of a question with its passages."""
@@ -75,25 +97,24 @@ class Lab:
         return handle.prompt
 
     def records(self, prompt: Prompt) -> dict[int, ChunkKV]:
-        """Records as the service would use them."""
+        """Records as the service would make them."""
         spans = chunk_spans(prompt)
         keys = [self.runtime.key(prompt.spans[i].token_ids, SALT) for i in spans]
-        found = self.runtime.find(keys, SALT)
-        return {i: f.record for i, f in zip(spans, found, strict=True)}
+        return dict(zip(spans, self.runtime.compute(keys, SALT), strict=True))
 
-    def true_records(self, prompt: Prompt) -> dict[int, ChunkKV]:
-        """The KV that full prefill makes, as if it were records."""
+    def true_records(self, prompt: Prompt, records: dict[int, ChunkKV]) -> dict[int, ChunkKV]:
+        """The KV that full prefill makes, as if it were `records`."""
         head, rest = prompt.spans[0].token_ids, prompt.token_ids[len(prompt.spans[0]) :]
         key = ChunkKey.of(
             rest, fingerprint=self.runtime.model.fingerprint, born_prefix=head, salt=SALT
         )
         whole = ChunkPrefill(key, head=head, salt=SALT)
         self.runtime.engine.submit(whole)
-        kv, stats = whole.future.result().kv, None
+        kv = whole.future.result().kv
         exact = {}
-        for index, record in self.records(prompt).items():
-            span, stats = prompt.spans[index], record.stats
+        for index, record in records.items():
+            span = prompt.spans[index]
             first = span.start - len(head)
             own = kv[:, :, first : first + len(span)].clone()
-            exact[index] = ChunkKV(record.key, record.geometry, own, stats)
+            exact[index] = ChunkKV(record.key, record.geometry, own, record.stats)
         return exact

@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from lab import SALT, Lab
+from torch.nn.functional import one_hot
 
 from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, content_digest
 from chunkcache.engine.attention import Logits
 from chunkcache.engine.observe import CaptureKV
 from chunkcache.engine.planner import make_plan
 from chunkcache.engine.prefill import ChunkPrefill
-from chunkcache.engine.request import Pass, Placement, Request
+from chunkcache.engine.request import Pass, Request
+from chunkcache.engine.sequence_kv import PlacedChunk
 from chunkcache.repair import ReusedChunk
 from chunkcache.repair.cfo import FixOverhead
 from chunkcache.service.answer import chunk_spans
 
 if TYPE_CHECKING:
     from chunkcache.engine.attention import LayerView
+    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache.engine.prompt import Prompt
     from chunkcache.errors import ChunkCacheError
@@ -37,10 +40,10 @@ class CaptureDocuments(CaptureKV):
 
     def __init__(self, model: DecoderModel, starts: Sequence[int], end: int) -> None:
         super().__init__(model, starts[:1], end - starts[0])
-        self._segments = torch.searchsorted(torch.tensor(starts), torch.arange(end), right=True)
-        self._num_segments = len(starts) + 1
-        self._mass = torch.zeros((end - starts[0], self._num_segments), dtype=torch.float32)
-        self.layer_mass = torch.zeros((model.geometry.num_layers, self._num_segments))
+        parts = torch.searchsorted(torch.tensor(starts), torch.arange(end), right=True)
+        self._named = one_hot(parts, len(starts) + 1).float()
+        self._mass = torch.zeros((end - starts[0], len(starts) + 1), dtype=torch.float32)
+        self.layer_mass = torch.zeros((model.geometry.num_layers, len(starts) + 1))
 
     @property
     def mass(self) -> np.ndarray:
@@ -61,13 +64,12 @@ class Documents(ChunkPrefill):
         ends = np.cumsum([len(head), *(len(ids) for ids in order)])
         self._edges = [int(e) for e in ends]
 
-    def begin(self, model: DecoderModel, prefix_tokens: int) -> list[Placement]:
+    def begin(self, model: DecoderModel) -> None:
         """As any prefill, with its own observer."""
-        placements = super().begin(model, prefix_tokens)
+        super().begin(model)
         self._capture = CaptureDocuments(model, self._edges[:-1], self._edges[-1])
         assert self.current is not None
         self.current.observer = self._capture
-        return placements
 
     def variants(self) -> list[ChunkKV]:
         """A record for each document, with statistics as Cache-Craft's equations want them."""
@@ -95,50 +97,56 @@ class CaptureRows:
 
     def __init__(self, model: DecoderModel, positions: np.ndarray) -> None:
         geometry = model.geometry
-        self._positions = torch.from_numpy(positions)
+        self._positions = positions
         shape = (geometry.num_layers, 2, len(positions), geometry.num_kv_heads, geometry.head_dim)
         self.kv = torch.empty(shape)
 
-    def before_write(self, view: LayerView) -> None:
+    def look(self, view: LayerView) -> None:
         """Copy those of the rows that are wanted."""
-        positions = view.rows.positions.cpu()
-        wanted = torch.isin(positions, self._positions).nonzero()[:, 0]
-        into = torch.searchsorted(self._positions, positions[wanted])
-        self.kv[view.layer, 0, into] = view.key_before_rope[wanted].float().cpu()
-        self.kv[view.layer, 1, into] = view.value[wanted].float().cpu()
-
-    def after_write(self, view: LayerView) -> None:
-        """Nothing to read after the write."""
+        positions = view.rows.positions
+        wanted = np.flatnonzero(np.isin(positions, self._positions))
+        into = torch.from_numpy(np.searchsorted(self._positions, positions[wanted]))
+        rows = torch.from_numpy(wanted).to(view.value.device)
+        self.kv[view.layer, 0, into] = view.key_before_rope[rows].float().cpu()
+        self.kv[view.layer, 1, into] = view.value[rows].float().cpu()
 
 
 class EvenRows(Request):
-    """Recomputes some rows of placed chunks, evenly spaced, and keeps their K and V."""
+    """Recomputes some rows of reused chunks, evenly spaced, and keeps their K and V."""
 
-    def __init__(self, prompt: Prompt, records: Records, each: int) -> None:
+    def __init__(self, prompt: Prompt, residents: dict[int, Resident], each: int) -> None:
         super().__init__(
             prompt.token_ids, max_new_tokens=0, salt=SALT, takes_prefix=False, gives_prefix=False
         )
-        self.plan = make_plan(prompt, 0, records, exact_only=False, budget=0.0)
+        self.repair = make_plan(prompt, 0, residents, exact_only=False, budget=0.0)
         self.done: Future[CaptureRows] = Future()
-        self._records = records
+        self.leases = list(residents.values())
+        self._residents = residents
         even = [
             c.start + np.unique(np.linspace(0, c.num_tokens - 1, each).round().astype(np.int64))
-            for c in self.plan.task.chunks
+            for c in self.repair.task.chunks
         ]
         self.rows = np.concatenate(even)
+        missing = [p for p in self.repair.missing if p < self.repair.chunks_end]
+        self._run = np.union1d(np.array(missing, np.int64), self.rows)
 
-    def begin(self, model: DecoderModel, prefix_tokens: int) -> list[Placement]:
-        """Place the records; run what no record holds below the last chunk, and the rows."""
-        missing = np.array([p for p in self.plan.missing if p < self.plan.chunks_end], np.int64)
-        self._capture = CaptureRows(model, self.rows)
-        self.current = Pass(
-            np.union1d(missing, self.rows), observer=self._capture, logits=Logits.NONE
-        )
+    def plan(self, model: DecoderModel, prefix_tokens: int) -> int:
+        """What no chunk holds below the end of the last one, and the rows."""
+        return len(self._run)
+
+    @property
+    def chunks(self) -> list[PlacedChunk]:
+        """All of them, by position."""
         return [
-            Placement(p.span.start, 0, self._records[i])
-            for i, p in enumerate(self.plan.spans)
+            PlacedChunk(self._residents[i], p.span.start, 0)
+            for i, p in enumerate(self.repair.spans)
             if p.placed
         ]
+
+    def begin(self, model: DecoderModel) -> None:
+        """Run them in one pass."""
+        self._capture = CaptureRows(model, self.rows)
+        self.current = Pass(self._run, observer=self._capture, logits=Logits.NONE)
 
     def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:
         """One pass is all there is."""
@@ -152,11 +160,11 @@ class EvenRows(Request):
 
 def shifted(lab: Lab, prompt: Prompt, records: Records, each: int) -> tuple[Records, float]:
     """Records moved by the mean change of their even rows, which are made fresh; and the price."""
-    request = EvenRows(prompt, records, each)
+    request = EvenRows(prompt, lab.hold(records), each)
     lab.runtime.engine.submit(request)
-    fresh, task = request.done.result().kv, request.plan.task
+    fresh, task = request.done.result().kv, request.repair.task
     moved = dict(records)
-    for index, plan in enumerate(request.plan.spans):
+    for index, plan in enumerate(request.repair.spans):
         if not plan.approximate:
             continue
         inside = (request.rows >= plan.span.start) & (request.rows < plan.span.end)

@@ -14,6 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TWINS = {
     "kernels and their torch references": ["tests/kernels"],
+    "packed layers and the model's own": ["tests/engine/test_packed.py"],
+    "what a sequence sees of its segments, and position by position": [
+        "tests/engine/test_sequence_kv.py",
+        "tests/engine/test_chunk_pages.py",
+    ],
     "LMDB tier and dict tier": ["tests/store/test_congruence.py"],
     "HNSW and the flat index": ["tests/indexes/test_vector_indexes.py"],
     "repair of every row and full prefill; shared prefix and unshared": [

@@ -124,7 +124,10 @@ class StoreSettings(_Section):
     """Tiers below the device."""
 
     host_capacity_bytes: int = Field(
-        1 * GIB, ge=0, description="chunk KV held in memory, that of running requests included"
+        1 * GIB,
+        ge=0,
+        description="chunk KV held in memory, that of running requests included; on a CPU 0 means "
+        "that no chunk is reused",
     )
     disk_capacity_bytes: int = Field(
         8 * GIB, ge=0, description="chunk KV held in LMDB; 0 = no disk"
@@ -221,7 +224,7 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
 
     Args:
         path: a TOML file with the sections of `Settings`; a missing file is an error.
-        overrides: nested dictionaries, e.g. `store={"host_capacity_bytes": 0}`.
+        overrides: nested dictionaries, e.g. `store={"disk_capacity_bytes": 0}`.
 
     Raises:
         ConfigError: naming the field, the value and what is allowed.

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import chunkcache  # noqa: F401 - first of all: it tells OpenMP not to spin, before torch is loaded
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -37,7 +37,6 @@ from chunkcache.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from chunkcache.config import EngineSettings
     from chunkcache.engine.decoder import DecoderModel
@@ -54,8 +53,7 @@ class Engine:
 
     `on_prefill(rows, seconds)` is told, on the engine thread, of every full-depth pass of many
     rows: how fast this machine computes, for whoever weighs loading against computing.
-    `chunk_capacity_bytes` stands in for the setting of that name; `cache` is where compiled kernels
-    are kept.
+    `chunk_capacity_bytes` stands in for the setting of that name.
     """
 
     def __init__(
@@ -66,7 +64,6 @@ class Engine:
         *,
         on_prefill: Callable[[int, float], None] = lambda rows, seconds: None,
         chunk_capacity_bytes: int = 0,
-        cache: Path | None = None,
     ) -> None:
         self.model = model
         self._settings = settings
@@ -76,7 +73,7 @@ class Engine:
         page_bytes = model.geometry.bytes_per_token * size
         self.pages = PagePool(max(1, settings.kv_capacity_bytes // page_bytes), size)
         self.prefix = PrefixCache(self.pages)
-        self._team = open_team(model, size, cache)
+        self._team = open_team(model, size)
         chunk_bytes = chunk_capacity_bytes or settings.chunk_capacity_bytes
         self.pool = model.new_pool(self.pages.num_pages, chunk_bytes, settings, self._team)
         self.chunks = ChunkPages(

@@ -21,6 +21,7 @@ from chunkcache_kernels import Arena, Heads, SequenceLayout, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -49,6 +50,7 @@ class DecoderModel:
     device: torch.device
     dtype: torch.dtype
     name: str
+    kernel_cache: Path  # where kernels compiled for this machine are kept
 
     def new_pool(
         self, own_pages: int, chunk_bytes: int, settings: EngineSettings, team: Team | None

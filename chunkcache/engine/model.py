@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from platformdirs import user_cache_dir
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -115,7 +116,7 @@ def load_model(settings: Settings) -> DecoderModel:
     return wrap_model(
         hf, tokenizer,
         fingerprint=fingerprint, name=model_alias(settings.model),
-        int8=settings.model.weights == "int8",
+        int8=settings.model.weights == "int8", kernel_cache=settings.cache,
     )  # fmt: skip
 
 
@@ -178,11 +179,13 @@ def wrap_model(
     *,
     fingerprint: bytes,
     name: str,
+    kernel_cache: Path | None = None,
     int8: bool = False,
 ) -> DecoderModel:
     """Make a transformers model run rows; `fingerprint` as `model_fingerprint` makes it.
 
-    With `int8` its weights are rounded to 8 bits, in place.
+    With `int8` its weights are rounded to 8 bits, in place. Compiled kernels are kept
+    in `kernel_cache`, or else in the user's cache directory.
 
     Raises:
         UnsupportedModel: see `refuse_unsupported`; or int8 weights are asked for of layers that
@@ -232,6 +235,7 @@ def wrap_model(
         device=device,
         dtype=dtype,
         name=name,
+        kernel_cache=kernel_cache or Path(user_cache_dir("chunkcache", appauthor=False)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Spans + what the caches hold → a frozen plan: reuse, place, compute, repair. Pure, no torch.
+"""Spans + what the caches hold → a frozen plan: reuse, compute, repair. Pure, no torch.
 
 Exactness flows left to right. The prompt is exact until the first chunk whose record was born in
 another context; from there on reused rows need repair, and no page is registered as exact.
@@ -29,7 +29,7 @@ class SpanPlan:
 
     span: Span
     prefix: int  # rows held by the exact-prefix cache
-    placed: int  # rows written from a chunk record, after the prefix rows
+    placed: int  # rows read from a chunk's pages, after the prefix rows
     approximate: bool  # the record was born in another context
 
     @property

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import platformdirs
 import structlog
 import torch
 
@@ -101,13 +99,12 @@ class KVPool:
         return CompiledWeights.bind(self.team, layout, self.arenas, heads, rotary)
 
 
-def open_team(model: DecoderModel, page_tokens: int, cache: Path | None) -> Team | None:
+def open_team(model: DecoderModel, page_tokens: int) -> Team | None:
     """Threads for the compiled kernels, as many as torch uses; None where they cannot be had."""
     if model.device.type != "cpu":
         return None
-    folder = cache or Path(platformdirs.user_cache_dir("chunkcache", appauthor=False))
     try:
-        return Team(folder, page_tokens, torch.get_num_threads())
+        return Team(model.kernel_cache, page_tokens, torch.get_num_threads())
     except NoCompiler as error:
         log.warning("kernels_not_compiled", reason=str(error))
         return None

@@ -68,7 +68,11 @@ def reduced_model(model: DecoderModel, layers: Sequence[int]) -> DecoderModel:
         with torch.inference_mode():
             network(torch.arange(8, device=model.device)[None], use_cache=False)
         return wrap_model(
-            network, model.tokenizer, fingerprint=b"reduced", name=f"{model.name}, reduced"
+            network,
+            model.tokenizer,
+            fingerprint=b"reduced",
+            name=f"{model.name}, reduced",
+            kernel_cache=model.kernel_cache,
         )
     except Exception as error:  # whatever a model's own code raises on sizes it was not made for
         raise CannotReduce(

@@ -65,7 +65,6 @@ class Runtime:
             self.model, settings.engine, metrics,
             on_prefill=self.store.cost.observe_prefill,
             chunk_capacity_bytes=settings.engine.chunk_capacity_bytes or room,
-            cache=settings.cache,
         )  # fmt: skip
         self._metrics = metrics
         used = metrics.tier_bytes.labels(self.engine.chunk_tier)

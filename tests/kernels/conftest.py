@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from chunkcache_kernels.compiled import Team
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -71,6 +74,36 @@ def _mend_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builder, "create_fp_trunc", create_fp_trunc)
     monkeypatch.setattr(builder, "create_dot", create_dot)
+
+
+@pytest.fixture(scope="session")
+def open_team() -> Iterator[Callable[..., Team]]:
+    """Teams of the C kernels by size of page and number of members, with threads of their own or
+    OpenMP's; skips where there is no compiler. The library lies where the engine keeps it.
+    """
+    import platformdirs
+
+    from chunkcache_kernels import compiled
+    from chunkcache_kernels.compiler import NoCompiler
+
+    cache = Path(platformdirs.user_cache_dir("chunkcache", appauthor=False))
+    teams: dict[tuple[int, int, bool], Team] = {}
+
+    def opened(page_tokens: int = 8, members: int = 2, *, own_threads: bool = False) -> Team:
+        known = (page_tokens, members, own_threads)
+        if known not in teams:
+            with pytest.MonkeyPatch.context() as patch:
+                if own_threads:
+                    patch.setattr(compiled, "_openmp", lambda: (None, None))
+                try:
+                    teams[known] = compiled.Team(cache, page_tokens, members)
+                except NoCompiler as reason:
+                    pytest.skip(str(reason))
+        return teams[known]
+
+    yield opened
+    for team in teams.values():
+        team.close()
 
 
 @pytest.fixture

@@ -16,13 +16,16 @@ INLINE void dots(const Weight *weight, const float *x, float *y, int r, int rows
     const int cols = weight->cols, whole = cols / WIDTH * WIDTH;
     const int64_t at = (int64_t)r * cols;
     vf sums[4][4] = {};
+    const int line = 64 / SIZE_OF[type]; /* numbers of a cache line */
     for (int c = 0; c < whole; c += WIDTH) {
         vf of[4];
+        if (c % line == 0)
 #pragma GCC unroll 4
-        for (int i = 0; i < rows; i++) {
-            ask_for(weight->numbers, at + (int64_t)(i + AHEAD) * cols + c, type);
+            for (int i = 0; i < rows; i++)
+                ask_for(weight->numbers, at + (int64_t)(i + AHEAD) * cols + c, type);
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; i++)
             of[i] = load_as_f32(weight->numbers, at + (int64_t)i * cols + c, type);
-        }
 #pragma GCC unroll 4
         for (int m = 0; m < count; m++) {
             vf in = load_f32(x + (int64_t)m * cols + c);
