@@ -8,7 +8,7 @@ from contextlib import closing
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from arm_child import memory, reset_peak
+from arm_child import memory, release_free, reset_peak
 
 if TYPE_CHECKING:
     from arm_child import OwnEngine
@@ -95,6 +95,7 @@ def run_together(arm: OwnEngine, told: dict[str, Any]) -> dict[str, Any]:
         finally:
             window.close()
 
+    release_free()
     reset_peak()
     before = memory()["rss_bytes"]
     began = time.perf_counter()

@@ -281,6 +281,7 @@ def _checkout(commit: str, folder: Path) -> Iterator[Path]:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """End as an exception would, so that arms end too."""
+    print(f"ended by signal {number}", file=sys.stderr)
     sys.exit(128 + number)
 
 

@@ -3,20 +3,20 @@
     python benchmarks/bench_against.py [--vllm-python PATH]
 
 Ten passages of 512 tokens that chunkcache holds warm, with no row repaired and with 15 %; and five
-passages computed in full. Passages are drawn anew each round, the same for every arm; arms are in
-`arms.py`. transformers and vLLM compute the prompt, but for what vLLM's prefix cache finds. Ratios
-are medians of the rounds' own. First every arm must read what a passage says.
+passages computed in full. Passages are drawn anew each round, the same for every arm, and no two
+prompts begin with the same one, so that vLLM's prefix cache finds the head at most. Arms are in
+`arms.py`; ratios are medians of the rounds' own. First every arm must read what a passage says.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 from typing import Any
 
 from arms import NAMES, Arms, add_arguments, commit_of, model_name, open_arms
 from bench_decode import spread
+from passages import Draws
 from reporting import command_line, emit, surroundings
 
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -24,19 +24,17 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "warm@0.15": (10, {"budget": 0.15}),
     "full": (5, {"mode": "full"}),
 }
-POOL = 20
+POOL = 20  # passages, or as many as there are prompts
 QUESTION = "What do these documents have in common?"
 
 
-def measure(
-    arms: Arms, case: str, count: int, options: dict[str, Any], given: argparse.Namespace
-) -> dict[str, Any]:
-    """TTFT of every arm over `rounds` draws of `count` passages; the first draw only warms up."""
-    draw = random.Random(f"{given.seed}-{case}")
+def measure(arms: Arms, draws: Draws, case: str, given: argparse.Namespace) -> dict[str, Any]:
+    """TTFT of every arm over `rounds` prompts; one before them only warms up."""
+    count, options = CASES[case]
     samples: dict[str, list[float]] = {name: [] for name in arms.by_name}
     prompts, recomputed = [], {}
     for turn in range(given.rounds + 1):
-        asked = arms.passages.asked(QUESTION, draw.sample(range(POOL), count))
+        asked = arms.passages.asked(QUESTION, draws.next(count))
         for arm in arms.in_turn(turn):
             got = arms.ask(arm, asked, 1, **options)
             if turn:
@@ -76,14 +74,15 @@ def main() -> int:
     add_arguments(parser, NAMES)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     given = parser.parse_args()
-    rows = []
-    with open_arms(given, POOL) as arms:
+    rows, pool = [], max(POOL, (given.rounds + 1) * len(given.cases))
+    draws = Draws(given.seed, pool)
+    with open_arms(given, pool) as arms:
         if (problem := arms.check()) is not None:
             print(f"not measured: {problem}", file=sys.stderr)
             return 1
-        arms.warm(range(POOL))
+        arms.warm(range(pool))
         for case in given.cases:
-            rows.append(measure(arms, case, *CASES[case], given))
+            rows.append(measure(arms, draws, case, given))
             show(rows[-1])
         facts = arms.facts()
     emit(

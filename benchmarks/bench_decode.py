@@ -2,9 +2,10 @@
 
     python benchmarks/bench_decode.py [--vllm-python PATH]
 
-Prompts of 2 and of 8 passages of 512 tokens, drawn anew each round, the same for every arm; arms
-are in `arms.py`. Those of chunkcache are warm and repair `--budget` of the reused rows; the others
-keep no chunks and compute the prompt. Tokens a second: (tokens - 1) ÷ (end - first piece of text).
+Prompts of 2 and of 8 passages of 512 tokens, drawn anew each round, the same for every arm; no two
+prompts begin with the same passage. Arms are in `arms.py`. Those of chunkcache are warm and repair
+`--budget` of the reused rows; the others keep no chunks and compute the prompt. Tokens a second:
+(tokens - 1) ÷ (end - first piece of text).
 
 Our answers end when the model says so. A round in which one does before `--tokens` tokens is not
 counted, and another one is run instead; the other engines are told to go on. Ratios are medians of
@@ -14,17 +15,16 @@ the rounds' own. First every arm must read what a passage says.
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import sys
 from typing import Any
 
 from arms import NAMES, Arms, add_arguments, commit_of, model_name, open_arms
+from passages import Draws
 from reporting import command_line, emit, surroundings
 
 COUNTS = (2, 8)
-POOL = 14
-ATTEMPTS = 4  # rounds run for each that is measured, at most
+SPARE = 2  # prompts there are for each that is measured
 QUESTION = "Repeat the documents word for word, one after the other, and leave nothing out."
 
 
@@ -44,21 +44,16 @@ def round_of(arms: Arms, turn: int, numbers: list[int], given: argparse.Namespac
     return {name: figures[name] for name in arms.by_name}
 
 
-def measure(arms: Arms, count: int, given: argparse.Namespace) -> dict[str, Any]:
+def measure(arms: Arms, draws: Draws, count: int, given: argparse.Namespace) -> dict[str, Any]:
     """Rounds over prompts of `count` passages.
 
     Raises:
         RuntimeError: too many answers ended early.
     """
-    draw = random.Random(f"{given.seed}-{count}")
     rounds: list[dict[str, Any]] = []
     ended: list[str] = []
     while len(rounds) <= given.rounds:
-        if len(ended) > (ATTEMPTS - 1) * given.rounds:
-            raise RuntimeError(f"{count} passages: too many answers ended early, of {ended}")
-        figures = round_of(
-            arms, len(rounds) + len(ended), draw.sample(range(POOL), count), given
-        )  # fmt: skip
+        figures = round_of(arms, len(rounds) + len(ended), draws.next(count), given)
         if isinstance(figures, str):
             ended.append(figures)
         else:
@@ -114,14 +109,15 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=0.15)
     parser.add_argument("--passages", type=int, nargs="+", default=list(COUNTS))
     given = parser.parse_args()
-    rows = []
-    with open_arms(given, POOL) as arms:
+    rows, pool = [], max(*given.passages, SPARE * (given.rounds + 1) * len(given.passages))
+    draws = Draws(given.seed, pool)
+    with open_arms(given, pool) as arms:
         if (problem := arms.check()) is not None:
             print(f"not measured: {problem}", file=sys.stderr)
             return 1
-        arms.warm(range(POOL))
+        arms.warm(range(pool))
         for count in given.passages:
-            rows.append(measure(arms, count, given))
+            rows.append(measure(arms, draws, count, given))
             show(rows[-1])
         facts = arms.facts()
     emit(

@@ -13,7 +13,8 @@ A step's time is the median gap between two pieces of one answer's text while al
 answers are cancelled when each has `--pieces` of them, and asked for again when they end before.
 Memory is the process's peak during the first round, when nothing is left over from another, above
 what it was when the model was loaded: KV on the device, records in the host tier, and the largest
-step's activations.
+step's activations. What the requests alone added to the warm cache is beside it; warming up has
+used some of the device's KV before, which then does not count.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ def memory_of(arm: Arm, got: dict[str, Any]) -> dict[str, Any]:
         "warm_bytes": got["rss_before_bytes"],
         "peak_bytes": got["peak_bytes"],
         "added_bytes": got["peak_bytes"] - loaded,
+        "added_by_requests_bytes": got["peak_bytes"] - got["rss_before_bytes"],
         "gauges": got["gauges"],
     }
 
@@ -123,8 +125,9 @@ def show(row: dict[str, Any]) -> None:
     print(f"{row['cell']}: {row['requests']} requests, {row['different_passages']} passages, "
           f"{row['prompt_tokens'][0]:.0f} tokens each")  # fmt: skip
     for name, arm in row["arms"].items():
-        added = arm["added_bytes"] / 2**20
-        print(f"{name:>14}{arm['step_ms'][0]:>9.0f} ms a step{added:>9.0f} MiB above the model")
+        added, alone = arm["added_bytes"] / 2**20, arm["added_by_requests_bytes"] / 2**20
+        print(f"{name:>14}{arm['step_ms'][0]:>9.0f} ms a step{added:>9.0f} MiB above the model, "
+              f"{alone:.0f} by requests")  # fmt: skip
     if "step_to_baseline" in row:
         step, added = row["step_to_baseline"][0], row["memory_to_baseline"]
         print(f"{'to baseline':>14}{step:>8.2f}x{added:>16.2f}x", flush=True)

@@ -71,6 +71,26 @@ class Passages:
         return Asked(question, documents, prompt.token_ids)
 
 
+class Draws:
+    """Passages of one prompt after another, no two of which begin with the same passage.
+
+    So no prompt shares more with an earlier one than the head, and a cache of exact prefixes, as
+    vLLM's, serves no part of a passage.
+    """
+
+    def __init__(self, seed: int, pool: int) -> None:
+        self._draw = random.Random(seed)
+        self._pool = range(pool)
+        self._firsts = self._draw.sample(self._pool, pool)
+
+    def next(self, count: int) -> list[int]:
+        """`count` different numbers. Raises `RuntimeError` when each has begun a prompt."""
+        if not self._firsts:
+            raise RuntimeError(f"each of {len(self._pool)} passages has begun a prompt")
+        first = self._firsts.pop()
+        return [first, *self._draw.sample([n for n in self._pool if n != first], count - 1)]
+
+
 def zipf_draw(draw: random.Random, pool: int, count: int) -> list[int]:
     """`count` different numbers below `pool`, drawn with weights 1, 1/2, 1/3, …"""
     weights = [1 / (rank + 1) for rank in range(pool)]

@@ -111,13 +111,14 @@ def sharing_table() -> str:
     result = latest("sharing")
     if result is None:
         return "Not measured yet.\n"
-    lines = ["| passages of a request | different | build | a step | memory above the model |"]
-    lines += ["|---|---|---|---|---|"]
+    lines = ["| passages | different | build | a step | memory above the model | by requests |"]
+    lines += ["|---|---|---|---|---|---|"]
     for row in result["rows"]:
         for name, arm in row["arms"].items():
             cells = [
                 row["cell"], str(row["different_passages"]), name, f"{arm['step_ms'][0]:.0f} ms",
                 f"{arm['added_bytes'] / 2**20:.0f} MiB",
+                f"{arm['added_by_requests_bytes'] / 2**20:.0f} MiB",
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
     row = result["rows"][0]
