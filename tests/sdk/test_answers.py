@@ -154,7 +154,7 @@ def test_the_server_s_error_comes_back_as_itself(
 def test_errors_of_the_service_keep_class_and_message(
     served: Any, hasty: Any, monkeypatch: pytest.MonkeyPatch, raised: ChunkCacheError
 ) -> None:
-    def fail(_request: Any) -> Any:
+    def fail(_request: Any, **_: Any) -> Any:
         raise raised
 
     monkeypatch.setattr(served.service, "start", fail)
