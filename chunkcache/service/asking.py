@@ -34,7 +34,7 @@ class Measure:
     forced_ids: tuple[int, ...] = ()
     keep_logits: bool = False
     takes_no_prefix: bool = False  # an arm must not be served by what was asked before it
-    leaves_no_prefix: bool = False  # nor hand its exact blocks to the next one
+    leaves_no_prefix: bool = False  # nor hand its exact pages to the next one
 
 
 class Asker:

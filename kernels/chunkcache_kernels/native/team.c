@@ -71,10 +71,9 @@ static void *member_loop(void *of) {
         wait_while(team, &team->round, seen);
         seen = atomic_load_explicit(&team->round, memory_order_acquire);
         if (atomic_load(&team->stopping)) return NULL;
-        if (place.member < team->in_use) {
-            team->work(team, place.member, team->of);
-            atomic_fetch_sub_explicit(&team->running, 1, memory_order_acq_rel);
-        }
+        if (place.member < team->in_use) team->work(team, place.member, team->of);
+        /* said by those not in use too: none may still be waking up when the next piece begins */
+        atomic_fetch_sub_explicit(&team->running, 1, memory_order_acq_rel);
     }
 }
 
@@ -136,7 +135,7 @@ void team_run(Team *team, Work work, void *of) {
         return;
     }
     atomic_store(&team->in_use, team->wanted);
-    atomic_store(&team->running, team->wanted - 1);
+    atomic_store(&team->running, team->wanted > 1 ? team->members - 1 : 0);
     if (team->wanted > 1) change(team, &team->round);
     work(team, 0, of);
     for (int i = 0; atomic_load_explicit(&team->running, memory_order_acquire); i++) {
