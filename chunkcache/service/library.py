@@ -1,0 +1,193 @@
+"""Documents of an installation: ingest, list, search and embed. Needs the embedder, no decoder."""
+
+from __future__ import annotations
+
+import threading
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from chunkcache.engine.model import load_tokenizer
+from chunkcache.errors import NotFound
+from chunkcache.protocol import (
+    CollectionInfo,
+    DocumentInfo,
+    GivenDocument,
+    IngestReport,
+    Passage,
+)
+from chunkcache.retrieval.catalog import Catalog
+from chunkcache.retrieval.embedder import Embedder, open_embedder
+from chunkcache.retrieval.ingest import Ingestor
+from chunkcache.retrieval.retriever import Retriever
+from chunkcache.retrieval.splitter import Splitter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from chunkcache.chunk import Chunk
+    from chunkcache.config import Settings
+
+PUBLIC = "public"
+DEFAULT = "default"
+
+
+class Library:
+    """The catalog at `settings.home` and what reads and searches it. Thread-safe.
+
+    Its parts are made on first use.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._lock = threading.RLock()  # guards first use of the lazy parts
+
+    # ------------------------------------------------------------ lazy parts
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """Documents and chunks on disk."""
+        return Catalog(self.settings.home / "catalog.sqlite")
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return open_embedder(self.settings.retrieval.embedder)
+
+    @cached_property
+    def _splitter(self) -> Splitter:
+        retrieval = self.settings.retrieval
+        tokenizer = load_tokenizer(self.settings)
+        return Splitter(tokenizer, retrieval.chunk_tokens, retrieval.overlap_tokens)
+
+    @cached_property
+    def _ingestor(self) -> Ingestor:
+        return Ingestor(self.catalog, self._splitter, self._embedder, self.settings.retrieval)
+
+    @cached_property
+    def _retriever(self) -> Retriever:
+        return Retriever(
+            self.catalog,
+            self._embedder,
+            self.settings.home / "indexes",
+            self.settings.retrieval,
+            self._splitter,
+        )
+
+    @property
+    def embedder_id(self) -> str:
+        """The name clients give for embeddings."""
+        return self.settings.retrieval.embedder.removeprefix("embedded:").rpartition("/")[2]
+
+    # ------------------------------------------------------------ documents
+
+    def ingest(
+        self,
+        paths: Sequence[Path],
+        *,
+        tenant: str = PUBLIC,
+        collection: str = DEFAULT,
+        on_progress: Callable[[int, int, str], None] | None = None,
+    ) -> IngestReport:
+        """Read files and folders into the catalog; unchanged documents cost a hash each.
+
+        `on_progress(done, total, name)` is called per file. Unreadable files are skipped and listed
+        in the report, never fatal.
+        """
+        with self._lock:
+            ingestor = self._ingestor
+        return ingestor.ingest_paths(
+            paths, tenant=tenant, collection=collection, on_progress=on_progress
+        )
+
+    def ingest_bytes(
+        self,
+        name: str,
+        data: bytes,
+        *,
+        tenant: str = PUBLIC,
+        collection: str = DEFAULT,
+        attributes: dict[str, str | float | bool] | None = None,
+    ) -> DocumentInfo:
+        """Read one uploaded file. Raises `InvalidRequest` with the reason when it is unreadable."""
+        with self._lock:
+            ingestor = self._ingestor
+        return ingestor.ingest_bytes(
+            name, data, tenant=tenant, collection=collection, attributes=attributes
+        )
+
+    def ingest_texts(
+        self,
+        documents: Sequence[GivenDocument],
+        *,
+        tenant: str = PUBLIC,
+        collection: str = DEFAULT,
+    ) -> IngestReport:
+        """Take texts as documents; one without an id is known by its content."""
+        with self._lock:
+            ingestor = self._ingestor
+        return ingestor.ingest_texts(documents, tenant=tenant, collection=collection)
+
+    def documents(self, *, tenant: str = PUBLIC, collection: str = DEFAULT) -> list[DocumentInfo]:
+        """Documents in a collection, by title."""
+        return self.catalog.documents(tenant, collection)
+
+    def document_text(
+        self, document_id: str, *, tenant: str = PUBLIC, collection: str = DEFAULT
+    ) -> tuple[DocumentInfo, str]:
+        """A document and its extracted text, in which citations' offsets count characters.
+
+        Raises:
+            NotFound: no such document or collection.
+        """
+        info = self.catalog.document_info(tenant, collection, document_id)
+        stored = self.catalog.document(tenant, collection, document_id)
+        if info is None or stored is None:
+            raise NotFound(f"document {document_id!r}: there is none of that id", param="document")
+        return info, stored.document.text
+
+    def remove(self, document_id: str, *, tenant: str = PUBLIC, collection: str = DEFAULT) -> bool:
+        """Remove a document; its chunks are unreachable at once. False: it was not there."""
+        return self.catalog.remove_document(document_id, tenant, collection)
+
+    def create_collection(self, name: str, *, tenant: str = PUBLIC) -> CollectionInfo:
+        """A new, empty collection (a vector store, over HTTP)."""
+        return self.catalog.create_collection(tenant, name)
+
+    def collections(self, *, tenant: str = PUBLIC) -> list[CollectionInfo]:
+        """The tenant's collections."""
+        return self.catalog.collections(tenant)
+
+    def collection(self, collection_id: str, *, tenant: str = PUBLIC) -> CollectionInfo:
+        """One collection.
+
+        Raises:
+            NotFound: the tenant has none of that id.
+        """
+        return self.catalog.collection(tenant, collection_id)
+
+    def delete_collection(self, collection_id: str, *, tenant: str = PUBLIC) -> bool:
+        """Delete a collection and its documents. False: it was not there."""
+        return self.catalog.delete_collection(tenant, collection_id)
+
+    def search(
+        self, query: str, *, top_k: int = 4, tenant: str = PUBLIC, collection: str = DEFAULT
+    ) -> list[Passage]:
+        """The best passages for a query, best first."""
+        return [
+            Passage(
+                chunk_id=c.chunk_id, document_id=c.document_id, title=c.title, url=c.url,
+                text=c.text, score=c.score, start_char=c.start_char, end_char=c.end_char,
+            )
+            for c in self._search(query, top_k, tenant, collection)
+        ]  # fmt: skip
+
+    def _search(self, query: str, top_k: int, tenant: str, collection: str) -> list[Chunk]:
+        with self._lock:
+            retriever = self._retriever
+        return retriever.search(query, top_k=top_k, tenant=tenant, collection=collection)
+
+    def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
+        """Unit vectors and the number of tokens read."""
+        with self._lock:
+            embedder = self._embedder
+        return embedder.embed(texts).tolist(), embedder.count_tokens(texts)
