@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode
 from pydantic import Field
 
 from chunkcache.errors import NotFound
-from chunkcache.server.openai_shapes import Body
+from chunkcache.server.shapes.body import Body
 
 if TYPE_CHECKING:
     from chunkcache.protocol import Citation

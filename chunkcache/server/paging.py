@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from chunkcache.errors import InvalidRequest
-from chunkcache.server.openai_shapes import Body
+from chunkcache.server.shapes.body import Body
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,8 +12,8 @@ from chunkcache.protocol import AnswerFinished, AnswerStarted
 from chunkcache.server.citations import Citer
 from chunkcache.server.deps import ServiceDep, TenantDep, require_model
 from chunkcache.server.links import LinkSigner
-from chunkcache.server.openai_shapes import ChatRequest
 from chunkcache.server.pump import AnswerPump
+from chunkcache.server.shapes.chat import ChatRequest
 from chunkcache.server.sse import EventStream, Reply, frames
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from chunkcache.errors import InvalidRequest
 from chunkcache.server.deps import ServiceDep, TenantDep, require_model
-from chunkcache.server.openai_shapes import EmbeddingRequest
+from chunkcache.server.shapes.embeddings import EmbeddingRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,8 +12,8 @@ from pydantic import ConfigDict
 from chunkcache.errors import InvalidRequest, RequestTooLarge
 from chunkcache.server.attachments import release_document
 from chunkcache.server.deps import ServiceDep, ShelfDep, TenantDep
-from chunkcache.server.openai_shapes import Body
 from chunkcache.server.paging import FilePageQuery, page
+from chunkcache.server.shapes.body import Body
 
 if TYPE_CHECKING:
     from chunkcache.protocol import Json

@@ -19,8 +19,8 @@ from chunkcache.server.attachments import (
     release_document,
 )
 from chunkcache.server.deps import ServiceDep, ShelfDep, TenantDep
-from chunkcache.server.openai_shapes import JsonBody
 from chunkcache.server.paging import PageQuery, page
+from chunkcache.server.shapes.body import JsonBody
 
 if TYPE_CHECKING:
     from chunkcache.protocol import CollectionInfo, Json, Passage

@@ -9,18 +9,9 @@ might guess:
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from chunkcache.protocol import (
     AnswerRequest,
@@ -29,7 +20,8 @@ from chunkcache.protocol import (
     Message,
     Sampling,
 )
-from chunkcache.server.errors import STATED, UNSUPPORTED
+from chunkcache.server.shapes.body import Body, JsonBody, stated
+from chunkcache.server.shapes.messages import ChatMessage
 
 DEFAULT_COLLECTION = "default"
 _StopText = Annotated[str, Field(min_length=1)]
@@ -48,81 +40,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "service_tier": ("auto", "default"),
 }
 """Fields we do not support and the values that ask for nothing; null asks for nothing too."""
-
-
-class Body(BaseModel):
-    """Base of all that a request says: unknown fields are errors."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class JsonBody(Body):
-    """Base of whole JSON bodies: all their text is valid Unicode."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _valid_unicode(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        try:
-            json.dumps(data, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = ascii(error.object[error.start])
-            raise _stated(f"half a surrogate pair, {half}, is not valid Unicode") from error
-        return data
-
-
-_CONTENT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-                "additionalProperties": False,
-            },
-        },
-    ]
-}
-
-
-class ChatMessage(Body):
-    """A turn. `content` may be text or a list of text parts, which are joined."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, WithJsonSchema(_CONTENT_SCHEMA)]
-    # What our own answers carry, so that an answer can be appended to the conversation as it is.
-    refusal: None = None
-    annotations: list[dict[str, Any]] | None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join_parts(cls, content: Any) -> Any:
-        return "".join(map(_part_text, content)) if isinstance(content, list) else content
-
-
-def _part_text(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text":
-        shown = str(kind)[:40]
-        raise PydanticCustomError(
-            UNSUPPORTED,
-            "content part type '{kind}' is not supported; send parts of type 'text'.",
-            {"kind": shown},
-        )
-    text = part.get("text")
-    extra = sorted(set(part) - {"type", "text"})
-    if extra or not isinstance(text, str):
-        raise PydanticCustomError(
-            UNSUPPORTED if extra else "text_part",
-            "a text part has the fields 'type' and 'text' (a string) and no other",
-        )
-    return text
 
 
 class StreamOptions(Body):
@@ -181,16 +98,16 @@ class ChatRequest(JsonBody):
     def _consistent(self) -> Self:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
-            raise _stated("max_tokens and max_completion_tokens differ; send one of them")
+            raise stated("max_tokens and max_completion_tokens differ; send one of them")
         if self.stream_options is not None and not self.stream:
-            raise _stated("stream_options is only allowed with stream=true")
+            raise stated("stream_options is only allowed with stream=true")
         if self.messages[-1].role != "user":
-            raise _stated("messages: the last one must have the role 'user'")
+            raise stated("messages: the last one must have the role 'user'")
         options = self.chunkcache
         if self.documents is not None and options is not None:
             for name in ("vector_store_id", "top_k"):
                 if getattr(options, name) is not None:
-                    raise _stated(f"documents replaces retrieval; leave out chunkcache.{name}")
+                    raise stated(f"documents replaces retrieval; leave out chunkcache.{name}")
         return self
 
     def to_answer_request(self, tenant: str) -> AnswerRequest:
@@ -217,16 +134,3 @@ class ChatRequest(JsonBody):
         }
         said = {name: value for name, value in wishes.items() if value is not None}
         return Sampling.model_validate(said)
-
-
-def _stated(message: str) -> PydanticCustomError:
-    return PydanticCustomError(STATED, "{message}", {"message": message})
-
-
-class EmbeddingRequest(JsonBody):
-    """`POST /v1/embeddings`. Token ids instead of text are not accepted."""
-
-    model: str | None = Field(None, description="null: the one that is served")
-    input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
-    encoding_format: Literal["float", "base64"] | None = "float"
-    user: str | None = Field(None, description="a label of the caller's; changes nothing")

@@ -1,0 +1,1 @@
+"""The JSON that requests are made of, by theme: what is accepted, and nothing else."""
