@@ -29,7 +29,7 @@ from typing import Any
 from passages import Asked, Passages
 
 from chunkcache.config import EMBEDDED_MODEL, Settings, load_settings
-from chunkcache.engine.model import choose_device, choose_dtype, model_alias
+from chunkcache.engine.model import choose_device, choose_dtype, model_ids
 from chunkcache.engine.weights import resolve_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -287,7 +287,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def model_name(given: argparse.Namespace) -> str:
     """The model as results name it."""
-    return model_alias(load_settings(model={"name": given.model}).model)
+    return model_ids(load_settings(model={"name": given.model}).model)[0]
 
 
 def commit_of(name: str) -> str:

@@ -42,6 +42,8 @@ RepairPolicyName = Literal[
     "none", "first_k", "question", "deviation", "gradual", "cfo", "focused", "all"
 ]
 PassageOrder = Literal["relevance", "cache_friendly"]
+PLAIN = ":plain"
+"""What follows a decoder's id to name the same model without retrieval."""
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
 
@@ -61,7 +63,11 @@ class ModelSettings(_Section):
     """Which decoder answers, and how it is run."""
 
     name: str = Field(EMBEDDED_MODEL, description="hub id, local folder, or embedded:NAME")
-    alias: str = Field("", description="the id shown by /v1/models; empty means derived from name")
+    alias: str = Field(
+        "",
+        description="ids that clients name, the first by default: separated by commas, or a list; "
+        "empty means derived from name",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on CUDA and on CPUs with native bf16, else float32"
     )
@@ -76,6 +82,24 @@ class ModelSettings(_Section):
         "on",
         description="check reuse against full prefill on first load; off disables reuse checks",
     )
+
+    @field_validator("alias", mode="before")
+    @classmethod
+    def _list_as_text(cls, alias: Any) -> Any:
+        texts = isinstance(alias, list) and all(isinstance(name, str) for name in alias)
+        return ",".join(alias) if texts else alias
+
+    @field_validator("alias")
+    @classmethod
+    def _names_apart(cls, alias: str) -> str:
+        names = [name.strip() for name in alias.split(",")]
+        if not alias.strip():
+            return ""
+        if "" in names or len(set(names)) < len(names):
+            raise ValueError("Must be ids separated by commas, none of them empty or twice there")
+        if any(name.endswith(PLAIN) for name in names):
+            raise ValueError(f"Must not end in {PLAIN}, which every id has a variant with")
+        return ",".join(names)
 
 
 class EngineSettings(_Section):
@@ -143,7 +167,9 @@ class RetrievalSettings(_Section):
     embedder: str = Field(EMBEDDED_EMBEDDER, description="hub id, local folder, or embedded:NAME")
     chunk_tokens: int = Field(256, ge=8, le=4096, description="largest chunk, in model tokens")
     overlap_tokens: int = Field(0, ge=0, description="tokens shared by neighbouring chunks")
-    top_k: int = Field(4, ge=1, le=64, description="chunks put in the prompt")
+    top_k: int = Field(
+        4, ge=0, le=64, description="chunks put in the prompt; 0: none unless a request asks"
+    )
     index: Literal["flat", "hnsw"] = Field("flat", description="vector index; flat is exact")
     mode: Literal["hybrid", "vector", "lexical"] = Field("hybrid", description="what is searched")
     order: PassageOrder = Field(
@@ -190,6 +216,17 @@ class ServerSettings(_Section):
         "",
         pattern=r"^(https?://[^/?#\s]+(/[^?#\s]*)?)?$",
         description="address that browsers reach the server by, for links; empty: the request's",
+    )
+    citations: Literal["annotations", "text"] = Field(
+        "annotations",
+        description="text: sources are also listed after each answer, for clients that drop "
+        "annotations",
+    )
+    responses_bytes: int = Field(
+        64 * MIB, ge=0, description="answers of /v1/responses kept in memory; 0: none"
+    )
+    responses_ttl_s: float = Field(
+        86_400.0, gt=0, description="how long they are kept; a restart forgets them"
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="time running requests get on SIGTERM")
     max_body_bytes: int = Field(64 * MIB, ge=1024, description="largest request body")

@@ -184,7 +184,20 @@ class AnswerRequest(_Wire):
     collection: str = "default"
     top_k: int | None = Field(None, ge=0, le=64, description="0: no retrieval")
     sampling: Sampling = Sampling()
+    notes: tuple[str, ...] = Field((), description="to be passed on in the report")
     options: ChunkCacheOptions = ChunkCacheOptions()
+    layout: Literal["chat", "plain", "raw"] = Field(
+        "chat",
+        description="plain: no system text of ours is put before a conversation without documents; "
+        "raw: the one message is the prompt, without the model's chat template",
+    )
+
+    @model_validator(mode="after")
+    def _raw_is_all_there_is(self) -> AnswerRequest:
+        adds = len(self.messages) > 1 or self.documents is not None or self.top_k != 0
+        if self.layout == "raw" and adds:
+            raise ValueError("layout raw takes one message, no documents, and top_k 0")
+        return self
 
 
 class AnswerStarted(_Wire):
@@ -192,6 +205,7 @@ class AnswerStarted(_Wire):
 
     type: Literal["started"] = "started"
     citations: list[Citation]
+    prompt_tokens: int = Field(0, description="length of the prompt")
 
 
 class AnswerDelta(_Wire):
@@ -199,6 +213,7 @@ class AnswerDelta(_Wire):
 
     type: Literal["delta"] = "delta"
     text: str
+    completion_tokens: int = Field(0, description="tokens of the answer so far")
 
 
 class AnswerFinished(_Wire):

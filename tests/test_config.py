@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from chunkcache.config import RepairPolicyName, Settings, load_settings
+from chunkcache.engine.model import model_ids
 from chunkcache.errors import ConfigError
 from chunkcache.repair import policy_named
 
@@ -102,6 +103,16 @@ def test_variables_that_no_field_has_are_somebody_elses(monkeypatch: pytest.Monk
     assert load_settings().server.port == 8321
 
 
+def test_several_aliases_are_a_list_or_separated_by_commas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = toml_file(tmp_path, "[model]\nalias = ['a', '/b/c d ']\n")
+    assert model_ids(load_settings(path).model) == ("a", "/b/c d")
+    monkeypatch.setenv("CHUNKCACHE_MODEL__ALIAS", "x, y")
+    assert model_ids(load_settings(path).model) == ("x", "y")
+    assert model_ids(load_settings(model={"name": "/m/tiny/", "alias": " "}).model) == ("tiny",)
+
+
 # ------------------------------------------------------------------ what is wrong
 
 
@@ -120,6 +131,11 @@ def test_variables_that_no_field_has_are_somebody_elses(monkeypatch: pytest.Monk
         ({"server": 3}, ["server: got 3"]),
         ({"server": {"public_url": "ftp://x"}}, ["server.public_url: got 'ftp://x'"]),
         ({"home": 3}, ["home: got 3"]),
+        ({"model": {"alias": "a,,b"}}, ["model.alias: got 'a,,b'", "none of them empty"]),
+        ({"model": {"alias": ["a", "a"]}}, ["model.alias: got ['a', 'a']", "twice"]),
+        ({"model": {"alias": "a:plain"}}, ["model.alias: got 'a:plain'", "end in :plain"]),
+        ({"model": {"alias": 3}}, ["model.alias: got 3", "string"]),
+        ({"retrieval": {"top_k": -1}}, ["retrieval.top_k: got -1", "equal to 0"]),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
@@ -135,8 +151,8 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, monkeypatch: pytest.M
     path = toml_file(tmp_path, "[server]\nprot = 1\n")
     monkeypatch.setenv("CHUNKCACHE_REPAIR__BUDGET", "lots")
     with pytest.raises(ConfigError) as caught:
-        load_settings(path, retrieval={"top_k": 0})
-    for part in ("server.prot: got 1", "repair.budget: got 'lots'", "retrieval.top_k: got 0"):
+        load_settings(path, retrieval={"top_k": -1})
+    for part in ("server.prot: got 1", "repair.budget: got 'lots'", "retrieval.top_k: got -1"):
         assert part in str(caught.value)
 
 

@@ -327,7 +327,7 @@ class Generation(Request):
             self._finish("stop")
             return
         if delta := self._text.push(token):
-            self._mailbox.put(Delta(delta))
+            self._mailbox.put(Delta(delta, len(self._new_ids)))
         if self._text.stopped:
             self._finish("stop")
         elif len(self._new_ids) >= self._max_new_tokens:
@@ -341,7 +341,7 @@ class Generation(Request):
         assert self._text is not None and self._plan is not None
         assert self._first_logits is not None
         if delta := self._text.finish():
-            self._mailbox.put(Delta(delta))
+            self._mailbox.put(Delta(delta, len(self._new_ids)))
             if self._text.stopped:
                 reason = "stop"
         self.current = None

@@ -115,7 +115,7 @@ def load_model(settings: Settings) -> DecoderModel:
     fingerprint = model_fingerprint(config, tokenizer, digest, geometry_of(config, dtype))
     return wrap_model(
         hf, tokenizer,
-        fingerprint=fingerprint, name=model_alias(settings.model),
+        fingerprint=fingerprint, name=model_ids(settings.model)[0],
         int8=settings.model.weights == "int8", kernel_cache=settings.cache,
     )  # fmt: skip
 
@@ -168,9 +168,11 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def model_alias(settings: ModelSettings) -> str:
-    """The model's name for clients: the alias, or the last part of its id."""
-    return settings.alias or settings.name.removeprefix("embedded:").rstrip("/").rpartition("/")[2]
+def model_ids(settings: ModelSettings) -> tuple[str, ...]:
+    """The model's names for clients, its own first: the aliases, or the last part of its id."""
+    if settings.alias:
+        return tuple(settings.alias.split(","))
+    return (settings.name.removeprefix("embedded:").rstrip("/").rpartition("/")[2],)
 
 
 def wrap_model(

@@ -17,6 +17,7 @@ class Delta:
     """A piece of the answer."""
 
     text: str
+    num_tokens: int  # of the answer so far
 
 
 @dataclass(frozen=True, slots=True, eq=False)

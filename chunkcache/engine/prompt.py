@@ -10,7 +10,7 @@ every question.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from chunkcache.chunk import Span, SpanKind
 from chunkcache.engine.born_context import BORN_PASSAGES
@@ -91,17 +91,26 @@ class PromptBuilder:
         opening = self._tokens.content(f"# {title}\n", "documents") if title else []
         return (*opening, *text, *self._tokens.content(_PASSAGE_CLOSE))
 
-    def build(self, messages: Sequence[Message], chunks: Sequence[Chunk]) -> Prompt:
+    def build(
+        self,
+        messages: Sequence[Message],
+        chunks: Sequence[Chunk],
+        layout: Literal["chat", "plain", "raw"] = "chat",
+    ) -> Prompt:
         """Lay out a prompt.
 
         System and developer messages, wherever they stand, are joined into the one system text
-        that opens the prompt. Without any, the settings' system text is used.
+        that opens the prompt. Without any, the settings' system text is used, except with layout
+        `plain` and no chunks. With layout `raw` the last message is the whole prompt.
 
         Raises:
             InvalidRequest: the last message is not the user's, or the model's chat template
                 refuses the conversation.
         """
-        conversation = self._with_system(messages)
+        if layout == "raw":
+            whole = Span(SpanKind.QUESTION, 0, tuple(self._tokens.raw(messages[-1].content)))
+            return Prompt((whole,), head_is_canonical=False)
+        conversation = self._with_system(messages, adds=layout == "chat" or bool(chunks))
         head, history, question = self._split(conversation, with_documents=bool(chunks))
         pieces: list[tuple[SpanKind, Sequence[int], Chunk | None]] = [(SpanKind.HEAD, head, None)]
         pieces += [(SpanKind.CHUNK, self.chunk_ids(chunk), chunk) for chunk in chunks]
@@ -113,7 +122,7 @@ class PromptBuilder:
                 start += len(ids)
         return Prompt(tuple(spans), head_is_canonical=head == self.canonical_head)
 
-    def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+    def _with_system(self, messages: Sequence[Message], *, adds: bool) -> list[Message]:
         last = messages[-1].role if messages else "no message"
         if last != "user":
             raise InvalidRequest.of(
@@ -121,6 +130,8 @@ class PromptBuilder:
             )
         rest = [m for m in messages if m.role not in {"system", "developer"}]
         system = [m.content for m in messages if m.role in {"system", "developer"}]
+        if not system and not adds:
+            return rest
         text = "\n\n".join(system) if system else self._settings.system
         return [Message(role="system", content=text), *rest]
 
@@ -129,7 +140,7 @@ class PromptBuilder:
     ) -> tuple[list[int], list[int], list[int]]:
         """Token ids before the documents, between them and the last user text, and from there."""
         tokens, parts = self._tokens, self._template.parts([m.role for m in conversation])
-        in_system = self._settings.documents_in == "system"
+        in_system = self._settings.documents_in == conversation[0].role == "system"
         takes_documents = "system" if in_system else "user"
         home = next(i for i, m in enumerate(conversation) if m.role == takes_documents)
         words = _DOCUMENTS_OPEN if in_system else _DOCUMENTS_OPEN.lstrip()

@@ -131,6 +131,18 @@ class PartTokenizer:
         encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=False)
         return list(encoded["input_ids"])
 
+    def raw(self, text: str) -> list[int]:
+        """Ids of a whole prompt that was made elsewhere: special tokens are read as such.
+
+        Raises:
+            InvalidRequest: not valid Unicode, or nothing.
+        """
+        _require_unicode(text, "prompt")
+        ids = self.opening(text)
+        if not ids:
+            raise InvalidRequest.of("prompt", text, "one token or more", "write a prompt")
+        return ids
+
     def content(self, text: str, field: str = "messages") -> list[int]:
         """Ids of a text that somebody wrote; the name of a special token is plain text in it.
 
@@ -142,12 +154,7 @@ class PartTokenizer:
             InvalidRequest: not valid Unicode, or a tokenizer that has its special tokens among its
                 ordinary words (some Unigram models) makes one of the text.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest.of(
-                field, text[error.start : error.end], "valid Unicode", "drop half surrogate pairs"
-            ) from error
+        _require_unicode(text, field)
         encoded = self._contents(text, add_special_tokens=False, split_special_tokens=True)
         ids = list(encoded["input_ids"])
         if found := self._control.intersection(ids):
@@ -160,6 +167,15 @@ class PartTokenizer:
     def checked(self, token_ids: Sequence[int], text: str) -> Sequence[int]:
         """Ids that were made of `text` elsewhere, made anew if they hold a control token."""
         return token_ids if self._control.isdisjoint(token_ids) else self.content(text, "documents")
+
+
+def _require_unicode(text: str, field: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest.of(
+            field, text[error.start : error.end], "valid Unicode", "drop half surrogate pairs"
+        ) from error
 
 
 def _special(token: Any) -> AddedToken:

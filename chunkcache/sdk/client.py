@@ -94,7 +94,7 @@ class Client:
         return self._driver.stream(chat_call(question, wishes, stream=True))
 
     def models(self) -> list[ModelInfo]:
-        """The decoder, which answers, then the embedder."""
+        """The decoder by all its ids, those that retrieve first, then the embedder."""
         return self._driver.run(flows.models())
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:

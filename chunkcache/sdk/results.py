@@ -54,11 +54,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model that the server runs."""
+    """A model that the server runs, by one of its ids."""
 
     id: str
     kind: Literal["chat", "embedding"]
     created_at: int  # seconds since the epoch
+    retrieves: bool = False  # whether a chat with it begins with a search
 
 
 StreamEvent = AnswerStarted | AnswerDelta | Answer
@@ -106,7 +107,8 @@ def answer_of(completion: Json) -> Answer:
 
 def model_info_of(data: Json) -> ModelInfo:
     """A served model from a `model` object. To be used within `reading`."""
-    return ModelInfo(data["id"], data["chunkcache"]["kind"], data["created"])
+    about = data["chunkcache"]
+    return ModelInfo(data["id"], about["kind"], data["created"], about.get("retrieves", False))
 
 
 def vector_of(packed: str) -> list[float]:

@@ -10,8 +10,10 @@ from chunkcache.server import errors
 from chunkcache.server.auth import ApiKeys
 from chunkcache.server.files import FileShelf
 from chunkcache.server.guard import BrowserGuard
-from chunkcache.server.middleware import Authenticate, BodyLimit, Envelope
+from chunkcache.server.middleware import Authenticate, BodyLimit, Envelope, HeadAsGet
+from chunkcache.server.model_names import ModelNames
 from chunkcache.server.openapi import describe
+from chunkcache.server.response_store import ResponseStore
 from chunkcache.server.routes import ROUTERS
 from chunkcache.version import __version__
 
@@ -26,18 +28,22 @@ def create_app(service: Service, host: str | None = None) -> FastAPI:
         host: the address it will be bound to, if not that of the settings; see `BrowserGuard`.
 
     Raises:
-        ConfigError: the API key file is unusable.
+        ConfigError: the API key file is unusable, or one id stands for two models.
     """
     settings = service.settings
+    ModelNames.of(service)  # so that a wrong alias is told now and not by every request
     # No interactive documentation: its pages load scripts from elsewhere.
     app = FastAPI(title="chunkcache", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     app.state.shelf = FileShelf(settings.home / "files")
+    limits = settings.server
+    app.state.responses = ResponseStore(limits.responses_bytes, limits.responses_ttl_s)
     errors.install(app)
     describe(app)
     for router in ROUTERS:
         app.include_router(router)
     # The last one added is the outermost.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, limit_bytes=settings.server.max_body_bytes)
     app.add_middleware(Authenticate, keys=ApiKeys.load(settings.server.api_keys_file))
     app.add_middleware(BrowserGuard, settings=settings.server, host=host or settings.server.host)

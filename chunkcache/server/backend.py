@@ -54,6 +54,11 @@ class Service(Protocol):
         ...
 
     @property
+    def model_ids(self) -> tuple[str, ...]:
+        """All ids of the decoder; the first is `model_id`."""
+        ...
+
+    @property
     def embedder_id(self) -> str:
         """The id of the embedder, as shown by /v1/models."""
         ...

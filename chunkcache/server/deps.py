@@ -1,4 +1,4 @@
-"""What route functions ask for: the service, the tenant, the file shelf."""
+"""What route functions ask for: the service and its models' names, the tenant, what is kept."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from chunkcache.errors import NotFound
 from chunkcache.server.backend import Service
 from chunkcache.server.files import FileShelf
+from chunkcache.server.model_names import ModelNames
+from chunkcache.server.response_store import ResponseStore
 
 
 async def _service(request: Request) -> Service:
@@ -19,23 +20,20 @@ async def _shelf(request: Request) -> FileShelf:
     return cast("FileShelf", request.app.state.shelf)
 
 
+async def _models(service: Annotated[Service, Depends(_service)]) -> ModelNames:
+    return ModelNames.of(service)
+
+
 async def _tenant(request: Request) -> str:
     return cast("str", request.state.tenant)  # set by Authenticate, before any body is read
 
 
+async def _responses(request: Request) -> ResponseStore:
+    return cast("ResponseStore", request.app.state.responses)
+
+
 ServiceDep = Annotated[Service, Depends(_service)]
+ModelsDep = Annotated[ModelNames, Depends(_models)]
+ResponsesDep = Annotated[ResponseStore, Depends(_responses)]
 ShelfDep = Annotated[FileShelf, Depends(_shelf)]
 TenantDep = Annotated[str, Depends(_tenant)]
-
-
-def require_model(asked: str | None, served: str) -> None:
-    """Raises NotFound with OpenAI's code `model_not_found` unless it is the one served, or none."""
-    if asked is not None and asked != served:
-        raise unknown_model(asked, served)
-
-
-def unknown_model(asked: str, served: str) -> NotFound:
-    """The error for a model id that is not served."""
-    error = NotFound(f"The model '{asked[:80]}' does not exist; it is '{served}'.", param="model")
-    error.code = "model_not_found"
-    return error

@@ -89,6 +89,23 @@ class Authenticate:
         await self._app(scope, receive, send)
 
 
+class HeadAsGet:
+    """HEAD wherever there is GET, as probes send it: the same status and headers, no body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            await send({**message, "body": b""} if "body" in message else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
+
+
 class BodyLimit:
     """Refuses bodies over a limit: at once by Content-Length, else while they arrive."""
 

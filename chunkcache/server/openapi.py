@@ -34,6 +34,12 @@ _ERROR_SCHEMA: Json = {
     },
 }
 _FORM = "application/x-www-form-urlencoded"
+_ANSWERS = {
+    "/v1/chat/completions": "chat.completion",
+    "/v1/completions": "text_completion",
+    "/v1/responses": "response",
+}
+"""Where answers come from, and what OpenAI calls them."""
 _REPORT_REF = {"$ref": "#/components/schemas/AnswerReport"}
 
 
@@ -69,13 +75,14 @@ def _description(app: FastAPI) -> Json:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             _correct(path, operation)
-    answers = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
-    answers["application/json"]["schema"] = {
-        "type": "object",
-        "description": "OpenAI's chat.completion, and how exact it is",
-        "properties": {"chunkcache": _REPORT_REF},
-    }
-    answers["text/event-stream"] = {"schema": {"type": "string"}}
+    for path, kind in _ANSWERS.items():
+        answers = document["paths"][path]["post"]["responses"]["200"]["content"]
+        answers["application/json"]["schema"] = {
+            "type": "object",
+            "description": f"OpenAI's {kind}, and how exact it is",
+            "properties": {"chunkcache": _REPORT_REF},
+        }
+        answers["text/event-stream"] = {"schema": {"type": "string"}}
     return document
 
 

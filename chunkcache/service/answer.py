@@ -78,10 +78,10 @@ class AnswerHandle:
         citations = [citation(chunk) for chunk in self._preparation.chunks]
         outcome = "error"
         try:
-            yield AnswerStarted(citations=citations)
+            yield AnswerStarted(citations=citations, prompt_tokens=self.prompt.num_tokens)
             for event in self._generation.events():
                 if isinstance(event, Delta):
-                    yield AnswerDelta(text=event.text)
+                    yield AnswerDelta(text=event.text, completion_tokens=event.num_tokens)
                 else:
                     outcome = "ok"
                     yield self._finished(event)

@@ -68,7 +68,7 @@ class Asker:
         runtime, repair = self._runtime, self._settings.repair
         options = request.options
         max_new = request.sampling.max_tokens or self._settings.engine.max_new_tokens_default
-        notes: list[str] = []
+        notes = [*request.notes]
         prompt, chunks = self._fit(request, list(chunks), max_new, notes)
         shares = self._settings.engine.prefix_cache  # without it no order is better than another
         if shares and (options.order or self._settings.retrieval.order) == "cache_friendly":
@@ -125,7 +125,7 @@ class Asker:
         if order != sorted(order):
             notes.append("passages were put into the order of an earlier exact answer")
             chunks = [chunks[i] for i in order]
-            prompt = self._runtime.prompts.build(request.messages, chunks)
+            prompt = self._runtime.prompts.build(request.messages, chunks, request.layout)
         return prompt, chunks
 
     def _repair(self, options: ChunkCacheOptions) -> RepairSettings:
@@ -168,14 +168,14 @@ class Asker:
         runtime = self._runtime
         limit = min(runtime.model.context_tokens, runtime.engine.capacity_tokens) - max_new
         given = len(chunks)
-        prompt = runtime.prompts.build(request.messages, chunks)
+        prompt = runtime.prompts.build(request.messages, chunks, request.layout)
         if prompt.num_tokens > limit and self._settings.engine.overflow == "drop":
             total = prompt.num_tokens
             sizes = [len(prompt.spans[index]) for index in chunk_spans(prompt)]
             while chunks and total > limit:
                 total -= sizes.pop()
                 chunks = chunks[:-1]
-            prompt = runtime.prompts.build(request.messages, chunks)
+            prompt = runtime.prompts.build(request.messages, chunks, request.layout)
         if prompt.num_tokens > limit:
             raise PromptTooLong(
                 f"messages: got {prompt.num_tokens} prompt tokens and {max_new} for the answer, "

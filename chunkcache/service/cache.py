@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from chunkcache.config import Settings, load_settings
-from chunkcache.engine.model import model_alias
+from chunkcache.engine.model import model_ids
 from chunkcache.errors import ShuttingDown
 from chunkcache.metrics import Metrics
 from chunkcache.protocol import (
@@ -96,7 +96,12 @@ class ChunkCache(Library):
     @property
     def model_id(self) -> str:
         """The name clients give as `model`."""
-        return model_alias(self.settings.model)
+        return self.model_ids[0]
+
+    @property
+    def model_ids(self) -> tuple[str, ...]:
+        """All the names that clients may give as `model`; the first is `model_id`."""
+        return model_ids(self.settings.model)
 
     @property
     def link_key(self) -> bytes:

@@ -204,7 +204,8 @@ def test_one_text_is_not_a_list_of_letters(caller: Any) -> None:
 
 def test_models_health_and_version(served: Any, caller: Any) -> None:
     assert caller("models") == [
-        ModelInfo("tiny-chat", "chat", 1_700_000_000),
+        ModelInfo("tiny-chat", "chat", 1_700_000_000, retrieves=True),
+        ModelInfo("tiny-chat:plain", "chat", 1_700_000_000),
         ModelInfo("tiny-embed", "embedding", 1_700_000_000),
     ]
     assert caller("health") == {"status": "ok", "model": "tiny-chat"}

@@ -43,10 +43,12 @@ def serve_with(fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., A
     """Serve with these server settings instead of what was served before, on the same port."""
     with ExitStack() as stack:
 
-        def start(queue_limit: int = 8, retrieval: Any = None, **server: Any) -> Any:
+        def start(
+            queue_limit: int = 8, retrieval: Any = None, model: Any = None, **server: Any
+        ) -> Any:
             settings = Settings(
                 home=tmp_path / "home", cache=tmp_path / "cache", server=server,
-                retrieval=retrieval or {},
+                retrieval=retrieval or {}, model=model or {},
             )  # fmt: skip
             made = fake.FakeService(settings, queue_limit=queue_limit)
             return stack.enter_context(live.serving(made))

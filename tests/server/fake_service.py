@@ -60,7 +60,7 @@ class FakeAnswer:
 
     def events(self) -> Iterator[AnswerEvent]:
         try:
-            yield AnswerStarted(citations=self._citations)
+            yield AnswerStarted(citations=self._citations, prompt_tokens=20)
             yield from self._words()
         finally:
             self.ended.set()
@@ -77,7 +77,7 @@ class FakeAnswer:
             if self.cancelled.is_set():
                 raise Cancelled("cancelled")
             self.deltas_read += 1
-            yield AnswerDelta(text=word)
+            yield AnswerDelta(text=word, completion_tokens=index + 1)
             if index == 0:
                 self._misbehave(question)
         yield AnswerFinished(
@@ -115,6 +115,7 @@ class FakeAnswer:
             cost_ratio=0.6,
             spans=[chunk] if self._citations else [],
             timings=Timings(ttft_ms=1.5),
+            notes=list(self.request.notes),
         )
 
 
@@ -140,6 +141,11 @@ class FakeService:
         self._running: list[FakeAnswer] = []
         self._collections: dict[tuple[str, str], CollectionInfo] = {}
         self._documents: dict[tuple[str, str], dict[str, tuple[DocumentInfo, str]]] = {}
+
+    @property
+    def model_ids(self) -> tuple[str, ...]:
+        alias = self.settings.model.alias
+        return tuple(alias.split(",")) if alias else (self.model_id,)
 
     def start(self, request: AnswerRequest, *, gone: threading.Event) -> FakeAnswer:
         with self._changed:

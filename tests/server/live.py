@@ -32,9 +32,17 @@ class Served:
         self.service = service
         self.app = app
         self.url = url
+        self._clients: list[openai.OpenAI] = []
 
     def client(self, key: str = "unused") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
+        made = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=20)
+        self._clients.append(made)
+        return made
+
+    def close_clients(self) -> None:
+        """Close their connections, which the garbage collector might find before the clients."""
+        for client in self._clients:
+            client.close()
 
 
 class LiveServer:
@@ -49,9 +57,11 @@ class LiveServer:
         """Put a service behind the port; at the end its running answers are cancelled."""
         app = create_app(service)
         before, self._switch.app = self._switch.app, app
+        served = Served(service, app, self._url)
         try:
-            yield Served(service, app, self._url)
+            yield served
         finally:
+            served.close_clients()
             self._switch.app = before
             service.warm.set()
             for answer in service.answers:

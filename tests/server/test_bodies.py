@@ -93,7 +93,7 @@ def test_half_a_surrogate_pair_is_a_bad_request(
         ("GET", "/v1/nothing", 404, "not_found"),
         ("GET", CHAT, 405, "method_not_allowed"),
         ("PUT", "/health", 405, "method_not_allowed"),
-        ("POST", "/v1/completions", 404, "not_found"),
+        ("POST", "/v1/assistants", 404, "not_found"),
     ],
 )
 def test_unknown_routes_and_methods_have_the_error_object(

@@ -87,11 +87,52 @@ def test_stream_on_the_wire(served: Any) -> None:
     lines = response.text.split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
-    assert all("usage" not in chunk for chunk in chunks)
+    assert all("usage" not in chunk for chunk in chunks[:-1])
+    assert chunks[-1]["usage"]["prompt_tokens"] == 20  # unasked: clients guess it otherwise
     assert [bool(c.get("chunkcache", {}).get("rung")) for c in chunks] == (
         [False] * (len(chunks) - 1) + [True]
     )
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_usage_so_far_in_every_chunk(served: Any) -> None:
+    """As benchmarks ask for it."""
+    wish = {"include_usage": True, "continuous_usage_stats": True, "include_obfuscation": False}
+    chunks = list(
+        served.client().chat.completions.create(
+            model="tiny-chat", messages=USER, stream=True, stream_options=wish
+        )
+    )
+    counted = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counted == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8]  # opening, 8 words, closing, usage
+    assert {chunk.usage.prompt_tokens for chunk in chunks} == {20}
+    assert chunks[-1].choices == [] and chunks[-2].choices[0].finish_reason == "stop"
+
+
+LABELS = {"safety_identifier": "u", "prompt_cache_retention": "24h", "store": False,
+          "prediction": {"type": "content", "content": "x"}, "verbosity": "medium",
+          "reasoning_effort": "none", "web_search_options": {}}  # fmt: skip
+
+
+def test_labels_and_hints_are_taken_without_a_word(served: Any) -> None:
+    done = served.client().chat.completions.create(model="tiny-chat", messages=USER, **LABELS)
+    assert done.chunkcache["notes"] == []
+    assert served.service.requests[0] == type(served.service.requests[0])(
+        messages=[{"role": "user", "content": "where is the cat"}]
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_taken_and_changes_nothing_is_said(served: Any, stream: bool) -> None:
+    message = {"role": "user", "content": "where is the cat", "name": "user"}
+    answer = served.client().chat.completions.create(
+        model="tiny-chat", messages=[message], store=True, reasoning_effort="low",
+        verbosity="high", stream=stream,
+    )  # fmt: skip
+    notes = (list(answer)[-1] if stream else answer).chunkcache["notes"]
+    assert [note.split()[0] for note in notes] == (
+        ["messages[].name", "store", "reasoning_effort", "verbosity"]
+    )
 
 
 def test_async_client_streams_many_at_once(served: Any) -> None:

@@ -19,7 +19,7 @@ def post(served: Any, **body: Any) -> httpx.Response:
 NEUTRAL = {
     "frequency_penalty": 0.0, "presence_penalty": 0, "repetition_penalty": 1.0, "min_p": 0,
     "logit_bias": {}, "logprobs": False, "top_logprobs": None, "tools": [], "tool_choice": "none",
-    "functions": None, "modalities": ["text"], "service_tier": "auto",
+    "functions": None, "modalities": ["text"], "service_tier": "auto", "web_search_options": {},
 }  # fmt: skip
 
 
@@ -47,13 +47,13 @@ def test_the_same_field_with_a_wish_in_it_is_refused(served: Any, name: str) -> 
         ({"echo": None}, "echo"),
         ({"chunkcache": {"salt": "x"}}, "chunkcache.salt"),
         ({"documents": [{"text": "t", "body": "b"}]}, "documents.0.body"),
-        ({"messages": [{"role": "user", "content": "x", "name": "n"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "x", "nom": "n"}]}, "messages.0.nom"),
+        ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages.0.content",
         ),
-        ({"stream": True, "stream_options": {"include_obfuscation": False}},
-         "stream_options.include_obfuscation"),
+        ({"stream": True, "stream_options": {"obfuscate": True}}, "stream_options.obfuscate"),
     ],
 )  # fmt: skip
 def test_unsupported_fields_are_refused_by_name(
@@ -98,7 +98,7 @@ def test_a_refused_content_part_is_named(served: Any) -> None:
         {"messages": [{"role": "user", "content": None}]},
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
         {"response_format": {"type": "json_object"}},
-        {"store": True},
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
         {"stream_options": {"include_usage": True}},
         {"documents": [], "chunkcache": {"vector_store_id": "vs_1"}},
         {"documents": [], "chunkcache": {"top_k": 1}},

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import chunkcache
@@ -19,6 +20,14 @@ def test_health_is_the_service_s_own_statement(served: Any, http: httpx.Client) 
     served.service.drain(0)
     response = http.get("/health")
     assert (response.status_code, response.json()["status"]) == (503, "draining")
+
+
+@pytest.mark.parametrize("path", ["/health", "/version", "/metrics", "/v1/models", "/v1/nothing"])
+def test_a_probe_may_ask_for_the_head_alone(http: httpx.Client, path: str) -> None:
+    whole, head = http.get(path), http.head(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert http.head("/v1/chat/completions").status_code == 405
 
 
 def test_version(http: httpx.Client) -> None:
@@ -47,6 +56,11 @@ def test_the_description_lists_every_route(served: Any, http: httpx.Client) -> N
     assert http.get("/openapi.json").json() == served.app.openapi()
     assert routes(served.app) == {
         ("post", "/v1/chat/completions"),
+        ("post", "/v1/completions"),
+        ("post", "/v1/responses"),
+        ("get", "/v1/responses/{response_id}"),
+        ("delete", "/v1/responses/{response_id}"),
+        ("get", "/v1/responses/{response_id}/input_items"),
         ("get", "/v1/models"),
         ("get", "/v1/models/{model_id}"),
         ("post", "/v1/embeddings"),
@@ -90,8 +104,9 @@ def test_the_description_is_closed_and_true(served: Any) -> None:
             assert operation["description"], path
     upload = document["paths"]["/v1/files"]["post"]["requestBody"]["content"]
     assert set(upload) == {"multipart/form-data"}
-    kinds = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
-    assert set(kinds) == {"application/json", "text/event-stream"}
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):
+        kinds = document["paths"][path]["post"]["responses"]["200"]["content"]
+        assert set(kinds) == {"application/json", "text/event-stream"}
     assert set(schemas["AnswerReport"]["properties"]) == set(AnswerReport.model_fields)
     content = schemas["ChatMessage"]["properties"]["content"]["anyOf"]
     assert [kind["type"] for kind in content] == ["string", "array"]

@@ -9,11 +9,13 @@ from chunkcache.server.routes import (
     files,
     models,
     operations,
+    responses,
     vector_stores,
 )
 
 ROUTERS = (
     chat.router,
+    responses.router,
     models.router,
     embeddings.router,
     files.router,

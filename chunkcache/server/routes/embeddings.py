@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from chunkcache.errors import InvalidRequest
-from chunkcache.server.deps import ServiceDep, TenantDep, require_model
+from chunkcache.server.deps import ModelsDep, ServiceDep, TenantDep
 from chunkcache.server.shapes.embeddings import EmbeddingRequest
 
 if TYPE_CHECKING:
@@ -21,14 +21,18 @@ router = APIRouter()
 
 @router.post("/v1/embeddings", response_model=None)
 def create_embeddings(
-    body: EmbeddingRequest, service: ServiceDep, _tenant: TenantDep
+    body: EmbeddingRequest, service: ServiceDep, models: ModelsDep, _tenant: TenantDep
 ) -> JSONResponse:
     """One vector per text; base64 is little-endian float32, which OpenAI's client asks for."""
-    require_model(body.model, service.embedder_id)
+    models.require_embedder(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
     if not all(texts):
         raise InvalidRequest.of("input", "", "text of one character or more", "leave it out")
     vectors, num_tokens = service.embed(texts)
+    if body.dimensions not in (None, len(vectors[0])):
+        raise InvalidRequest.of(
+            "dimensions", body.dimensions, f"{len(vectors[0])}, the embedder's own", "leave it out"
+        )
     encode = _base64 if body.encoding_format == "base64" else list
     data = [
         {"object": "embedding", "index": index, "embedding": encode(vector)}

@@ -1,4 +1,4 @@
-"""`/v1/models`: the decoder first, then the embedder."""
+"""`/v1/models`: the decoder by all its ids, first those that retrieve, then the embedder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from chunkcache.server.deps import ServiceDep, unknown_model
+from chunkcache.errors import NotFound
+from chunkcache.server.deps import ModelsDep, ServiceDep
 
 if TYPE_CHECKING:
     from chunkcache.protocol import Json
@@ -17,30 +18,32 @@ router = APIRouter()
 
 
 @router.get("/v1/models", response_model=None)
-async def list_models(service: ServiceDep) -> JSONResponse:
-    """The two models served."""
-    return JSONResponse({"object": "list", "data": _models(service)})
+async def list_models(service: ServiceDep, models: ModelsDep) -> JSONResponse:
+    """The ids of the decoder, plain ones too, and that of the embedder."""
+    listed = [_model(service, name, kind="chat", retrieves=name in models.decoder)
+              for name in models.chat_ids]  # fmt: skip
+    listed.append(_model(service, models.embedder, kind="embedding"))
+    return JSONResponse({"object": "list", "data": listed})
 
 
 @router.get("/v1/models/{model_id:path}", response_model=None)
-async def get_model(model_id: str, service: ServiceDep) -> JSONResponse:
+async def get_model(model_id: str, service: ServiceDep, models: ModelsDep) -> JSONResponse:
     """One model; ids may hold slashes."""
-    for model in _models(service):
-        if model["id"] == model_id:
-            return JSONResponse(model)
-    raise unknown_model(model_id, service.model_id)
+    if model_id == models.embedder:
+        return JSONResponse(_model(service, model_id, kind="embedding"))
+    try:
+        chosen = models.chat(model_id)
+    except NotFound:
+        raise models.unknown(model_id) from None
+    return JSONResponse(_model(service, model_id, kind="chat", retrieves=chosen.retrieves))
 
 
-def _models(service: Service) -> list[Json]:
-    """OpenAI's `model` objects; `chunkcache.kind` says what each is for."""
-    kinds = {service.model_id: "chat", service.embedder_id: "embedding"}
-    return [
-        {
-            "id": model_id,
-            "object": "model",
-            "created": int(service.created_at),
-            "owned_by": "chunkcache",
-            "chunkcache": {"kind": kind},
-        }
-        for model_id, kind in kinds.items()
-    ]
+def _model(service: Service, model_id: str, **properties: str | bool) -> Json:
+    """OpenAI's `model` object; `chunkcache` says what it is for."""
+    return {
+        "id": model_id,
+        "object": "model",
+        "created": int(service.created_at),
+        "owned_by": "chunkcache",
+        "chunkcache": properties,
+    }

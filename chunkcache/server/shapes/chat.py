@@ -9,43 +9,24 @@ might guess:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from chunkcache.protocol import (
-    AnswerRequest,
-    ChunkCacheOptions,
-    GivenDocument,
-    Message,
-    Sampling,
-)
-from chunkcache.server.shapes.body import Body, JsonBody, stated
+from chunkcache.protocol import AnswerRequest, Message
+from chunkcache.server.shapes.body import Body, stated
+from chunkcache.server.shapes.generation import GenerationRequest, Neutral
 from chunkcache.server.shapes.messages import ChatMessage
 
-DEFAULT_COLLECTION = "default"
-_StopText = Annotated[str, Field(min_length=1)]
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "functions": ([],),
-    "modalities": (["text"],),
-    "service_tier": ("auto", "default"),
+if TYPE_CHECKING:
+    from chunkcache.server.model_names import ChatModel
+
+_NOTES = {
+    "name": "messages[].name changes nothing: the model is not shown names",
+    "store": "store changes nothing: only /v1/responses keeps answers",
+    "reasoning_effort": "reasoning_effort changes nothing: the model does not reason apart",
+    "verbosity": "verbosity changes nothing: say in the prompt how long the answer should be",
 }
-"""Fields we do not support and the values that ask for nothing; null asks for nothing too."""
-
-
-class StreamOptions(Body):
-    """Whether the stream ends with a usage chunk."""
-
-    include_usage: bool = False
 
 
 class ResponseFormat(Body):
@@ -54,83 +35,55 @@ class ResponseFormat(Body):
     type: Literal["text"]
 
 
-class ChatRequest(JsonBody):
+class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`. A null stands for the default."""
 
-    model: str | None = Field(None, description="null: the one that is served")
-    messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: int | None = Field(
-        None, ge=1, lt=2**31, description="same as max_completion_tokens"
-    )
-    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
-    temperature: float | None = Field(None, ge=0.0, le=2.0, description="null: 0, greedy")
-    top_p: float | None = Field(None, gt=0.0, le=1.0)
-    top_k: int | None = Field(None, ge=0, lt=2**31, description="sampling cut-off; 0: none")
-    n: Literal[1] | None = 1
-    stop: _StopText | Annotated[list[_StopText], Field(max_length=4)] | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    store: Literal[False] | None = None
-    user: str | None = Field(None, description="a label of the caller's; changes nothing")
-    metadata: dict[str, str] | None = Field(None, description="labels; change nothing")
-    prompt_cache_key: str | None = Field(
-        None, description="a routing hint; one server has nowhere to route, so it changes nothing"
-    )
-    documents: list[GivenDocument] | None = Field(
-        None, description="used instead of retrieval, in this order"
-    )
-    chunkcache: ChunkCacheOptions | None = None
+    NEUTRAL: ClassVar[Neutral] = {
+        **GenerationRequest.NEUTRAL,
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "tools": ([],),
+        "tool_choice": ("none",),
+        "functions": ([],),
+        "modalities": (["text"],),
+        "service_tier": ("auto", "default"),
+        "web_search_options": ({},),
+    }
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_neutral(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {
-            name: value
-            for name, value in data.items()
-            if name not in _NEUTRAL or not (value is None or value in _NEUTRAL[name])
-        }
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(
+        None, ge=1, lt=2**31, description="same as max_tokens"
+    )
+    response_format: ResponseFormat | None = None
+    store: bool | None = Field(None, description="changes nothing; /v1/responses keeps answers")
+    prediction: dict[str, Any] | None = Field(None, description="a hint; changes nothing")
+    reasoning_effort: str | None = Field(None, description="changes nothing: there is no reasoning")
+    verbosity: str | None = Field(None, description="changes nothing")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise stated("max_tokens and max_completion_tokens differ; send one of them")
-        if self.stream_options is not None and not self.stream:
-            raise stated("stream_options is only allowed with stream=true")
         if self.messages[-1].role != "user":
             raise stated("messages: the last one must have the role 'user'")
-        options = self.chunkcache
-        if self.documents is not None and options is not None:
-            for name in ("vector_store_id", "top_k"):
-                if getattr(options, name) is not None:
-                    raise stated(f"documents replaces retrieval; leave out chunkcache.{name}")
         return self
 
-    def to_answer_request(self, tenant: str) -> AnswerRequest:
-        """The same wish in the service's terms. The tenant comes from the API key."""
-        options = self.chunkcache or ChunkCacheOptions()
-        return AnswerRequest(
-            messages=[Message(role=m.role, content=m.content) for m in self.messages],
-            documents=self.documents,
-            tenant=tenant,
-            collection=options.vector_store_id or DEFAULT_COLLECTION,
-            top_k=options.top_k,
-            sampling=self._sampling(),
-            options=options,
-        )
-
-    def _sampling(self) -> Sampling:
-        wishes = {
-            "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "seed": self.seed,
-            "max_tokens": self.max_completion_tokens or self.max_tokens,
+    def _notes(self) -> tuple[str, ...]:
+        taken = {
+            "name": any(message.name for message in self.messages),
+            "store": self.store,
+            "reasoning_effort": self.reasoning_effort not in (None, "none"),
+            "verbosity": self.verbosity not in (None, "medium"),
         }
-        said = {name: value for name, value in wishes.items() if value is not None}
-        return Sampling.model_validate(said)
+        return tuple(_NOTES[name] for name, said in taken.items() if said)
+
+    def to_answer_request(self, tenant: str, model: ChatModel) -> AnswerRequest:
+        """The same wish in the service's terms. The tenant comes from the API key.
+
+        Raises:
+            InvalidRequest: it asks for passages from a model that never retrieves.
+        """
+        messages = [Message(role=m.role, content=m.content) for m in self.messages]
+        sampling = self._sampling(self.max_completion_tokens or self.max_tokens)
+        return self._asked(messages, sampling, tenant, model)

@@ -1,0 +1,100 @@
+"""A response as a stream of events, in OpenAI's order; every event has a number and no `[DONE]`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chunkcache.errors import ChunkCacheError
+from chunkcache.protocol import AnswerDelta, AnswerFinished
+from chunkcache.server.errors import body_of, incident_body
+from chunkcache.server.sse import frame
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from chunkcache.protocol import AnswerEvent, AnswerStarted, Json
+    from chunkcache.server.response_reply import Files, ResponseReply
+
+
+class ResponseEvents:
+    """Makes the events of one response.
+
+    Args:
+        keep: is given the whole response before it is sent.
+    """
+
+    def __init__(self, reply: ResponseReply, files: Files, keep: Callable[[Json], None]) -> None:
+        self._reply = reply
+        self._files = files
+        self._keep = keep
+        self._number = 0
+        self._at = {"output_index": 0, "item_id": reply.message_id, "content_index": 0}
+
+    async def frames(
+        self, started: AnswerStarted, events: AsyncIterator[AnswerEvent]
+    ) -> AsyncIterator[str]:
+        """The stream of an answer whose first event has been read already."""
+        for kind, content in self._opening(started):
+            yield self._frame(kind, content)
+        try:
+            async for event in events:
+                if isinstance(event, AnswerDelta):
+                    yield self._frame(*self._delta(event.text))
+                elif isinstance(event, AnswerFinished):
+                    for kind, content in self._closing(event):
+                        yield self._frame(kind, content)
+        except ChunkCacheError as error:
+            yield self._failed(body_of(error))
+        except Exception as error:
+            yield self._failed(incident_body(error))
+
+    def _opening(self, started: AnswerStarted) -> Iterator[tuple[str, Json]]:
+        reply = self._reply
+        for kind in ("response.created", "response.in_progress"):
+            yield kind, {"response": reply.response("in_progress")}
+        if reply.query is not None:
+            at = {"output_index": 0}
+            item = reply.search_call("in_progress")
+            yield "response.output_item.added", {**at, "item": item}
+            for step in ("in_progress", "searching", "completed"):
+                step_at = {**at, "item_id": reply.search_id}
+                yield f"response.file_search_call.{step}", step_at
+            done = reply.search_call("completed", started.citations, self._files)
+            yield "response.output_item.done", {**at, "item": done}
+            self._at["output_index"] = 1
+        yield "response.output_item.added", self._item(reply.message("in_progress"))
+        yield "response.content_part.added", {**self._at, "part": reply.part("")}
+
+    def _delta(self, text: str) -> tuple[str, Json]:
+        return "response.output_text.delta", {**self._at, "delta": text, "logprobs": []}
+
+    def _closing(self, answer: AnswerFinished) -> Iterator[tuple[str, Json]]:
+        reply = self._reply
+        text, annotations = reply.text(answer), reply.annotations(answer, self._files)
+        if rest := text.removeprefix(answer.text):
+            yield self._delta(rest)
+        for index, annotation in enumerate(annotations):
+            added = {**self._at, "annotation_index": index, "annotation": annotation}
+            yield "response.output_text.annotation.added", added
+        yield "response.output_text.done", {**self._at, "text": text, "logprobs": []}
+        yield "response.content_part.done", {**self._at, "part": reply.part(text, annotations)}
+        response = reply.finished(answer, self._files)
+        yield "response.output_item.done", self._item(response["output"][-1])
+        self._keep(response)
+        yield f"response.{response['status']}", {"response": response}
+
+    def _failed(self, error: Json) -> str:
+        """As OpenAI does it: in a response that says so, which clients raise."""
+        said = error["error"]
+        code = "invalid_prompt" if said["type"] == "invalid_request_error" else "server_error"
+        failed = {"code": code, "message": said["message"]}
+        response = self._reply.response("failed", error=failed)
+        return self._frame("response.failed", {"response": response})
+
+    def _item(self, item: Json) -> Json:
+        return {"output_index": self._at["output_index"], "item": item}
+
+    def _frame(self, kind: str, content: Json) -> str:
+        event = {"type": kind, "sequence_number": self._number, **content}
+        self._number += 1
+        return frame(event, kind)

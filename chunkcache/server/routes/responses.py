@@ -1,0 +1,126 @@
+"""`/v1/responses`: the same answers as chat completions, in OpenAI's newer shape."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from chunkcache.errors import InvalidRequest, NotFound
+from chunkcache.protocol import Message
+from chunkcache.server.answering import begun, citer_of, finished, pump_of
+from chunkcache.server.attachments import attachments_of
+from chunkcache.server.deps import ModelsDep, ResponsesDep, ServiceDep, ShelfDep, TenantDep
+from chunkcache.server.paging import PageQuery, page
+from chunkcache.server.response_events import ResponseEvents
+from chunkcache.server.response_reply import ResponseReply, input_items
+from chunkcache.server.shapes.responses import ResponseRequest
+from chunkcache.server.sse import EventStream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chunkcache.protocol import Json
+    from chunkcache.server.backend import Service
+    from chunkcache.server.files import FileShelf
+    from chunkcache.server.response_reply import Files
+    from chunkcache.server.response_store import ResponseStore
+
+router = APIRouter(prefix="/v1/responses")
+
+
+@router.post("", response_model=None)
+async def create_response(
+    body: ResponseRequest,
+    request: Request,
+    service: ServiceDep,
+    shelf: ShelfDep,
+    models: ModelsDep,
+    responses: ResponsesDep,
+    tenant: TenantDep,
+) -> Response:
+    """Answer the last message, from the vector store of a `file_search` or as a chat would."""
+    model = models.chat(body.model)
+    earlier = _earlier(responses, tenant, body.previous_response_id)
+    top_k = service.settings.retrieval.top_k
+    asked = body.to_answer_request(tenant, model, earlier, top_k)
+    searches = body.file_search is not None
+    citer = citer_of(asked, body, request, service)
+    reply = ResponseReply(body, model.id, citer, asked.messages[-1].content if searches else None)
+    files = await _files(service, shelf, tenant, asked.collection) if searches else {}
+    pump = pump_of(asked, request, service)
+
+    def keep(response: Json) -> None:
+        if body.store is False:
+            return
+        answer = Message(role="assistant", content=response["output"][-1]["content"][0]["text"])
+        turns = [*earlier, *body.turns(), answer]
+        responses.keep(tenant, response, input_items(body), turns)
+
+    if body.stream:
+        started = await begun(pump)
+        events = ResponseEvents(reply, files, keep)
+        return EventStream(events.frames(started, pump), pump)
+    response = reply.finished(await finished(pump), files)
+    keep(response)
+    return JSONResponse(response)
+
+
+@router.get("/{response_id}", response_model=None)
+async def get_response(response_id: str, responses: ResponsesDep, tenant: TenantDep) -> Response:
+    """A response that was kept."""
+    kept = responses.get(tenant, response_id)
+    return Response(kept.body, media_type="application/json")
+
+
+@router.delete("/{response_id}", response_model=None)
+async def delete_response(
+    response_id: str, responses: ResponsesDep, tenant: TenantDep
+) -> JSONResponse:
+    """Forget a response; those that went on from it stay."""
+    responses.delete(tenant, response_id)
+    return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.get("/{response_id}/input_items", response_model=None)
+async def list_input_items(
+    response_id: str,
+    query: Annotated[PageQuery, Query()],
+    responses: ResponsesDep,
+    tenant: TenantDep,
+) -> JSONResponse:
+    """What was asked; the turns before it are those of the response it went on from."""
+    kept = responses.get(tenant, response_id)
+    return JSONResponse(page(json.loads(kept.input_items), query))
+
+
+def _earlier(responses: ResponseStore, tenant: str, response_id: str | None) -> Sequence[Message]:
+    if response_id is None:
+        return ()
+    try:
+        return responses.get(tenant, response_id).turns
+    except NotFound as error:
+        refused = InvalidRequest(f"Previous {error.message[0].lower()}{error.message[1:]}")
+        refused.param, refused.code = "previous_response_id", "previous_response_not_found"
+        raise refused from error
+
+
+async def _files(service: Service, shelf: FileShelf, tenant: str, store_id: str) -> Files:
+    return await anyio.to_thread.run_sync(partial(_read_files, service, shelf, tenant, store_id))
+
+
+def _read_files(service: Service, shelf: FileShelf, tenant: str, store_id: str) -> Files:
+    """The files of a vector store by their documents, which is what passages name."""
+    return {
+        held.document.document_id: (
+            file_id,
+            shelf.name(tenant, file_id) or held.document.title or file_id,
+            held.attributes,
+        )
+        for file_id, held in attachments_of(service, shelf, tenant, store_id).items()
+        if held.document is not None
+    }

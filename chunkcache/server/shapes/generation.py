@@ -1,0 +1,152 @@
+"""What every request for generated text may say, in whatever shape it asks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from chunkcache.protocol import (
+    AnswerRequest,
+    ChunkCacheOptions,
+    GivenDocument,
+    Message,
+    Sampling,
+)
+from chunkcache.server.shapes.body import Body, JsonBody, stated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chunkcache.server.model_names import ChatModel
+
+DEFAULT_COLLECTION = "default"
+Neutral = dict[str, tuple[object, ...]]
+_StopText = Annotated[str, Field(min_length=1)]
+
+
+class StreamOptions(Body):
+    """Where a stream says the usage."""
+
+    include_usage: bool = Field(
+        False, description="in an extra last chunk without choices; else in the last with one"
+    )
+    continuous_usage_stats: bool = Field(False, description="so far, in every chunk; as in vLLM")
+    include_obfuscation: Literal[False] = False
+
+
+class HttpOptions(ChunkCacheOptions):
+    """The `chunkcache` object of a request: wishes about exactness, and how citations are shown."""
+
+    citations: Literal["annotations", "text"] | None = Field(
+        None,
+        description="text: sources are also listed after the answer, for clients that drop "
+        "annotations; null: as server.citations says",
+    )
+
+
+class AnyRequest(JsonBody):
+    """Fields of every request for text, and what asks for nothing. A null is the default."""
+
+    NEUTRAL: ClassVar[Neutral] = {}
+    """Fields we do not support and the values that ask for nothing; null asks for nothing too."""
+
+    model: str | None = Field(None, description="null: the one that is served")
+    temperature: float | None = Field(None, ge=0.0, le=2.0, description="null: 0, greedy")
+    top_p: float | None = Field(None, gt=0.0, le=1.0)
+    stream: bool | None = False
+    user: str | None = Field(None, description="a label of the caller's; changes nothing")
+    safety_identifier: str | None = Field(None, description="likewise")
+    metadata: dict[str, str] | None = Field(None, description="labels; change nothing")
+    prompt_cache_key: str | None = Field(
+        None, description="a routing hint; one server has nowhere to route, so it changes nothing"
+    )
+    prompt_cache_retention: str | None = Field(None, description="a hint; changes nothing")
+    documents: list[GivenDocument] | None = Field(
+        None, description="used instead of retrieval, in this order"
+    )
+    chunkcache: HttpOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value
+            for name, value in data.items()
+            if name not in cls.NEUTRAL or not (value is None or value in cls.NEUTRAL[name])
+        }
+
+    @model_validator(mode="after")
+    def _one_source_of_passages(self) -> Self:
+        options = self.chunkcache
+        if self.documents is not None and options is not None:
+            for name in ("vector_store_id", "top_k"):
+                if getattr(options, name) is not None:
+                    raise stated(f"documents replaces retrieval; leave out chunkcache.{name}")
+        return self
+
+    def _notes(self) -> tuple[str, ...]:
+        """What was taken and changes nothing, though the caller might have expected it to."""
+        return ()
+
+    def _asked(
+        self, messages: Sequence[Message], sampling: Sampling, tenant: str, model: ChatModel
+    ) -> AnswerRequest:
+        """The same wish in the service's terms. The tenant comes from the API key.
+
+        Raises:
+            InvalidRequest: it asks for passages from a model that never retrieves.
+        """
+        said = self.chunkcache.model_dump(exclude={"citations"}) if self.chunkcache else {}
+        options = ChunkCacheOptions.model_validate(said)
+        model.require_fit(options)
+        return AnswerRequest(
+            messages=list(messages),
+            documents=self.documents,
+            tenant=tenant,
+            collection=options.vector_store_id or DEFAULT_COLLECTION,
+            top_k=options.top_k if model.retrieves else 0,
+            sampling=sampling,
+            notes=self._notes(),
+            options=options,
+            layout="chat" if model.retrieves else "plain",
+        )
+
+
+class GenerationRequest(AnyRequest):
+    """What chat and text completions say alike."""
+
+    NEUTRAL: ClassVar[Neutral] = {
+        "frequency_penalty": (0,),
+        "presence_penalty": (0,),
+        "repetition_penalty": (1,),
+        "min_p": (0,),
+        "logit_bias": ({},),
+    }
+
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    top_k: int | None = Field(None, ge=0, lt=2**31, description="sampling cut-off; 0: none")
+    n: Literal[1] | None = 1
+    stop: _StopText | Annotated[list[_StopText], Field(max_length=4)] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_of_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise stated("stream_options is only allowed with stream=true")
+        return self
+
+    def _sampling(self, max_tokens: int | None) -> Sampling:
+        wishes = {
+            "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+            "max_tokens": max_tokens,
+        }
+        said = {name: value for name, value in wishes.items() if value is not None}
+        return Sampling.model_validate(said)
