@@ -8,7 +8,7 @@ Transformers' own layers come here through `AttentionInterface`: they get an ide
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,7 @@ from chunkcache_kernels.portable import split_qkv
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from chunkcache.engine.facts import LayerFacts
     from chunkcache.engine.pool import KVPool, RowWeights, StepKernels
     from chunkcache.engine.sequence_kv import SequenceKV
     from chunkcache_kernels import Heads, Rotary
@@ -139,6 +140,7 @@ class StepRows:
     kernels: StepKernels
     pool: KVPool
     heads: Heads
+    facts: Sequence[LayerFacts]  # of every layer of the model
     rotary: Rotary
     bound: dict[int, dict[bytes, RowWeights]] = field(default_factory=dict)  # by group
 
@@ -147,12 +149,30 @@ class StepRows:
         """Whether somebody looks at rows, layer by layer."""
         return any(group.observer is not None for group in self.groups)
 
+    def unwatched(self) -> StepRows:
+        """The same rows, shown to nobody."""
+        return replace(self, groups=[replace(group, observer=None) for group in self.groups])
+
+    def write(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        *,
+        query_norm: torch.Tensor | None = None,
+        key_norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """Write the rows' K and V of a layer; `qkv` as in `attend`."""
+        self.kernels.write(
+            layer, qkv, self.slots, turned=self.facts[layer].turned,
+            query_norm=query_norm, key_norm=key_norm, eps=eps,
+        )  # fmt: skip
+
     def attend(
         self,
         layer: int,
         qkv: torch.Tensor,
         *,
-        turned: bool = True,
         query_norm: torch.Tensor | None = None,
         key_norm: torch.Tensor | None = None,
         eps: float = 0.0,
@@ -162,10 +182,8 @@ class StepRows:
         `qkv` `[rows, (heads + 2 kv_heads) · dim]` before RoPE; normed in place where norms are
         given.
         """
-        self.kernels.write(
-            layer, qkv, self.slots,
-            turned=turned, query_norm=query_norm, key_norm=key_norm, eps=eps,
-        )  # fmt: skip
+        self.write(layer, qkv, query_norm=query_norm, key_norm=key_norm, eps=eps)
+        turned = self.facts[layer].turned
         if self.is_watched:
             self._show(layer, qkv, turned)
         return self.kernels.attend(layer, qkv, turned=turned)
@@ -205,9 +223,7 @@ def rows_attention(
     Returns `[1, rows, Hq, D]`, as the interface asks. `attention_mask` and `dropout` are unused:
     visibility follows from positions, and serving never drops.
     """
-    assert scaling == chunkcache_rows.heads.scale, "layers that scale their scores differently"
+    assert scaling == chunkcache_rows.facts[module.layer_idx].scale, "not the layer that was read"
     qkv = torch.cat([t[0].transpose(0, 1).flatten(1) for t in (query, key, value)], dim=1)
-    # SmolLM3 has layers without positions
-    turned = bool(getattr(module, "use_rope", True))
-    out = chunkcache_rows.attend(module.layer_idx, qkv, turned=turned)
+    out = chunkcache_rows.attend(module.layer_idx, qkv)
     return out.view(1, len(out), query.shape[1], -1), None

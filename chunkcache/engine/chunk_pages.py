@@ -20,7 +20,7 @@ from chunkcache.store.policy import WindowedFrequencyPolicy
 from chunkcache_kernels import turned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats
     from chunkcache.engine.angles import RotaryAngles
@@ -58,7 +58,7 @@ class ChunkPages:
         self,
         arena: Arena,
         angles: RotaryAngles,
-        turned_layers: tuple[bool, ...],
+        turned_layers: Sequence[bool],
         *,
         on_evict: Callable[[int], None] = lambda _: None,
     ) -> None:

@@ -77,7 +77,7 @@ class Engine:
         chunk_bytes = chunk_capacity_bytes or settings.chunk_capacity_bytes
         self.pool = model.new_pool(self.pages.num_pages, chunk_bytes, settings, self._team)
         self.chunks = ChunkPages(
-            self.pool.chunks, model.angles, model.turned_layers,
+            self.pool.chunks, model.angles, [f.turned for f in model.facts],
             on_evict=metrics.evictions.labels(self.chunk_tier).inc,
         )  # fmt: skip
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()

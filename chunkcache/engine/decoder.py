@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from chunkcache.config import EngineSettings
     from chunkcache.engine.angles import RotaryAngles
     from chunkcache.engine.attention import SequenceRows
+    from chunkcache.engine.facts import LayerFacts
     from chunkcache.engine.layers import LayerRunner
     from chunkcache_kernels.compiled import Team
+
+FEWEST_DROPPED = 16  # rows that are spared most of a layer, to be worth a second look at the pages
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +46,7 @@ class DecoderModel:
     fingerprint: bytes
     angles: RotaryAngles
     heads: Heads
-    turned_layers: tuple[bool, ...]  # which layers have positions
+    facts: tuple[LayerFacts, ...]  # how each layer attends
     runner: LayerRunner
     context_tokens: int
     eos_ids: frozenset[int]
@@ -78,17 +81,28 @@ class DecoderModel:
 
         `[vocab]` where the last row's are wanted, `[rows, vocab]` where all are, else None. Groups
         of rows may enter and leave at different layers (`SequenceRows`): between two such layers
-        all that are under way run together. Cost: one pass of the layers over all rows together.
+        all that are under way run together. In the last layer rows whose logits nobody wants get
+        their K and V and no more. Cost: one pass of the layers over all rows together.
         """
         states = self._entering(groups)
         ends = [self._end_layer(rows) for rows in groups]
         step: StepRows | None = None
-        for first, end in pairwise(self._edges(groups)):
+        drops = self._drops_rows(groups)
+        for first, end in pairwise(self._edges(groups, drops)):
             under_way = [i for i, rows in enumerate(groups) if rows.first_layer <= first < ends[i]]
             if not under_way:
                 continue
             step = self._step([groups[i] for i in under_way], end, pool)
             hidden = torch.cat([states[i] for i in under_way])
+            if drops and end == self.geometry.num_layers:
+                self.runner.store(first, hidden, step)
+                left = {i: _wanted(groups[i], states[i]) for i in under_way}
+                under_way = [i for i in under_way if len(left[i][1])]
+                states = [left[i][1] if i in left else state for i, state in enumerate(states)]
+                if not under_way:
+                    break
+                step = self._step([left[i][0] for i in under_way], end, pool)
+                hidden = torch.cat([states[i] for i in under_way])
             hidden = self.runner.run(first, end, hidden, step)
             parts = torch.split(hidden, [len(rows) for rows in step.groups])
             for i, part in zip(under_way, parts, strict=True):
@@ -107,7 +121,7 @@ class DecoderModel:
         rotary = self.angles.table(int(layout.row_positions.max()) + 1)
         slots = np.concatenate([rows.slots for rows in groups])
         kernels = pool.bind(layout, self.heads, rotary)
-        return StepRows(groups, sequences, slots, kernels, pool, self.heads, rotary)
+        return StepRows(groups, sequences, slots, kernels, pool, self.heads, self.facts, rotary)
 
     def _entering(self, groups: Sequence[SequenceRows]) -> list[torch.Tensor]:
         """Where each group begins: its hidden states, or its tokens' embeddings."""
@@ -123,11 +137,19 @@ class DecoderModel:
     def _end_layer(self, rows: SequenceRows) -> int:
         return self.geometry.num_layers if rows.end_layer is None else rows.end_layer
 
-    def _edges(self, groups: Sequence[SequenceRows]) -> list[int]:
-        """Layers where rows enter, leave or are kept, or where other keys are seen from there on;
-        the first and the last layer included.
+    def _drops_rows(self, groups: Sequence[SequenceRows]) -> bool:
+        """Whether so many rows need no more than K and V of the last layer that it is run alone."""
+        end = self.geometry.num_layers
+        ending = [rows for rows in groups if self._end_layer(rows) == end]
+        return sum(len(rows) - _num_wanted(rows) for rows in ending) >= FEWEST_DROPPED
+
+    def _edges(self, groups: Sequence[SequenceRows], drops: bool) -> list[int]:
+        """Layers where rows enter, leave, are kept or dropped, or where other keys are seen from
+        there on; the first and the last layer included.
         """
         edges = {0, self.geometry.num_layers}
+        if drops:
+            edges.add(self.geometry.num_layers - 1)
         for rows in groups:
             edges |= {rows.first_layer, self._end_layer(rows)} | rows.kv.edges()
             if rows.keep is not None:
@@ -150,3 +172,22 @@ class DecoderModel:
             {Logits.NONE: None, Logits.LAST: part.flatten(), Logits.ALL: part}[rows.logits]
             for rows, part in zip(groups, torch.split(logits, wanted), strict=True)
         ]
+
+
+def _num_wanted(rows: SequenceRows) -> int:
+    """Of how many rows, the last ones, the state behind the last layer matters."""
+    if rows.observer is not None or rows.keep is not None:
+        return len(rows)
+    return {Logits.NONE: 0, Logits.LAST: 1, Logits.ALL: len(rows)}[rows.logits]
+
+
+def _wanted(rows: SequenceRows, state: torch.Tensor) -> tuple[SequenceRows, torch.Tensor]:
+    """The rows, and their states, that still run through the last layer."""
+    first = len(rows) - _num_wanted(rows)
+    if not first:
+        return rows, state
+    some = replace(
+        rows, token_ids=rows.token_ids[first:], positions=rows.positions[first:],
+        slots=rows.slots[first:],
+    )  # fmt: skip
+    return some, state[first:]

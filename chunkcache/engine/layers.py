@@ -21,6 +21,10 @@ class LayerRunner(Protocol):
         """Hidden states `[rows, width]` through layers `first` to `end`; writes K and V."""
         ...
 
+    def store(self, layer: int, hidden: torch.Tensor, rows: StepRows) -> None:
+        """Write K and V of one layer, and show its rows to nobody: `run` does for those it gets."""
+        ...
+
     def logits(self, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """fp32 next-token logits `[n, vocab]` of hidden states behind the last layer."""
         ...
@@ -43,6 +47,10 @@ class ModuleLayers:
             if isinstance(hidden, tuple):
                 hidden = hidden[0]
         return hidden[0]
+
+    def store(self, layer: int, hidden: torch.Tensor, rows: StepRows) -> None:
+        """See `LayerRunner`. Costs the whole layer: a module makes K and V on its way."""
+        self.run(layer, layer + 1, hidden, rows.unwatched())
 
     def logits(self, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """See `LayerRunner`."""

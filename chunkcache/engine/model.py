@@ -17,6 +17,7 @@ from chunkcache.chunk import KVGeometry
 from chunkcache.engine.angles import RotaryAngles
 from chunkcache.engine.attention import ATTENTION_NAME, rows_attention
 from chunkcache.engine.decoder import DecoderModel
+from chunkcache.engine.facts import facts_of, not_followed
 from chunkcache.engine.layers import ModuleLayers
 from chunkcache.engine.packed import KNOWN_FAMILIES, PackedLayers, packable
 from chunkcache.engine.weights import no_loading_bar, resolve_model, weights_digest
@@ -58,11 +59,14 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
             angles that depend on the sequence length, encoder-decoders.
     """
     reasons = []
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if layer_types != {"full_attention"}:
-        reasons.append(f"layers of type {', '.join(sorted(layer_types - {'full_attention'}))}")
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        reasons.append(f"a sliding window of {config.sliding_window} tokens")
+    other_types = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    window = getattr(config, "sliding_window", None)
+    if not window or window >= config.max_position_embeddings:
+        other_types.discard("sliding_attention")  # no prompt can outgrow it
+    elif getattr(config, "use_sliding_window", True):
+        reasons.append(f"a sliding window of {window} tokens")
+    if other_types:
+        reasons.append(f"layers of type {', '.join(sorted(other_types))}")
     if getattr(config, "kv_lora_rank", None):
         reasons.append("latent attention (MLA)")
     rope = getattr(config, "rope_parameters", None) or {}
@@ -77,10 +81,14 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
     if getattr(config, "is_encoder_decoder", False):
         reasons.append("an encoder")
     if reasons:
-        raise UnsupportedModel(
-            f"model.name: {config.model_type!r} has {'; '.join(reasons)}. chunkcache serves full-"
-            "attention rotary decoders (Llama, Mistral without window, Qwen2, Qwen3, SmolLM)."
-        )
+        raise _unsupported(config, reasons)
+
+
+def _unsupported(config: PreTrainedConfig, reasons: list[str]) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"model.name: {config.model_type!r} has {'; '.join(reasons)}. chunkcache serves full-"
+        "attention rotary decoders (Llama, Mistral without window, Qwen2, Qwen3, SmolLM)."
+    )
 
 
 def load_model(settings: Settings) -> DecoderModel:
@@ -204,16 +212,14 @@ def wrap_model(
     decoder: Any = hf.model
     geometry = geometry_of(config, dtype)
     angles = RotaryAngles(decoder.rotary_emb, config, device)
-    attention = [layer.self_attn for layer in decoder.layers]
-    if len({a.scaling for a in attention}) > 1:
-        raise UnsupportedModel(
-            f"model.name: {config.model_type!r} has layers that scale their scores differently"
-        )
+    facts = facts_of(hf, angles.rotary_dim)
+    if reasons := not_followed(facts):
+        raise _unsupported(config, reasons)
     heads = Heads(
         heads=config.num_attention_heads,
         kv_heads=geometry.num_kv_heads,
         dim=geometry.head_dim,
-        scale=attention[0].scaling,
+        scale=facts[0].scale,
         rotary_dim=angles.rotary_dim,
     )
     packs = device.type == "cpu" and packable(hf)
@@ -230,8 +236,8 @@ def wrap_model(
         fingerprint=fingerprint,
         angles=angles,
         heads=heads,
-        turned_layers=tuple(bool(getattr(a, "use_rope", True)) for a in attention),
-        runner=PackedLayers(hf, int8=int8) if packs else ModuleLayers(hf, geometry.head_dim),
+        facts=facts,
+        runner=PackedLayers(hf, facts, int8=int8) if packs else ModuleLayers(hf, geometry.head_dim),
         context_tokens=int(config.max_position_embeddings),
         eos_ids=_eos_ids(hf, tokenizer),
         device=device,

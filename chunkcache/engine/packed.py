@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from chunkcache.engine.attention import StepRows
+    from chunkcache.engine.facts import LayerFacts
     from chunkcache_kernels.compiled import Team
 
 FEW_ROWS = 16  # up to so many rows the weights are the cost, and are read once
@@ -74,11 +75,15 @@ class PackedLayers:
     of all products, the output layer's too, are rounded in place.
     """
 
-    def __init__(self, hf: PreTrainedModel, *, int8: bool = False) -> None:
+    def __init__(
+        self, hf: PreTrainedModel, facts: Sequence[LayerFacts], *, int8: bool = False
+    ) -> None:
         self._hf: Any = hf
         decoder = self._hf.model
         self._eps = float(decoder.norm.variance_epsilon)
-        self._layers = [_fuse(layer) for layer in decoder.layers]
+        self._layers = [
+            _fuse(layer, of.turned) for layer, of in zip(decoder.layers, facts, strict=True)
+        ]
         self._final_norm = decoder.norm.weight.float()
         self._few = _FewRows(self._layers, self._hf.lm_head.weight, self._eps, int8=int8)
 
@@ -93,6 +98,12 @@ class PackedLayers:
             hidden = self._layer(index, hidden, rows, team)
         return hidden
 
+    def store(self, layer: int, hidden: torch.Tensor, rows: StepRows) -> None:
+        """See `LayerRunner`."""
+        of = self._layers[layer]
+        qkv = self._qkv(of, hidden, rows.pool.team)
+        rows.write(layer, qkv, query_norm=of.query_norm, key_norm=of.key_norm, eps=self._eps)
+
     def logits(self, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """See `LayerRunner`."""
         team = rows.pool.team
@@ -105,16 +116,18 @@ class PackedLayers:
         self, index: int, hidden: torch.Tensor, rows: StepRows, team: Team | None
     ) -> torch.Tensor:
         layer = self._layers[index]
-        qkv = linear(self._norm(hidden, layer.input_norm, team), layer.qkv, layer.qkv_bias)
+        qkv = self._qkv(layer, hidden, team)
         attended = rows.attend(
-            index, qkv, turned=layer.turned,
-            query_norm=layer.query_norm, key_norm=layer.key_norm, eps=self._eps,
-        )  # fmt: skip
+            index, qkv, query_norm=layer.query_norm, key_norm=layer.key_norm, eps=self._eps
+        )
         hidden = torch.addmm(hidden, attended, layer.out.t())
         if layer.out_bias is not None:
             hidden += layer.out_bias
         gate_up = linear(self._norm(hidden, layer.mlp_norm, team), layer.gate_up)
         return torch.addmm(hidden, _gated(gate_up, team), layer.down.t())
+
+    def _qkv(self, layer: _Layer, hidden: torch.Tensor, team: Team | None) -> torch.Tensor:
+        return linear(self._norm(hidden, layer.input_norm, team), layer.qkv, layer.qkv_bias)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor, team: Team | None) -> torch.Tensor:
         if team is not None:
@@ -129,7 +142,7 @@ def _gated(gate_up: torch.Tensor, team: Team | None) -> torch.Tensor:
     return silu(gate) * up
 
 
-def _fuse(layer: Any) -> _Layer:
+def _fuse(layer: Any, turned: bool) -> _Layer:
     attention = layer.self_attn
     gate, up, down = _mlp(layer)
     bias = attention.q_proj.bias
@@ -148,7 +161,7 @@ def _fuse(layer: Any) -> _Layer:
         mlp_norm=layer.post_attention_layernorm.weight.data.float(),
         query_norm=None if query_norm is None else query_norm.weight.data.float(),
         key_norm=None if key_norm is None else key_norm.weight.data.float(),
-        turned=bool(getattr(attention, "use_rope", True)),
+        turned=turned,
     )  # fmt: skip
 
 

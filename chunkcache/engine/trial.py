@@ -233,7 +233,7 @@ def turned_queries(engine: Engine, request: ChunkPrefill) -> float:
     far = torch.arange(8, device=model.device) * (model.context_tokens // 9) + start + count
     worst = 0.0
     try:
-        for layer, has_positions in enumerate(model.turned_layers):
+        for layer, facts in enumerate(model.facts):
             own = kv.segments(model.geometry.num_layers)[-1]
             keys, _ = engine.pool.own.read_rows(layer, own.pages)
             where = torch.from_numpy(
@@ -242,7 +242,7 @@ def turned_queries(engine: Engine, request: ChunkPrefill) -> float:
             here = keys[where[:count]]
             there, _ = engine.pool.chunks.read_rows(layer, resident.pages)
             asked = [query.float(), query.float()]
-            if has_positions:
+            if facts.turned:
                 asked = [turned(query, *model.angles.at(p)) for p in (far, far - start)]
             scores = [
                 torch.einsum("qd,thd->qth", q[:, 0], k.float())

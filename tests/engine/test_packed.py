@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chunkcache.config import EngineSettings
-from chunkcache.engine import core
+from chunkcache.engine import core, decoder
 from chunkcache.engine.attention import Logits, SequenceRows
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.layers import ModuleLayers
@@ -181,7 +181,7 @@ def test_a_model_loses_no_bit_by_being_packed(
         with torch.no_grad():
             for parameter in model.hf.parameters():
                 parameter.copy_(parameter.to(dtype).float())
-    runner = PackedLayers(model.hf)
+    runner = PackedLayers(model.hf, model.facts)
     kept = {layer.qkv.type for layer in runner._few._layers} | {runner._few.head.type}
     assert kept == {TYPES[dtype]}
     twin = logits_in_steps(as_modules(model), new_pool(model), [])
@@ -195,7 +195,7 @@ def test_int8_is_one_model_for_many_rows_and_few(
     """Its modules hold the rounded weights, so that transformers itself is the twin."""
     model = build(family)
     before = logits_in_steps(as_modules(model), new_pool(model), [])
-    rounded = model.run_by(PackedLayers(model.hf, int8=True))
+    rounded = model.run_by(PackedLayers(model.hf, model.facts, int8=True))
     twin = logits_in_steps(as_modules(model), new_pool(model), [])
     assert (twin - before).abs().max() > 10 * TIGHT  # it is another model
     for cuts in ([], [10, 11, 13, 29]):
@@ -211,3 +211,49 @@ def test_to_int8_is_off_by_half_a_step_at_most() -> None:
     error = (numbers * scales[:, None] - weight).abs()
     assert bool((error <= scales[:, None] * 0.5001).all())
     assert numbers.abs().amax(1).tolist() == [127, 127, 127, 0, 127, 127, 127]
+
+
+@pytest.mark.parametrize("as_is", [True, False], ids=["packed", "modules"])
+def test_rows_without_logits_are_dropped_in_the_last_layer(
+    models: Callable[[str], DecoderModel],
+    new_pool: Callable[..., KVPool],
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    as_is: bool,
+) -> None:
+    """The same logits and, in every layer, the same K and V as when every row runs to the end."""
+    model = models(family) if as_is else as_modules(models(family))
+    end, pages = model.geometry.num_layers, -(-TOKENS // PAGE)
+    run, seen = model.runner.run, []
+
+    def counted(first: int, last: int, hidden: torch.Tensor, rows: Any) -> torch.Tensor:
+        seen.append((last, len(hidden)))
+        return run(first, last, hidden, rows)
+
+    monkeypatch.setattr(type(model.runner), "run", lambda _, *given: counted(*given))
+
+    def forward(fewest: int) -> tuple[list[torch.Tensor | None], Any]:
+        monkeypatch.setattr(decoder, "FEWEST_DROPPED", fewest)
+        pool, groups = new_pool(model), []
+        cuts = [(0, 33, Logits.LAST), (0, 20, Logits.NONE), (20, 25, Logits.ALL)]
+        kvs = [
+            SequenceKV(PAGE, end, TOKENS, prefix=(), own=own, chunks=())
+            for own in (list(range(pages)), list(range(pages, 2 * pages)))
+        ]
+        for (first, last, logits), kv in zip(cuts, (kvs[0], kvs[1], kvs[1]), strict=True):
+            where = np.arange(first, last)
+            groups.append(SequenceRows(IDS[where], where, kv.take(where, end), kv, logits=logits))
+        found = model.forward(groups, pool)
+        return found, [pool.own.read_rows(layer, np.arange(2 * pages)) for layer in range(end)]
+
+    every, kept = forward(10**6)
+    assert {count for last, count in seen if last == end} == {58}
+    seen.clear()
+    some, also = forward(1)
+    assert (end, 6) in seen, "nothing was dropped"
+    assert every[1] is None and some[1] is None
+    for a, b in ((every[0], some[0]), (every[2], some[2])):
+        assert a is not None and b is not None and (a - b).abs().max() < TIGHT
+    for before, after in zip(kept, also, strict=True):
+        for a, b in zip(before, after, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=TIGHT, equal_nan=True)
