@@ -7,6 +7,9 @@
 #define QUERIES (PAGE_VECTORS > 2 ? 3 : 4)
 #endif
 #define MIXED 4 /* query vectors of one product of weights and values */
+/* Pages that are weighed together: a query's largest score and sum cost the same for one page. */
+#define BLOCK (PAGE < KEYS_AT_ONCE ? KEYS_AT_ONCE / PAGE : 1)
+#define KEYS_AT_ONCE 128
 
 static int padded(int dim) { return (dim + WIDTH - 1) / WIDTH * WIDTH; }
 
@@ -18,7 +21,7 @@ static int most_queries(const Attend *of) {
 
 int64_t attend_scratch_bytes(const Attend *of) {
     int64_t queries = most_queries(of), dim = padded(of->dim);
-    return 4 * (queries * (2 * dim + PAGE + 2) + 2 * (int64_t)PAGE * dim) + 1024;
+    return 4 * (queries * (2 * dim + BLOCK * PAGE + 2) + 2 * (int64_t)PAGE * dim) + 1024;
 }
 
 Scratch scratch_in(const Attend *of, char *memory) {
@@ -28,7 +31,7 @@ Scratch scratch_in(const Attend *of, char *memory) {
     s.query = at;
     s.mixed = s.query + queries * dim;
     s.scores = s.mixed + queries * dim;
-    s.keys = s.scores + queries * PAGE;
+    s.keys = s.scores + queries * BLOCK * PAGE;
     s.values = s.keys + (int64_t)PAGE * dim;
     s.top = s.values + (int64_t)PAGE * dim;
     s.total = s.top + queries;
@@ -162,33 +165,40 @@ static const float *page_values(const Attend *of, const Arena *arena, const Laye
     return into;
 }
 
-/* Scores -> weights of one query vector, against the largest score so far. */
-static void weigh(float *scores, const int32_t *key_positions, int position, float *top,
-                  float *total, float *mixed, int dim) {
-    vf s[PAGE_VECTORS];
+/* Pages of a run that are attended together. */
+typedef struct {
+    int count;
+    int page[BLOCK];     /* of the run */
+    int num_seen[BLOCK]; /* tokens that any of the looks sees */
+    int seen[BLOCK][PAGE + 1];
+} Pages;
+
+/* Scores -> weights of one query vector over a block, against the largest score so far. `step` is
+ * from page to page in the scores, `keys` are the positions of the run's keys. */
+INLINE void weigh(float *scores, int64_t step, const Pages *of, const int32_t *keys, int position,
+                  float *top, float *total, float *mixed, int dim) {
     vf most = (vf){} + NEVER;
-    for (int v = 0; v < PAGE_VECTORS; v++) {
-        vi sees = *(const vi *)(key_positions + v * WIDTH) <= position;
-        s[v] = pick(sees, load_f32(scores + v * WIDTH), (vf){} + 2 * NEVER);
-        most = larger(most, s[v]);
-    }
-    float higher = largest(most);
-    if (higher <= *top) {
-        higher = *top;
-    } else if (*total != 0.0f) {
-        const float fade = exp2f(*top - higher);
-        *total *= fade;
-        for (int d = 0; d < dim; d += WIDTH) store_f32(mixed + d, load_f32(mixed + d) * fade);
-    }
+    for (int p = 0; p < of->count; p++)
+        for (int v = 0; v < PAGE_VECTORS; v++) {
+            float *at = scores + p * step + v * WIDTH;
+            vi sees = *(const vi *)(keys + (int64_t)of->page[p] * PAGE + v * WIDTH) <= position;
+            vf seen = pick(sees, load_f32(at), (vf){} + 2 * NEVER);
+            most = larger(most, seen);
+            store_f32(at, seen);
+        }
+    const float found = largest(most), higher = found > *top ? found : *top;
+    const vf fade = weight_of((vf){} + (*top - higher)); /* 1 more often than not: no branch */
+    for (int d = 0; d < dim; d += WIDTH) store_f32(mixed + d, load_f32(mixed + d) * fade);
     vf sums = {};
-    for (int v = 0; v < PAGE_VECTORS; v++) {
-        /* a hidden key's score is so low that nothing is left of it, not even 2^-126 */
-        vf weight = pick(s[v] > 1.5f * NEVER, exp2_of(s[v] - higher), (vf){});
-        sums += weight;
-        store_f32(scores + v * WIDTH, weight);
-    }
+    for (int p = 0; p < of->count; p++)
+        for (int v = 0; v < PAGE_VECTORS; v++) {
+            float *at = scores + p * step + v * WIDTH;
+            vf weight = weight_of(load_f32(at) - higher);
+            sums += weight;
+            store_f32(at, weight);
+        }
     *top = higher;
-    *total += sum(sums);
+    *total = *total * fade[0] + sum(sums);
 }
 
 /* Which tokens of a page any of the looks sees; how many. */
@@ -208,27 +218,42 @@ static int seen_tokens(const Attend *of, const int32_t *looks, int num_looks, in
     return count;
 }
 
-static void attend_page(const Attend *of, const int32_t *looks, int num_looks, int page,
-                        const float *keys, const float *values, const int *seen, int num_seen,
-                        Scratch *s) {
-    const int group = of->heads / of->kv_heads, queries = num_looks * group;
-    const int dim = of->dim, stride = padded(dim);
-    score_queries(s->query, keys, s->scores, dim, queries);
-    for (int q = 0; q < queries; q++) {
-        const int32_t *look = looks + 4 * (q / group);
-        weigh(s->scores + q * PAGE, of->key_positions + look[2] + (int64_t)page * PAGE,
-              of->row_positions[look[0]], s->top + q, s->total + q, s->mixed + q * stride, stride);
-    }
-    for (int q = 0; q < queries; q += MIXED)
+static void mix_page(const float *weights, const float *values, float *mixed, int queries,
+                     int stride, const int *seen, int num_seen) {
+    for (int q = 0; q < queries; q += MIXED, weights += MIXED * PAGE, mixed += MIXED * stride)
         for (int d = 0; d < stride; d += 4 * WIDTH) {
-            const float *weights = s->scores + q * PAGE;
-            float *mixed = s->mixed + q * stride + d;
             const int left = (stride - d) / WIDTH;
-            if (left >= 4) mix(weights, values + d, mixed, stride, seen, num_seen, 4);
-            else if (left == 3) mix(weights, values + d, mixed, stride, seen, num_seen, 3);
-            else if (left == 2) mix(weights, values + d, mixed, stride, seen, num_seen, 2);
-            else mix(weights, values + d, mixed, stride, seen, num_seen, 1);
+            const float *from = values + d;
+            float *to = mixed + d;
+            if (left >= 4) mix(weights, from, to, stride, seen, num_seen, 4);
+            else if (left == 3) mix(weights, from, to, stride, seen, num_seen, 3);
+            else if (left == 2) mix(weights, from, to, stride, seen, num_seen, 2);
+            else mix(weights, from, to, stride, seen, num_seen, 1);
         }
+}
+
+static void attend_block(const Attend *of, const LayerIO *io, const int32_t *item, int head,
+                         const Pages *block, Scratch *s) {
+    const int32_t *run = of->runs + 3 * item[0], *looks = of->looks + 4 * (int64_t)item[1];
+    const int group = of->heads / of->kv_heads, queries = item[2] * group;
+    const int dim = of->dim, stride = padded(dim);
+    const int64_t step = (int64_t)most_queries(of) * PAGE;
+    const Arena *arena = of->arenas + run[0];
+    const int32_t *pages = of->pages + run[1];
+    for (int p = 0; p < block->count; p++) {
+        const float *keys = page_keys(of, arena, io, pages[block->page[p]], head, s->keys);
+        score_queries(s->query, keys, s->scores + p * step, dim, queries);
+    }
+    for (int l = 0; l < item[2]; l++, looks += 4)
+        for (int q = l * group; q < (l + 1) * group; q++)
+            weigh(s->scores + q * PAGE, step, block, of->key_positions + looks[2],
+                  of->row_positions[looks[0]], s->top + q, s->total + q, s->mixed + q * stride,
+                  stride);
+    for (int p = 0; p < block->count; p++) {
+        const float *values = page_values(of, arena, io, pages[block->page[p]], head, s->values);
+        mix_page(s->scores + p * step, values, s->mixed, queries, stride, block->seen[p],
+                 block->num_seen[p]);
+    }
 }
 
 static void attend_item(const Attend *of, const LayerIO *io, const int32_t *item, int head,
@@ -236,7 +261,6 @@ static void attend_item(const Attend *of, const LayerIO *io, const int32_t *item
     const int32_t *run = of->runs + 3 * item[0], *looks = of->looks + 4 * (int64_t)item[1];
     const int num_looks = item[2], group = of->heads / of->kv_heads;
     const int queries = num_looks * group, dim = of->dim, stride = padded(dim);
-    const Arena *arena = of->arenas + run[0];
     for (int q = 0; q < queries; q++) {
         turn_query(of, io, looks + 4 * (q / group), head * group + q % group, s->query + q * dim);
         s->top[q] = NEVER;
@@ -244,15 +268,19 @@ static void attend_item(const Attend *of, const LayerIO *io, const int32_t *item
     }
     const int whole = (queries + MIXED - 1) / MIXED * MIXED;
     memset(s->mixed, 0, sizeof(float) * (size_t)whole * stride);
-    memset(s->scores + queries * PAGE, 0, sizeof(float) * (size_t)(whole - queries) * PAGE);
+    for (int p = 0; p < BLOCK; p++)
+        memset(s->scores + ((int64_t)p * most_queries(of) + queries) * PAGE, 0,
+               sizeof(float) * (size_t)(whole - queries) * PAGE);
+    Pages block = {0};
     for (int page = 0; page < run[2]; page++) {
-        int seen[PAGE + 1];
-        const int num_seen = seen_tokens(of, looks, num_looks, page, seen);
-        if (!num_seen) continue;
-        const int number = of->pages[run[1] + page];
-        const float *keys = page_keys(of, arena, io, number, head, s->keys);
-        const float *values = page_values(of, arena, io, number, head, s->values);
-        attend_page(of, looks, num_looks, page, keys, values, seen, num_seen, s);
+        const int p = block.count;
+        block.page[p] = page;
+        block.num_seen[p] = seen_tokens(of, looks, num_looks, page, block.seen[p]);
+        block.count += block.num_seen[p] > 0;
+        if (block.count == BLOCK || (page == run[2] - 1 && block.count)) {
+            attend_block(of, io, item, head, &block, s);
+            block.count = 0;
+        }
     }
     for (int q = 0; q < queries; q++) {
         const int64_t part = looks[4 * (q / group) + 3];

@@ -11,7 +11,7 @@
 typedef struct {
     float *query;   /* [queries][dim] */
     float *mixed;   /* [queries][padded dim] */
-    float *scores;  /* [queries][PAGE] */
+    float *scores;  /* [pages of a block][queries][PAGE] */
     float *keys;    /* [dim][PAGE] */
     float *values;  /* [PAGE][padded dim] */
     float *top, *total;

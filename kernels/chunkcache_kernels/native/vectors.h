@@ -157,22 +157,36 @@ INLINE float largest(vf x) {
     return top;
 }
 
-/* 2^x for x <= 0 (anything below -126 gives a number that counts for nothing); relative error
- * below 2e-7. x = n + f with f in [-1/2, 1/2]; 2^f by a polynomial (Taylor series of e^(f ln 2)),
- * n added to the exponent. */
-INLINE vf exp2_of(vf x) {
-    vf low = (vf){} - 126.0f;
-    x = larger(x, low);
-    vi n = __builtin_convertvector(x - 0.5f, vi); /* truncation rounds a negative number upwards */
-    vf f = x - __builtin_convertvector(n, vf);
+/* 2^f for f in [-1/2, 1/2]: the Taylor series of e^(f ln 2); relative error below 2e-7. */
+INLINE vf exp2_near(vf f) {
     vf y = (vf){} + 1.5403530e-4f;
     y = y * f + 1.3333558e-3f;
     y = y * f + 9.6181291e-3f;
     y = y * f + 5.5504109e-2f;
     y = y * f + 2.4022651e-1f;
     y = y * f + 6.9314718e-1f;
-    y = y * f + 1.0f;
-    return (vf)((vi)y + (n << 23));
+    return y * f + 1.0f;
+}
+
+/* 2^x for x <= 0 (anything below -126 gives a number that counts for nothing): x = n + f, and n
+ * added to the exponent. */
+INLINE vf exp2_of(vf x) {
+    vf low = (vf){} - 126.0f;
+    x = larger(x, low);
+    vi n = __builtin_convertvector(x - 0.5f, vi); /* truncation rounds a negative number upwards */
+    vf f = x - __builtin_convertvector(n, vf);
+    return (vf)((vi)exp2_near(f) + (n << 23));
+}
+
+/* 2^x for x <= 0, and nothing at all below 2^-126; a NaN stays one. */
+INLINE vf weight_of(vf x) {
+#if defined(__AVX512F__) && WIDTH == 16
+    __m512 at = (__m512)x, whole = _mm512_roundscale_ps(at, 0);
+    __mmask16 counts = _mm512_cmp_ps_mask(at, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+    return (vf)_mm512_maskz_scalef_ps(counts, (__m512)exp2_near((vf)_mm512_sub_ps(at, whole)), whole);
+#else
+    return pick(x < -126.0f, (vf){}, pick(x == x, exp2_of(x), x));
+#endif
 }
 
 /* gate / (1 + e^-gate) * up, by e^-|gate|, which cannot overflow. */
