@@ -16,7 +16,7 @@ from chunkcache.engine.prompt import PromptBuilder
 from chunkcache.evaluate.quality import read_questions
 from chunkcache.protocol import GivenDocument, Message
 from chunkcache.retrieval.splitter import Splitter
-from chunkcache.service.wishes import given_chunks
+from chunkcache.service.given import GivenDocuments
 
 FRAME_TOKENS = 12  # at most what the title line and the blank line around a passage take
 
@@ -59,13 +59,13 @@ class Passages:
             piece = text[offsets[first][0] : offsets[first + size - 1][1]]
             name = f"{tokens}-{number}"
             self.documents.append(GivenDocument(id=name, title="Passage", text=piece))
-        self._splitter = Splitter(tokenizer, tokens)
+        self._given = GivenDocuments(Splitter(tokenizer, tokens))
         self._prompts = PromptBuilder(tokenizer, settings.prompt)
 
     def asked(self, question: str, numbers: Sequence[int] = ()) -> Asked:
         """The question over the passages of these numbers, in this order."""
         documents = tuple(self.documents[n] for n in numbers)
-        chunks = given_chunks(self._splitter, documents)
+        chunks = self._given.chunks(documents, "public")
         assert len(chunks) == len(documents), "a passage was split"
         prompt = self._prompts.build([Message(role="user", content=question)], chunks)
         return Asked(question, documents, prompt.token_ids)

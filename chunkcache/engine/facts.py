@@ -41,20 +41,33 @@ def facts_of(hf: PreTrainedModel, rotary_dim: int) -> tuple[LayerFacts, ...]:
     """
     decoder: Any = hf.model
     longest = int(hf.config.max_position_embeddings)
-    return tuple(_facts(layer.self_attn, rotary_dim, longest) for layer in decoder.layers)
+    found = []
+    for index, layer in enumerate(decoder.layers):
+        attention = layer.self_attn
+        window = _window(hf.config, attention, index)
+        turned = bool(getattr(attention, "use_rope", True))  # SmolLM3 has layers without positions
+        found.append(
+            LayerFacts(
+                turned=turned,
+                rotary_dim=rotary_dim if turned else 0,
+                scale=float(attention.scaling),
+                window=window if window and window < longest else None,
+                softcap=getattr(attention, "attn_logit_softcapping", None) or None,
+                sinks=getattr(attention, "sinks", None) is not None,
+            )
+        )
+    return tuple(found)
 
 
-def _facts(attention: Any, rotary_dim: int, longest: int) -> LayerFacts:
-    window = getattr(attention, "sliding_window", None)
-    turned = bool(getattr(attention, "use_rope", True))  # SmolLM3 has layers without positions
-    return LayerFacts(
-        turned=turned,
-        rotary_dim=rotary_dim if turned else 0,
-        scale=float(attention.scaling),
-        window=int(window) if window and window < longest else None,
-        softcap=getattr(attention, "attn_logit_softcapping", None) or None,
-        sinks=getattr(attention, "sinks", None) is not None,
-    )
+def _window(config: Any, attention: Any, index: int) -> int | None:
+    """Some models say it of a layer, some have a list of kinds, some only make masks with it."""
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window or None
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return window if kinds[index] == "sliding_attention" else None
+    return window if getattr(config, "use_sliding_window", True) else None
 
 
 def not_followed(facts: Sequence[LayerFacts]) -> list[str]:

@@ -26,7 +26,7 @@ from chunkcache.service.library import DEFAULT, PUBLIC, Library
 from chunkcache.service.runtime import Runtime
 from chunkcache.service.tenants import link_key, load_secret, tenant_salt
 from chunkcache.service.warm import Shard, WarmProgress, warm_chunks
-from chunkcache.service.wishes import answer_request, given_chunks
+from chunkcache.service.wishes import answer_request
 
 if TYPE_CHECKING:
     import threading
@@ -190,8 +190,8 @@ class ChunkCache(Library):
     def _passages(self, request: AnswerRequest) -> list[Chunk]:
         if request.documents is not None:
             with self._lock:
-                splitter = self._splitter
-            return given_chunks(splitter, request.documents)
+                given = self._given
+            return given.chunks(request.documents, request.tenant)
         top_k = self.settings.retrieval.top_k if request.top_k is None else request.top_k
         question = request.messages[-1].content
         if top_k == 0 or not question.strip():

@@ -20,6 +20,7 @@ from chunkcache.retrieval.embedder import Embedder, open_embedder
 from chunkcache.retrieval.ingest import Ingestor
 from chunkcache.retrieval.retriever import Retriever
 from chunkcache.retrieval.splitter import Splitter
+from chunkcache.service.given import GivenDocuments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,6 +59,10 @@ class Library:
         retrieval = self.settings.retrieval
         tokenizer = load_tokenizer(self.settings)
         return Splitter(tokenizer, retrieval.chunk_tokens, retrieval.overlap_tokens)
+
+    @cached_property
+    def _given(self) -> GivenDocuments:
+        return GivenDocuments(self._splitter)
 
     @cached_property
     def _ingestor(self) -> Ingestor:

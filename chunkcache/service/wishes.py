@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from chunkcache.chunk import Chunk
 from chunkcache.errors import InvalidRequest
 from chunkcache.protocol import (
     AnswerRequest,
@@ -17,9 +16,7 @@ from chunkcache.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from chunkcache.retrieval.splitter import Splitter
+    from collections.abc import Mapping
 
 
 def answer_request(question: str | AnswerRequest, wishes: Mapping[str, Any]) -> AnswerRequest:
@@ -57,21 +54,3 @@ def answer_request(question: str | AnswerRequest, wishes: Mapping[str, Any]) -> 
             f"{name}: got {first.get('input')!r}. {first['msg'].removeprefix('Value error, ')}.",
             param=name,
         ) from error
-
-
-def given_chunks(splitter: Splitter, documents: Sequence[GivenDocument]) -> list[Chunk]:
-    """Documents from a request's body, split like any other, in the order given."""
-    return [
-        Chunk(
-            chunk_id=f"{document.id or index}#{piece.start_char}",
-            token_ids=tuple(piece.token_ids),
-            text=piece.text,
-            document_id=document.id or str(index),
-            title=document.title,
-            url=document.url,
-            start_char=piece.start_char,
-            end_char=piece.end_char,
-        )
-        for index, document in enumerate(documents)
-        for piece in splitter.split(document.text)
-    ]

@@ -223,7 +223,7 @@ def test_rows_without_logits_are_dropped_in_the_last_layer(
 ) -> None:
     """The same logits and, in every layer, the same K and V as when every row runs to the end."""
     model = models(family) if as_is else as_modules(models(family))
-    end, pages = model.geometry.num_layers, -(-TOKENS // PAGE)
+    end, pages = model.geometry.num_layers, 2 * TOKENS // PAGE
     run, seen = model.runner.run, []
 
     def counted(first: int, last: int, hidden: torch.Tensor, rows: Any) -> torch.Tensor:
@@ -238,13 +238,13 @@ def test_rows_without_logits_are_dropped_in_the_last_layer(
         cuts = [(0, 33, Logits.LAST), (0, 20, Logits.NONE), (20, 25, Logits.ALL)]
         kvs = [
             SequenceKV(PAGE, end, TOKENS, prefix=(), own=own, chunks=())
-            for own in (list(range(pages)), list(range(pages, 2 * pages)))
+            for own in (list(range(9)), list(range(9, pages)))
         ]
         for (first, last, logits), kv in zip(cuts, (kvs[0], kvs[1], kvs[1]), strict=True):
             where = np.arange(first, last)
             groups.append(SequenceRows(IDS[where], where, kv.take(where, end), kv, logits=logits))
         found = model.forward(groups, pool)
-        return found, [pool.own.read_rows(layer, np.arange(2 * pages)) for layer in range(end)]
+        return found, [pool.own.read_rows(layer, np.arange(pages)) for layer in range(end)]
 
     every, kept = forward(10**6)
     assert {count for last, count in seen if last == end} == {58}

@@ -1,0 +1,73 @@
+"""Documents in a request's body: split as ever, remembered for their tenant, within bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from chunkcache.errors import InvalidRequest
+from chunkcache.protocol import GivenDocument
+from chunkcache.retrieval.splitter import Piece
+from chunkcache.service.given import GivenDocuments
+
+
+class Words:
+    """Splits at spaces, and counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def split(self, text: str) -> list[Piece]:
+        self.asked.append(text)
+        if text == "bad":
+            raise InvalidRequest("text: bad")
+        pieces, start = [], 0
+        for word in text.split(" "):
+            pieces.append(Piece(word, (len(word),), start, start + len(word)))
+            start += len(word) + 1
+        return pieces
+
+
+def made(capacity_chars: int = 100) -> tuple[Any, GivenDocuments]:
+    words: Any = Words()
+    return words, GivenDocuments(words, capacity_chars)
+
+
+def test_a_text_is_split_once_whatever_it_is_called() -> None:
+    words, given = made()
+    (first,) = given.chunks([GivenDocument(text="cat", title="a", url="u", id="x")], "t")
+    assert (first.chunk_id, first.title, first.url, first.text) == ("x#0", "a", "u", "cat")
+    assert (first.token_ids, first.start_char, first.end_char) == ((3,), 0, 3)
+    second = given.chunks([GivenDocument(text="dog"), GivenDocument(text="cat fish")], "t")
+    assert [c.chunk_id for c in second] == ["0#0", "1#0", "1#4"]
+    (third,) = given.chunks([GivenDocument(text="cat", id="y")], "t")
+    assert (third.chunk_id, third.title, third.token_ids) == ("y#0", "", first.token_ids)
+    assert words.asked == ["cat", "dog", "cat fish"]
+
+
+def test_tenants_remember_apart() -> None:
+    words, given = made()
+    for tenant in ("t", "u", "t"):
+        given.chunks([GivenDocument(text="cat")], tenant)
+    assert words.asked == ["cat", "cat"]
+
+
+def test_the_least_recently_used_is_forgotten() -> None:
+    words, given = made(capacity_chars=8)
+    for text in ("cats", "dogs", "cats", "eels", "cats", "dogs"):
+        given.chunks([GivenDocument(text=text)], "t")
+    assert words.asked == ["cats", "dogs", "eels", "dogs"]
+    for _ in range(2):
+        given.chunks([GivenDocument(text="nine char")], "t")
+    assert words.asked[4:] == ["nine char"] * 2  # larger than all there is: others stay
+    given.chunks([GivenDocument(text="dogs")], "t")
+    assert len(words.asked) == 6
+
+
+def test_a_text_that_cannot_be_split_is_refused_each_time() -> None:
+    words, given = made()
+    for _ in range(2):
+        with pytest.raises(InvalidRequest):
+            given.chunks([GivenDocument(text="bad")], "t")
+    assert words.asked == ["bad", "bad"]
