@@ -100,17 +100,30 @@ def tokenise_again(splitter: Splitter, chunks: Sequence[Chunk]) -> list[Chunk]:
     return renewed
 
 
-def embed_chunks(
-    embedder: Embedder, chunks: Sequence[Chunk], known: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """Vectors of chunks, float32 `[len(chunks), dim]`.
+def texts_to_embed(chunks: Sequence[Chunk], known: Mapping[str, np.ndarray]) -> list[str]:
+    """What must be embedded for these chunks, each text once.
 
     `known` holds vectors by searched text: an edited document only pays for what changed.
     """
-    texts = [searched_text(chunk) for chunk in chunks]
-    missing = list(dict.fromkeys(text for text in texts if text not in known))
-    made = dict(zip(missing, embedder.embed(missing), strict=True)) if missing else {}
-    vectors = np.empty((len(texts), embedder.dim), np.float32)
-    for place, text in enumerate(texts):
+    texts = dict.fromkeys(searched_text(chunk) for chunk in chunks)
+    return [text for text in texts if text not in known]
+
+
+def vectors_of(
+    chunks: Sequence[Chunk], dim: int, known: Mapping[str, np.ndarray],
+    made: Mapping[str, np.ndarray],
+) -> np.ndarray:  # fmt: skip
+    """Vectors of chunks, float32 `[len(chunks), dim]`, from those known and those made."""
+    vectors = np.empty((len(chunks), dim), np.float32)
+    for place, text in enumerate(map(searched_text, chunks)):
         vectors[place] = known[text] if text in known else made[text]
     return vectors
+
+
+def embed_chunks(
+    embedder: Embedder, chunks: Sequence[Chunk], known: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Vectors of chunks, float32 `[len(chunks), dim]`; see `texts_to_embed`."""
+    texts = texts_to_embed(chunks, known)
+    made = dict(zip(texts, embedder.embed(texts), strict=True)) if texts else {}
+    return vectors_of(chunks, embedder.dim, known, made)

@@ -1,18 +1,27 @@
-"""Files, uploads and texts → documents in the catalog, each in one transaction of its own."""
+"""Files, uploads and texts → documents in the catalog, each in one transaction of its own.
+
+Many documents go through a pipeline (`pipeline.py`): read and split ahead, embedded together,
+written in order. A document is acknowledged (counted, reported as progress) once it is written.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from chunkcache.errors import InvalidRequest
 from chunkcache.protocol import IngestReport
-from chunkcache.retrieval.chunking import embed_chunks, split_document, take_chunks
+from chunkcache.retrieval.chunking import (
+    split_document,
+    take_chunks,
+    texts_to_embed,
+    vectors_of,
+)
 from chunkcache.retrieval.documents import (
     DEFAULT_COLLECTION,
     PUBLIC_TENANT,
@@ -24,12 +33,16 @@ from chunkcache.retrieval.documents import (
     vector_space,
 )
 from chunkcache.retrieval.loaders import Extracted, check_size, load
+from chunkcache.retrieval.pipeline import embed_beside, read_ahead
 from chunkcache.retrieval.refresh import refresh
 from chunkcache.retrieval.walk import find_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    import numpy as np
+
+    from chunkcache.chunk import Chunk
     from chunkcache.config import RetrievalSettings
     from chunkcache.protocol import DocumentInfo, GivenDocument
     from chunkcache.retrieval.catalog import Catalog
@@ -51,6 +64,27 @@ class _Source:
     name: str
     data: bytes
     attributes: Attributes | None = None
+
+    @property
+    def where(self) -> tuple[str, str]:
+        return self.tenant, self.collection
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A source that was read and split, and is yet to be embedded and written.
+
+    `problem`: it cannot be ingested. `before` alone: it is in the catalog already, as it is.
+    """
+
+    name: str  # as reports and progress show it
+    source: _Source | None = None
+    document: Document | None = None
+    chunks: Sequence[Chunk] = ()
+    known: Mapping[str, np.ndarray] = field(default_factory=dict)
+    texts: Sequence[str] = ()
+    before: DocumentInfo | None = None
+    problem: OSError | InvalidRequest | None = None
 
 
 class Ingestor:
@@ -95,18 +129,15 @@ class Ingestor:
         self.refresh(tenant=tenant, collection=collection)
         found = find_files(Path(path) for path in paths)
         report = IngestReport(skipped=found.skipped, problems=found.problems)
-        for done, path in enumerate(found.files, start=1):
+        read = partial(self._prepare_file, tenant, collection)
+        prepared = read_ahead(read, ((_size_bytes(path), path) for path in found.files))
+        for done, (one, made) in enumerate(embed_beside(self._embedder, prepared), start=1):
             try:
-                document_id = document_id_of("file", str(path))
-                data = self._read(path)
-                source = _Source(tenant, collection, document_id, path.name, data)
-                _count(report, *self._ingest_or_retract(source))
+                _count(report, *self._write_or_retract(one, made))
             except (OSError, InvalidRequest) as error:
-                reason = error.strerror if isinstance(error, OSError) else str(error)
-                report.skipped += 1
-                report.problems.append(f"{printable(path)}: {reason}")
+                _note(report, one.name, error)
             if on_progress is not None:
-                on_progress(done, len(found.files), printable(path))
+                on_progress(done, len(found.files), one.name)
         return report
 
     def ingest_bytes(
@@ -129,7 +160,9 @@ class Ingestor:
         document_id = document_id_of("upload", name)
         source = _Source(tenant, collection, document_id, name, data, attributes)
         try:
-            return self._ingest(source, partial(load, name, data, self._limit_bytes))[1]
+            one = self._prepare(source, partial(load, name, data, self._limit_bytes))
+            made = dict(zip(one.texts, self._embedder.embed(one.texts), strict=True))
+            return self._write(one, made)[1]
         except InvalidRequest as error:
             raise InvalidRequest(f"{printable(name)}: {error}", param="file") from error
 
@@ -148,17 +181,13 @@ class Ingestor:
         """
         self.refresh(tenant=tenant, collection=collection)
         report = IngestReport()
-        for index, given in enumerate(documents):
+        read = partial(self._prepare_text, tenant, collection)
+        prepared = read_ahead(read, ((len(one.given.text), one) for one in _numbered(documents)))
+        for one, made in embed_beside(self._embedder, prepared):
             try:
-                content = [given.title, given.url, valid_unicode("text", given.text)]
-                data = json.dumps(content).encode()
-                identity = given.id or hashlib.sha256(data).hexdigest()
-                document_id = document_id_of("text", identity)
-                source = _Source(tenant, collection, document_id, given.title, data)
-                _count(report, *self._ingest(source, partial(_extracted, given)))
+                _count(report, *self._write(one, made))
             except InvalidRequest as error:
-                report.skipped += 1
-                report.problems.append(f"{printable(given.id) or index}: {error}")
+                _note(report, one.name, error)
         return report
 
     def refresh(
@@ -178,24 +207,48 @@ class Ingestor:
         check_size(len(data), self._limit_bytes)
         return data
 
-    def _ingest_or_retract(self, source: _Source) -> tuple[Outcome, DocumentInfo]:
+    def _prepare_file(self, tenant: str, collection: str, path: Path) -> _Prepared:
+        name = printable(path)
         try:
-            return self._ingest(source, partial(load, source.name, source.data, self._limit_bytes))
+            document_id = document_id_of("file", str(path))
+            data = self._read(path)
+            source = _Source(tenant, collection, document_id, path.name, data)
+        except (OSError, InvalidRequest) as error:
+            return _Prepared(name, problem=error)
+        try:
+            extract = partial(load, source.name, source.data, self._limit_bytes)
+            return self._prepare(source, extract, name=name)
         except InvalidRequest as error:
-            if self._catalog.remove_document(source.document_id, source.tenant, source.collection):
-                raise InvalidRequest(f"{error}. Its earlier version was removed") from error
-            raise
+            return _Prepared(name, source, problem=error)
 
-    def _ingest(
-        self, source: _Source, extract: Callable[[], Extracted]
-    ) -> tuple[Outcome, DocumentInfo]:
-        where = (source.tenant, source.collection)
+    def _prepare_text(self, tenant: str, collection: str, numbered: _Numbered) -> _Prepared:
+        given = numbered.given
+        name = printable(given.id) or str(numbered.index)
+        try:
+            content = [given.title, given.url, valid_unicode("text", given.text)]
+            data = json.dumps(content).encode()
+            identity = given.id or hashlib.sha256(data).hexdigest()
+            document_id = document_id_of("text", identity)
+            source = _Source(tenant, collection, document_id, given.title, data)
+            return self._prepare(
+                source, partial(_extracted, given), name=name, again=numbered.again
+            )
+        except InvalidRequest as error:
+            return _Prepared(name, problem=error)
+
+    def _prepare(
+        self,
+        source: _Source,
+        extract: Callable[[], Extracted],
+        *,
+        name: str = "",
+        again: bool = False,
+    ) -> _Prepared:
+        """Everything before embedding. `again`: what the catalog has is about to be replaced."""
         sha256 = hashlib.sha256(source.data).hexdigest()
-        before = self._catalog.document_info(*where, source.document_id)
-        if before is not None and before.sha256 == sha256:
-            if source.attributes is not None:
-                self._catalog.set_attributes(*where, source.document_id, source.attributes)
-            return "unchanged", before
+        before = self._catalog.document_info(*source.where, source.document_id)
+        if before is not None and before.sha256 == sha256 and not again:
+            return _Prepared(name, source, before=before)
         found = extract()
         document = Document(
             document_id=source.document_id,
@@ -214,12 +267,74 @@ class Ingestor:
         if not chunks:
             raise InvalidRequest("there is no text in it", param="file")
         space = vector_space(self._embedder)
-        known = self._catalog.entries.vectors_by_text(*where, source.document_id, space)
-        vectors = embed_chunks(self._embedder, chunks, known)
+        known = self._catalog.entries.vectors_by_text(*source.where, source.document_id, space)
+        texts = texts_to_embed(chunks, known)
+        return _Prepared(name, source, document, chunks, known, texts)
+
+    def _write(
+        self, one: _Prepared, made: Mapping[str, np.ndarray]
+    ) -> tuple[Outcome, DocumentInfo]:
+        """The document into the catalog, unless it is there by now. Raises its `problem`."""
+        if one.problem is not None:
+            raise one.problem
+        source, document = one.source, one.document
+        assert source is not None
+        before = one.before
+        if document is not None:
+            before = self._catalog.document_info(*source.where, source.document_id)
+        if before is not None and (document is None or before.sha256 == document.sha256):
+            if source.attributes is not None:
+                self._catalog.set_attributes(*source.where, source.document_id, source.attributes)
+            return "unchanged", before
+        assert document is not None
         info = self._catalog.put_document(
-            *where, document, chunks, vectors, splitter=self._splitter.fingerprint, space=space
+            *source.where,
+            document,
+            one.chunks,
+            vectors_of(one.chunks, self._embedder.dim, one.known, made),
+            splitter=self._splitter.fingerprint,
+            space=vector_space(self._embedder),
         )
         return ("added" if before is None else "updated"), info
+
+    def _write_or_retract(
+        self, one: _Prepared, made: Mapping[str, np.ndarray]
+    ) -> tuple[Outcome, DocumentInfo]:
+        """Of a file: what it was before is no answer any more when it cannot be read as text."""
+        try:
+            return self._write(one, made)
+        except InvalidRequest as error:
+            source = one.source
+            if source is not None and self._catalog.remove_document(
+                source.document_id, *source.where
+            ):
+                raise InvalidRequest(f"{error}. Its earlier version was removed") from error
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbered:
+    """A given text with its place among those given; `again`: its id came before."""
+
+    index: int
+    given: GivenDocument
+    again: bool
+
+
+def _numbered(documents: Sequence[GivenDocument]) -> Iterator[_Numbered]:
+    seen: set[str] = set()
+    for index, given in enumerate(documents):
+        yield _Numbered(index, given, given.id in seen)
+        if given.id:
+            seen.add(given.id)
+
+
+def _size_bytes(path: Path) -> int:
+    """How much reading it takes; a file that is gone says so when it is read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _extracted(given: GivenDocument) -> Extracted:
@@ -228,6 +343,12 @@ def _extracted(given: GivenDocument) -> Extracted:
     if not given.text.strip():
         raise InvalidRequest("there is no text in it", param="text")
     return Extracted(given.text, DocumentKind.PLAIN, title, given.url)
+
+
+def _note(report: IngestReport, name: str, error: OSError | InvalidRequest) -> None:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    report.skipped += 1
+    report.problems.append(f"{name}: {reason}")
 
 
 def _count(report: IngestReport, outcome: Outcome, info: DocumentInfo) -> None:

@@ -7,16 +7,28 @@ files, which may be gone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from chunkcache.errors import InvalidRequest
-from chunkcache.retrieval.chunking import embed_chunks, split_document, tokenise_again
+from chunkcache.retrieval.chunking import (
+    embed_chunks,
+    split_document,
+    texts_to_embed,
+    tokenise_again,
+    vectors_of,
+)
 from chunkcache.retrieval.documents import DocumentKind, vector_space
+from chunkcache.retrieval.pipeline import embed_beside, read_ahead
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
     from chunkcache.chunk import Chunk
     from chunkcache.retrieval.catalog import Catalog
     from chunkcache.retrieval.catalog_sql import StoredDocument
@@ -56,23 +68,36 @@ def refresh(
         stale = catalog.split_otherwise(tenant, collection, splitter.fingerprint)
         if stale:
             log.warning("documents_split_again", collection=collection, documents=len(stale))
-        for document_id in stale:
-            documents += _split_again(catalog, splitter, embedder, tenant, collection, document_id)
+        prepare = partial(_prepare, catalog, splitter, embedder, tenant, collection)
+        sizes = {d.document_id: d.size_bytes for d in catalog.documents(tenant, collection)}
+        prepared = read_ahead(prepare, ((sizes.get(each, 0), each) for each in stale))
+        for one, made in embed_beside(embedder, prepared):
+            documents += _replace(catalog, splitter, embedder, tenant, collection, one, made)
     vectors = _embed_again(catalog, embedder, tenant, collection)
     return Refreshed(documents, vectors)
 
 
-def _split_again(
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """A stored document that was split again; None when it is gone."""
+
+    stored: StoredDocument | None
+    chunks: Sequence[Chunk] = ()
+    known: Mapping[str, np.ndarray] = field(default_factory=dict)
+    texts: Sequence[str] = ()
+
+
+def _prepare(
     catalog: Catalog,
     splitter: Splitter,
     embedder: Embedder,
     tenant: str,
     collection: str,
     document_id: str,
-) -> bool:
+) -> _Split:
     stored = catalog.document(tenant, collection, document_id)
     if stored is None:
-        return False
+        return _Split(None)
     try:
         chunks = _new_chunks(catalog, splitter, tenant, collection, stored)
     except InvalidRequest as error:
@@ -80,10 +105,25 @@ def _split_again(
         chunks = []
     space = vector_space(embedder)
     known = catalog.entries.vectors_by_text(tenant, collection, document_id, space)
-    vectors = embed_chunks(embedder, chunks, known)
+    return _Split(stored, chunks, known, texts_to_embed(chunks, known))
+
+
+def _replace(
+    catalog: Catalog,
+    splitter: Splitter,
+    embedder: Embedder,
+    tenant: str,
+    collection: str,
+    one: _Split,
+    made: Mapping[str, np.ndarray],
+) -> bool:
+    if one.stored is None:
+        return False
+    vectors = vectors_of(one.chunks, embedder.dim, one.known, made)
     return catalog.replace_chunks(
-        tenant, collection, stored, chunks, vectors, splitter=splitter.fingerprint, space=space
-    )
+        tenant, collection, one.stored, one.chunks, vectors,
+        splitter=splitter.fingerprint, space=vector_space(embedder),
+    )  # fmt: skip
 
 
 def _new_chunks(
@@ -99,7 +139,10 @@ def _embed_again(catalog: Catalog, embedder: Embedder, tenant: str, collection: 
     space = vector_space(embedder)
     missing = catalog.entries.without_vector(tenant, collection, space)
     if len(missing):
-        log.warning("chunks_embedded_again", collection=collection, chunks=len(missing))
+        reason = "their vectors are of another embedder, or of other prompts"
+        log.warning(
+            "chunks_embedded_again", collection=collection, chunks=len(missing), reason=reason
+        )
     embedded = 0
     for start in range(0, len(missing), _BATCH_CHUNKS):
         batch = missing[start : start + _BATCH_CHUNKS]

@@ -1,7 +1,7 @@
 """The process that is killed: `python child.py SETTINGS_JSON TASK ARGUMENTS…`.
 
-Says `ready` when the work begins and `done` when it ended by itself; the parent kills it somewhere
-in between.
+Says `ready` when the work begins, `written NAME` of each document, and `done` when it ended by
+itself; the parent kills it somewhere in between.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     if task == "ingest":
         cache.ingest([])  # opens the catalog and loads tokenizer and embedder
         say("ready")
-        cache.ingest([Path(arguments[0])])
+        cache.ingest([Path(arguments[0])], on_progress=lambda _, __, name: say(f"written {name}"))
     elif task == "warm":
         cache.load()
         say("ready")

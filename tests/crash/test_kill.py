@@ -138,6 +138,30 @@ def test_killed_ingests_leave_whole_documents(settings: Any, folder: Path) -> No
     assert killed > 0, "no kill fell into the work: lengthen it"
 
 
+def test_killed_ingests_keep_every_document_that_was_acknowledged(
+    settings: Any, folder: Path
+) -> None:
+    chance = random.Random(SEED + 3)
+    for edition in range(KILLS):
+        write_pages(folder, edition=edition)
+        told = []
+        with running(settings, "ingest", str(folder)) as process:
+            last = chance.randrange(1, DOCUMENTS)
+            assert process.stdout is not None
+            for line in process.stdout:
+                told.append(line.split()[-1])
+                if len(told) == last:
+                    process.kill()
+        acknowledged = {Path(name).name for name in told if name != "done"}
+        assert len(acknowledged) >= last
+        with ChunkCache(settings) as cache:
+            for document in cache.documents():
+                if document.title in acknowledged:
+                    acknowledged.remove(document.title)
+                    assert f"edition {edition}:" in cache.document_text(document.document_id)[1]
+        assert not acknowledged
+
+
 def test_killed_warm_ups_leave_whole_records_and_resume(settings: Any, folder: Path) -> None:
     chance = random.Random(SEED + 1)
     with ChunkCache(settings) as cache:
