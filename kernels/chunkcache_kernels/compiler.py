@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "native"
-_SOURCES = ("team.c", "attend.c", "weights.c", "rows.c", "engine.c")
+ENGINE = ("team.c", "attend.c", "weights.c", "rows.c", "engine.c")  # what one library is made of
+ENCODER = ("encoder.c",)
 _FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-pthread",
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
@@ -44,7 +45,7 @@ def find_compiler() -> str:
     )
 
 
-def build_library(cache: Path, page_tokens: int) -> Path:
+def build_library(cache: Path, page_tokens: int, sources: tuple[str, ...] = ENGINE) -> Path:
     """The shared library for pages of `page_tokens` tokens; built if it is not in the cache.
 
     Cost: some seconds the first time on a machine, a hash of the sources afterwards.
@@ -56,15 +57,15 @@ def build_library(cache: Path, page_tokens: int) -> Path:
         raise NoCompiler(f"the C kernels are written for Linux, this is {platform.system()}")
     compiler = find_compiler()
     flags = (*_FLAGS, f"-DPAGE={page_tokens}")
-    path = cache / "native" / f"chunkcache-{_digest(compiler, flags)}.so"
+    path = cache / "native" / f"chunkcache-{_digest(compiler, (*flags, *sources))}.so"
     if path.is_file():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / "made.so"
-            sources = [str(_FOLDER / name) for name in _SOURCES]
-            command = [compiler, *flags, *sources, "-o", str(made), "-lm"]
+            paths = [str(_FOLDER / name) for name in sources]
+            command = [compiler, *flags, *paths, "-o", str(made), "-lm"]
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_LIMIT_S, check=False
             )
@@ -76,10 +77,10 @@ def build_library(cache: Path, page_tokens: int) -> Path:
     return path
 
 
-def _digest(compiler: str, flags: tuple[str, ...]) -> str:
+def _digest(compiler: str, options: tuple[str, ...]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     hasher = hashlib.sha256(version)
-    hasher.update("\x00".join([compiler, *flags, platform.machine(), _processor()]).encode())
+    hasher.update("\x00".join([compiler, *options, platform.machine(), _processor()]).encode())
     for source in sorted(_FOLDER.glob("*.[ch]")):
         hasher.update(source.name.encode() + b"\x00" + source.read_bytes())
     return hasher.hexdigest()[:32]
