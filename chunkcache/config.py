@@ -165,6 +165,15 @@ class RetrievalSettings(_Section):
     """Splitting, embedding and search."""
 
     embedder: str = Field(EMBEDDED_EMBEDDER, description="hub id, local folder, or embedded:NAME")
+    query_prompt: str | None = Field(
+        None,
+        max_length=2000,
+        description="goes before queries when they are embedded; unset: as the model's folder "
+        "says, else as its family (e5, bge, nomic, arctic, gte) wants it",
+    )
+    passage_prompt: str | None = Field(
+        None, max_length=2000, description="the same for passages; a change embeds them all again"
+    )
     chunk_tokens: int = Field(256, ge=8, le=4096, description="largest chunk, in model tokens")
     overlap_tokens: int = Field(0, ge=0, description="tokens shared by neighbouring chunks")
     top_k: int = Field(

@@ -55,17 +55,26 @@ class Embedder(Protocol):
         ...
 
 
-def open_embedder(name: str) -> Embedder:
+def open_embedder(
+    name: str,
+    *,
+    query_prompt: str | None = None,
+    passage_prompt: str | None = None,
+    cache: Path | None = None,
+) -> Embedder:
     """The embedder of that name.
 
     Args:
         name: `embedded:all-minilm-l6-v2`; a local folder or hub id of a sentence-transformers
             model; or `hashing:DIM`, see `HashingEmbedder`.
+        query_prompt: goes before every query; None: what the model is known to want.
+        passage_prompt: goes before every passage; the same.
+        cache: where compiled code is kept; None does without, several times slower.
 
     Raises:
         ModelNotFound: nothing at that name; for the embedded one, its wheel is not installed.
         UnsupportedModel: the model's way from tokens to a vector is not one of ours.
-        ConfigError: DIM is not a number from 1 to 65536.
+        ConfigError: DIM is not a number from 1 to 65536, or it is given prompts.
     """
     if name.startswith("hashing:"):
         dim = name.removeprefix("hashing:")
@@ -74,10 +83,17 @@ def open_embedder(name: str) -> Embedder:
                 f"retrieval.embedder: got {name!r}, must be hashing:DIM with DIM from 1 to "
                 f"{_LARGEST_HASHING_DIM}. Hint: hashing:1024."
             )
+        for field, prompt in (("query_prompt", query_prompt), ("passage_prompt", passage_prompt)):
+            if prompt:
+                raise ConfigError(
+                    f"retrieval.{field}: got {prompt!r}, but {name} counts words and takes no "
+                    "prompt. Hint: leave it out, or choose a model as retrieval.embedder."
+                )
         return HashingEmbedder(int(dim))
+    from chunkcache.retrieval.prompts import Prompts
     from chunkcache.retrieval.transformer_embedder import TransformerEmbedder  # imports torch
 
-    return TransformerEmbedder(name, _resolve(name))
+    return TransformerEmbedder(name, _resolve(name), Prompts(query_prompt, passage_prompt), cache)
 
 
 class HashingEmbedder:

@@ -52,7 +52,13 @@ class Library:
 
     @cached_property
     def _embedder(self) -> Embedder:
-        return open_embedder(self.settings.retrieval.embedder)
+        retrieval = self.settings.retrieval
+        return open_embedder(
+            retrieval.embedder,
+            query_prompt=retrieval.query_prompt,
+            passage_prompt=retrieval.passage_prompt,
+            cache=self.settings.cache,
+        )
 
     @cached_property
     def _splitter(self) -> Splitter:

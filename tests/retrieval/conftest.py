@@ -10,7 +10,13 @@ import pytest
 import structlog
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
 from chunkcache.chunk import Chunk
 from chunkcache.config import RetrievalSettings
@@ -60,6 +66,33 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def other_tokenizer() -> PreTrainedTokenizerFast:
     """The same kind with another vocabulary: the same text has other ids."""
     return make_tokenizer(300)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights() -> BertModel:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=1,
+        intermediate_size=64, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    return BertModel(config).eval()
+
+
+@pytest.fixture
+def folder(tiny_weights: BertModel, tokenizer: Any, tmp_path: Path) -> Any:
+    """A sentence-transformers folder with a tiny random model; `folder(name, file=content, …)`."""
+
+    def make(name: str = "model", **files: Any) -> Path:
+        path = tmp_path / name
+        tiny_weights.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        for file, content in files.items():
+            target = path / {"pooling": "1_Pooling/config.json"}.get(file, f"{file}.json")
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(json.dumps(content))
+        return path
+
+    return make
 
 
 @pytest.fixture

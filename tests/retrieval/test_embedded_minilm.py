@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 import pytest
 
 from chunkcache.config import EMBEDDED_EMBEDDER
@@ -44,6 +45,17 @@ def test_the_embedded_model_pools_as_sentence_transformers_does(
     assert np.abs(minilm.embed(texts) - expected).max() < 1e-5
     assert minilm.count_tokens(["word " * 600]) == 256
     assert WHEEL not in sys.modules  # located, never run
+
+
+@pytest.mark.real_model
+def test_the_compiled_encoder_is_the_embedded_model(minilm: Any) -> None:
+    cache = Path(platformdirs.user_cache_dir("chunkcache", appauthor=False))
+    compiled = open_embedder(EMBEDDED_EMBEDDER, cache=cache)
+    assert compiled.fingerprint == minilm.fingerprint
+    texts = [*TEXTS, "word " * 600, *(f"Line {n} of {'a text ' * n}" for n in range(60))]
+    vectors = compiled.embed(texts)
+    assert (1.0 - (vectors * minilm.embed(texts)).sum(1)).max() < 1e-5
+    assert np.array_equal(vectors, np.concatenate([compiled.embed([text]) for text in texts]))
 
 
 @pytest.mark.real_model

