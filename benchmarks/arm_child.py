@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -278,10 +279,17 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-KINDS: dict[str, type[Any]] = {
+def _ingests(settings: dict[str, Any]) -> Any:
+    from arm_ingest import Ingests
+
+    return Ingests(settings)
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "chunkcache": OwnEngine,
     "transformers": Transformers,
     "vllm": VllmServer,
+    "ingest": _ingests,
 }
 
 

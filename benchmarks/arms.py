@@ -249,7 +249,7 @@ def _wanted(
     for name in [n for n in given.arms if n in OWN]:
         checkout = ROOT
         if name == "baseline":
-            checkout = stack.enter_context(_checkout(given.baseline, folder / "checkout"))
+            checkout = stack.enter_context(checkout_of(given.baseline, folder / "checkout"))
         # a cache folder each: two builds need not agree about what is in it
         places = {"home": str(folder / name / "home"), "cache": str(folder / name / "cache")}
         engine, model = dict(common.get("engine", {})), {"name": weights, "dtype": given.dtype}
@@ -269,7 +269,7 @@ def _wanted(
 
 
 @contextmanager
-def _checkout(commit: str, folder: Path) -> Iterator[Path]:
+def checkout_of(commit: str, folder: Path) -> Iterator[Path]:
     """The files of a commit of this repository in a folder, for as long as this lasts."""
     git = ["git", "-C", str(ROOT), "worktree"]
     subprocess.run([*git, "add", "--detach", "--quiet", str(folder), commit], check=True)

@@ -131,6 +131,30 @@ def sharing_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def ingest_table() -> str:
+    """Chunks a second beside the baseline, in the same run."""
+    result = latest("ingest")
+    if result is None:
+        return "Not measured yet.\n"
+    lines = ["| documents | chunks | build | chunks/s | memory above the model | recall@10 |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in (row for row in result["rows"] if "arms" in row):
+        for name, arm in row["arms"].items():
+            cells = [
+                f"{arm['documents']} {row['cell']}", str(arm["chunks"]), name,
+                f"{arm['chunks_per_s'][0]:.1f}", f"{arm['added_bytes'][0] / 2**20:.0f} MiB",
+                f"{row['recall']:.3f}" if name == "ours" and "recall" in row else "–",
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"{result['model']}; medians of {result['rounds']} rounds in turns, `baseline` is "
+        f"{result['baseline']}: one document at a time.",
+        f"Recall: of its ten best. {_source(result)}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _quality_runs(*splits: str) -> list[dict[str, Any]]:
     """The last run of every model, set and number of passages on these halves, by number type.
 
@@ -331,6 +355,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decode": decode_table,
     "against": against_table,
     "sharing": sharing_table,
+    "ingest": ingest_table,
     "drift": drift_table,
     "drift-details": drift_details_table,
     "order": order_table,
