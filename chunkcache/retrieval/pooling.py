@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,7 +43,6 @@ def _pool(hidden: torch.Tensor, mode: PoolingMode, skipped: int) -> torch.Tensor
     if mode == "mean":
         return kept.mean(0)
     if mode == "mean_sqrt_len_tokens":
-        return kept.sum(0) / len(kept) ** 0.5
+        return kept.sum(0) / math.sqrt(len(kept))
     weights = torch.arange(skipped + 1, len(hidden) + 1, dtype=hidden.dtype)
-    total: torch.Tensor = (weights[:, None] * kept).sum(0)
-    return total / weights.sum()
+    return (weights[:, None] * kept).sum(0) / weights.sum()
