@@ -237,8 +237,34 @@ class ServerSettings(_Section):
     responses_ttl_s: float = Field(
         86_400.0, gt=0, description="how long they are kept; a restart forgets them"
     )
+    allowed_hosts: str = Field(
+        "",
+        pattern=r"^[^/\s]*(\s*,\s*[^/\s]+)*$",
+        description="names that a server without keys may be reached by, separated by commas, "
+        "besides addresses, local names and that of public_url; * takes any",
+    )
     drain_timeout_s: float = Field(30.0, ge=0, description="time running requests get on SIGTERM")
-    max_body_bytes: int = Field(64 * MIB, ge=1024, description="largest request body")
+    max_body_bytes: int = Field(
+        4 * MIB, ge=1024, description="largest request body, uploads excepted"
+    )
+    max_upload_bytes: int = Field(
+        65 * MIB, ge=1024, description="largest body of an upload: a file and the form around it"
+    )
+    max_bodies_bytes: int = Field(
+        256 * MIB, ge=1024, description="all request bodies in memory together; then 429"
+    )
+    body_timeout_s: float = Field(
+        30.0, gt=0, description="a body may take so long, and a second more for each KiB of it"
+    )
+    stalled_timeout_s: float = Field(
+        60.0, gt=0, description="a client that takes nothing of its answer is let go after this"
+    )
+    working_limit: int = Field(
+        16,
+        ge=1,
+        le=32,
+        description="requests that ingest, embed or search at once; others wait in order",
+    )
 
 
 class Settings(BaseSettings):

@@ -4,7 +4,8 @@ ChunkCacheError
 ├── InvalidRequest      400  a field, its value, the limit, a hint
 │   ├── UnsupportedField     a field we know of and refuse, or do not know
 │   ├── PromptTooLong        more tokens than the model's context
-│   └── RequestTooLarge 413  more bytes than the server takes
+│   ├── RequestTooLarge 413  more bytes than the server takes
+│   └── RequestTimeout  408  the body did not come in time
 ├── Unauthorized        401
 ├── NotFound            404
 ├── Overloaded          429  the queue is full; carries retry_after_s
@@ -21,6 +22,23 @@ ChunkCacheError
 """
 
 from __future__ import annotations
+
+import reprlib
+import sys
+
+
+def shown(value: object, most_chars: int = 80) -> str:
+    """`repr` of a value, cut at its end; of a large list or object only what is shown is looked at.
+
+    >>> shown(["x"] * 1_000_000, 20)
+    "['x', 'x', 'x', '..."
+    """
+    brief = reprlib.Repr()
+    brief.maxlist = brief.maxtuple = brief.maxset = brief.maxfrozenset = most_chars
+    brief.maxdict = brief.maxlevel = most_chars
+    brief.maxstring = brief.maxlong = brief.maxother = sys.maxsize  # would be cut in the middle
+    text = brief.repr(value)
+    return text if len(text) <= most_chars else text[: most_chars - 3] + "..."
 
 
 class ChunkCacheError(Exception):
@@ -48,10 +66,7 @@ class InvalidRequest(ChunkCacheError):
         >>> print(InvalidRequest.of("top_k", 0, "at least 1", "ask for one passage or more"))
         top_k: got 0, must be at least 1. Hint: ask for one passage or more.
         """
-        shown = repr(value)
-        if len(shown) > 80:
-            shown = shown[:77] + "..."
-        return cls(f"{field}: got {shown}, must be {limit}. Hint: {hint}.", param=field)
+        return cls(f"{field}: got {shown(value)}, must be {limit}. Hint: {hint}.", param=field)
 
 
 class UnsupportedField(InvalidRequest):
@@ -71,6 +86,13 @@ class RequestTooLarge(InvalidRequest):
 
     status = 413
     code = "request_too_large"
+
+
+class RequestTimeout(InvalidRequest):
+    """The request body came too slowly to wait for it."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class Unauthorized(ChunkCacheError):

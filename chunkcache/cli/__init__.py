@@ -7,6 +7,7 @@ import sys
 
 from chunkcache.errors import ChunkCacheError, ConfigError, InvalidRequest, NotFound
 
+_LOG_JSON = "--log-json"
 _USAGE = 2  # what the shell calls a usage error: something the caller can mend
 
 
@@ -17,6 +18,11 @@ def main() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # silences a warning on fork
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own bars say more
+    from chunkcache.cli.logging import LogLevel, configure_logging
+
+    if _LOG_JSON in sys.argv:
+        # before anything else: what goes wrong from here on is said in JSON
+        configure_logging(LogLevel.WARNING, as_json=True)
     from chunkcache.cli.app import app
 
     try:

@@ -78,4 +78,4 @@ def _shared_options(
         overrides["home"] = home
     if model is not None:
         overrides.setdefault("model", {})["name"] = model
-    context.obj = Shared(load_settings(config, **overrides))
+    context.obj = Shared(load_settings(config, **overrides), log_json=log_json)

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The settings in force, and how to open the cache with them."""
+    """The settings in force, how lines are written, and how to open the cache."""
 
     settings: Settings
+    log_json: bool = False
 
     def open(self) -> ChunkCache:
         """The in-process cache; loads torch (a second or two)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -27,7 +28,9 @@ def serve(
         raise
 
     def announce(url: str) -> None:
-        typer.echo(f"chunkcache serves {cache.model_id} at {url}/v1")
+        said = {"event": "serving", "model": cache.model_id, "url": f"{url}/v1"}
+        plain = f"chunkcache serves {cache.model_id} at {url}/v1"
+        typer.echo(json.dumps(said) if shared(context).log_json else plain)
         if not health["reuse"]:
             typer.echo("chunk reuse is OFF: the model did not pass the gate", err=True)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from chunkcache.errors import Overloaded, ShuttingDown
+from chunkcache.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +25,9 @@ class Door:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._queue_limit = settings.queue_limit
+        self._max_running = settings.max_running
         self._limit = settings.queue_limit + settings.max_running
+        self._pace = Pace()
         self._lock = threading.Lock()  # guards the fields below
         self._callers = 0
         self._parts = 0
@@ -42,13 +46,17 @@ class Door:
             return self._shut
 
     def take_place(self) -> None:
-        """Raises Overloaded: all places are taken; ShuttingDown: the door is shut."""
+        """Raises Overloaded: all places are taken; ShuttingDown: the door is shut.
+
+        An overload says when a request that joined the queue now would begin to run.
+        """
         with self._lock:
             self._refuse_if_shut()
             if self._callers >= self._limit:
                 raise Overloaded(
                     f"{self._callers} requests are running or waiting, the limit is "
-                    f"engine.queue_limit = {self._queue_limit} waiting"
+                    f"engine.queue_limit = {self._queue_limit} waiting",
+                    retry_after_s=self._pace.wait_s(self._queue_limit + 1, self._max_running),
                 )
             self._callers += 1
 
@@ -67,6 +75,8 @@ class Door:
 
     def let_out(self, request: Request) -> None:
         """The request has ended, and its caller's place with it unless it was only a part."""
+        if not request.is_part and request.kv is not None:  # else it never ran
+            self._pace.observe(time.perf_counter() - request.started_at)
         with self._lock:
             self._parts -= request.is_part
             self._callers -= not request.is_part

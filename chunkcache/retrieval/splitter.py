@@ -100,6 +100,10 @@ class Splitter:
                     pieces.append(Piece(piece, token_ids, begin, begin + len(piece)))
         return pieces
 
+    def count(self, text: str) -> int:
+        """Tokens of a text as it is, uncut. Cost: 0.2 s per million characters."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text taken alone: no BOS, no special tokens.
 
@@ -124,11 +128,11 @@ class Splitter:
         """
         prefix_chars = 6 * self.chunk_tokens
         while prefix_chars < len(text):
-            tokens = len(self._tokenizer.encode(text[:prefix_chars], add_special_tokens=False))
+            tokens = self.count(text[:prefix_chars])
             if tokens > self.chunk_tokens + self.chunk_tokens // 4:
                 return tokens
             prefix_chars *= 2
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+        return self.count(text)
 
 
 def own_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

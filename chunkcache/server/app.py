@@ -8,9 +8,11 @@ from fastapi import FastAPI
 
 from chunkcache.server import errors
 from chunkcache.server.auth import ApiKeys
+from chunkcache.server.body_limit import BodyLimit
 from chunkcache.server.files import FileShelf
 from chunkcache.server.guard import BrowserGuard
-from chunkcache.server.middleware import Authenticate, BodyLimit, Envelope, HeadAsGet
+from chunkcache.server.lane import LANE, Lane
+from chunkcache.server.middleware import Authenticate, Envelope, HeadAsGet
 from chunkcache.server.model_names import ModelNames
 from chunkcache.server.openapi import describe
 from chunkcache.server.response_store import ResponseStore
@@ -38,13 +40,14 @@ def create_app(service: Service, host: str | None = None) -> FastAPI:
     app.state.shelf = FileShelf(settings.home / "files")
     limits = settings.server
     app.state.responses = ResponseStore(limits.responses_bytes, limits.responses_ttl_s)
+    app.state.lane = Lane(settings.server.working_limit)
     errors.install(app)
     describe(app)
     for router in ROUTERS:
-        app.include_router(router)
+        app.include_router(router, dependencies=[LANE])
     # The last one added is the outermost.
     app.add_middleware(HeadAsGet)
-    app.add_middleware(BodyLimit, limit_bytes=settings.server.max_body_bytes)
+    app.add_middleware(BodyLimit, settings=settings.server)
     app.add_middleware(Authenticate, keys=ApiKeys.load(settings.server.api_keys_file))
     app.add_middleware(BrowserGuard, settings=settings.server, host=host or settings.server.host)
     app.add_middleware(Envelope)

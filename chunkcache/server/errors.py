@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from chunkcache.errors import ChunkCacheError, Overloaded
+from chunkcache.errors import ChunkCacheError, Overloaded, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,18 +31,22 @@ STATED = "stated"
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 _SHOWN_CHARS = 80
+_PARAM_CHARS = 200
+_MESSAGE_CHARS = 1_000
 
 
 def error_body(status: int, message: str, *, param: str | None, code: str) -> Json:
-    """The error object for an HTTP status."""
+    """The error object for an HTTP status. A long message or name is cut: requests are quoted."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    shown = param and _encodable(param)
-    return {"error": {"message": _encodable(message), "type": kind, "param": shown, "code": code}}
+    message = _printable(message, _MESSAGE_CHARS)
+    named = param and _printable(param, _PARAM_CHARS)
+    return {"error": {"message": message, "type": kind, "param": named, "code": code}}
 
 
-def _encodable(text: str) -> str:
-    """JSON can name half of a surrogate pair, UTF-8 cannot; requests are quoted in errors."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def _printable(text: str, most_chars: int) -> str:
+    """Cut, and in UTF-8: JSON can name half of a surrogate pair, UTF-8 cannot."""
+    cut = text if len(text) <= most_chars else text[: most_chars - 3] + "..."
+    return cut.encode("utf-8", "backslashreplace").decode()
 
 
 def body_of(error: ChunkCacheError) -> Json:
@@ -74,11 +78,7 @@ def validation_body(problems: Sequence[Mapping[str, Any]]) -> Json:
     """
     first = min(problems, key=lambda p: p["type"] not in {"extra_forbidden", UNSUPPORTED})
     kind = str(first["type"])
-    if kind == "json_invalid":
-        at, why = first["loc"][-1], first.get("ctx", {}).get("error", "")
-        message = f"The request body is not valid JSON at character {at}: {why}."
-        return error_body(400, message, param=None, code="invalid_json")
-    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    param = ".".join(str(part)[:_SHOWN_CHARS] for part in first["loc"][1:]) or None
     if kind == "extra_forbidden":
         message = f"Unsupported parameter: '{param}' is not supported by this server."
         code = UNSUPPORTED
@@ -90,11 +90,9 @@ def validation_body(problems: Sequence[Mapping[str, Any]]) -> Json:
         message = f"Missing required parameter: '{param or 'body'}'."
         code = "missing_required_parameter"
     else:
-        shown = repr(first.get("input"))
-        if len(shown) > _SHOWN_CHARS:
-            shown = shown[: _SHOWN_CHARS - 3] + "..."
+        got = shown(first.get("input"), _SHOWN_CHARS)
         limit = str(first["msg"]).removeprefix("Value error, ")
-        message, code = f"{param or 'body'}: got {shown}. {limit}.", "invalid_value"
+        message, code = f"{param or 'body'}: got {got}. {limit}.", "invalid_value"
     if len(problems) > 1:
         message += f" ({len(problems) - 1} more)"
     return error_body(400, message, param=param, code=code)
@@ -108,8 +106,8 @@ async def _on_deliberate(_request: Request, error: Exception) -> JSONResponse:
 async def _on_validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     if isinstance(error.body, bytes):  # the framework parses only what is declared as JSON
-        shown = request.headers.get("content-type", "none")[:_SHOWN_CHARS]
-        message = f"content-type: got {shown!r}, must be application/json."
+        kind = request.headers.get("content-type", "none")[:_SHOWN_CHARS]
+        message = f"content-type: got {kind!r}, must be application/json."
         body = error_body(400, message, param=None, code="invalid_content_type")
         return JSONResponse(body, status_code=400)
     return JSONResponse(validation_body(error.errors()), status_code=400)

@@ -170,6 +170,7 @@ class FileShelf:
                 return known[1]
             file = StoredFile.model_validate_json(path.read_bytes())
         except FileNotFoundError:
+            self._read.pop(path, None)  # deleted by another server, perhaps
             return None
         except ValidationError:
             log.error("file_sidecar_unreadable", path=str(path))

@@ -1,4 +1,4 @@
-"""Plain ASGI layers around the app: envelope, authentication, body limit. See `guard` for another.
+"""Plain ASGI layers around the app: envelope, authentication; `guard`, `body_limit` are others.
 
 Plain ASGI and not Starlette's BaseHTTPMiddleware: that one buffers streams and hides disconnects.
 """
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from chunkcache.errors import RequestTooLarge, Unauthorized
+from chunkcache.errors import Unauthorized
 from chunkcache.server.errors import incident_body, response_of
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_SHOWN_CHARS = 200  # of a path, in a log line
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -59,13 +59,13 @@ class Envelope:
             try:
                 await self._app(scope, receive, send_marked)
             except ClientDisconnect:
-                log.info("client_disconnected", path=scope["path"])
+                log.info("client_disconnected", path=scope["path"][:_SHOWN_CHARS])
             except Exception as error:
                 response = JSONResponse(incident_body(error), status_code=500)
                 if not status:
                     await response(scope, receive, send_marked)
             duration_ms = round(1000 * (time.monotonic() - began_s), 1)
-            method, path = scope["method"], scope["path"]
+            method, path = scope["method"][:16], scope["path"][:_SHOWN_CHARS]
             log.info("request", method=method, path=path, status=status, duration_ms=duration_ms)
 
 
@@ -104,57 +104,3 @@ class HeadAsGet:
             await send({**message, "body": b""} if "body" in message else message)
 
         await self._app({**scope, "method": "GET"}, receive, send_head)
-
-
-class BodyLimit:
-    """Refuses bodies over a limit: at once by Content-Length, else while they arrive."""
-
-    def __init__(self, app: ASGIApp, limit_bytes: int) -> None:
-        self._app = app
-        self._limit_bytes = limit_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._limit_bytes:
-            await self._refuse(scope, receive, send)
-            return
-        seen_bytes, started = 0, False
-
-        async def receive_counted() -> Message:
-            nonlocal seen_bytes
-            message = await receive()
-            seen_bytes += len(message.get("body", b""))
-            if seen_bytes > self._limit_bytes:
-                raise _BodyTooLarge(413)
-            return message
-
-        async def send_unless_too_large(message: Message) -> None:
-            nonlocal started
-            # The framework answers the exception above in its own words; those are replaced.
-            if seen_bytes > self._limit_bytes and not started:
-                return
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive_counted, send_unless_too_large)
-        finally:
-            if seen_bytes > self._limit_bytes and not started:
-                await self._refuse(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = RequestTooLarge(
-            f"The request body is larger than {self._limit_bytes} bytes. Hint: send less, or raise "
-            "server.max_body_bytes."
-        )
-        response = response_of(error)
-        # What is left of the body is not read, so the connection cannot be used again.
-        response.headers["connection"] = "close"
-        await response(scope, receive, send)
-
-
-class _BodyTooLarge(HTTPException):
-    """Unwinds the body parser; the framework lets an HTTPException through as it is."""

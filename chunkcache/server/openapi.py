@@ -33,6 +33,21 @@ _ERROR_SCHEMA: Json = {
         }
     },
 }
+_MEANINGS = {
+    400: "A field is wrong, unknown or refused; `param` names it",
+    401: "No API key, or a wrong one",
+    403: "From a page of another site, or to a host name that is not this server's",
+    404: "No such model, file, vector store or document",
+    408: "The body came too slowly",
+    413: "The body, or the file in it, is too large",
+    429: "Too many requests wait; come back after `Retry-After`",
+    500: "An internal error; the message names the incident in the server's log",
+    503: "The server is shutting down",
+}
+_RETRY_AFTER: Json = {
+    "description": "Seconds, from how long the requests before took",
+    "schema": {"type": "integer", "minimum": 1},
+}
 _FORM = "application/x-www-form-urlencoded"
 _ANSWERS = {
     "/v1/chat/completions": "chat.completion",
@@ -89,13 +104,28 @@ def _description(app: FastAPI) -> Json:
 def _correct(path: str, operation: Json) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
-    responses["default"] = {
-        "description": "Error",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-    }
+    of_a_page = "text/html" in responses["200"].get("content", {})
+    statuses = [400, 403, 500]
     if path.startswith("/v1/"):
         # Both: keys are only asked for where there is a key file.
         operation["security"] = [{"key": []}, {}]
+        statuses += [401, 404, 429, 503]
+    if "requestBody" in operation:
+        statuses += [408, 413]
+    for status in sorted(statuses):
+        responses[str(status)] = _error(_MEANINGS[status])
+    if "429" in responses:
+        responses["429"]["headers"] = {"Retry-After": _RETRY_AFTER}
+    responses["default"] = _error("Error")
+    if of_a_page:
+        page = {"content": {"text/html": {"schema": {"type": "string"}}}}
+        responses["404"] = {"description": "No such passage", **page}
+        responses["410"] = {"description": "The document has changed since", **page}
     content = operation.get("requestBody", {}).get("content", {})
     if _FORM in content:
         content["multipart/form-data"] = content.pop(_FORM)
+
+
+def _error(meaning: str) -> Json:
+    schema = {"$ref": "#/components/schemas/Error"}
+    return {"description": meaning, "content": {"application/json": {"schema": schema}}}

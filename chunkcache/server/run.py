@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,6 @@ import uvicorn
 from chunkcache.server.app import create_app
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
     from types import FrameType
 
@@ -40,9 +41,23 @@ class _DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for server in self.servers:
+            for listening in server.sockets:
+                self._let_go_of_stalled(listening)
         if self.started and self._on_ready is not None:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self._on_ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    def _let_go_of_stalled(self, listening: socket.socket) -> None:
+        """A reader that has stalled ends like one that has gone: accepted connections inherit this.
+
+        Only Linux has it; elsewhere such a reader keeps its thread until it goes.
+        """
+        timeout_s = self._service.settings.server.stalled_timeout_s
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listening.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1000 * timeout_s)
+            )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain in a thread. Second: stop waiting."""
@@ -83,6 +98,7 @@ def serve(
         "host": settings.host if host is None else host,
         "port": settings.port if port is None else port,
         "access_log": False,  # the Envelope layer logs requests, with their ids
+        "log_config": None,  # its lines go where everybody's go
         "log_level": "warning",
         "lifespan": "off",
         "timeout_graceful_shutdown": _FLUSH_TIMEOUT_S,

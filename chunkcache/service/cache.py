@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_CONTEXTS_OF_DOCUMENTS = 4
+"""Documents given beyond that many contexts are refused, whatever `engine.overflow` would drop."""
+
 
 class ChunkCache(Library):
     """Ingest, warm, search and answer in this process. Thread-safe; also a context manager."""
@@ -191,7 +194,10 @@ class ChunkCache(Library):
         if request.documents is not None:
             with self._lock:
                 given = self._given
-            return given.chunks(request.documents, request.tenant)
+            engine = self.runtime.engine
+            room = min(self.runtime.model.context_tokens, engine.capacity_tokens)
+            most_tokens = _CONTEXTS_OF_DOCUMENTS * room
+            return given.chunks(request.documents, request.tenant, most_tokens=most_tokens)
         top_k = self.settings.retrieval.top_k if request.top_k is None else request.top_k
         question = request.messages[-1].content
         if top_k == 0 or not question.strip():

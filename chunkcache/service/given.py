@@ -12,13 +12,15 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import Chunk
+from chunkcache.errors import PromptTooLong
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from chunkcache.protocol import GivenDocument
     from chunkcache.retrieval.splitter import Piece, Splitter
 
+_COUNTED_CHARS = 50_000
 CAPACITY_CHARS = 2_000_000  # of all texts that are remembered, about 20 MB
 
 
@@ -36,12 +38,18 @@ class GivenDocuments:
         self._pieces: OrderedDict[bytes, tuple[int, list[Piece]]] = OrderedDict()
         self._held_chars = 0
 
-    def chunks(self, documents: Sequence[GivenDocument], tenant: str) -> list[Chunk]:
+    def chunks(
+        self, documents: Sequence[GivenDocument], tenant: str, *, most_tokens: int | None = None
+    ) -> list[Chunk]:
         """The passages of all documents, in the order given.
 
         Raises:
             InvalidRequest: see `Splitter.split`.
+            PromptTooLong: together they have more than `most_tokens`. That is found out before
+                anything is split, which takes ten times as long as counting.
         """
+        if most_tokens is not None:
+            self._check_tokens(documents, tenant, most_tokens)
         return [
             Chunk(
                 chunk_id=f"{document.id or index}#{piece.start_char}",
@@ -57,15 +65,43 @@ class GivenDocuments:
             for piece in self._split(document.text, tenant)
         ]
 
-    def _split(self, text: str, tenant: str) -> list[Piece]:
-        key = hashlib.blake2b(
-            f"{tenant}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16
-        ).digest()
+    def _check_tokens(
+        self, documents: Sequence[GivenDocument], tenant: str, most_tokens: int
+    ) -> None:
+        tokens = 0
+        for document in documents:
+            for counted in self._counts(document.text, tenant):
+                tokens += counted
+                if tokens > most_tokens:
+                    raise PromptTooLong(
+                        f"documents: got {tokens} tokens or more, must be at most {most_tokens} "
+                        "before they are split. Hint: fewer or shorter documents, or a vector "
+                        "store of them.",
+                        param="documents",
+                    )
+
+    def _counts(self, text: str, tenant: str) -> Iterator[int]:
+        """Tokens of a text, part by part, so that one without end is given up."""
+        known = self._known(_key(text, tenant))
+        if known is not None:
+            yield sum(len(piece.token_ids) for piece in known)
+            return
+        for start in range(0, len(text), _COUNTED_CHARS):
+            yield self._splitter.count(text[start : start + _COUNTED_CHARS])
+
+    def _known(self, key: bytes) -> list[Piece] | None:
         with self._lock:
             known = self._pieces.get(key)
-            if known is not None:
-                self._pieces.move_to_end(key)
-                return known[1]
+            if known is None:
+                return None
+            self._pieces.move_to_end(key)
+            return known[1]
+
+    def _split(self, text: str, tenant: str) -> list[Piece]:
+        key = _key(text, tenant)
+        known = self._known(key)
+        if known is not None:
+            return known
         pieces = self._splitter.split(text)  # outside the lock: it takes its time
         with self._lock:
             if key not in self._pieces and len(text) <= self._capacity_chars:
@@ -75,3 +111,8 @@ class GivenDocuments:
                 _, (size, _) = self._pieces.popitem(last=False)
                 self._held_chars -= size
         return pieces
+
+
+def _key(text: str, tenant: str) -> bytes:
+    digest = hashlib.blake2b(f"{tenant}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16)
+    return digest.digest()

@@ -65,11 +65,11 @@ def test_what_cannot_be_read_is_reported_and_left_nowhere(served: Any, caller: A
 def test_a_file_too_large_for_the_server_is_a_problem_of_its_own(
     serve_with: Any, open_caller: Any
 ) -> None:
-    served = serve_with(max_body_bytes=2000)
+    served = serve_with(max_upload_bytes=2000)
     caller = open_caller("sync over a socket", base_url=served.url)
     report = caller("ingest", [("big.txt", b"x" * 2000), ("a.txt", b"cat")])
     assert (report.added, report.skipped) == (1, 1)
-    assert "server.max_body_bytes" in report.problems[0]
+    assert "server.max_upload_bytes" in report.problems[0]
 
 
 def test_a_folder_is_walked_and_its_paths_are_names(caller: Any, tmp_path: Path) -> None:

@@ -30,9 +30,11 @@ def error_of(response: httpx.Response) -> Any:
         (b"{", "invalid_json"),
         (b'{"model": "tiny-chat",}', "invalid_json"),
         (b"\xff\xfe{}", "invalid_json"),
-        (b"\x80{}", "invalid_request"),
-        (b"[" * 100_000, "invalid_request"),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "invalid_request"),
+        (b"\x80{}", "invalid_json"),
+        (b"[" * 100_000, "invalid_value"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "invalid_value"),
+        (b'{"temperature": NaN}', "invalid_json"),
+        (b'{"seed": 1e400}', "invalid_value"),
         (b"[]", "invalid_value"),
         (b"null", "invalid_value"),
         (b'"text"', "invalid_value"),
@@ -46,6 +48,8 @@ def error_of(response: httpx.Response) -> Any:
         "not-utf8",
         "deep",
         "digits",
+        "nan",
+        "infinite",
         "list",
         "null",
         "text",
@@ -106,7 +110,7 @@ def test_unknown_routes_and_methods_have_the_error_object(
 
 @pytest.fixture
 def small(serve_with: Callable[..., Any]) -> Any:
-    return serve_with(max_body_bytes=LIMIT_BYTES)
+    return serve_with(max_body_bytes=LIMIT_BYTES, max_upload_bytes=LIMIT_BYTES)
 
 
 def chat_body(size_bytes: int) -> bytes:
@@ -147,6 +151,14 @@ def test_an_upload_over_the_body_limit_is_refused(small: Any) -> None:
             small.client().files.create(file=("big.txt", content), purpose="assistants")
         assert caught.value.status_code == 413
         assert caught.value.code == "request_too_large"
+
+
+def test_an_upload_has_a_limit_of_its_own(serve_with: Callable[..., Any]) -> None:
+    served = serve_with(max_body_bytes=LIMIT_BYTES)
+    content = b"x" * (3 * LIMIT_BYTES)
+    assert served.client().files.create(file=("a.txt", content), purpose="assistants").bytes
+    response = httpx.post(f"{served.url}/v1/embeddings", json={"input": content.decode()})
+    assert response.status_code == 413
 
 
 def test_a_file_over_the_file_limit_is_refused(serve_with: Callable[..., Any]) -> None:

@@ -53,10 +53,13 @@ def asking(question: str, *, stream: bool = False) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(tmp_path: Path, drain_timeout_s: float) -> Iterator[Process]:
+def serving(
+    tmp_path: Path, drain_timeout_s: float, stalled_timeout_s: float = 60
+) -> Iterator[Process]:
     note = tmp_path / "note"
+    numbers = (str(drain_timeout_s), str(stalled_timeout_s))
     child = subprocess.Popen(
-        [sys.executable, str(FAKE), str(tmp_path / "home"), str(note), str(drain_timeout_s)],
+        [sys.executable, str(FAKE), str(tmp_path / "home"), str(note), *numbers],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with child:
@@ -109,6 +112,25 @@ def test_a_second_signal_does_not_wait_for_the_drain(tmp_path: Path) -> None:
                 list(lines)
         code, note = process.stopped()
         assert (code, note) == (0, "drained=True closed=True")
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has it")
+def test_a_reader_that_never_reads_is_let_go(tmp_path: Path) -> None:
+    """Else its answer never ends, and the drain waits for it as long as it may."""
+    with serving(tmp_path, drain_timeout_s=600, stalled_timeout_s=1) as process:
+        address = httpx.URL(process.url)
+        body = json.dumps(asking("long 500000", stream=True)).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        with socket.socket() as stalled:
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stalled.connect((address.host, address.port))
+            stalled.sendall(head.encode() + body)
+            assert stalled.recv(100).startswith(b"HTTP/1.1 200")
+            process.child.send_signal(signal.SIGTERM)
+            assert process.stopped() == (0, "drained=True closed=True")
 
 
 def test_a_taken_port_is_exit_code_1_and_the_service_is_closed(

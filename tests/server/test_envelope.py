@@ -95,8 +95,12 @@ def test_local_names_and_addresses_do(http: httpx.Client, host: str) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"host": "0.0.0.0"}, {"public_url": "https://Evil.example/base"}],
-    ids=["bound-to-all", "public-url"],
+    [
+        {"allowed_hosts": "*"},
+        {"allowed_hosts": "other.example, Evil.example"},
+        {"public_url": "https://Evil.example/base"},
+    ],
+    ids=["any", "allowed", "public-url"],
 )
 def test_a_server_meant_to_be_reached_by_name_is(
     serve_with: Callable[..., Any], settings: dict[str, str]
@@ -106,11 +110,58 @@ def test_a_server_meant_to_be_reached_by_name_is(
     assert response.status_code == 200
 
 
-def test_the_address_bound_to_counts_and_not_the_one_in_the_settings(served: Any) -> None:
-    async def status(app: Any) -> int:
+@pytest.mark.parametrize("bound_to", ["0.0.0.0", "::", "192.168.1.7", "srv.example"])
+def test_which_address_is_bound_does_not_matter(served: Any, bound_to: str) -> None:
+    app = create_app(served.service, bound_to)
+
+    async def status(host: str) -> int:
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://evil.example") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
             return (await client.get("/health")).status_code
 
-    assert asyncio.run(status(create_app(served.service))) == 403
-    assert asyncio.run(status(create_app(served.service, "0.0.0.0"))) == 200
+    assert asyncio.run(status("evil.example")) == 403
+    assert asyncio.run(status("192.168.1.7")) == 200
+    assert asyncio.run(status("srv.example")) == (200 if bound_to == "srv.example" else 403)
+
+
+def upload(http: httpx.Client, headers: dict[str, str]) -> int:
+    return http.post(
+        "/v1/files", headers=headers, files={"file": ("a.txt", b"planted")},
+        data={"purpose": "assistants"},
+    ).status_code  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example", "https://localhost.evil.example:8321", "http://8.8.8.8",
+        "http://[2600::1]", "null", "http://a.b:x", "http://127.0.0.1.nip.io",
+    ],
+)  # fmt: skip
+def test_a_browser_that_sends_no_more_than_an_origin_is_judged_by_it(
+    http: httpx.Client, origin: str
+) -> None:
+    assert upload(http, {"origin": origin}) == 403
+    assert upload(http, {"origin": origin, "host": "192.168.1.7:8321"}) == 403
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://localhost:3000", "http://127.0.0.1", "http://[::1]:1", "https://chat.lan",
+        "http://192.168.1.9:3000", "chrome-extension://abc", "app://obsidian.md",
+    ],
+)  # fmt: skip
+def test_pages_and_applications_of_this_network_may_write(http: httpx.Client, origin: str) -> None:
+    assert upload(http, {"origin": origin}) == 200
+
+
+def test_no_page_elsewhere_may_read_an_answer(http: httpx.Client) -> None:
+    """Browsers ask before they send JSON, and are not told yes."""
+    asked = {"origin": "http://evil.example", "access-control-request-method": "POST"}
+    responses = [
+        http.options("/v1/chat/completions", headers=asked),
+        http.get("/v1/models", headers={"origin": "http://evil.example"}),
+    ]
+    for response in responses:
+        assert not [name for name in response.headers if name.startswith("access-control")]

@@ -99,9 +99,15 @@ def test_the_description_is_closed_and_true(served: Any) -> None:
     assert {r.removeprefix("#/components/schemas/") for r in references(document)} <= set(schemas)
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            assert set(operation["responses"]) == {"200", "default"}, path
+            answers = set(operation["responses"])
+            assert answers >= {"200", "400", "403", "500", "default"}, path
+            assert ("413" in answers) == ("408" in answers) == ("requestBody" in operation), path
+            assert (answers >= {"401", "404", "429", "503"}) == path.startswith("/v1/"), path
             assert ("security" in operation) == path.startswith("/v1/"), path
             assert operation["description"], path
+    assert set(document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == {
+        "text/plain"
+    }
     upload = document["paths"]["/v1/files"]["post"]["requestBody"]["content"]
     assert set(upload) == {"multipart/form-data"}
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses"):

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from chunkcache.server.answering import begun, citer_of, finished, pump_of
+from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ModelsDep, ServiceDep, TenantDep
 from chunkcache.server.replies import ChatReply, TextReply
 from chunkcache.server.shapes.chat import ChatRequest
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from chunkcache.server.replies import Reply
     from chunkcache.server.shapes.generation import GenerationRequest
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 
 
 @router.post("/v1/chat/completions", response_model=None)

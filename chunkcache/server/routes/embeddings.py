@@ -10,13 +10,14 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from chunkcache.errors import InvalidRequest
+from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ModelsDep, ServiceDep, TenantDep
 from chunkcache.server.shapes.embeddings import EmbeddingRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 
 
 @router.post("/v1/embeddings", response_model=None)

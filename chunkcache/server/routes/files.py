@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 
 from chunkcache.errors import InvalidRequest, RequestTooLarge
 from chunkcache.server.attachments import release_document
+from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ServiceDep, ShelfDep, TenantDep
 from chunkcache.server.paging import FilePageQuery, page
 from chunkcache.server.shapes.body import Body
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from chunkcache.protocol import Json
     from chunkcache.server.files import StoredFile
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 _NAME_LIMIT_CHARS = 512
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")

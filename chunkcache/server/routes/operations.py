@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from chunkcache.server.deps import ServiceDep
@@ -12,7 +12,7 @@ from chunkcache.version import __version__
 router = APIRouter()
 
 
-@router.get("/health", response_model=None)
+@router.get("/health", response_model=None, responses={503: {"description": "It is shutting down"}})
 async def health(service: ServiceDep) -> JSONResponse:
     """The service's own statement: 200 if its status is `ok`, else 503."""
     state = service.health()
@@ -25,7 +25,7 @@ async def version() -> JSONResponse:
     return JSONResponse({"version": __version__})
 
 
-@router.get("/metrics", response_model=None)
+@router.get("/metrics", response_class=PlainTextResponse)
 def metrics(service: ServiceDep) -> Response:
     """Prometheus text format. Not on the event loop: gauges of the store read its disk tier."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)

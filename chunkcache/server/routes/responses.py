@@ -14,6 +14,7 @@ from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.protocol import Message
 from chunkcache.server.answering import begun, citer_of, finished, pump_of
 from chunkcache.server.attachments import attachments_of
+from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ModelsDep, ResponsesDep, ServiceDep, ShelfDep, TenantDep
 from chunkcache.server.paging import PageQuery, page
 from chunkcache.server.response_events import ResponseEvents
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from chunkcache.server.response_reply import Files
     from chunkcache.server.response_store import ResponseStore
 
-router = APIRouter(prefix="/v1/responses")
+router = APIRouter(prefix="/v1/responses", route_class=BoundedRoute)
 
 
 @router.post("", response_model=None)

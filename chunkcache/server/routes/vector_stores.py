@@ -18,6 +18,7 @@ from chunkcache.server.attachments import (
     attachments_of,
     release_document,
 )
+from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ServiceDep, ShelfDep, TenantDep
 from chunkcache.server.paging import PageQuery, page
 from chunkcache.server.shapes.body import JsonBody
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from chunkcache.server.backend import Service
     from chunkcache.server.files import Attachment, Attributes, FileShelf
 
-router = APIRouter(prefix="/v1/vector_stores")
+router = APIRouter(prefix="/v1/vector_stores", route_class=BoundedRoute)
 _Key = Annotated[str, Field(max_length=64)]
 _Value = Annotated[str, Field(max_length=512)] | bool | float
 

@@ -50,7 +50,7 @@ class ChatRequest(GenerationRequest):
         "web_search_options": ({},),
     }
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(
         None, ge=1, lt=2**31, description="same as max_tokens"
     )

@@ -63,7 +63,7 @@ class AnyRequest(JsonBody):
     )
     prompt_cache_retention: str | None = Field(None, description="a hint; changes nothing")
     documents: list[GivenDocument] | None = Field(
-        None, description="used instead of retrieval, in this order"
+        None, max_length=1024, description="used instead of retrieval, in this order"
     )
     chunkcache: HttpOptions | None = None
 

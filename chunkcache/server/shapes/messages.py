@@ -37,7 +37,7 @@ class ChatMessage(Body):
     name: str | None = Field(None, description="whose turn it is; the model is not shown it")
     # What our own answers carry, so that an answer can be appended to the conversation as it is.
     refusal: None = None
-    annotations: list[dict[str, Any]] | None = None
+    annotations: list[dict[str, Any]] | None = Field(None, max_length=1024)
     audio: None = None
     function_call: None = None
     tool_calls: None = None

@@ -68,8 +68,8 @@ class FileSearchCall(Body):
     type: Literal["file_search_call"]
     id: str | None = None
     status: str | None = None
-    queries: list[str] | None = None
-    results: list[Any] | None = None
+    queries: list[str] | None = Field(None, max_length=64)
+    results: list[Any] | None = Field(None, max_length=64)
 
 
 class RankingOptions(Body):
@@ -167,14 +167,16 @@ class ResponseRequest(AnyRequest):
         "truncation": ("disabled",),
     }
 
-    input: list[_Item] = Field(min_length=1, description="a text, or a list of messages")
+    input: list[_Item] = Field(
+        min_length=1, max_length=4096, description="a text, or a list of messages"
+    )
     instructions: str | None = Field(None, description="system text, for this answer alone")
     previous_response_id: str | None = None
     store: bool | None = Field(True, description="whether it can be read or gone on from later")
     max_output_tokens: int | None = Field(None, ge=1, lt=2**31)
-    tools: list[_Tool] | None = None
+    tools: list[_Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = "auto"
-    include: list[str] | None = None
+    include: list[str] | None = Field(None, max_length=32)
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
     stream_options: ResponseStreamOptions | None = None

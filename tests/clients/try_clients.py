@@ -1,0 +1,111 @@
+"""Tries real clients, each in an environment of its own, and writes down what came of it.
+
+    python tests/clients/try_clients.py URL FOLDER [NAME ...]
+
+URL is that of a running server (`http://127.0.0.1:8321`), FOLDER is where environments are made and
+kept. Without names all of the roster are tried. Writes docs/reference/clients.md; what is known of
+clients that were not tried this time stays in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import httpx
+from roster import CLIENTS, Client
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "reference" / "clients.md"
+TIMEOUT_S = 900
+HEAD = """# Clients
+
+<!-- made by tests/clients/try_clients.py -->
+
+Each in an environment of its own, with its own defaults, against `chunkcache serve` with the
+embedded model. What a model of 135M parameters writes is not judged, but whether the client gets
+what it asked for.
+
+| client | version | tried | verdict |
+|---|---|---|---|
+"""
+ROW = re.compile(r"^\| (?P<client>[^|]+) \| [^|]+ \| [^|]+ \| .* \|$", re.MULTILINE)
+
+
+def prepared(client: Client, folder: Path) -> list[str]:
+    """The command that runs scripts in the client's environment, which is made if it is not there.
+
+    Raises:
+        CalledProcessError: a package could not be installed.
+    """
+    home = folder / re.sub(r"\W+", "-", client.name)
+    done = home / "installed.json"
+    if not done.exists() or json.loads(done.read_text()) != list(client.packages):
+        home.mkdir(parents=True, exist_ok=True)
+        if client.kind == "npm":
+            install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(home)]
+        else:
+            venv.create(home, with_pip=True, clear=True)
+            install = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*install, *client.packages], check=True, timeout=TIMEOUT_S)
+        done.write_text(json.dumps(client.packages))
+    if client.kind == "pip":
+        return [str(home / "bin" / "python")]
+    for script in (HERE / "cases").glob("*.mjs"):  # node looks for packages beside the script
+        (home / script.name).write_text(script.read_text(encoding="utf-8"), encoding="utf-8")
+    return ["node"]
+
+
+def tried(client: Client, folder: Path, url: str) -> list[tuple[str, str]]:
+    """What was tried, and the verdict on each."""
+    model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+    command = prepared(client, folder)
+    home = folder / re.sub(r"\W+", "-", client.name)
+    script = (home if client.kind == "npm" else HERE / "cases") / client.script
+    known = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    told = {"BASE_URL": f"{url}/v1", "MODEL": model, "OPENAI_API_KEY": "unused"}
+    done = subprocess.run(
+        [*command, str(script)], env={**known, **told}, cwd=home, capture_output=True, text=True,
+        timeout=TIMEOUT_S,
+    )  # fmt: skip
+    lines = [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith("@{")]
+    found = [(line["tried"], line["verdict"]) for line in lines]
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        found.append(("the script", f"ended with {done.returncode}: {last[:160]}"))
+    return found
+
+
+def write_page(rows: dict[str, list[str]]) -> None:
+    """The page with these rows by client, and those that it had of other clients."""
+    if PAGE.exists():
+        for row in ROW.finditer(PAGE.read_text(encoding="utf-8")):
+            if row["client"] not in rows and row["client"] in {c.name for c in CLIENTS}:
+                rows.setdefault(row["client"] + "\0", []).append(row[0])
+    kept = {name.rstrip("\0"): lines for name, lines in rows.items()}
+    ordered = [line for client in CLIENTS for line in kept.get(client.name, [])]
+    PAGE.write_text(HEAD + "\n".join(ordered) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    url, folder, *names = sys.argv[1:]
+    rows: dict[str, list[str]] = {}
+    for client in CLIENTS:
+        if names and client.name not in names:
+            continue
+        rows[client.name] = [
+            f"| {client.name} | {client.version} | {what} | {verdict.replace('|', '¦')} |"
+            for what, verdict in tried(client, Path(folder), url)
+        ]
+        print("\n".join(rows[client.name]), flush=True)
+    write_page(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
