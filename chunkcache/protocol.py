@@ -279,6 +279,7 @@ class DocumentInfo(_Wire):
     num_tokens: int
     size_bytes: int
     added_at: float
+    attributes: dict[str, str | float | bool] = Field(default_factory=dict)
 
 
 class CollectionInfo(_Wire):
@@ -290,6 +291,16 @@ class CollectionInfo(_Wire):
     id: str
     name: str
     created_at: float
+    metadata: dict[str, str] = Field(default_factory=dict)
+    expires_after_days: int | None = Field(None, description="days without a search; null: never")
+    last_active_at: float | None = Field(None, description="when it was last searched or changed")
+
+    @property
+    def expires_at(self) -> float | None:
+        """When it expires if nobody uses it until then, seconds since the epoch."""
+        if self.expires_after_days is None:
+            return None
+        return (self.last_active_at or self.created_at) + self.expires_after_days * 86_400.0
 
 
 Json = dict[str, Any]

@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.protocol import CollectionInfo
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from chunkcache.retrieval.documents import Attributes, Document
 
 _NAME_LIMIT_CHARS = 256
+_USE_NOTED_AFTER_S = 60.0  # a search is not worth a synced write each
+_INFO = "id, name, created_at, metadata, expires_after_days, last_active_at"
 
 
 class Catalog:
@@ -57,41 +59,96 @@ class Catalog:
 
     # ------------------------------------------------------------ collections
 
-    def create_collection(self, tenant: str, name: str) -> CollectionInfo:
+    def create_collection(
+        self,
+        tenant: str,
+        name: str,
+        *,
+        metadata: dict[str, str] | None = None,
+        expires_after_days: int | None = None,
+    ) -> CollectionInfo:
         """A new, empty collection. Names need not be unique; ids are random.
 
         Raises:
             InvalidRequest: the name is longer than 256 characters.
         """
-        if len(name) > _NAME_LIMIT_CHARS:
-            raise InvalidRequest.of(
-                "name", name, f"at most {_NAME_LIMIT_CHARS} characters", "give a shorter name"
-            )
-        made = CollectionInfo(id=f"vs_{secrets.token_hex(12)}", name=name, created_at=time.time())
+        _check_name(name)
+        now = time.time()
+        made = CollectionInfo(
+            id=f"vs_{secrets.token_hex(12)}", name=name, created_at=now, metadata=metadata or {},
+            expires_after_days=expires_after_days, last_active_at=now,
+        )  # fmt: skip
         with self._database.writing() as connection:
             connection.execute(
-                "INSERT INTO collections (tenant, id, name, created_at) VALUES (?, ?, ?, ?)",
-                (tenant, made.id, made.name, made.created_at),
-            )
+                f"INSERT INTO collections (tenant, {_INFO}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    tenant, made.id, made.name, made.created_at, json.dumps(made.metadata),
+                    made.expires_after_days, made.last_active_at,
+                ),
+            )  # fmt: skip
         return made
+
+    def change_collection(
+        self,
+        tenant: str,
+        collection_id: str,
+        *,
+        name: str,
+        metadata: dict[str, str],
+        expires_after_days: int | None,
+    ) -> CollectionInfo:
+        """Give a collection another name, metadata and expiry; its time begins anew.
+
+        Raises:
+            InvalidRequest: the name is longer than 256 characters.
+            NotFound: the tenant has no such collection.
+        """
+        _check_name(name)
+        with self._database.writing() as connection:
+            key = sql.writable_collection_key(connection, tenant, collection_id)
+            connection.execute(
+                "UPDATE collections SET name = ?, metadata = ?, expires_after_days = ?, "
+                "last_active_at = ? WHERE key = ?",
+                (name, json.dumps(metadata), expires_after_days, time.time(), key),
+            )
+        return self.collection(tenant, collection_id)
+
+    def note_use(self, tenant: str, collection_id: str) -> None:
+        """Begin the time of a collection that can expire anew, if a minute of it has passed."""
+        info = self.collection(tenant, collection_id)
+        since_s = time.time() - (info.last_active_at or 0.0)
+        if info.expires_after_days is None or since_s < _USE_NOTED_AFTER_S:
+            return
+        with self._database.writing() as connection:
+            connection.execute(
+                "UPDATE collections SET last_active_at = ? WHERE tenant = ? AND id = ?",
+                (time.time(), tenant, collection_id),
+            )
 
     def collections(self, tenant: str) -> list[CollectionInfo]:
         """The tenant's collections, `default` first, then oldest first."""
         with self._database.reading() as connection:
             found = connection.execute(
-                "SELECT id, name, created_at FROM collections WHERE tenant = ? AND id <> ? "
-                "ORDER BY created_at, key",
-                (tenant, DEFAULT_COLLECTION),
+                f"SELECT {_INFO} FROM collections WHERE tenant = ? ORDER BY created_at, key",
+                (tenant,),
             ).fetchall()
-            default = _default(connection)
-        return [default, *(CollectionInfo(id=i, name=n, created_at=t) for i, n, t in found)]
+            default = _unwritten(connection)
+        known = [_info(row) for row in found]
+        default = next((info for info in known if info.id == DEFAULT_COLLECTION), default)
+        return [default, *(info for info in known if info.id != DEFAULT_COLLECTION)]
 
     def collection(self, tenant: str, collection_id: str) -> CollectionInfo:
         """One collection. Raises `NotFound`."""
-        for collection in self.collections(tenant):
-            if collection.id == collection_id:
-                return collection
-        raise sql.no_collection(collection_id)
+        with self._database.reading() as connection:
+            row = connection.execute(
+                f"SELECT {_INFO} FROM collections WHERE tenant = ? AND id = ?",
+                (tenant, collection_id),
+            ).fetchone()
+            if row is not None:
+                return _info(row)
+            if collection_id != DEFAULT_COLLECTION:
+                raise sql.no_collection(collection_id)
+            return _unwritten(connection)
 
     def delete_collection(self, tenant: str, collection_id: str) -> bool:
         """Delete a collection, its documents and its index files. False: it was not there.
@@ -286,7 +343,23 @@ class Catalog:
         return [by_id.get(chunk_id) for chunk_id in chunk_ids]
 
 
-def _default(connection: sqlite3.Connection) -> CollectionInfo:
+def _unwritten(connection: sqlite3.Connection) -> CollectionInfo:
+    """The default collection of a tenant who never wrote to it."""
     return CollectionInfo(
         id=DEFAULT_COLLECTION, name=DEFAULT_COLLECTION, created_at=sql.born_at(connection)
     )
+
+
+def _info(row: tuple[Any, ...]) -> CollectionInfo:
+    collection_id, name, created_at, metadata, expires_after_days, last_active_at = row
+    return CollectionInfo(
+        id=collection_id, name=name, created_at=created_at, metadata=json.loads(metadata),
+        expires_after_days=expires_after_days, last_active_at=last_active_at,
+    )  # fmt: skip
+
+
+def _check_name(name: str) -> None:
+    if len(name) > _NAME_LIMIT_CHARS:
+        raise InvalidRequest.of(
+            "name", name, f"at most {_NAME_LIMIT_CHARS} characters", "give a shorter name"
+        )

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
-INFO_COLUMNS = "document_id, title, url, sha256, num_chunks, num_tokens, size_bytes, added_at"
+INFO_COLUMNS = (
+    "document_id, title, url, sha256, num_chunks, num_tokens, size_bytes, added_at, attributes"
+)
 CHUNK_COLUMNS = (
     "c.chunk_id, c.token_ids, c.text, d.document_id, c.title, c.url, c.start_char, c.end_char"
 )
@@ -91,7 +93,9 @@ def raise_generation(connection: sqlite3.Connection, key: int) -> None:
 def document_info(collection: str, row: Sequence[Any]) -> DocumentInfo:
     """From `INFO_COLUMNS`."""
     names = [name.strip() for name in INFO_COLUMNS.split(",")]
-    return DocumentInfo(collection=collection, **dict(zip(names, row, strict=True)))
+    found = dict(zip(names, row, strict=True))
+    found["attributes"] = json.loads(found["attributes"])
+    return DocumentInfo(collection=collection, **found)
 
 
 def chunk(row: Sequence[Any]) -> Chunk:
@@ -114,13 +118,13 @@ def stored_document(
 ) -> StoredDocument | None:
     """A document of the collection with that key, or None."""
     row = connection.execute(
-        f"SELECT {INFO_COLUMNS}, kind, text, attributes, splitter FROM documents "
+        f"SELECT {INFO_COLUMNS}, kind, text, splitter FROM documents "
         "WHERE collection = ? AND document_id = ?",
         (key, document_id),
     ).fetchone()
     if row is None:
         return None
-    *info_row, kind, text, attributes, splitter = row
+    *info_row, kind, text, splitter = row
     info = document_info(collection, info_row)
     document = Document(
         document_id=info.document_id,
@@ -130,7 +134,7 @@ def stored_document(
         size_bytes=info.size_bytes,
         kind=DocumentKind(kind),
         text=text,
-        attributes=json.loads(attributes),
+        attributes=info.attributes,
     )
     return StoredDocument(document, info, splitter)
 

@@ -97,18 +97,31 @@ class CollectionIndex:
             self._save()
 
     def search(
-        self, query: str, vector: np.ndarray, depth: int, mode: Mode
+        self,
+        query: str,
+        vector: np.ndarray,
+        depth: int,
+        mode: Mode,
+        among: frozenset[int] | None = None,
     ) -> list[tuple[int, float]]:
-        """At most `depth` entries with their scores, best first.
+        """At most `depth` entries with their scores, best first; only those `among`, if given.
 
-        Scores are inner products (vector), BM25 (lexical), or reciprocal ranks (hybrid).
+        Scores are inner products (vector), BM25 (lexical), or reciprocal ranks (hybrid). Cost: with
+        `among`, searches four times as deep each until enough is found or nothing is left.
         """
+
+        def by_vector(deep: int) -> list[tuple[int, float]]:
+            found = self._vectors.search(vector[None], deep)
+            return _pairs(found.ids[0], found.scores[0])
+
+        def by_words(deep: int) -> list[tuple[int, float]]:
+            return _pairs(*self._words.search(query, deep))
+
         rankings = []
         if mode != "lexical":
-            found = self._vectors.search(vector[None], depth)
-            rankings.append(_pairs(found.ids[0], found.scores[0]))
+            rankings.append(_first(by_vector, depth, len(self._vectors), among))
         if mode != "vector":
-            rankings.append(_pairs(*self._words.search(query, depth)))
+            rankings.append(_first(by_words, depth, len(self._words), among))
         if len(rankings) == 1:
             return rankings[0]
         fused = reciprocal_rank_fusion([entry for entry, _ in ranking] for ranking in rankings)
@@ -179,6 +192,23 @@ def _loaded(load: Callable[[Path], _Index], path: Path) -> _Index | None:
     except (IndexFileError, OSError) as error:
         log.warning("index_rebuilt", path=str(path), reason=str(error))
         return None
+
+
+def _first(
+    search: Callable[[int], list[tuple[int, float]]],
+    depth: int,
+    total: int,
+    among: frozenset[int] | None,
+) -> list[tuple[int, float]]:
+    """The first `depth` hits of a ranking of at most `total`, of those `among`."""
+    if among is None:
+        return search(depth)
+    deep = depth
+    while True:
+        found = [hit for hit in search(deep) if hit[0] in among]
+        if len(found) >= min(depth, len(among)) or deep >= total:
+            return found[:depth]
+        deep = min(4 * deep, total)
 
 
 def _pairs(ids: npt.NDArray[np.int64], scores: np.ndarray) -> list[tuple[int, float]]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x43434154  # "CCAT"
 _BUSY_TIMEOUT_S = 30.0
 _IDLE_CONNECTIONS = 8
@@ -76,6 +75,17 @@ CREATE TABLE vectors (
     vector BLOB NOT NULL                    -- little-endian float32
 );
 """
+
+# What each later version added, oldest first. A new catalog goes through all of them too, so that
+# an old one and a new one are the same.
+_UPGRADES: tuple[tuple[str, ...], ...] = (
+    (
+        "ALTER TABLE collections ADD COLUMN metadata TEXT NOT NULL DEFAULT '{}'",  # JSON
+        "ALTER TABLE collections ADD COLUMN expires_after_days INTEGER",
+        "ALTER TABLE collections ADD COLUMN last_active_at REAL",
+    ),
+)
+SCHEMA_VERSION = 1 + len(_UPGRADES)
 
 
 class Database:
@@ -185,11 +195,17 @@ class Database:
                 if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
                     raise StoreError(f"catalog: {self.path} is another program's database")
                 self._create(connection)
-            elif version != SCHEMA_VERSION:
+                version = 1
+            if not 1 <= version <= SCHEMA_VERSION:
                 raise StoreError(
                     f"catalog: {self.path} has schema version {version}, this chunkcache knows "
                     f"{SCHEMA_VERSION}. Hint: upgrade chunkcache, or use another home"
                 )
+            for statements in _UPGRADES[version - 1 :]:
+                for statement in statements:
+                    connection.execute(statement)
+            if version != SCHEMA_VERSION:
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")
@@ -201,7 +217,6 @@ class Database:
                 connection.execute(statement)
         connection.execute("INSERT INTO meta VALUES ('created_at', ?)", (repr(time.time()),))
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from chunkcache.retrieval import catalog_sql as sql
 from chunkcache.retrieval.documents import searched_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -49,6 +49,29 @@ class EntryTable:
                 (key,),
             ).fetchall()
         return generation, np.array([entry for (entry,) in found], np.int64)
+
+    def passing(
+        self,
+        tenant: str,
+        collection: str,
+        passes: Callable[[dict[str, str | float | bool]], bool],
+    ) -> frozenset[int]:
+        """Entries of the documents whose attributes pass. Raises `NotFound`."""
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            documents = connection.execute(
+                "SELECT key, attributes FROM documents WHERE collection = ?", (key,)
+            ).fetchall()
+            passing = [document for document, found in documents if passes(json.loads(found))]
+            entries = [
+                entry
+                for batch in _batches(passing)
+                for (entry,) in connection.execute(
+                    "SELECT entry FROM chunks WHERE document IN (SELECT value FROM json_each(?))",
+                    (batch,),
+                )
+            ]
+        return frozenset(entries)
 
     def without_vector(self, tenant: str, collection: str, space: str) -> Entries:
         """Entries that have no vector in this space. Raises `NotFound`."""

@@ -16,6 +16,7 @@ from chunkcache.retrieval.index_folder import index_folder, remove_index_folder
 from chunkcache.retrieval.refresh import refresh
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from chunkcache.chunk import Chunk
@@ -65,8 +66,11 @@ class Retriever:
         top_k: int,
         tenant: str = PUBLIC_TENANT,
         collection: str = DEFAULT_COLLECTION,
+        passes: Callable[[dict[str, str | float | bool]], bool] | None = None,
     ) -> list[Chunk]:
         """The best chunks, best first, each with its score; fewer when there are fewer.
+
+        With `passes`, only of documents whose attributes do.
 
         Scores compare within one result only: reciprocal ranks (hybrid), cosines (vector) or BM25
         (lexical), as `settings.mode` says. Chunks with the same text may all be returned.
@@ -92,7 +96,10 @@ class Retriever:
             with index.lock:
                 self._update(index, tenant, collection)
                 depth = max(_CANDIDATES, 2 * top_k)
-                hits = index.search(query, vector, depth, self._settings.mode)[:top_k]
+                among = (
+                    self._catalog.entries.passing(tenant, collection, passes) if passes else None
+                )
+                hits = index.search(query, vector, depth, self._settings.mode, among)[:top_k]
             found = self._catalog.entries.chunks(tenant, collection, [entry for entry, _ in hits])
             chunks = [replace(found[e], score=score) for e, score in hits if e in found]
             if len(chunks) == len(hits):

@@ -27,8 +27,11 @@ def attach_file(
     store_id: str,
     file_id: str,
     attributes: Attributes,
+    batch: str | None = None,
 ) -> Attachment:
     """Ingest a file into a vector store and record the outcome, good or bad.
+
+    `batch` is the id of the request that attached it together with others.
 
     A file that cannot be read is not an error of the request: the attachment says why, as OpenAI's
     `last_error` does.
@@ -46,14 +49,37 @@ def attach_file(
     except InvalidRequest as error:
         problem = error.message
     attachment = Attachment(
-        created_at=time.time(), document=document, error=problem, attributes=attributes
-    )
+        created_at=time.time(), document=document, error=problem, attributes=attributes,
+        batch=batch,
+    )  # fmt: skip
     try:
         shelf.attach(tenant, file_id, store_id, attachment)
     except NotFound:
         release_document(service, shelf, tenant, store_id, attachment)
         raise
     return attachment
+
+
+def relabel(
+    service: Service,
+    shelf: FileShelf,
+    tenant: str,
+    store_id: str,
+    file_id: str,
+    attachment: Attachment,
+) -> None:
+    """Record an attachment whose attributes have changed, and let searches know them.
+
+    Raises:
+        NotFound: the file was deleted meanwhile.
+    """
+    document = attachment.document
+    if document is None or file_id != document.document_id:  # else only the catalog knows it
+        shelf.attach(tenant, file_id, store_id, attachment)
+    if document is not None:
+        service.set_attributes(
+            document.document_id, attachment.attributes, tenant=tenant, collection=store_id
+        )
 
 
 def release_document(
@@ -91,7 +117,9 @@ def attachments_of(
     attached = _living(shelf, tenant, store_id, documents)
     known = {a.document.document_id for a in attached.values() if a.document is not None}
     others = {
-        document_id: Attachment(created_at=document.added_at, document=document)
+        document_id: Attachment(
+            created_at=document.added_at, document=document, attributes=document.attributes
+        )
         for document_id, document in documents.items()
         if document_id not in known
     }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from chunkcache.config import Settings
+    from chunkcache.filters import Comparison, Compound, Membership
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import (
         AnswerEvent,
@@ -84,8 +85,19 @@ class Service(Protocol):
         """
         ...
 
-    def search(self, query: str, *, top_k: int, tenant: str, collection: str) -> list[Passage]:
-        """The best passages, best first. Raises NotFound, or InvalidRequest for a blank query."""
+    def search(
+        self,
+        query: str,
+        *,
+        top_k: int,
+        tenant: str,
+        collection: str,
+        filters: Comparison | Membership | Compound | None = None,
+    ) -> list[Passage]:
+        """The best passages, best first, of documents that pass the filters.
+
+        Raises NotFound, or InvalidRequest for a blank query or an expired collection.
+        """
         ...
 
     def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
@@ -125,8 +137,38 @@ class Service(Protocol):
         """Forget a document. False: it was not there."""
         ...
 
-    def create_collection(self, name: str, *, tenant: str) -> CollectionInfo:
+    def create_collection(
+        self,
+        name: str,
+        *,
+        tenant: str,
+        metadata: dict[str, str] | None = None,
+        expires_after_days: int | None = None,
+    ) -> CollectionInfo:
         """A new, empty collection."""
+        ...
+
+    def change_collection(
+        self,
+        collection_id: str,
+        *,
+        tenant: str,
+        name: str,
+        metadata: dict[str, str],
+        expires_after_days: int | None,
+    ) -> CollectionInfo:
+        """Give a collection another name, metadata and expiry. Raises NotFound."""
+        ...
+
+    def set_attributes(
+        self,
+        document_id: str,
+        attributes: dict[str, str | float | bool],
+        *,
+        tenant: str,
+        collection: str,
+    ) -> None:
+        """Replace a document's attributes; nothing happens when it is gone."""
         ...
 
     def collections(self, *, tenant: str) -> list[CollectionInfo]:

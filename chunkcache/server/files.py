@@ -41,6 +41,7 @@ class Attachment(BaseModel):
     document: DocumentInfo | None = None
     error: str | None = None
     attributes: Attributes = Field(default_factory=dict)
+    batch: str | None = None  # id of the request that attached several
 
 
 class StoredFile(BaseModel):

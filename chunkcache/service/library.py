@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from chunkcache.engine.model import load_tokenizer
-from chunkcache.errors import NotFound
+from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.protocol import (
     CollectionInfo,
     DocumentInfo,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import Chunk
     from chunkcache.config import Settings
+    from chunkcache.filters import Comparison, Compound, Membership
 
 PUBLIC = "public"
 DEFAULT = "default"
@@ -160,9 +162,48 @@ class Library:
         """Remove a document; its chunks are unreachable at once. False: it was not there."""
         return self.catalog.remove_document(document_id, tenant, collection)
 
-    def create_collection(self, name: str, *, tenant: str = PUBLIC) -> CollectionInfo:
+    def create_collection(
+        self,
+        name: str,
+        *,
+        tenant: str = PUBLIC,
+        metadata: dict[str, str] | None = None,
+        expires_after_days: int | None = None,
+    ) -> CollectionInfo:
         """A new, empty collection (a vector store, over HTTP)."""
-        return self.catalog.create_collection(tenant, name)
+        return self.catalog.create_collection(
+            tenant, name, metadata=metadata, expires_after_days=expires_after_days
+        )
+
+    def change_collection(
+        self,
+        collection_id: str,
+        *,
+        tenant: str = PUBLIC,
+        name: str,
+        metadata: dict[str, str],
+        expires_after_days: int | None,
+    ) -> CollectionInfo:
+        """Give a collection another name, metadata and expiry; an expired one lives again.
+
+        Raises:
+            NotFound: the tenant has none of that id.
+        """
+        return self.catalog.change_collection(
+            tenant, collection_id,
+            name=name, metadata=metadata, expires_after_days=expires_after_days,
+        )  # fmt: skip
+
+    def set_attributes(
+        self,
+        document_id: str,
+        attributes: dict[str, str | float | bool],
+        *,
+        tenant: str = PUBLIC,
+        collection: str = DEFAULT,
+    ) -> None:
+        """Replace a document's attributes; nothing happens when it is gone."""
+        self.catalog.set_attributes(tenant, collection, document_id, attributes)
 
     def collections(self, *, tenant: str = PUBLIC) -> list[CollectionInfo]:
         """The tenant's collections."""
@@ -181,21 +222,50 @@ class Library:
         return self.catalog.delete_collection(tenant, collection_id)
 
     def search(
-        self, query: str, *, top_k: int = 4, tenant: str = PUBLIC, collection: str = DEFAULT
+        self,
+        query: str,
+        *,
+        top_k: int = 4,
+        tenant: str = PUBLIC,
+        collection: str = DEFAULT,
+        filters: Comparison | Membership | Compound | None = None,
     ) -> list[Passage]:
-        """The best passages for a query, best first."""
+        """The best passages for a query, best first; only of documents that pass the filters."""
         return [
             Passage(
                 chunk_id=c.chunk_id, document_id=c.document_id, title=c.title, url=c.url,
                 text=c.text, score=c.score, start_char=c.start_char, end_char=c.end_char,
             )
-            for c in self._search(query, top_k, tenant, collection)
+            for c in self._search(query, top_k, tenant, collection, filters)
         ]  # fmt: skip
 
-    def _search(self, query: str, top_k: int, tenant: str, collection: str) -> list[Chunk]:
+    def _search(
+        self,
+        query: str,
+        top_k: int,
+        tenant: str,
+        collection: str,
+        filters: Comparison | Membership | Compound | None = None,
+    ) -> list[Chunk]:
+        self._check_alive(tenant, collection)
         with self._lock:
             retriever = self._retriever
-        return retriever.search(query, top_k=top_k, tenant=tenant, collection=collection)
+        found = retriever.search(
+            query, top_k=top_k, tenant=tenant, collection=collection,
+            passes=filters.matches if filters else None,
+        )  # fmt: skip
+        self.catalog.note_use(tenant, collection)
+        return found
+
+    def _check_alive(self, tenant: str, collection: str) -> None:
+        expires_at = self.catalog.collection(tenant, collection).expires_at
+        if expires_at is not None and expires_at <= time.time():
+            raise InvalidRequest(
+                f"vector_store_id: '{collection}' has expired: nobody used it for the days of its "
+                "expires_after. Its documents are kept. Hint: update the vector store, with another "
+                "expires_after or null, to use it again.",
+                param="vector_store_id",
+            )
 
     def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """Unit vectors and the number of tokens read."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from chunkcache.errors import InvalidRequest, NotFound
+from chunkcache.retrieval import catalog as catalog_module
 from chunkcache.retrieval.catalog import Catalog
 from chunkcache.retrieval.documents import DocumentKind
 
@@ -236,3 +237,42 @@ def test_attributes_can_be_replaced(catalog: Catalog, put: Any) -> None:
     catalog.set_attributes("t", "default", "doc-none", {"kind": "x"})
     stored = catalog.document("t", "default", "doc-a")
     assert stored is not None and stored.document.attributes == {"kind": "x"}
+
+
+def test_labels_and_expiry_of_a_collection(catalog: Catalog, monkeypatch: Any) -> None:
+    made = catalog.create_collection("t", "a", metadata={"k": "v"}, expires_after_days=3)
+    assert catalog.collection("t", made.id) == made
+    assert made.last_active_at is not None
+    assert made.expires_at == made.last_active_at + 3 * 86_400
+    catalog.note_use("t", made.id)
+    assert catalog.collection("t", made.id) == made  # within a minute
+    monkeypatch.setattr(catalog_module, "_USE_NOTED_AFTER_S", 0.0)
+    catalog.note_use("t", made.id)
+    now = catalog.collection("t", made.id).last_active_at
+    assert now is not None and made.last_active_at is not None and now > made.last_active_at
+    kept = catalog.change_collection("t", made.id, name="b", metadata={}, expires_after_days=None)
+    assert (kept.name, kept.metadata, kept.expires_at) == ("b", {}, None)
+    named = catalog.change_collection(
+        "t", "default", name="mine", metadata={"k": "v"}, expires_after_days=None
+    )
+    assert catalog.collections("t")[0] == named == catalog.collection("t", "default")
+    with pytest.raises(NotFound):
+        catalog.change_collection("u", made.id, name="b", metadata={}, expires_after_days=None)
+
+
+def test_a_catalog_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    first = Catalog(path)
+    made = first.create_collection("t", "kept")
+    first.close()
+    connection = sqlite3.connect(path)
+    for column in ("metadata", "expires_after_days", "last_active_at"):
+        connection.execute(f"ALTER TABLE collections DROP COLUMN {column}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+    again = Catalog(path)
+    found = again.collection("t", made.id)
+    assert (found.name, found.metadata, found.expires_at) == ("kept", {}, None)
+    again.close()
+    Catalog(path).close()

@@ -188,3 +188,28 @@ def test_a_document_replaced_between_index_and_catalog_is_searched_again(
     monkeypatch.setattr("chunkcache.retrieval.entries.EntryTable.chunks", replaced_first)
     (chunk,) = retriever.search("lazy dog", top_k=1)
     assert chunk.text == "The lazy dog, edited."
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "vector", "lexical"])
+def test_only_documents_that_pass_are_found(
+    catalog: Catalog,
+    splitter: Any,
+    embedder: Any,
+    retrieval: Any,
+    ingestor: Ingestor,
+    tmp_path: Path,
+    mode: str,
+) -> None:
+    """However far down the ranking they stand: here behind two hundred better ones."""
+    for number in range(200):
+        ingestor.ingest_bytes(f"{number}.txt", f"cats and cats {number}".encode())
+    wanted = ingestor.ingest_bytes("far.txt", b"dogs, and one of the cats", attributes={"n": 1})
+    settings = retrieval(mode=mode)
+    retriever = Retriever(catalog, embedder, tmp_path / "indexes", settings, splitter)
+
+    def titles(passes: Any) -> list[str]:
+        return [c.document_id for c in retriever.search("cats and cats", top_k=3, passes=passes)]
+
+    assert titles(lambda a: a.get("n") == 1) == [wanted.document_id]
+    assert titles(lambda a: a.get("n") == 2) == []
+    assert len(titles(lambda a: True)) == 3

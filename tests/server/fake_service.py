@@ -204,13 +204,19 @@ class FakeService:
             assert self._changed.wait_for(lambda: len(self.answers) >= count, timeout=10)
             return self.answers[count - 1]
 
-    def search(self, query: str, *, top_k: int, tenant: str, collection: str) -> list[Passage]:
+    def search(
+        self, query: str, *, top_k: int, tenant: str, collection: str, filters: Any = None
+    ) -> list[Passage]:
         self.collection(collection, tenant=tenant)
         if not query.strip():
             raise InvalidRequest.of("query", query, "a text with words", "ask something")
         words = set(query.lower().split())
         held = self._documents.get((tenant, collection), {}).values()
-        scored = [(len(words & set(text.lower().split())), info, text) for info, text in held]
+        scored = [
+            (len(words & set(text.lower().split())), info, text)
+            for info, text in held
+            if filters is None or filters.matches(info.attributes)
+        ]
         scored.sort(key=lambda item: (-item[0], item[1].document_id))
         return [
             Passage(
@@ -245,7 +251,7 @@ class FakeService:
         info = DocumentInfo(
             document_id=document_id, collection=collection, title=name, url="",
             sha256=hashlib.sha256(data).hexdigest(), num_chunks=1, num_tokens=len(text.split()),
-            size_bytes=len(data), added_at=time.time(),
+            size_bytes=len(data), added_at=time.time(), attributes=attributes or {},
         )  # fmt: skip
         held = self._documents.setdefault((tenant, collection), {})
         if document_id in held and held[document_id][0].sha256 == info.sha256:
@@ -271,17 +277,43 @@ class FakeService:
         held = self._documents.get((tenant, collection), {})
         return held.pop(document_id, None) is not None
 
-    def create_collection(self, name: str, *, tenant: str) -> CollectionInfo:
+    def create_collection(
+        self,
+        name: str,
+        *,
+        tenant: str,
+        metadata: dict[str, str] | None = None,
+        expires_after_days: int | None = None,
+    ) -> CollectionInfo:
         self._num_created += 1
         store_id = f"vs_{self._num_created}"
-        made = CollectionInfo(id=store_id, name=name, created_at=time.time())
+        made = CollectionInfo(
+            id=store_id, name=name, created_at=time.time(), metadata=metadata or {},
+            expires_after_days=expires_after_days, last_active_at=time.time(),
+        )  # fmt: skip
         self._collections[tenant, store_id] = made
         return made
 
+    def change_collection(
+        self, collection_id: str, *, tenant: str, **changes: Any
+    ) -> CollectionInfo:
+        before = self.collection(collection_id, tenant=tenant)
+        changed = before.model_copy(update={**changes, "last_active_at": time.time()})
+        self._collections[tenant, collection_id] = changed
+        return changed
+
+    def set_attributes(
+        self, document_id: str, attributes: Any, *, tenant: str, collection: str
+    ) -> None:
+        held = self._documents.get((tenant, collection), {})
+        if document_id in held:
+            info, text = held[document_id]
+            held[document_id] = (info.model_copy(update={"attributes": attributes}), text)
+
     def collections(self, *, tenant: str) -> list[CollectionInfo]:
         default = CollectionInfo(id="default", name="default", created_at=self.created_at)
-        own = [info for (owner, _), info in self._collections.items() if owner == tenant]
-        return [default, *own]
+        own = {info.id: info for (owner, _), info in self._collections.items() if owner == tenant}
+        return list({"default": default, **own}.values())
 
     def collection(self, collection_id: str, *, tenant: str) -> CollectionInfo:
         for info in self.collections(tenant=tenant):

@@ -10,6 +10,7 @@ from chunkcache.server.routes import (
     models,
     operations,
     responses,
+    vector_store_files,
     vector_stores,
 )
 
@@ -20,6 +21,7 @@ ROUTERS = (
     embeddings.router,
     files.router,
     vector_stores.router,
+    vector_store_files.router,
     documents.router,
     operations.router,
 )

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import APIRouter, Form, Query, UploadFile
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import ConfigDict
 
 from chunkcache.errors import InvalidRequest, RequestTooLarge
@@ -65,6 +65,16 @@ def list_files(
 def get_file(file_id: str, shelf: ShelfDep, tenant: TenantDep) -> JSONResponse:
     """One file."""
     return JSONResponse(_file_object(shelf.get(tenant, file_id)))
+
+
+@router.get("/v1/files/{file_id}/content", response_model=None)
+def get_file_content(file_id: str, shelf: ShelfDep, tenant: TenantDep) -> Response:
+    """The bytes as they were uploaded; for saving, never for a browser to show."""
+    return Response(
+        shelf.read(tenant, file_id),
+        media_type="application/octet-stream",
+        headers={"Content-Disposition": "attachment"},
+    )
 
 
 @router.delete("/v1/files/{file_id}", response_model=None)

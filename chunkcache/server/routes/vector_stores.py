@@ -1,17 +1,18 @@
 """`/v1/vector_stores`: collections of documents, under OpenAI's name for them.
 
-A vector store holds one document per file name, see `attachments`. Ingestion happens while the
-attaching request waits, so a file's status is final at once.
+Ingestion happens while the attaching request waits, so a file's status is final at once. A vector
+store that has expired is not searched; its documents stay until it is deleted.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import time
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
-from pydantic import Field
 
+<<<<<<< HEAD
 from chunkcache.errors import NotFound
 from chunkcache.server.attachments import (
     attach_file,
@@ -19,15 +20,26 @@ from chunkcache.server.attachments import (
     release_document,
 )
 from chunkcache.server.bodies import BoundedRoute
+=======
+from chunkcache.errors import InvalidRequest, NotFound
+from chunkcache.server.attachments import attach_file, attachments_of
+>>>>>>> d8942b5 (Vector stores: labels, expiry, batches, contents, filters on attributes)
 from chunkcache.server.deps import ServiceDep, ShelfDep, TenantDep
 from chunkcache.server.paging import PageQuery, page
-from chunkcache.server.shapes.body import JsonBody
+from chunkcache.server.routes.vector_store_files import check_chunking
+from chunkcache.server.shapes.vector_stores import (
+    CreateVectorStore,
+    ExpiresAfter,
+    SearchQuery,
+    UpdateVectorStore,
+)
 
 if TYPE_CHECKING:
     from chunkcache.protocol import CollectionInfo, Json, Passage
     from chunkcache.server.backend import Service
-    from chunkcache.server.files import Attachment, Attributes, FileShelf
+    from chunkcache.server.files import Attributes, FileShelf
 
+<<<<<<< HEAD
 router = APIRouter(prefix="/v1/vector_stores", route_class=BoundedRoute)
 _Key = Annotated[str, Field(max_length=64)]
 _Value = Annotated[str, Field(max_length=512)] | bool | float
@@ -53,6 +65,9 @@ class SearchQuery(JsonBody):
     query: str = Field(min_length=1)
     max_num_results: int = Field(10, ge=1, le=50)
     rewrite_query: Literal[False] | None = False
+=======
+router = APIRouter(prefix="/v1/vector_stores")
+>>>>>>> d8942b5 (Vector stores: labels, expiry, batches, contents, filters on attributes)
 
 
 @router.post("", response_model=None)
@@ -60,9 +75,13 @@ def create_vector_store(
     body: CreateVectorStore, service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
 ) -> JSONResponse:
     """A new vector store, with the given files attached; unknown files are an error first."""
+    check_chunking(service, body.chunking_strategy)
     for file_id in body.file_ids:
         shelf.get(tenant, file_id)
-    store = service.create_collection(body.name or "", tenant=tenant)
+    store = service.create_collection(
+        body.name or "", tenant=tenant, metadata=body.metadata,
+        expires_after_days=_days(body.expires_after),
+    )  # fmt: skip
     for file_id in body.file_ids:
         attach_file(service, shelf, tenant, store.id, file_id, {})
     return JSONResponse(_store_object(service, shelf, tenant, store))
@@ -86,6 +105,35 @@ def get_vector_store(
     return JSONResponse(_store_object(service, shelf, tenant, store))
 
 
+@router.post("/{store_id}", response_model=None)
+def update_vector_store(
+    store_id: str,
+    body: UpdateVectorStore,
+    service: ServiceDep,
+    shelf: ShelfDep,
+    tenant: TenantDep,
+) -> JSONResponse:
+    """Change name, metadata or expiry. Its time begins anew, so an expired one can be used again.
+
+    Raises:
+        InvalidRequest: `default`, which every tenant has, was to expire.
+    """
+    before, given = service.collection(store_id, tenant=tenant), body.model_fields_set
+    days = _days(body.expires_after) if "expires_after" in given else before.expires_after_days
+    if store_id == "default" and days is not None:
+        raise InvalidRequest.of(
+            "expires_after", days, "null for the vector store 'default'",
+            "make a vector store of its own for documents that may expire",
+        )  # fmt: skip
+    store = service.change_collection(
+        store_id, tenant=tenant,
+        name=before.name if body.name is None else body.name,
+        metadata=(body.metadata or {}) if "metadata" in given else before.metadata,
+        expires_after_days=days,
+    )  # fmt: skip
+    return JSONResponse(_store_object(service, shelf, tenant, store))
+
+
 @router.delete("/{store_id}", response_model=None)
 def delete_vector_store(
     store_id: str, service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
@@ -98,94 +146,76 @@ def delete_vector_store(
     return JSONResponse({"id": store_id, "object": "vector_store.deleted", "deleted": True})
 
 
-@router.post("/{store_id}/files", response_model=None)
-def attach_vector_store_file(
-    store_id: str, body: AttachFile, service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
-) -> JSONResponse:
-    """Ingest an uploaded file. A file that cannot be read gets the status `failed`."""
-    service.collection(store_id, tenant=tenant)
-    attributes = body.attributes or {}
-    attachment = attach_file(service, shelf, tenant, store_id, body.file_id, attributes)
-    return JSONResponse(_file_object(shelf, tenant, store_id, body.file_id, attachment))
-
-
-@router.get("/{store_id}/files", response_model=None)
-def list_vector_store_files(
-    store_id: str,
-    query: Annotated[PageQuery, Query()],
-    service: ServiceDep,
-    shelf: ShelfDep,
-    tenant: TenantDep,
-) -> JSONResponse:
-    """The files of a vector store."""
-    found = attachments_of(service, shelf, tenant, store_id)
-    objects = [_file_object(shelf, tenant, store_id, *item) for item in found.items()]
-    return JSONResponse(page(objects, query))
-
-
-@router.get("/{store_id}/files/{file_id}", response_model=None)
-def get_vector_store_file(
-    store_id: str, file_id: str, service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
-) -> JSONResponse:
-    """One file of a vector store."""
-    attachment = _attachment(service, shelf, tenant, store_id, file_id)
-    return JSONResponse(_file_object(shelf, tenant, store_id, file_id, attachment))
-
-
-@router.delete("/{store_id}/files/{file_id}", response_model=None)
-def detach_vector_store_file(
-    store_id: str, file_id: str, service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
-) -> JSONResponse:
-    """Take a file out of a vector store; the uploaded file stays."""
-    attachment = _attachment(service, shelf, tenant, store_id, file_id)
-    shelf.detach(tenant, file_id, store_id)
-    release_document(service, shelf, tenant, store_id, attachment)
-    return JSONResponse({"id": file_id, "object": "vector_store.file.deleted", "deleted": True})
-
-
 @router.post("/{store_id}/search", response_model=None)
 def search_vector_store(
     store_id: str, body: SearchQuery, service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
 ) -> JSONResponse:
-    """The best passages, best first."""
-    passages = service.search(
-        body.query, top_k=body.max_num_results, tenant=tenant, collection=store_id
-    )
+    """The best passages, best first; of several queries each passage's best score counts."""
+    least = _least_score(service, body)
+    best: dict[str, Passage] = {}
+    for query in body.queries:
+        for passage in service.search(
+            query, top_k=body.max_num_results, tenant=tenant, collection=store_id,
+            filters=body.filters,
+        ):  # fmt: skip
+            known = best.get(passage.chunk_id)
+            if passage.score >= least and (known is None or passage.score > known.score):
+                best[passage.chunk_id] = passage
+    ranked = sorted(best.values(), key=lambda passage: -passage.score)[: body.max_num_results]
     holders = {
         attachment.document.document_id: (file_id, attachment.attributes)
         for file_id, attachment in attachments_of(service, shelf, tenant, store_id).items()
         if attachment.document is not None
     }
+    data = []
+    for passage in ranked:
+        file_id, attributes = holders.get(passage.document_id, (passage.document_id, {}))
+        name = shelf.name(tenant, file_id) or passage.title
+        data.append(_hit(passage, file_id, name, attributes))
     return JSONResponse(
         {
             "object": "vector_store.search_results.page",
-            "search_query": [body.query],
-            "data": [_hit(p, *holders.get(p.document_id, (p.document_id, {}))) for p in passages],
+            "search_query": body.queries,
+            "data": data,
             "has_more": False,
             "next_page": None,
         }
     )
 
 
-def _attachment(
-    service: Service, shelf: FileShelf, tenant: str, store_id: str, file_id: str
-) -> Attachment:
-    found = attachments_of(service, shelf, tenant, store_id).get(file_id)
-    if found is None:
-        raise NotFound(f"No such file in the vector store: '{file_id[:80]}'.", param="file_id")
-    return found
+def _least_score(service: Service, body: SearchQuery) -> float:
+    """The score below which hits are left out.
+
+    Raises:
+        InvalidRequest: a threshold, where scores are ranks and say nothing of how well one fits.
+    """
+    options = body.ranking_options
+    threshold = (options and options.score_threshold) or 0.0
+    mode = service.settings.retrieval.mode
+    if threshold and mode != "vector":
+        raise InvalidRequest.of(
+            "ranking_options.score_threshold", threshold,
+            f"0 where retrieval.mode is {mode!r}, whose scores are no similarities",
+            "leave it out, or have the server run with retrieval.mode = 'vector'",
+        )  # fmt: skip
+    return threshold or float("-inf")
+
+
+def _days(expiry: ExpiresAfter | None) -> int | None:
+    return None if expiry is None else expiry.days
 
 
 def _store_object(service: Service, shelf: FileShelf, tenant: str, store: CollectionInfo) -> Json:
     found = attachments_of(service, shelf, tenant, store.id).values()
     documents = {a.document.document_id: a.document for a in found if a.document is not None}
     failed = sum(a.document is None for a in found)
+    active, ends, days = store.last_active_at, store.expires_at, store.expires_after_days
     return {
         "id": store.id,
         "object": "vector_store",
         "created_at": int(store.created_at),
         "name": store.name,
-        "status": "completed",
+        "status": "expired" if ends is not None and ends <= time.time() else "completed",
         "usage_bytes": sum(document.size_bytes for document in documents.values()),
         "file_counts": {
             "in_progress": 0,
@@ -194,36 +224,17 @@ def _store_object(service: Service, shelf: FileShelf, tenant: str, store: Collec
             "cancelled": 0,
             "total": len(found),
         },
-        "last_active_at": None,
-        "metadata": {},
+        "last_active_at": None if active is None else int(active),
+        "expires_after": None if days is None else {"anchor": "last_active_at", "days": days},
+        "expires_at": None if ends is None else int(ends),
+        "metadata": store.metadata,
     }
 
 
-def _file_object(
-    shelf: FileShelf, tenant: str, store_id: str, file_id: str, attachment: Attachment
-) -> Json:
-    """OpenAI's `vector_store.file`; `chunkcache` has the upload's name and the `DocumentInfo`."""
-    document, error = attachment.document, attachment.error
-    return {
-        "id": file_id,
-        "object": "vector_store.file",
-        "created_at": int(attachment.created_at),
-        "vector_store_id": store_id,
-        "usage_bytes": document.size_bytes if document else 0,
-        "status": "completed" if document else "failed",
-        "last_error": {"code": "invalid_file", "message": error} if error else None,
-        "attributes": attachment.attributes,
-        "chunkcache": {
-            "filename": shelf.name(tenant, file_id),
-            "document": document.model_dump(mode="json") if document else None,
-        },
-    }
-
-
-def _hit(passage: Passage, file_id: str, attributes: Attributes) -> Json:
+def _hit(passage: Passage, file_id: str, name: str, attributes: Attributes) -> Json:
     return {
         "file_id": file_id,
-        "filename": passage.title,
+        "filename": name,
         "score": passage.score,
         "attributes": attributes,
         "content": [{"type": "text", "text": passage.text}],

@@ -1,0 +1,143 @@
+"""Requests about vector stores: what is accepted, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from chunkcache.filters import AttributeFilter, Comparison, Compound, Membership, excess
+from chunkcache.server.shapes.body import Body, JsonBody, stated
+
+MAX_FILES = 500
+_Key = Annotated[str, Field(min_length=1, max_length=64)]
+_Value = Annotated[str, Field(max_length=512)] | bool | float
+_Metadata = Annotated[dict[_Key, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
+FileAttributes = Annotated[dict[_Key, _Value], Field(max_length=16)]
+
+
+class StaticChunking(Body):
+    """Sizes in tokens."""
+
+    max_chunk_size_tokens: int = Field(ge=1)
+    chunk_overlap_tokens: int = Field(ge=0)
+
+
+class ChunkingStrategy(Body):
+    """How files are split: `auto`, or `static` with the very sizes of this server."""
+
+    type: Literal["auto", "static"]
+    static: StaticChunking | None = None
+
+    @model_validator(mode="after")
+    def _sizes_belong_to_static(self) -> Self:
+        if (self.type == "static") != (self.static is not None):
+            raise stated("chunking_strategy: 'static' comes with its sizes, and 'auto' without any")
+        return self
+
+
+class ExpiresAfter(Body):
+    """Days without use after which a vector store is not searched any more."""
+
+    anchor: Literal["last_active_at"]
+    days: int = Field(ge=1, le=365)
+
+
+class CreateVectorStore(JsonBody):
+    """A name, files to attach at once, and labels."""
+
+    name: str | None = Field(None, max_length=256)
+    description: None = None
+    file_ids: list[str] = Field(default_factory=list, max_length=MAX_FILES)
+    metadata: _Metadata | None = None
+    expires_after: ExpiresAfter | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+
+
+class UpdateVectorStore(JsonBody):
+    """What changes; fields left out stay. `expires_after: null` lets it live for ever."""
+
+    name: str | None = Field(None, max_length=256)
+    metadata: _Metadata | None = None
+    expires_after: ExpiresAfter | None = None
+
+
+class AttachFile(JsonBody):
+    """Which file, and labels for it."""
+
+    file_id: str
+    attributes: FileAttributes | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+
+
+class UpdateFile(JsonBody):
+    """Labels in place of those a file had; null: none."""
+
+    attributes: FileAttributes | None
+
+
+class CreateFileBatch(JsonBody):
+    """Files with common labels, or each with labels of its own."""
+
+    file_ids: list[str] | None = Field(None, min_length=1, max_length=MAX_FILES)
+    files: list[AttachFile] | None = Field(None, min_length=1, max_length=MAX_FILES)
+    attributes: FileAttributes | None = None
+    chunking_strategy: ChunkingStrategy | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.file_ids is None) == (self.files is None):
+            raise stated("file_ids: give either file_ids or files")
+        if self.files is not None and (self.attributes or self.chunking_strategy):
+            raise stated("files: each file has its own attributes and chunking_strategy")
+        return self
+
+    @property
+    def wanted(self) -> list[AttachFile]:
+        """Every file once, the last mention of it."""
+        if self.files is not None:
+            return list({one.file_id: one for one in self.files}.values())
+        return [
+            AttachFile(
+                file_id=file_id,
+                attributes=self.attributes,
+                chunking_strategy=self.chunking_strategy,
+            )
+            for file_id in dict.fromkeys(self.file_ids or ())
+        ]
+
+
+class RankingOptions(Body):
+    """The server's own ranking is the only one; a threshold needs scores that mean something."""
+
+    ranker: Literal["auto", "default-2024-08-21", "default-2024-11-15", "none"] | None = None
+    score_threshold: float | None = Field(None, ge=0.0, le=1.0)
+
+
+class SearchQuery(JsonBody):
+    """What to look for: a text, or several. Queries are searched as they are."""
+
+    query: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]]
+    max_num_results: int = Field(10, ge=1, le=50)
+    rewrite_query: Literal[False] | None = False
+    filters: AttributeFilter | None = None
+    ranking_options: RankingOptions | None = None
+
+    @field_validator("query")
+    @classmethod
+    def _some(cls, query: str | list[str]) -> str | list[str]:
+        if isinstance(query, list) and not 1 <= len(query) <= 16:
+            raise stated(f"query: got {len(query)} texts, must be 1 to 16")
+        return query
+
+    @field_validator("filters")
+    @classmethod
+    def _bounded(cls, filters: Any) -> Comparison | Membership | Compound | None:
+        if filters is not None and (problem := excess(filters)):
+            raise stated(f"filters: {problem}")
+        return filters  # type: ignore[no-any-return]  # as it was validated
+
+    @property
+    def queries(self) -> list[str]:
+        """All texts."""
+        return self.query if isinstance(self.query, list) else [self.query]
