@@ -20,6 +20,7 @@ from chunkcache.server.attachments import (
     relabel,
     release_document,
 )
+from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ServiceDep, ShelfDep, TenantDep
 from chunkcache.server.paging import PageQuery, page
 from chunkcache.server.shapes.vector_stores import (
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from chunkcache.server.backend import Service
     from chunkcache.server.files import Attachment, FileShelf
 
-router = APIRouter(prefix="/v1/vector_stores/{store_id}")
+router = APIRouter(prefix="/v1/vector_stores/{store_id}", route_class=BoundedRoute)
 
 
 class FilesQuery(PageQuery):

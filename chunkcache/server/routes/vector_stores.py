@@ -12,18 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
-<<<<<<< HEAD
-from chunkcache.errors import NotFound
-from chunkcache.server.attachments import (
-    attach_file,
-    attachments_of,
-    release_document,
-)
-from chunkcache.server.bodies import BoundedRoute
-=======
 from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.server.attachments import attach_file, attachments_of
->>>>>>> d8942b5 (Vector stores: labels, expiry, batches, contents, filters on attributes)
+from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ServiceDep, ShelfDep, TenantDep
 from chunkcache.server.paging import PageQuery, page
 from chunkcache.server.routes.vector_store_files import check_chunking
@@ -39,35 +30,7 @@ if TYPE_CHECKING:
     from chunkcache.server.backend import Service
     from chunkcache.server.files import Attributes, FileShelf
 
-<<<<<<< HEAD
 router = APIRouter(prefix="/v1/vector_stores", route_class=BoundedRoute)
-_Key = Annotated[str, Field(max_length=64)]
-_Value = Annotated[str, Field(max_length=512)] | bool | float
-
-
-class CreateVectorStore(JsonBody):
-    """A name, and files to attach at once."""
-
-    name: str | None = Field(None, max_length=256)
-    file_ids: list[str] = Field(default_factory=list, max_length=500)
-
-
-class AttachFile(JsonBody):
-    """Which file, and labels for it."""
-
-    file_id: str
-    attributes: Annotated[dict[_Key, _Value], Field(max_length=16)] | None = None
-
-
-class SearchQuery(JsonBody):
-    """What to look for. Queries are searched as they are."""
-
-    query: str = Field(min_length=1)
-    max_num_results: int = Field(10, ge=1, le=50)
-    rewrite_query: Literal[False] | None = False
-=======
-router = APIRouter(prefix="/v1/vector_stores")
->>>>>>> d8942b5 (Vector stores: labels, expiry, batches, contents, filters on attributes)
 
 
 @router.post("", response_model=None)
@@ -153,7 +116,7 @@ def search_vector_store(
     """The best passages, best first; of several queries each passage's best score counts."""
     least = _least_score(service, body)
     best: dict[str, Passage] = {}
-    for query in body.queries:
+    for query in body.query:
         for passage in service.search(
             query, top_k=body.max_num_results, tenant=tenant, collection=store_id,
             filters=body.filters,
@@ -175,7 +138,7 @@ def search_vector_store(
     return JSONResponse(
         {
             "object": "vector_store.search_results.page",
-            "search_query": body.queries,
+            "search_query": body.query,
             "data": data,
             "has_more": False,
             "next_page": None,
