@@ -1,7 +1,7 @@
 """Filters on the attributes of documents, as OpenAI's vector stores take them.
 
-A comparison names an attribute and a value; `and` and `or` put filters together. Source: "Retrieval"
-in OpenAI's API reference, https://platform.openai.com/docs/guides/retrieval#attribute-filtering.
+A comparison names an attribute and a value; `and` and `or` put filters together. Source: the guide
+"Retrieval" of OpenAI's API, https://platform.openai.com/docs/guides/retrieval#attribute-filtering.
 """
 
 from __future__ import annotations

@@ -262,8 +262,8 @@ class Library:
         if expires_at is not None and expires_at <= time.time():
             raise InvalidRequest(
                 f"vector_store_id: '{collection}' has expired: nobody used it for the days of its "
-                "expires_after. Its documents are kept. Hint: update the vector store, with another "
-                "expires_after or null, to use it again.",
+                "expires_after. Its documents are kept. Hint: update the vector store, with "
+                "another expires_after or null, to use it again.",
                 param="vector_store_id",
             )
 
