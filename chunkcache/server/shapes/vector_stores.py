@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from chunkcache.filters import AttributeFilter, Comparison, Compound, Membership, excess
 from chunkcache.server.shapes.body import Body, JsonBody, stated
 
 MAX_FILES = 500
+MAX_QUERIES = 16
 _Key = Annotated[str, Field(min_length=1, max_length=64)]
 _Value = Annotated[str, Field(max_length=512)] | bool | float
 _Metadata = Annotated[dict[_Key, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
@@ -114,21 +115,35 @@ class RankingOptions(Body):
     score_threshold: float | None = Field(None, ge=0.0, le=1.0)
 
 
+_TEXTS_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {
+            "type": "array", "minItems": 1, "maxItems": MAX_QUERIES,
+            "items": {"type": "string", "minLength": 1},
+        },
+    ]
+}  # fmt: skip
+
+
 class SearchQuery(JsonBody):
     """What to look for: a text, or several. Queries are searched as they are."""
 
-    query: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]]
+    query: Annotated[list[str], WithJsonSchema(_TEXTS_SCHEMA)]
     max_num_results: int = Field(10, ge=1, le=50)
     rewrite_query: Literal[False] | None = False
     filters: AttributeFilter | None = None
     ranking_options: RankingOptions | None = None
 
-    @field_validator("query")
+    @field_validator("query", mode="before")
     @classmethod
-    def _some(cls, query: str | list[str]) -> str | list[str]:
-        if isinstance(query, list) and not 1 <= len(query) <= 16:
-            raise stated(f"query: got {len(query)} texts, must be 1 to 16")
-        return query
+    def _as_list(cls, query: Any) -> list[str]:
+        texts = query if isinstance(query, list) else [query]
+        if not all(isinstance(text, str) and text for text in texts):
+            raise stated("query: must be a text with words, or several such texts")
+        if not 1 <= len(texts) <= MAX_QUERIES:
+            raise stated(f"query: got {len(texts)} texts, must be 1 to {MAX_QUERIES}")
+        return texts
 
     @field_validator("filters")
     @classmethod
@@ -136,8 +151,3 @@ class SearchQuery(JsonBody):
         if filters is not None and (problem := excess(filters)):
             raise stated(f"filters: {problem}")
         return filters  # type: ignore[no-any-return]  # as it was validated
-
-    @property
-    def queries(self) -> list[str]:
-        """All texts."""
-        return self.query if isinstance(self.query, list) else [self.query]
