@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from chunkcache.chunk import Rung, SpanKind
 from chunkcache.config import PassageOrder, RepairPolicyName
+from chunkcache.filters import AttributeFilter
 
 
 class _Wire(BaseModel):
@@ -183,6 +184,7 @@ class AnswerRequest(_Wire):
     tenant: str = "public"
     collection: str = "default"
     top_k: int | None = Field(None, ge=0, le=64, description="0: no retrieval")
+    filters: AttributeFilter | None = Field(None, description="of the documents searched")
     sampling: Sampling = Sampling()
     notes: tuple[str, ...] = Field((), description="to be passed on in the report")
     options: ChunkCacheOptions = ChunkCacheOptions()

@@ -202,7 +202,7 @@ class ChunkCache(Library):
         question = request.messages[-1].content
         if top_k == 0 or not question.strip():
             return []
-        return self._search(question, top_k, request.tenant, request.collection)
+        return self._search(question, top_k, request.tenant, request.collection, request.filters)
 
     # ------------------------------------------------------------ life cycle
 

@@ -191,6 +191,7 @@ class FakeService:
             top_k=4 if request.top_k is None else request.top_k,
             tenant=request.tenant,
             collection=request.collection,
+            filters=request.filters,
         )
 
     def ended(self, answer: FakeAnswer) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from chunkcache import ChunkCache
 from chunkcache.chunk import Rung
 from chunkcache.errors import InvalidRequest
+from chunkcache.filters import Comparison
 from chunkcache.protocol import AnswerDelta, AnswerFinished, AnswerRequest, AnswerStarted, Message
 
 
@@ -80,3 +81,16 @@ def test_notes_about_the_request_are_passed_on(cache: ChunkCache) -> None:
     question = Message(role="user", content="why?")
     request = AnswerRequest(messages=[question], notes=("name changes nothing",), top_k=0)
     assert cache.ask(request).report.notes[0] == "name changes nothing"
+
+
+def test_an_answer_draws_on_documents_that_pass_the_filters(cache: ChunkCache) -> None:
+    for colour in ("red", "blue"):
+        cache.ingest_bytes(
+            f"{colour}.txt", b"the quick brown fox jumps", attributes={"colour": colour}
+        )
+    question = Message(role="user", content="the quick fox")
+    red = Comparison(type="eq", key="colour", value="red")
+    every = cache.ask(AnswerRequest(messages=[question]))
+    some = cache.ask(AnswerRequest(messages=[question], filters=red))
+    assert {c.title for c in every.citations} == {"red.txt", "blue.txt"}
+    assert {c.title for c in some.citations} == {"red.txt"}

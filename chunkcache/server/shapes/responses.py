@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Discriminator, Field, Tag, WithJsonSchema, field_validator, model_validator
 
 from chunkcache.errors import InvalidRequest
+from chunkcache.filters import AttributeFilter, Comparison, Compound, Membership, excess
 from chunkcache.protocol import AnswerRequest, Message, Sampling
 from chunkcache.server.errors import UNSUPPORTED
 from chunkcache.server.shapes.body import Body, stated
@@ -86,7 +87,14 @@ class FileSearchTool(Body):
     vector_store_ids: list[str] = Field(min_length=1, max_length=1)
     max_num_results: int | None = Field(None, ge=1, le=50)
     ranking_options: RankingOptions | None = None
-    filters: None = None
+    filters: AttributeFilter | None = None
+
+    @field_validator("filters")
+    @classmethod
+    def _bounded(cls, filters: Any) -> Comparison | Membership | Compound | None:
+        if filters is not None and (problem := excess(filters)):
+            raise stated(f"filters: {problem}")
+        return filters  # type: ignore[no-any-return]  # as it was validated
 
 
 class FunctionTool(Body):
@@ -271,6 +279,7 @@ class ResponseRequest(AnyRequest):
             update={
                 "collection": search.vector_store_ids[0],
                 "top_k": next(number for number in wanted if number),
+                "filters": search.filters,
             }
         )
 

@@ -1,0 +1,65 @@
+"""`file_search` of `/v1/responses` with filters, as the vector store's own search takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+QUESTION = "where is the cat"
+
+
+def a_store(served: Any) -> str:
+    """A vector store with a red and a blue file about the cat."""
+    client = served.client()
+    store = client.vector_stores.create(name="cats")
+    for colour in ("red", "blue"):
+        file = client.files.create(file=(f"{colour}.txt", b"the cat"), purpose="assistants")
+        client.vector_stores.files.create(store.id, file_id=file.id, attributes={"colour": colour})
+    return str(store.id)
+
+
+def found(served: Any, **tool: Any) -> set[str]:
+    done = served.client().responses.create(
+        model="tiny-chat", input=QUESTION, tools=[{"type": "file_search", **tool}],
+        include=["file_search_call.results"],
+    )  # fmt: skip
+    return {result.filename for result in done.output[0].results}
+
+
+def test_only_files_that_pass_are_drawn_on(served: Any) -> None:
+    stores = [a_store(served)]
+    red = {"type": "eq", "key": "colour", "value": "red"}
+    blue = {"type": "in", "key": "colour", "value": ["blue", "green"]}
+    assert found(served, vector_store_ids=stores) == {"red.txt", "blue.txt"}
+    assert found(served, vector_store_ids=stores, filters=red) == {"red.txt"}
+    both = {"type": "or", "filters": [red, blue]}
+    assert found(served, vector_store_ids=stores, filters=both) == {"red.txt", "blue.txt"}
+    none = {"type": "and", "filters": [red, blue]}
+    assert found(served, vector_store_ids=stores, filters=none) == set()
+
+
+def test_an_answer_without_a_filter_is_not_filtered_by_the_last_one(served: Any) -> None:
+    stores = [a_store(served)]
+    red = {"type": "eq", "key": "colour", "value": "red"}
+    assert found(served, vector_store_ids=stores, filters=red) == {"red.txt"}
+    assert found(served, vector_store_ids=stores) == {"red.txt", "blue.txt"}
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        ({"type": "like", "key": "colour", "value": "red"}, "filters"),
+        ({"type": "eq", "key": "colour"}, "filters.eq.value"),
+        ({"type": "or", "filters": [{"type": "eq", "key": "a", "value": 1}] * 100},
+         "more than 100 filters"),
+    ],
+)  # fmt: skip
+def test_filters_that_are_none_are_refused(served: Any, filters: Any, said: str) -> None:
+    tool = {"type": "file_search", "vector_store_ids": ["default"], "filters": filters}
+    body = {"input": QUESTION, "tools": [tool]}
+    response = httpx.post(f"{served.url}/v1/responses", json=body)
+    assert response.status_code == 400
+    assert said in response.json()["error"]["message"]
+    assert served.service.requests == []
