@@ -161,7 +161,12 @@ class ChunkKV:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A passage of a document and its token ids, tokenised on its own: the unit of caching."""
+    """A passage of a document and its token ids, tokenised on its own: the unit of caching.
+
+    `text` is the document's own, at its offsets. `headings` and `opening` say where it stands and
+    what it goes on from; they are prompted and embedded with it, so they are part of what its KV
+    is computed from, and they are in no offset.
+    """
 
     chunk_id: str
     token_ids: tuple[int, ...]
@@ -172,6 +177,15 @@ class Chunk:
     start_char: int = 0  # character offsets into the document's text, for citations
     end_char: int = 0
     score: float = 0.0
+    headings: tuple[str, ...] = ()  # of the sections it is in, outermost first
+    opening: str = ""  # of what it continues: a table's header, a code block's first line
+
+    @property
+    def lead(self) -> str:
+        """What stands before the text in a prompt: whole lines, or nothing."""
+        path = [part for part in (self.title, *self.headings) if part]
+        lines = [f"{'#' * depth} {heading}" for depth, heading in enumerate(path, start=1)]
+        return "".join(f"{line}\n" for line in (*lines, self.opening) if line)
 
 
 @dataclass(frozen=True, slots=True)

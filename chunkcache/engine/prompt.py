@@ -77,19 +77,19 @@ class PromptBuilder:
         return (*self.canonical_head, *(t for ids in self.born_passages for t in ids))
 
     def chunk_ids(self, chunk: Chunk) -> tuple[int, ...]:
-        """The tokens a chunk takes in a prompt: its title line, its text, a blank line.
+        """The tokens a chunk takes in a prompt: its lead, its text, a blank line.
 
         They depend on the chunk alone, never on its place among others: they are what is cached.
         """
         text = self._tokens.checked(chunk.token_ids, chunk.text)
-        return self._passage(chunk.title, text)
+        return self._passage(chunk.lead, text)
 
     def _passage_ids(self, title: str, text: str) -> tuple[int, ...]:
-        return self._passage(title, self._tokens.content(text))
+        return self._passage(f"# {title}\n", self._tokens.content(text))
 
-    def _passage(self, title: str, text: Sequence[int]) -> tuple[int, ...]:
-        opening = self._tokens.content(f"# {title}\n", "documents") if title else []
-        return (*opening, *text, *self._tokens.content(_PASSAGE_CLOSE))
+    def _passage(self, lead: str, text: Sequence[int]) -> tuple[int, ...]:
+        before = self._tokens.content(lead, "documents") if lead else []
+        return (*before, *text, *self._tokens.content(_PASSAGE_CLOSE))
 
     def build(
         self,

@@ -233,6 +233,16 @@ class Catalog:
             key = sql.collection_key(connection, tenant, collection)
             return sql.stored_document(connection, key, collection, document_id)
 
+    def reader(self, tenant: str, collection: str, document_id: str) -> str:
+        """Version of what made a document's text; '' for one that is not there."""
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            row = connection.execute(
+                "SELECT reader FROM documents WHERE collection = ? AND document_id = ?",
+                (key, document_id),
+            ).fetchone()
+        return str(row[0]) if row is not None else ""
+
     def put_document(
         self,
         tenant: str,

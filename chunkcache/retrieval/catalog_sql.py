@@ -24,7 +24,8 @@ INFO_COLUMNS = (
     "document_id, title, url, sha256, num_chunks, num_tokens, size_bytes, added_at, attributes"
 )
 CHUNK_COLUMNS = (
-    "c.chunk_id, c.token_ids, c.text, d.document_id, c.title, c.url, c.start_char, c.end_char"
+    "c.chunk_id, c.token_ids, c.text, d.document_id, c.title, c.url, c.start_char, c.end_char, "
+    "c.headings, c.opening"
 )
 SELECT_CHUNKS = f"SELECT {CHUNK_COLUMNS} FROM chunks c JOIN documents d ON d.key = c.document"
 
@@ -101,6 +102,7 @@ def document_info(collection: str, row: Sequence[Any]) -> DocumentInfo:
 def chunk(row: Sequence[Any]) -> Chunk:
     """From `CHUNK_COLUMNS`; columns after those are ignored."""
     chunk_id, token_ids, text, document_id, title, url, start_char, end_char = row[:8]
+    headings, opening = row[8:10]
     return Chunk(
         chunk_id=chunk_id,
         token_ids=tuple(array("I", token_ids)),
@@ -110,6 +112,8 @@ def chunk(row: Sequence[Any]) -> Chunk:
         url=url,
         start_char=start_char,
         end_char=end_char,
+        headings=tuple(json.loads(headings)) if headings != "[]" else (),
+        opening=opening,
     )
 
 
@@ -118,13 +122,13 @@ def stored_document(
 ) -> StoredDocument | None:
     """A document of the collection with that key, or None."""
     row = connection.execute(
-        f"SELECT {INFO_COLUMNS}, kind, text, splitter FROM documents "
+        f"SELECT {INFO_COLUMNS}, kind, text, reader, splitter FROM documents "
         "WHERE collection = ? AND document_id = ?",
         (key, document_id),
     ).fetchone()
     if row is None:
         return None
-    *info_row, kind, text, splitter = row
+    *info_row, kind, text, reader, splitter = row
     info = document_info(collection, info_row)
     document = Document(
         document_id=info.document_id,
@@ -135,6 +139,7 @@ def stored_document(
         kind=DocumentKind(kind),
         text=text,
         attributes=info.attributes,
+        reader=reader,
     )
     return StoredDocument(document, info, splitter)
 
@@ -145,16 +150,16 @@ def put_document(
     """Write the document's own row. A replaced document keeps the time it was first added."""
     connection.execute(
         "INSERT INTO documents (collection, document_id, title, url, sha256, size_bytes, kind,"
-        " text, attributes, splitter, num_chunks, num_tokens, added_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, ?)"
+        " text, attributes, reader, splitter, num_chunks, num_tokens, added_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, ?)"
         " ON CONFLICT (collection, document_id) DO UPDATE SET title = excluded.title,"
         " url = excluded.url, sha256 = excluded.sha256, size_bytes = excluded.size_bytes,"
         " kind = excluded.kind, text = excluded.text, attributes = excluded.attributes,"
-        " splitter = excluded.splitter",
+        " reader = excluded.reader, splitter = excluded.splitter",
         (
             key, document.document_id, document.title, document.url, document.sha256,
             document.size_bytes, str(document.kind), document.text,
-            json.dumps(dict(document.attributes)), splitter, time.time(),
+            json.dumps(dict(document.attributes)), document.reader, splitter, time.time(),
         ),
     )  # fmt: skip
 
@@ -176,11 +181,13 @@ def put_chunks(
     # restored from a backup that is older than the index files beside it.
     first = secrets.randbits(62)
     connection.executemany(
-        "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO chunks (entry, document, ordinal, chunk_id, title, url, start_char, end_char,"
+        " text, token_ids, headings, opening) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
                 first + ordinal, document_key, ordinal, c.chunk_id, c.title, c.url,
                 c.start_char, c.end_char, c.text, pack_token_ids(c.token_ids),
+                json.dumps(c.headings, ensure_ascii=False), c.opening,
             )
             for ordinal, c in enumerate(chunks)
         ],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from chunkcache.retrieval.chunk_lines import GivenChunk
     from chunkcache.retrieval.documents import Document
     from chunkcache.retrieval.embedder import Embedder
-    from chunkcache.retrieval.splitter import Splitter
+    from chunkcache.retrieval.splitter import Piece, Splitter
 
 
 def split_document(splitter: Splitter, document: Document) -> list[Chunk]:
@@ -27,19 +27,26 @@ def split_document(splitter: Splitter, document: Document) -> list[Chunk]:
         InvalidRequest: see `Splitter.split`.
     """
     pieces = splitter.split(document.text, markdown=document.kind is DocumentKind.MARKDOWN)
-    return [
-        Chunk(
-            chunk_id=chunk_id_of(document.document_id, ordinal, piece.text),
-            token_ids=piece.token_ids,
-            text=piece.text,
-            document_id=document.document_id,
-            title=document.title,
-            url=document.url,
-            start_char=piece.start_char,
-            end_char=piece.end_char,
-        )
-        for ordinal, piece in enumerate(pieces)
-    ]
+    return [_chunk(document, ordinal, piece) for ordinal, piece in enumerate(pieces)]
+
+
+def _chunk(document: Document, ordinal: int, piece: Piece) -> Chunk:
+    headings = piece.headings
+    if headings and " ".join(headings[0].split()) in document.title:
+        headings = headings[1:]  # the title says it already
+    lead = "\n".join((*headings, piece.opening) if piece.opening else headings)
+    return Chunk(
+        chunk_id=chunk_id_of(document.document_id, ordinal, piece.text, lead),
+        token_ids=piece.token_ids,
+        text=piece.text,
+        document_id=document.document_id,
+        title=document.title,
+        url=document.url,
+        start_char=piece.start_char,
+        end_char=piece.end_char,
+        headings=headings,
+        opening=piece.opening,
+    )
 
 
 def take_chunks(splitter: Splitter, document: Document, given: Sequence[GivenChunk]) -> list[Chunk]:

@@ -77,12 +77,21 @@ CREATE TABLE vectors (
 """
 
 # What each later version added, oldest first. A new catalog goes through all of them too, so that
-# an old one and a new one are the same.
+# an old one and a new one are the same. Chunks that an earlier splitter made are made again from
+# the stored text by `refresh`.
 _UPGRADES: tuple[tuple[str, ...], ...] = (
     (
         "ALTER TABLE collections ADD COLUMN metadata TEXT NOT NULL DEFAULT '{}'",  # JSON
         "ALTER TABLE collections ADD COLUMN expires_after_days INTEGER",
         "ALTER TABLE collections ADD COLUMN last_active_at REAL",
+    ),
+    (
+        # version of what made the text; '' before there was any
+        "ALTER TABLE documents ADD COLUMN reader TEXT NOT NULL DEFAULT ''",
+        # JSON, outermost first
+        "ALTER TABLE chunks ADD COLUMN headings TEXT NOT NULL DEFAULT '[]'",
+        # of a table or code block that the chunk continues
+        "ALTER TABLE chunks ADD COLUMN opening TEXT NOT NULL DEFAULT ''",
     ),
 )
 SCHEMA_VERSION = 1 + len(_UPGRADES)

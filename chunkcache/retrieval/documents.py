@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Attributes = dict[str, str | float | bool]
 PUBLIC_TENANT = "public"  # whose documents they are when nobody else is named
 DEFAULT_COLLECTION = "default"  # every tenant has it
-SEARCHED_TEXT_VERSION = "title-text/1"  # of `searched_text`
+SEARCHED_TEXT_VERSION = "path-text/1"  # of `searched_text`
 
 
 class DocumentKind(StrEnum):
@@ -41,6 +41,7 @@ class Document:
     kind: DocumentKind
     text: str  # chunks' offsets count its characters
     attributes: Mapping[str, str | float | bool] = field(default_factory=dict)
+    reader: str = ""  # version of what made the text of the bytes
 
 
 def printable(path: object) -> str:
@@ -70,20 +71,24 @@ def document_id_of(source: str, identity: str) -> str:
     return f"doc-{digest.hexdigest()}"
 
 
-def chunk_id_of(document_id: str, ordinal: int, text: str) -> str:
-    """The id of a chunk: another one when its text changes, so an old id never shows new text."""
-    digest = hashlib.blake2b(f"{document_id}\0{ordinal}\0{text}".encode(), digest_size=12)
+def chunk_id_of(document_id: str, ordinal: int, text: str, lead: str = "") -> str:
+    """The id of a chunk: another one when its text changes, so an old id never shows new text.
+
+    `lead` is what stands before the text where it is prompted, beyond the document's title.
+    """
+    parts = [document_id, str(ordinal), text, *([lead] if lead else [])]
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=12)
     return f"chunk-{digest.hexdigest()}"
 
 
 def searched_text(chunk: Chunk) -> str:
-    """What is embedded and indexed of a chunk: its title and its text.
+    """What is embedded and indexed of a chunk: its title, its headings, and its text.
 
-    A passage often does not name what it is about; its title does.
+    A passage often does not name what it is about; what it stands under does. A title that the text
+    opens with counts once.
     """
-    if not chunk.title or chunk.text.startswith(chunk.title):
-        return chunk.text
-    return f"{chunk.title}\n{chunk.text}"
+    title = "" if chunk.text.lstrip("# ").startswith(chunk.title) else chunk.title
+    return "\n".join(part for part in (title, *chunk.headings, chunk.opening, chunk.text) if part)
 
 
 def vector_space(embedder: Embedder) -> str:

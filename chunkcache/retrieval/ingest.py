@@ -32,7 +32,8 @@ from chunkcache.retrieval.documents import (
     valid_unicode,
     vector_space,
 )
-from chunkcache.retrieval.loaders import Extracted, check_size, load
+from chunkcache.retrieval.includes import with_includes
+from chunkcache.retrieval.loaders import READERS_VERSION, Extracted, check_size, load
 from chunkcache.retrieval.pipeline import embed_beside, read_ahead
 from chunkcache.retrieval.refresh import refresh
 from chunkcache.retrieval.walk import find_files
@@ -127,9 +128,11 @@ class Ingestor:
             StoreError: the catalog cannot be written; files ingested so far stay ingested.
         """
         self.refresh(tenant=tenant, collection=collection)
-        found = find_files(Path(path) for path in paths)
+        paths = [Path(path) for path in paths]
+        found = find_files(paths)
+        roots = [path.resolve() for path in paths if path.is_dir()]
         report = IngestReport(skipped=found.skipped, problems=found.problems)
-        read = partial(self._prepare_file, tenant, collection)
+        read = partial(self._prepare_file, tenant, collection, roots)
         prepared = read_ahead(read, ((_size_bytes(path), path) for path in found.files))
         for done, (one, made) in enumerate(embed_beside(self._embedder, prepared), start=1):
             try:
@@ -207,11 +210,13 @@ class Ingestor:
         check_size(len(data), self._limit_bytes)
         return data
 
-    def _prepare_file(self, tenant: str, collection: str, path: Path) -> _Prepared:
+    def _prepare_file(
+        self, tenant: str, collection: str, roots: Sequence[Path], path: Path
+    ) -> _Prepared:
         name = printable(path)
         try:
             document_id = document_id_of("file", str(path))
-            data = self._read(path)
+            data = with_includes(path, roots, self._read, self._limit_bytes)
             source = _Source(tenant, collection, document_id, path.name, data)
         except (OSError, InvalidRequest) as error:
             return _Prepared(name, problem=error)
@@ -247,7 +252,7 @@ class Ingestor:
         """Everything before embedding. `again`: what the catalog has is about to be replaced."""
         sha256 = hashlib.sha256(source.data).hexdigest()
         before = self._catalog.document_info(*source.where, source.document_id)
-        if before is not None and before.sha256 == sha256 and not again:
+        if before is not None and self._is_current(source, before, sha256) and not again:
             return _Prepared(name, source, before=before)
         found = extract()
         document = Document(
@@ -259,6 +264,7 @@ class Ingestor:
             kind=found.kind,
             text=valid_unicode("text", found.text),
             attributes=source.attributes or {},
+            reader=READERS_VERSION,
         )
         if found.kind is DocumentKind.CHUNKS:
             chunks = take_chunks(self._splitter, document, found.chunks)
@@ -271,6 +277,11 @@ class Ingestor:
         texts = texts_to_embed(chunks, known)
         return _Prepared(name, source, document, chunks, known, texts)
 
+    def _is_current(self, source: _Source, before: DocumentInfo, sha256: str) -> bool:
+        """Whether the catalog has these bytes, and read as they would be now."""
+        reader = self._catalog.reader(*source.where, source.document_id)
+        return (before.sha256, reader) == (sha256, READERS_VERSION)
+
     def _write(
         self, one: _Prepared, made: Mapping[str, np.ndarray]
     ) -> tuple[Outcome, DocumentInfo]:
@@ -282,7 +293,9 @@ class Ingestor:
         before = one.before
         if document is not None:
             before = self._catalog.document_info(*source.where, source.document_id)
-        if before is not None and (document is None or before.sha256 == document.sha256):
+        if before is not None and (
+            document is None or self._is_current(source, before, document.sha256)
+        ):
             if source.attributes is not None:
                 self._catalog.set_attributes(*source.where, source.document_id, source.attributes)
             return "unchanged", before

@@ -6,7 +6,7 @@ from another system is the same text.
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import re
 import threading
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from charset_normalizer import from_bytes
 from chunkcache.errors import InvalidRequest
 from chunkcache.retrieval.chunk_lines import parse_chunk_lines
 from chunkcache.retrieval.documents import DocumentKind, printable
+from chunkcache.retrieval.markdown_reader import read_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,10 +38,8 @@ _PDFIUM_LOCK = threading.Lock()
 _PDF_PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\uffff]")
 _LINE_END_HYPHEN = re.compile("[\x02\ufffe]\n?")  # PDFium's signs for a word that goes on
-_FENCE = re.compile(r"^ {0,3}(```|~~~)")
-_ATX_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$")
-_SETEXT_LINE = re.compile(r"^ {0,3}=+[ \t]*$")
-_UNDERLINE = re.compile(r"^([=\-~^\"'`#*+.:_])\1{2,}[ \t]*$")
+# Part of what a document is known by: change it when the same bytes are read otherwise.
+READERS_VERSION = "readers/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +88,8 @@ def check_size(size_bytes: int, limit_bytes: int) -> None:
         )
 
 
-def decode(data: bytes) -> str:
-    """Text of bytes: by byte order mark, else UTF-8, else the best guess of charset-normalizer.
+def decode(data: bytes, declared: str = "") -> str:
+    """Text of bytes: by byte order mark, else as declared, else UTF-8, else by guess.
 
     Raises:
         InvalidRequest: the bytes are not text, or of an encoding that cannot be told.
@@ -103,10 +102,10 @@ def decode(data: bytes) -> str:
                 raise _refused(f"not {encoding}, though it is marked so: {error.reason}") from error
     if b"\0" in data:
         raise _refused("a binary file, not text")
-    try:
-        return _lines(data.decode())
-    except UnicodeDecodeError:
-        return _lines(_guessed(data))
+    for encoding in (declared, "utf-8"):
+        with contextlib.suppress(LookupError, ValueError):  # declared wrongly: the next is tried
+            return _lines(data.decode(encoding))
+    return _lines(_guessed(data))
 
 
 def _guessed(data: bytes) -> str:
@@ -134,13 +133,17 @@ def _load_text(data: bytes) -> Extracted:
 
 
 def _load_markdown(data: bytes) -> Extracted:
-    text = decode(data)
-    return Extracted(text, DocumentKind.MARKDOWN, _markdown_title(text))
+    text, title = read_markdown(decode(data))
+    return Extracted(text, DocumentKind.MARKDOWN, title)
 
 
 def _load_rst(data: bytes) -> Extracted:
-    text = decode(data)
-    return Extracted(text, DocumentKind.PLAIN, _underlined_title(text.split("\n")))
+    """As Markdown, like HTML: titles, tables, lists and code have one form for the splitter."""
+    from chunkcache.retrieval.html_reader import read_html
+    from chunkcache.retrieval.rst_reader import rst_to_html  # docutils: 0.2 s
+
+    html, title = rst_to_html(decode(data))
+    return Extracted(read_html(html).text, DocumentKind.MARKDOWN, title)
 
 
 def _load_chunks(data: bytes) -> Extracted:
@@ -150,19 +153,10 @@ def _load_chunks(data: bytes) -> Extracted:
 
 
 def _load_html(data: bytes) -> Extracted:
-    """Main content as Markdown: navigation, scripts and comments are left out (trafilatura)."""
-    import trafilatura  # half a second
+    from chunkcache.retrieval.html_reader import declared_charset, read_html  # lxml: 0.2 s
 
-    tree = trafilatura.load_html(data)
-    if tree is None:
-        raise _refused("not an HTML document")
-    text = trafilatura.extract(
-        data, output_format="markdown", include_comments=False, favor_recall=True
-    )
-    canonical = tree.xpath("string(//link[@rel='canonical']/@href)")
-    title = tree.xpath("string(//title)")
-    url = str(canonical) if str(canonical).startswith(("http://", "https://")) else ""
-    return Extracted(_lines(text or ""), DocumentKind.MARKDOWN, str(title), url)
+    page = read_html(decode(data, declared_charset(data)))
+    return Extracted(page.text, DocumentKind.MARKDOWN, page.title, page.url)
 
 
 def _load_pdf(data: bytes) -> Extracted:
@@ -200,32 +194,6 @@ def _pdf_page(document: Any, number: int) -> str:
             text_page.close()
     finally:
         page.close()
-
-
-def _markdown_title(text: str) -> str:
-    """The first heading that is not inside a code fence."""
-    lines = text.split("\n")
-    fence = ""
-    for number, line in enumerate(lines):
-        mark = _FENCE.match(line)
-        if mark and (not fence or mark[1] == fence):
-            fence = "" if fence else mark[1]
-        elif not fence:
-            heading = _ATX_HEADING.match(line)
-            if heading:
-                return heading[1]
-            if number and lines[number - 1].strip() and _SETEXT_LINE.match(line):
-                return lines[number - 1]
-    return ""
-
-
-def _underlined_title(lines: list[str]) -> str:
-    """The first line of reStructuredText that is underlined at its whole length."""
-    for title, line in itertools.pairwise(lines):
-        underlined = _UNDERLINE.match(line) and len(line.rstrip()) >= len(title.strip())
-        if underlined and title.strip() and not _UNDERLINE.match(title):
-            return title
-    return ""
 
 
 _LOADERS: dict[str, Callable[[bytes], Extracted]] = {

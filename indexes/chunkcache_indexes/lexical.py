@@ -24,39 +24,60 @@ if TYPE_CHECKING:
 
     from chunkcache_indexes.base import Ids, Vectors
 
-WORDS_VERSION = "words/1"  # of `words_of`; an index made by another rule is not loaded
+WORDS_VERSION = "words/2"  # of `words_of`; an index made by another rule is not loaded
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_COMPOUND = re.compile(r"[^\W_]+(?:(?:[._/:-]|::|__|->)[^\W_]+)*")
+_NAME = r"_{0,3}[^\W_]+(?:_+[^\W_]+)*_*(?:\+\+|#(?!\w))?"
+_COMPOUND = re.compile(rf"{_NAME}(?:(?:::|->|[./:-]){_NAME})*")
+_JOINT = re.compile(r"::|->|[./:-]")
+_ESCAPE = re.compile(r"\\(?=[_*])")  # Markdown's, within a name
 _WORD = re.compile(r"[^\W_]+")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _CJK_RUNS = re.compile(rf"[{_CJK}]+|[^{_CJK}]+")
 _CJK_START = re.compile(f"[{_CJK}]")
+_PATH_LIMIT_NAMES = 8  # of a longer compound, as addresses are, only the whole and the names count
 
 
 def words_of(text: str) -> list[str]:
     """The terms of a text, in order, with repetitions.
 
-    The rule: the text is normalised (NFKC). A *compound* is letters and digits, possibly joined by
-    `.` `_` `-` `/` `:` `::` `__` or `->`, so `os.path.join` is one. A compound counts as a whole
-    and, if it has several parts, also by each part. A part with capitals inside (`HnswIndex`)
-    counts also by its humps. Chinese, Japanese and Korean runs count as overlapping pairs of
-    characters. Case is folded. Nothing is stemmed and no word is left out: BM25 weighs common
-    words down by itself.
+    The rule: the text is normalised (NFKC), Markdown's escapes of `_` and `*` are undone. A *name*
+    is letters, digits and underscores, and may end in `++` or `#`. A *compound* is names joined by
+    `.` `-` `/` `:` `::` or `->`, so `os.path.join` is one. A compound counts as a whole, by what it
+    begins and ends with (`std::vector` in `std::vector::iterator`), by each name, and by each run
+    of letters and digits. A run with capitals inside (`HnswIndex`) counts also by its humps.
+    Chinese, Japanese and Korean runs count as overlapping pairs of characters. Case is folded.
+    Nothing is stemmed and no word is left out: BM25 weighs common words down by itself.
 
     >>> words_of("Use os.path.join!")
-    ['use', 'os.path.join', 'os', 'path', 'join']
+    ['use', 'os.path.join', 'os.path', 'path.join', 'os', 'path', 'join']
+    >>> words_of("max_pool_size")
+    ['max_pool_size', 'max', 'pool', 'size']
     """
-    return [word.casefold() for word in _raw_words(unicodedata.normalize("NFKC", text))]
+    text = _ESCAPE.sub("", unicodedata.normalize("NFKC", text))
+    return [word.casefold() for word in _raw_words(text)]
 
 
 def _raw_words(text: str) -> Iterator[str]:
     for compound in _COMPOUND.findall(text):
-        parts = _WORD.findall(compound)
-        if len(parts) > 1:
-            yield compound
-        for part in parts:
-            for run in _CJK_RUNS.findall(part):
-                yield from _run_words(run)
+        yield from _sub_paths(compound)
+        for name in _JOINT.split(compound):
+            parts = _WORD.findall(name)
+            if parts != [name]:
+                yield name
+            for part in parts:
+                for run in _CJK_RUNS.findall(part):
+                    yield from _run_words(run)
+
+
+def _sub_paths(compound: str) -> Iterator[str]:
+    """A compound of two names or more, and what it begins and ends with, down to two names."""
+    joints = list(_JOINT.finditer(compound))
+    if not joints:
+        return
+    yield compound
+    if len(joints) <= _PATH_LIMIT_NAMES:
+        yield from (compound[: joint.start()] for joint in joints[1:])
+        yield from (compound[joint.end() :] for joint in joints[:-1])
 
 
 def _run_words(run: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ The tokenizers here are built by hand, one for every way of opening a text and o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,6 +103,19 @@ def passage(tokenizer: Any, text: str, title: str = "") -> Chunk:
     """A chunk as ingestion makes it: its text tokenised alone."""
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return Chunk(chunk_id=text[:8], token_ids=tuple(ids), text=text, title=title)
+
+
+def test_headings_and_what_a_chunk_continues_stand_before_it_and_in_what_is_cached() -> None:
+    tokenizer = make_tokenizer()
+    builder = PromptBuilder(tokenizer, PromptSettings())
+    ids = tuple(tokenizer("foo bar")["input_ids"])
+    plain = Chunk("c", ids, "foo bar", title="T")
+    under = replace(plain, headings=("A", "B"), opening="| k |\n|---|")
+    assert tokenizer.decode(builder.chunk_ids(plain)) == "# T\nfoo bar\n\n"
+    lead = "# T\n## A\n### B\n| k |\n|---|\n"
+    assert tokenizer.decode(builder.chunk_ids(under)) == f"{lead}foo bar\n\n"
+    prompt = builder.build([Message(role="user", content="?")], [under])
+    assert builder.chunk_ids(under) in [span.token_ids for span in prompt.spans]
 
 
 def spans_of(prompt: Prompt, kind: SpanKind) -> list[tuple[int, ...]]:

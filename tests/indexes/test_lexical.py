@@ -21,11 +21,16 @@ if TYPE_CHECKING:
         ("", []),
         ("  --- ... \n", []),
         ("The END.", ["the", "end"]),
-        ("os.path.join(a)", ["os.path.join", "os", "path", "join", "a"]),
+        ("os.path.join(a)", ["os.path.join", "os.path", "path.join", "os", "path", "join", "a"]),
         ("json.dumps", ["json.dumps", "json", "dumps"]),
         ("max_file_bytes", ["max_file_bytes", "max", "file", "bytes"]),
-        ("__init__", ["init"]),
-        ("std::vector", ["std::vector", "std", "vector"]),
+        ("__init__", ["__init__", "init"]),
+        ("_private a_", ["_private", "private", "a_", "a"]),
+        ("std::vector<int>", ["std::vector", "std", "vector", "int"]),
+        ("pool.max_size=5", ["pool.max_size", "pool", "max_size", "max", "size", "5"]),
+        (r"max\_pool\_size", ["max_pool_size", "max", "pool", "size"]),
+        ("C++, C# #1", ["c++", "c", "c#", "c", "1"]),
+        ("_" * 9, []),
         ("stdin->fd", ["stdin->fd", "stdin", "fd"]),
         ("--top-k 5", ["top-k", "top", "k", "5"]),
         ("/usr/bin", ["usr/bin", "usr", "bin"]),
@@ -65,6 +70,34 @@ def test_identifiers_are_found_by_whole_and_by_part() -> None:
     assert index.search("os.path.join", 4).ids[0] == 10
     assert index.search("json.dumps", 4).ids[0] == 12
     assert set(index.search("dumps", 4).ids.tolist()) == {12, 13}
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("max_pool_size", 10),
+        ("std::vector", 11),
+        ("__init__", 12),
+        ("C++", 13),
+        ("boost::multi_index", 14),
+        ("multi_index_container", 14),
+    ],
+)
+def test_a_name_is_found_exactly_wherever_it_stands(name: str, place: int) -> None:
+    """Texts that only have a name's parts, and have them more often, come after it."""
+    parts = ["The pool size, at most: max size of the pool, pool size max.",
+             "A vector of std deviations; std vector, vector std.",
+             "init, the init of init.", "C, and C again: C.",
+             "boost the multi index; index multi boost; container of a multi index."]  # fmt: skip
+    index = filled(
+        "Set `pool.max_pool_size=5` or min_pool_size/max_pool_size there and nowhere else at all.",
+        "It returns `std::vector<std::string>::iterator` and never anything else, as was said.",
+        "See `Task.__init__(self)` for what is given to it when it is made, and by whom and why.",
+        "Written in C++17, C++ for short, as is most of what it stands on and is used with.",
+        "Use boost::multi_index::multi_index_container<T> where one order is not enough for you.",
+    )
+    index.add(range(50, 50 + len(parts)), parts)
+    assert index.search(name, 10).ids[0] == place
 
 
 def test_scores_are_those_of_the_formula() -> None:

@@ -120,6 +120,31 @@ def test_stored_vectors_are_those_of_the_chunks_after_an_edit(
         assert vector.tolist() == fresh.tolist()
 
 
+def test_an_included_file_is_read_within_the_folder_and_its_edit_is_an_edit(
+    ingestor: Ingestor, catalog: Catalog, tmp_path: Path
+) -> None:
+    def text() -> str:
+        (info,) = catalog.documents("public", "default")
+        stored = catalog.document("public", "default", info.document_id)
+        assert stored is not None
+        return stored.document.text
+
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (tmp_path / "outside.inc").write_text("A secret.")
+    (folder / "shared.inc").write_text("Shared words.")
+    (folder / "a.rst").write_text(
+        "Title\n=====\n\n.. include:: shared.inc\n\n.. include:: ../outside.inc\n\nThe end.\n"
+    )
+    assert ingestor.ingest_paths([folder]).added == 1
+    assert text() == "# Title\n\nShared words.\n\nThe end."
+    assert ingestor.ingest_paths([folder]).unchanged == 1
+    (folder / "shared.inc").write_text("Other words.")
+    assert ingestor.ingest_paths([folder]).updated == 1
+    assert text() == "# Title\n\nOther words.\n\nThe end."
+    assert ingestor.ingest_paths([folder / "a.rst"]).unchanged == 1
+
+
 @pytest.mark.parametrize("now", [b"", b"\0binary", b"   "])
 def test_a_file_that_lost_its_text_loses_its_chunks(
     ingestor: Ingestor, catalog: Catalog, tmp_path: Path, now: bytes, texts: Any

@@ -132,44 +132,6 @@ def test_no_bytes_do_worse_than_be_refused(data: bytes, suffix: str) -> None:
     found.text.encode()
 
 
-# ---------------------------------------------------------------- html
-
-PAGE = """<!doctype html><html><head><title>Path  functions</title>
-<link rel="canonical" href="https://example.org/path"><script>var secret = 1;</script></head>
-<body><nav><a href="/">Home</a> <a href="/all">All pages</a></nav><article><h1>Paths</h1>
-<p>Use <code>os.path.join</code> to join one or more path segments intelligently, always.</p>
-<h2>Lists</h2><ul><li>first of all</li><li>and then the second</li></ul>
-<p>The last paragraph of the article has some more words to say about joining.</p></article>
-<footer>Copyright nobody</footer></body></html>"""
-
-
-def test_html_becomes_markdown_of_its_main_content() -> None:
-    found = read("a.html", PAGE)
-    assert found.kind is DocumentKind.MARKDOWN
-    assert (found.title, found.url) == ("Path functions", "https://example.org/path")
-    assert "# Paths" in found.text and "`os.path.join`" in found.text
-    assert "- first of all" in found.text
-    assert "secret" not in found.text and "All pages" not in found.text
-
-
-def test_html_says_its_own_encoding() -> None:
-    page = PAGE.replace("<head>", '<head><meta charset="iso-8859-1">').replace("Paths", "Über")
-    assert "# Über" in read("a.htm", page.encode("iso-8859-1")).text
-
-
-def test_a_short_page_is_read() -> None:
-    assert "little" in read("a.html", "<html><body><p>little</p></body></html>").text
-
-
-@pytest.mark.parametrize("page", ["<html><body></body></html>", "<html><script>x</script></html>"])
-def test_pages_without_text_are_refused(page: str) -> None:
-    assert "there is no text" in reason("a.html", page)
-
-
-def test_a_link_that_is_no_web_address_is_not_a_url() -> None:
-    assert read("a.html", PAGE.replace("https://example.org/path", "javascript:x()")).url == ""
-
-
 # ---------------------------------------------------------------- pdf
 
 

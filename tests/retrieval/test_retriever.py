@@ -9,13 +9,13 @@ import pytest
 
 from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.retrieval.catalog import Catalog
+from chunkcache.retrieval.ingest import Ingestor
 from chunkcache.retrieval.retriever import Retriever
+from chunkcache.retrieval.splitter import Splitter
 from chunkcache_indexes.hybrid import reciprocal_rank_fusion
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from chunkcache.retrieval.ingest import Ingestor
 
 
 def found(retriever: Retriever, query: str, top_k: int = 3, **where: str) -> list[str]:
@@ -213,3 +213,50 @@ def test_only_documents_that_pass_are_found(
     assert titles(lambda a: a.get("n") == 1) == [wanted.document_id]
     assert titles(lambda a: a.get("n") == 2) == []
     assert len(titles(lambda a: True)) == 3
+
+
+QUEUES = """# Queues
+
+The service has three, and none of them is the last of the three.
+
+## Orders queue
+
+The orders of the day wait here until they are packed.
+
+### Limit
+
+At most 500 of the messages; then senders are told to wait.
+
+## Audit queue
+
+The deeds of the day wait here until they are written.
+
+### Limit
+
+At most 50 of the messages; then senders are told to wait.
+
+## Mail queue
+
+The letters of the day wait here until they are sent.
+
+### Limit
+
+At most 5000 of the messages; then senders are told to wait.
+"""
+
+
+@pytest.mark.parametrize("mode", ["lexical", "vector", "hybrid"])
+@pytest.mark.parametrize(
+    ("queue", "limit"), [("audit", "50 "), ("orders", "500 "), ("mail", "5000 ")]
+)
+def test_a_passage_is_found_by_the_headings_it_stands_under(
+    catalog: Catalog, tokenizer: Any, embedder: Any, retrieval: Any, tmp_path: Path,
+    mode: str, queue: str, limit: str,
+) -> None:  # fmt: skip
+    """Passages that differ in nothing but a number: only their sections tell them apart."""
+    splitter = Splitter(tokenizer, 56)
+    Ingestor(catalog, splitter, embedder, retrieval()).ingest_bytes("queues.md", QUEUES.encode())
+    retriever = Retriever(catalog, embedder, tmp_path / "indexes", retrieval(mode=mode), splitter)
+    (best,) = retriever.search(f"limit of the {queue} queue?", top_k=1)
+    assert f"At most {limit}" in best.text
+    assert best.headings[0].lower().startswith(queue)

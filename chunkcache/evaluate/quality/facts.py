@@ -46,7 +46,7 @@ def installation_facts(cache: ChunkCache) -> Facts:
 def corpus_digest(cache: ChunkCache, tenant: str, collection: str) -> str:
     """Of all chunks of a collection, in whatever order they came. Cost: reads every chunk."""
     digests = sorted(
-        _digest([chunk.chunk_id, chunk.title, chunk.text, chunk.token_ids])
+        _digest([chunk.chunk_id, chunk.lead, chunk.text, chunk.token_ids])
         for chunk in cache.catalog.chunks(tenant, collection)
     )
     return _digest(digests)
