@@ -258,21 +258,3 @@ def test_labels_and_expiry_of_a_collection(catalog: Catalog, monkeypatch: Any) -
     assert catalog.collections("t")[0] == named == catalog.collection("t", "default")
     with pytest.raises(NotFound):
         catalog.change_collection("u", made.id, name="b", metadata={}, expires_after_days=None)
-
-
-def test_a_catalog_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
-    path = tmp_path / "catalog.sqlite"
-    first = Catalog(path)
-    made = first.create_collection("t", "kept")
-    first.close()
-    connection = sqlite3.connect(path)
-    for column in ("metadata", "expires_after_days", "last_active_at"):
-        connection.execute(f"ALTER TABLE collections DROP COLUMN {column}")
-    connection.execute("PRAGMA user_version = 1")
-    connection.commit()
-    connection.close()
-    again = Catalog(path)
-    found = again.collection("t", made.id)
-    assert (found.name, found.metadata, found.expires_at) == ("kept", {}, None)
-    again.close()
-    Catalog(path).close()

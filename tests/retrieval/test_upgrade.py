@@ -43,7 +43,8 @@ CREATE INDEX chunks_by_id ON chunks (chunk_id);
 CREATE TABLE vectors (entry INTEGER PRIMARY KEY REFERENCES chunks (entry) ON DELETE CASCADE,
     embedder TEXT NOT NULL, vector BLOB NOT NULL);
 INSERT INTO meta VALUES ('created_at', '1700000000.0');
-INSERT INTO collections (tenant, id, name, created_at) VALUES ('public', 'default', 'default', 1.0);
+INSERT INTO collections (tenant, id, name, created_at) VALUES
+    ('public', 'default', 'default', 1.0), ('public', 'kept', 'a name', 2.0);
 PRAGMA application_id = 1128481108;
 PRAGMA user_version = 1;
 """
@@ -87,6 +88,8 @@ def test_an_earlier_catalog_gets_the_tables_of_a_new_one(old: Path, tmp_path: Pa
     with closing(Catalog(old)) as catalog, closing(Catalog(tmp_path / "new.sqlite")):
         (chunk,) = catalog.chunks(*WHERE)
         assert (chunk.text, chunk.headings, chunk.opening) == (READ_BEFORE, (), "")
+        found = catalog.collection("public", "kept")
+        assert (found.name, found.metadata, found.expires_at) == ("a name", {}, None)
     for table in ("collections", "documents", "chunks", "vectors"):
         found = {column[1:5] for column in columns(old, table)}
         assert found == {column[1:5] for column in columns(tmp_path / "new.sqlite", table)}
