@@ -17,11 +17,13 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import lxml.html
+from reporting import command_line, emit, surroundings
 
 from chunkcache.retrieval.html_reader import read_html
 
@@ -159,7 +161,8 @@ def _rows(main: Any) -> Iterator[list[str]]:
 
 
 def _own_text(item: Any) -> str:
-    return "".join(item.xpath("./text() | ./*[not(self::ul or self::ol or self::pre)]//text()"))
+    words = "./text() | ./*[not(self::ul or self::ol or self::pre)]//text()[not(ancestor::pre)]"
+    return "".join(item.xpath(words))
 
 
 def _lines(code: str) -> list[str]:
@@ -201,17 +204,23 @@ def _stands(code: list[str], lines: list[str]) -> bool:
         if line.endswith(code[0]):
             before = line[: len(line) - len(code[0])]
             there = lines[place : place + len(code)]
-            expected = [f"{before}{wanted}".rstrip() if wanted else "" for wanted in code]
-            if [t if t.strip(" >") else "" for t in there] == expected:
+            if len(there) == len(code) and all(map(partial(_is_line, before), code, there)):
                 return True
     return False
+
+
+def _is_line(before: str, wanted: str, line: str) -> bool:
+    """Whether a line is the wanted one; of a blank one what stands before it may be cut."""
+    return line == f"{before}{wanted}".rstrip() if wanted else not line.strip(" >")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sites", nargs="+", metavar="name=folder")
     parser.add_argument("--pages", type=int, default=1000, help="at most, of each site")
+    parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     arguments = parser.parse_args()
+    result: dict[str, Any] = {"benchmark": "html", "command": command_line(), "sites": {}}
     for site in arguments.sites:
         name, _, folder = site.partition("=")
         paths = sorted(Path(folder).rglob("*.html"))[: arguments.pages]
@@ -221,6 +230,7 @@ def main() -> None:
         print(f"\n{name}: {len(pages)} pages, {sum(map(len, pages)) / 1e6:.1f} MB")
         print(f"{'':32}" + "".join(f"{kind:>10}" for kind in KINDS) + "   seconds")
         print(f"{'there are':32}" + "".join(f"{total[kind]:10}" for kind in KINDS))
+        rows = result["sites"][name] = {"there are": dict(total)}
         for reader, read in readers().items():
             count: Counter[str] = Counter()
             before = time.perf_counter()
@@ -228,7 +238,9 @@ def main() -> None:
             seconds = time.perf_counter() - before
             for text, want in zip(found, wanted, strict=True):
                 count += kept(text, want)
+            rows[reader] = {**count, "seconds": round(seconds, 1)}
             print(f"{reader:32}" + "".join(f"{count[k]:10}" for k in KINDS) + f"{seconds:10.1f}")
+    emit({**result, **surroundings("lxml", "markdownify", "beautifulsoup4")}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -171,6 +171,9 @@ def _is_furniture(part: Any) -> bool:
     identity = "" if part.tag in ("section", *_HEADINGS) else part.get("id", "")
     if not _FURNITURE.search(names) and not _COOKIES.search(f"{names} {identity}"):
         return False
+    heading = next(part.iterancestors(*_HEADINGS), None)
+    if heading is not None and _words(heading) == _words(part):
+        return False  # a link back to the table of contents, which is the heading's words
     aside = part.xpath("./p[contains(@class, 'sidebar-title')]")  # a box beside the text (docutils)
     return part.tag not in ("pre", "code", "table") and not aside and not _holds_text(part)
 

@@ -107,10 +107,14 @@ def test_every_heading_is_kept_whatever_stands_around_it() -> None:
         "<details><summary><h3>Three</h3></summary>t</details>"
         "<div class='sl-heading-wrapper'><h4 id='f'>Four</h4><a class='sl-anchor-link' href='#f'>"
         "<span class='sr-only'>Section titled “Four”</span></a></div><p>t</p>"
-        "<div role='heading' aria-level='2'>Five</div><p>t</p></main>"
+        "<div role='heading' aria-level='2'>Five</div><p>t</p>"
+        "<h2><a class='toc-backref' href='#id1'>Six</a><a class='headerlink' href='#s'>¶</a></h2>"
+        "<p>t</p></main>"
     )
     headings = re.findall(r"^#+ .*$", text, re.MULTILINE)
-    assert headings == ["# One", "## Cookies", "## Two `x_y`", "### Three", "#### Four", "## Five"]
+    assert headings == [
+        "# One", "## Cookies", "## Two `x_y`", "### Three", "#### Four", "## Five", "## Six",
+    ]  # fmt: skip
     assert "Section titled" not in text and "They are text here." in text
 
 
