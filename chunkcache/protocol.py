@@ -13,6 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from chunkcache.chunk import Rung, SpanKind
 from chunkcache.config import PassageOrder, RepairPolicyName
 from chunkcache.filters import AttributeFilter
+from chunkcache.forms import CallForm, FunctionCall, JsonForm
+
+Json = dict[str, Any]
+MAX_CHOICES = 16
+MAX_BIASES = 1024
+MAX_LOGPROBS = 20
 
 
 class _Wire(BaseModel):
@@ -150,21 +156,40 @@ class AnswerReport(Report):
 
 
 class Sampling(_Wire):
-    """How tokens are drawn. temperature 0 is greedy."""
+    """How tokens are drawn. temperature 0 is greedy.
+
+    Penalties and biases count under temperature 0 as well. The frequency and presence penalties
+    are for tokens of the answer, the repetition penalty for those of the prompt, too.
+    """
 
     temperature: float = Field(0.0, ge=0.0, le=2.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     top_k: int = Field(0, ge=0, description="0: no limit")
+    min_p: float = Field(0.0, ge=0.0, le=1.0, description="share of the likeliest's probability")
+    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
+    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
+    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0, description="1: none")
+    logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(
+        default_factory=dict, max_length=MAX_BIASES, description="by token id"
+    )
     seed: int | None = None
+    n: int = Field(1, ge=1, le=MAX_CHOICES, description="choices; choice i draws with seed + i")
     max_tokens: int | None = Field(None, ge=1)
+    min_tokens: int = Field(0, ge=0, description="no end-of-sequence token before so many tokens")
+    ignore_eos: bool = Field(False, description="go on behind an end-of-sequence token")
     stop: tuple[str, ...] = ()
+    logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="so many likely tokens beside each; null: none"
+    )
 
 
 class Message(_Wire):
-    """One turn. Content is text."""
+    """One turn. Content is text; a tool's turn is the result of one call."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
+    calls: tuple[FunctionCall, ...] = Field((), description="of an assistant's turn")
+    call_id: str = Field("", description="of a tool's turn: which call it answers")
 
 
 class GivenDocument(_Wire):
@@ -186,6 +211,7 @@ class AnswerRequest(_Wire):
     top_k: int | None = Field(None, ge=0, le=64, description="0: no retrieval")
     filters: AttributeFilter | None = Field(None, description="of the documents searched")
     sampling: Sampling = Sampling()
+    form: JsonForm | CallForm | None = Field(None, description="of the answer; null: any text")
     notes: tuple[str, ...] = Field((), description="to be passed on in the report")
     options: ChunkCacheOptions = ChunkCacheOptions()
     layout: Literal["chat", "plain", "raw"] = Field(
@@ -201,6 +227,34 @@ class AnswerRequest(_Wire):
             raise ValueError("layout raw takes one message, no documents, and top_k 0")
         return self
 
+    @property
+    def question(self) -> str:
+        """The last user turn, which is what passages are looked for."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+    @model_validator(mode="after")
+    def _a_form_ends_by_itself(self) -> AnswerRequest:
+        if self.form is not None and (self.sampling.ignore_eos or self.sampling.min_tokens):
+            raise ValueError(
+                "ignore_eos and min_tokens cannot be had with a JSON answer or a forced call, "
+                "which ends where its schema does"
+            )
+        return self
+
+
+class TokenLogprob(_Wire):
+    """A token and its natural log probability."""
+
+    token: str = Field(description="its text; of part of a character, its bytes written out")
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenToken(TokenLogprob):
+    """A token of the answer, and the likeliest in its place."""
+
+    top_logprobs: list[TokenLogprob] = Field(default_factory=list)
+
 
 class AnswerStarted(_Wire):
     """First event: the passages, in prompt order."""
@@ -211,22 +265,38 @@ class AnswerStarted(_Wire):
 
 
 class AnswerDelta(_Wire):
-    """A piece of the answer's text."""
+    """A piece of a choice's text; with `call`, of the arguments of a call of that function."""
 
     type: Literal["delta"] = "delta"
     text: str
-    completion_tokens: int = Field(0, description="tokens of the answer so far")
+    completion_tokens: int = Field(0, description="tokens of all choices so far")
+    index: int = 0
+    call: str | None = None
+    logprobs: list[ChosenToken] | None = Field(None, description="null: not asked for")
 
 
-class AnswerFinished(_Wire):
-    """Last event."""
+class Choice(_Wire):
+    """One of several answers to the same prompt."""
+
+    text: str = Field(description="empty where the answer is a call")
+    finish_reason: Literal["stop", "length"]
+    call: FunctionCall | None = None
+    logprobs: list[ChosenToken] | None = Field(None, description="null: not asked for")
+
+
+class AnswerFinished(Choice):
+    """Last event: the first choice, the others, and what is true of all."""
 
     type: Literal["finished"] = "finished"
-    text: str
-    finish_reason: Literal["stop", "length"]
-    completion_tokens: int
+    others: list[Choice] = Field(default_factory=list)
+    completion_tokens: int = Field(description="of all choices")
     report: Report
     citations: list[Citation]
+
+    @property
+    def choices(self) -> list[Choice]:
+        """All choices, by index."""
+        return [self, *self.others]
 
 
 AnswerEvent = AnswerStarted | AnswerDelta | AnswerFinished
@@ -303,6 +373,3 @@ class CollectionInfo(_Wire):
         if self.expires_after_days is None:
             return None
         return (self.last_active_at or self.created_at) + self.expires_after_days * 86_400.0
-
-
-Json = dict[str, Any]

@@ -15,12 +15,9 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
 import structlog
-import torch
 
 from chunkcache.cores import release_team
-from chunkcache.engine.attention import Logits, SequenceRows
 from chunkcache.engine.chunk_pages import ChunkPages
 from chunkcache.engine.door import Door
 from chunkcache.engine.pages import PagePool
@@ -31,6 +28,7 @@ from chunkcache.engine.sequence_kv import SequenceKV
 from chunkcache.errors import (
     Cancelled,
     ChunkCacheError,
+    InvalidRequest,
     PromptTooLong,
     ShuttingDown,
 )
@@ -38,9 +36,12 @@ from chunkcache.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import torch
+
     from chunkcache.config import EngineSettings
+    from chunkcache.engine.attention import SequenceRows
     from chunkcache.engine.decoder import DecoderModel
-    from chunkcache.engine.request import Pass, Request
+    from chunkcache.engine.request import Request
     from chunkcache.metrics import Metrics
 
 _MANY_ROWS = 64  # below that a pass is bound by reading the weights and says little of prefill
@@ -85,8 +86,8 @@ class Engine:
         self._running: dict[int, Request] = {}
         self._door = Door(settings)
         # asked when they are scraped: a value set in a step would stay after the last one
-        metrics.running.set_function(lambda: len(self._running))
-        metrics.queue_depth.set_function(lambda: max(0, self.unfinished - len(self._running)))
+        metrics.running.set_function(lambda: self._num_running)
+        metrics.queue_depth.set_function(lambda: max(0, self.unfinished - self._num_running))
         self._thread = threading.Thread(target=self._loop, name="chunkcache-engine", daemon=True)
         self._thread.start()
 
@@ -161,6 +162,13 @@ class Engine:
                 f"{limit} ({which}). Hint: fewer or shorter documents, or a smaller max_tokens.",
                 param="messages",
             )
+        branches = sum(map(self._pages_of_branch, request.branches))
+        if self.pages.pages_for(request.max_tokens) + branches > self.pages.num_pages:
+            raise InvalidRequest.of(
+                "n", len(request.branches) + 1,
+                f"so few that all choices together fit {self.capacity_tokens} tokens",
+                "fewer choices, a smaller max_tokens, or a larger engine.kv_capacity_bytes",
+            )  # fmt: skip
 
     def cancel(self, request: Request) -> None:
         """Stop a request at the next step; its reader gets `Cancelled`. Idempotent."""
@@ -170,6 +178,10 @@ class Engine:
     def unfinished(self) -> int:
         """Requests running, waiting or being prepared."""
         return self._door.inside
+
+    @property
+    def _num_running(self) -> int:
+        return sum(request.trunk is None for request in list(self._running.values()))
 
     def close(self) -> None:
         """Fail what is unfinished with `ShuttingDown` and end the thread. Idempotent."""
@@ -230,7 +242,8 @@ class Engine:
                 assert current is not None
                 positions = current.positions[current.done : current.done + share.rows]
                 current.done += share.rows
-                step.append((request, self._groups(request, current, positions)))
+                groups = request.groups(positions, self.model.geometry.num_layers)
+                step.append((request, groups))
         try:
             results = iter(self._forward([group for _, groups in step for group in groups]))
         except Exception as error:
@@ -241,11 +254,16 @@ class Engine:
             return
         for request, groups in step:
             logits = [next(results) for _ in groups][-1]
+            if request.request_id not in self._running:
+                continue  # another branch of the same tree has just failed
             with self._blaming(request):
                 for group in groups:
                     if group.fault is not None:
                         raise group.fault
-                self._collect(request, logits)
+                assert request.current is not None
+                gathered = request.current.gather(logits)
+                if request.current.pending == 0:
+                    self._advance(request, gathered)
 
     def _forward(self, batch: list[SequenceRows]) -> list[torch.Tensor | None]:
         if not batch:
@@ -258,53 +276,31 @@ class Engine:
             self._on_prefill(rows, time.perf_counter() - began)
         return results
 
-    def _groups(self, request: Request, current: Pass, positions: np.ndarray) -> list[SequenceRows]:
-        """The rows as the model takes them: those that begin, then those that go on."""
-        assert request.kv is not None
-        wanted = current.logits
-        if wanted is Logits.LAST and current.pending:
-            wanted = Logits.NONE
-        resumed = current.resumed
-        going_on = positions >= current.resumed_from if resumed else np.zeros(len(positions), bool)
-        end_layer = current.end_layer
-        run_to = self.model.geometry.num_layers if end_layer is None else end_layer
-        groups = []
-        for part, goes_on in ((positions[~going_on], False), (positions[going_on], True)):
-            if len(part):
-                groups.append(
-                    SequenceRows(
-                        token_ids=torch.tensor([request.token_ids[p] for p in part]),
-                        positions=part,
-                        slots=request.kv.take(part, run_to),
-                        kv=request.kv,
-                        observer=current.observer,
-                        logits=Logits.NONE,
-                        first_layer=resumed.layer if goes_on and resumed else 0,
-                        end_layer=end_layer,
-                        hidden=resumed.states(part) if goes_on and resumed else None,
-                        keep=current.keep,
-                    )
-                )
-        groups[-1].logits = wanted
-        return groups
-
-    def _collect(self, request: Request, logits: torch.Tensor | None) -> None:
-        current = request.current
-        assert current is not None
-        is_last = current.pending == 0
-        if current.logits is Logits.ALL and logits is not None:
-            current.parts.append(logits)
-            logits = torch.cat(current.parts) if is_last else None
-        if is_last:
-            self._advance(request, logits)
-
     def _advance(self, request: Request, logits: torch.Tensor | None) -> None:
         was_decoding = request.is_decoding
-        request.advance(self.model, logits)
+        request.advance(logits)
         if request.is_decoding and not was_decoding:
             self._share_prefix(request)
-        if request.current is None:
-            self._finish(request)
+            for branch in request.branches:
+                self._fork(request, branch)
+        if request.current is None and request.trunk is not None:
+            self._running.pop(request.request_id)
+        trunk = request.trunk or request
+        if trunk.has_ended:
+            self._finish(trunk)
+
+    def _fork(self, trunk: Request, branch: Request) -> None:
+        """Let a branch go on from where its trunk is, on some of the trunk's pages."""
+        assert trunk.kv is not None
+        count = self._pages_of_branch(branch)
+        branch.kv = trunk.kv.fork(trunk.reserve[:count])
+        trunk.reserve = trunk.reserve[count:]
+        branch.begin(self.model)
+        if branch.current is not None:
+            self._running[branch.request_id] = branch
+
+    def _pages_of_branch(self, branch: Request) -> int:
+        return self.pages.pages_for(branch.max_tokens - len(branch.token_ids))
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._settings.max_running:
@@ -321,11 +317,12 @@ class Engine:
             request.pages = self.prefix.match(request.salt, known)
         shared = len(request.pages)
         rows = request.plan(self.model, shared * self.pages.page_tokens)
-        own = self.pages.allocate(self.pages.pages_for(rows))
+        count = self.pages.pages_for(rows)
+        own = self.pages.allocate(count + sum(map(self._pages_of_branch, request.branches)))
         if own is None:
             self._give_back_pages(request)
             return None
-        request.pages = request.pages + own
+        request.pages, request.reserve = request.pages + own, own[count:]
         return shared
 
     def _start(self, request: Request, shared: int) -> None:
@@ -333,7 +330,8 @@ class Engine:
         self._running[request.request_id] = request
         request.kv = SequenceKV(
             self.pages.page_tokens, self.model.geometry.num_layers, request.max_tokens,
-            prefix=request.pages[:shared], own=request.pages[shared:], chunks=request.chunks,
+            prefix=request.pages[:shared], chunks=request.chunks,
+            own=request.pages[shared : len(request.pages) - len(request.reserve)],
         )  # fmt: skip
         request.begin(self.model)
 
@@ -348,7 +346,8 @@ class Engine:
         self._release(request)
 
     def _release(self, request: Request) -> None:
-        self._running.pop(request.request_id, None)
+        for one in (request, *request.branches):
+            self._running.pop(one.request_id, None)
         self._give_back(request)
         self._door.let_out(request)
 
@@ -357,7 +356,7 @@ class Engine:
         self._give_back_leases(request)
 
     def _give_back_pages(self, request: Request) -> None:
-        pages, request.pages = request.pages, []
+        pages, request.pages, request.reserve = request.pages, [], []
         self.pages.release(pages)
 
     def _give_back_leases(self, request: Request) -> None:
@@ -374,8 +373,12 @@ class Engine:
             self._fail(request, _as_engine_error(error))
 
     def _fail(self, request: Request, error: ChunkCacheError) -> None:
+        """A request fails with all its branches, and once."""
+        request = request.trunk or request
         if request in self._waiting:
             self._waiting.remove(request)
+        elif request.request_id not in self._running:
+            return
         self._release(request)
         request.fail(error)
 

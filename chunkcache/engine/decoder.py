@@ -55,6 +55,11 @@ class DecoderModel:
     name: str
     kernel_cache: Path  # where kernels compiled for this machine are kept
 
+    @property
+    def num_tokens(self) -> int:
+        """Length of its logits."""
+        return int(self.hf.config.vocab_size)
+
     def new_pool(
         self, own_pages: int, chunk_bytes: int, settings: EngineSettings, team: Team | None
     ) -> KVPool:

@@ -13,20 +13,39 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenChances:
+    """A token of the answer with its natural log probability, and the likeliest in its place."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # id, log probability; likeliest first
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of the answer."""
+    """A piece of one choice of the answer, and its tokens if they were asked for."""
 
     text: str
-    num_tokens: int  # of the answer so far
+    num_tokens: int  # of the choice so far
+    index: int = 0
+    chances: tuple[TokenChances, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A choice that has ended. `chances` are of all its tokens but an end-of-sequence token."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str  # "stop" or "length"
+    chances: tuple[TokenChances, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
     """A finished generation and everything a report is made of."""
 
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str  # "stop" or "length"
+    choices: tuple[Written, ...]  # at least one
     plan: RepairPlan
     recomputed: np.ndarray  # int64 positions of reused rows that were computed again
     probe_rows: int  # rows run only to choose what to recompute
@@ -39,6 +58,21 @@ class Outcome:
     compute_ms: float
     ttft_ms: float  # since the generation was made
     total_ms: float
+
+    @property
+    def text(self) -> str:
+        """The first choice's text."""
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The first choice's tokens."""
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the first choice ended."""
+        return self.choices[0].finish_reason
 
     @property
     def residual(self) -> float | None:

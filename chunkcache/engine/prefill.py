@@ -20,10 +20,9 @@ from chunkcache.engine.request import Pass, Request
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
-
     from chunkcache.chunk import ChunkKey
     from chunkcache.engine.decoder import DecoderModel
+    from chunkcache.engine.request import Passes
     from chunkcache.errors import ChunkCacheError
 
 
@@ -57,7 +56,6 @@ class ChunkPrefill(Request):
         # the chunk's own rows must all run, so that they can be captured
         self.max_prefix_tokens = self._boundaries[-1]
         self._first = 0
-        self._capture: CaptureKV | None = None
         self._lock = threading.Lock()  # guards the two fields below
         self._callers: list[threading.Event] = []  # each is set once that caller has gone
         self._given_up = False
@@ -81,23 +79,13 @@ class ChunkPrefill(Request):
         self._first = prefix_tokens
         return len(self.token_ids) - prefix_tokens
 
-    def begin(self, model: DecoderModel) -> None:
-        """Run it."""
-        self._capture = CaptureKV(model, self._boundaries, len(self.key.token_ids))
-        self.current = Pass(
-            np.arange(self._first, len(self.token_ids), dtype=np.int64),
-            observer=self._capture,
-            logits=Logits.NONE,
-        )
-
-    def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:
+    def passes(self, model: DecoderModel) -> Passes:
         """One pass is all there is."""
-        assert self._capture is not None
-        self.current = None
+        capture = CaptureKV(model, self._boundaries, len(self.key.token_ids))
+        rows = np.arange(self._first, len(self.token_ids), dtype=np.int64)
+        yield Pass(rows, observer=capture, logits=Logits.NONE)
         self.exact_tokens = self._boundaries[-1]
-        record = ChunkKV(
-            self.key, model.geometry, self._capture.kv, self._capture.stats(self._prior)
-        )
+        record = ChunkKV(self.key, model.geometry, capture.kv, capture.stats(self._prior))
         if not self.future.cancelled():
             self.future.set_result(record)
 

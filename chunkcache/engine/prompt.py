@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from chunkcache.chunk import Span, SpanKind
 from chunkcache.engine.born_context import BORN_PASSAGES
 from chunkcache.engine.template import ChatTemplate, PartTokenizer
+from chunkcache.engine.turns import as_text
 from chunkcache.errors import InvalidRequest, UnsupportedModel
 from chunkcache.protocol import Message
 
@@ -67,6 +68,7 @@ class PromptBuilder:
         except InvalidRequest as error:
             raise UnsupportedModel(f"model.name: no prompt can be made for it. {error}") from error
         self._tokens = PartTokenizer(tokenizer, parts)
+        self._takes_tools = self._template.takes(["system", "user", "assistant", "tool"])
         self.canonical_head = self._split(probe, with_documents=True)[0]
         passages = BORN_PASSAGES if settings.born_after == "passages" else ()
         self.born_passages = [self._passage_ids(title, text) for title, text in passages]
@@ -104,13 +106,14 @@ class PromptBuilder:
         `plain` and no chunks. With layout `raw` the last message is the whole prompt.
 
         Raises:
-            InvalidRequest: the last message is not the user's, or the model's chat template
-                refuses the conversation.
+            InvalidRequest: the last message is neither the user's nor a call's result, or the
+                model's chat template refuses the conversation.
         """
         if layout == "raw":
             whole = Span(SpanKind.QUESTION, 0, tuple(self._tokens.raw(messages[-1].content)))
             return Prompt((whole,), head_is_canonical=False)
-        conversation = self._with_system(messages, adds=layout == "chat" or bool(chunks))
+        turns = as_text(messages, takes_tools=self._takes_tools)
+        conversation = self._with_system(turns, adds=layout == "chat" or bool(chunks))
         head, history, question = self._split(conversation, with_documents=bool(chunks))
         pieces: list[tuple[SpanKind, Sequence[int], Chunk | None]] = [(SpanKind.HEAD, head, None)]
         pieces += [(SpanKind.CHUNK, self.chunk_ids(chunk), chunk) for chunk in chunks]
@@ -124,7 +127,7 @@ class PromptBuilder:
 
     def _with_system(self, messages: Sequence[Message], *, adds: bool) -> list[Message]:
         last = messages[-1].role if messages else "no message"
-        if last != "user":
+        if last not in {"user", "tool"} or not any(m.role == "user" for m in messages):
             raise InvalidRequest.of(
                 "messages", last, "a list that ends with a user message", "put the question last"
             )

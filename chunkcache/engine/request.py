@@ -1,7 +1,8 @@
 """What the engine can be asked to do: a sequence, and passes over it.
 
-A pass is a set of rows in position order that the scheduler may split over steps; when its last row
-has run, the request says what comes next. `generation.py` and `prefill.py` hold the two kinds.
+A pass is a set of rows in position order that the scheduler may split over steps. A request is a
+generator of passes: it is sent a pass's logits when its last row has run, and yields the next one.
+`generation.py` and `prefill.py` hold the two kinds.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import itertools
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from chunkcache.engine.attention import Logits
+import numpy as np
+import torch
+
+from chunkcache.engine.attention import Logits, SequenceRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
-    import torch
 
     from chunkcache.engine.attention import KeptRows, RowObserver
     from chunkcache.engine.chunk_pages import Resident
@@ -54,6 +56,13 @@ class Pass:
         """Rows not yet run."""
         return len(self.positions) - self.done
 
+    def gather(self, logits: torch.Tensor | None) -> torch.Tensor | None:
+        """Logits of rows that have just run; those of all rows at the end, where all are wanted."""
+        if self.logits is not Logits.ALL or logits is None:
+            return logits
+        self.parts.append(logits)
+        return None if self.pending else torch.cat(self.parts)
+
     def full_rows(self, num_layers: int) -> float:
         """What the pass costs, in rows through all `num_layers` layers."""
         end = num_layers if self.end_layer is None else self.end_layer
@@ -62,10 +71,17 @@ class Pass:
         return (len(self.positions) * end - skipped) / num_layers
 
 
+Passes = Generator[Pass, torch.Tensor | None, None]
+"""Passes in order. Each is answered with its logits, fp32: `[vocab]`, or `[rows, vocab]` where the
+pass wanted all, or None."""
+
+
 class Request(ABC):
     """Identity, sequence and KV; owned by the engine thread once submitted.
 
-    `leases` are chunks it may read; whoever gets the request gives them back with it.
+    `leases` are chunks it may read; whoever gets the request gives them back with it. `branches`
+    are other continuations of the same tokens: they begin when this one begins to decode, read the
+    rows it has until then where they lie, and end with it.
     """
 
     is_part: ClassVar[bool] = False  # run for a caller who has a place in the queue without it
@@ -86,9 +102,13 @@ class Request(ABC):
         self.takes_prefix = takes_prefix  # from other requests under the same salt
         self.gives_prefix = gives_prefix
         self.leases: list[Resident] = []
-        self.pages: list[int] = []  # of the exact prefix, then its own
+        self.pages: list[int] = []  # of the exact prefix, then its own, then the reserve
+        self.reserve: list[int] = []  # for branches that have not begun
         self.kv: SequenceKV | None = None
         self.current: Pass | None = None
+        self.branches: list[Request] = []
+        self.trunk: Request | None = None  # whose branch it is
+        self._passes: Passes | None = None
         self.is_decoding = False
         self.exact_tokens = 0  # leading tokens whose KV may be shared as an exact prefix
         self.max_prefix_tokens = len(token_ids) - 1  # the last row must run, for its logits
@@ -113,15 +133,58 @@ class Request(ABC):
         return []
 
     @abstractmethod
+    def passes(self, model: DecoderModel) -> Passes:
+        """What to run, from the first pass on; `kv` is there."""
+
     def begin(self, model: DecoderModel) -> None:
         """Set the first pass; `kv` is there."""
+        self._passes = self.passes(model)
+        self.current = next(self._passes, None)
 
-    @abstractmethod
-    def advance(self, model: DecoderModel, logits: torch.Tensor | None) -> None:
-        """The current pass is done: set the next one, or None when the request is finished.
+    def advance(self, logits: torch.Tensor | None) -> None:
+        """The current pass is done: set the next one, or None when the request is finished."""
+        assert self._passes is not None
+        try:
+            self.current = self._passes.send(logits)
+        except StopIteration:
+            self.current = None
 
-        `logits` fp32: `[vocab]`, or `[rows, vocab]` where the pass wanted all, or None.
+    def groups(self, positions: np.ndarray, num_layers: int) -> list[SequenceRows]:
+        """Rows of the current pass as the model takes them: those that begin, then those that go
+        on. `positions` int64, increasing; their slots are taken.
         """
+        current = self.current
+        assert self.kv is not None and current is not None
+        wanted = current.logits
+        if wanted is Logits.LAST and current.pending:
+            wanted = Logits.NONE
+        resumed = current.resumed
+        going_on = positions >= current.resumed_from if resumed else np.zeros(len(positions), bool)
+        run_to = num_layers if current.end_layer is None else current.end_layer
+        groups = []
+        for part, goes_on in ((positions[~going_on], False), (positions[going_on], True)):
+            if len(part):
+                groups.append(
+                    SequenceRows(
+                        token_ids=torch.tensor([self.token_ids[p] for p in part]),
+                        positions=part,
+                        slots=self.kv.take(part, run_to),
+                        kv=self.kv,
+                        observer=current.observer,
+                        logits=Logits.NONE,
+                        first_layer=resumed.layer if goes_on and resumed else 0,
+                        end_layer=current.end_layer,
+                        hidden=resumed.states(part) if goes_on and resumed else None,
+                        keep=current.keep,
+                    )
+                )
+        groups[-1].logits = wanted
+        return groups
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it, and every branch of it, has nothing left to run."""
+        return self.current is None and all(branch.current is None for branch in self.branches)
 
     @abstractmethod
     def fail(self, error: ChunkCacheError) -> None:

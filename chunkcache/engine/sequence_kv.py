@@ -7,6 +7,7 @@ through; in the layers above, where rows were let go, the chunk's row is still t
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,26 @@ class SequenceKV:
             self._fixed.append(segment)
             self._in_chunk[chunk.begin + first : chunk.begin + end] = True
         self._seen: dict[int, tuple[list[Segment], np.ndarray]] = {}
+
+    def fork(self, own: Sequence[int]) -> SequenceKV:
+        """Another continuation of the same tokens, whose new rows go to the pages `own`.
+
+        The rows taken so far are seen by both and must not be run again by either. The places left
+        in their last page are this one's; the other begins with a page of its own.
+        """
+        used = -(-self._used // self._page_tokens)  # pages
+        slots, new = used * self._page_tokens, len(own) * self._page_tokens
+        other = copy.copy(self)
+        other._own = np.concatenate([self._own[:used], np.array(own, dtype=np.int32)])
+        other._index_of = self._index_of.copy()
+        unused = np.full(new, HIDDEN, dtype=np.int32)
+        other._position_of = np.concatenate([self._position_of[:slots], unused])
+        not_run = np.zeros(new, dtype=np.int32)
+        other._run_to = np.concatenate([self._run_to[:slots], not_run])
+        other._run_to[self._used : slots] = self._num_layers  # nobody's rows end no layer
+        other._used = slots
+        other._seen = {}
+        return other
 
     def take(self, positions: np.ndarray, end_layer: int) -> np.ndarray:
         """int32 slots (page · page_tokens + place) for rows about to run up to `end_layer`.

@@ -24,6 +24,8 @@ _MARK = "\u2402{}\u2403"  # visible control pictures: no template trims or escap
 # expression keeps jinja from trimming what follows the macro.
 _FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}{{ '' }}"
 
+_PLAIN_NAMES = {"system": "", "user": "Question: ", "assistant": "Answer: "}
+
 
 class ChatTemplate:
     """The template's own text around the contents of a conversation."""
@@ -54,6 +56,16 @@ class ChatTemplate:
                 raise
         merged = [("user", f"{marks[0]}\n\n{marks[1]}"), *turns[2:]]
         return _cut(self._render(merged), marks)
+
+    def takes(self, roles: Sequence[str]) -> bool:
+        """Whether a conversation of these roles can be laid out."""
+        if not self._source and not set(roles) <= set(_PLAIN_NAMES):
+            return False
+        try:
+            self.parts(roles)
+        except InvalidRequest:
+            return False
+        return True
 
     def _render(self, turns: Sequence[tuple[str, str]]) -> str:
         if not self._source:
@@ -93,8 +105,7 @@ def _cut(rendered: str, marks: Sequence[str]) -> list[str]:
 
 def _render_plain(turns: Sequence[tuple[str, str]], bos: str) -> str:
     """A layout for models without a chat template."""
-    names = {"system": "", "user": "Question: ", "assistant": "Answer: "}
-    return bos + "\n\n".join(names[role] + text for role, text in turns) + "\n\nAnswer:"
+    return bos + "\n\n".join(_PLAIN_NAMES[role] + text for role, text in turns) + "\n\nAnswer:"
 
 
 class PartTokenizer:

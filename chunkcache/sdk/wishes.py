@@ -38,8 +38,16 @@ class Wishes(TypedDict, total=False):
     temperature: float | None
     top_p: float | None
     max_tokens: int | None
+    min_tokens: int | None
+    ignore_eos: bool | None
     stop: str | Sequence[str] | None
     seed: int | None
+    min_p: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    response_format: Json | None
 
 
 _OPTIONS = (
@@ -70,6 +78,8 @@ def chat_call(question: Question, wishes: Wishes, *, stream: bool = False) -> Ca
         body["documents"] = [_document(document) for document in said["documents"]]
     if "stop" in said and not isinstance(said["stop"], str):
         body["stop"] = list(said["stop"])
+    if "logit_bias" in said:
+        body["logit_bias"] = {str(token): bias for token, bias in said["logit_bias"].items()}
     if options:
         body["chunkcache"] = options
     if stream:
@@ -84,7 +94,20 @@ def _names() -> set[str]:
 def _messages(question: Question) -> list[Json]:
     if isinstance(question, str):
         return [{"role": "user", "content": question}]
-    return [m.model_dump() if isinstance(m, Message) else dict(m) for m in question]
+    return [_message(m) if isinstance(m, Message) else dict(m) for m in question]
+
+
+def _message(message: Message) -> Json:
+    """A turn as OpenAI's API has it."""
+    turn: Json = {"role": message.role, "content": message.content}
+    if message.calls:
+        turn["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+            for c in message.calls
+        ]
+    if message.role == "tool":
+        turn["tool_call_id"] = message.call_id
+    return turn
 
 
 def _document(document: str | GivenDocument | Mapping[str, str]) -> Json:

@@ -38,7 +38,8 @@ def citer_of(asked: AnswerRequest, body: AnyRequest, request: Request, service: 
         base_url=service.settings.server.public_url or str(request.base_url),
         tenant=asked.tenant,
         store=asked.collection,
-        as_text=(wish or service.settings.server.citations) == "text",
+        # behind JSON, or a call's arguments, a list of sources would make it none
+        as_text=(wish or service.settings.server.citations) == "text" and asked.form is None,
     )
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 from chunkcache.protocol import AnswerReport
 
 if TYPE_CHECKING:
-    from chunkcache.protocol import AnswerFinished, Json
+    from collections.abc import Sequence
+
+    from chunkcache.protocol import AnswerDelta, AnswerFinished, Choice, ChosenToken, Json
     from chunkcache.server.citations import Citer
 
 
@@ -70,7 +72,10 @@ class Reply(ABC):
         """The whole answer as one object."""
         return {
             **self._envelope(self.whole_kind),
-            "choices": [self._choice(finished)],
+            "choices": [
+                {**self._choice(choice, finished), "index": index}
+                for index, choice in enumerate(finished.choices)
+            ],
             "usage": usage_of(finished),
             "chunkcache": report_of(finished),
         }
@@ -81,23 +86,31 @@ class Reply(ABC):
         return {**envelope, "choices": [], "usage": usage_of(finished)}
 
     @abstractmethod
-    def opening(self) -> Json:
-        """The first chunk of a stream."""
+    def opening(self, index: int) -> Json:
+        """The first chunk of a choice."""
 
     @abstractmethod
-    def piece(self, text: str) -> Json:
-        """A chunk with a piece of the answer."""
+    def piece(self, delta: AnswerDelta) -> Json:
+        """A chunk with a piece of a choice."""
 
     @abstractmethod
-    def closing(self, finished: AnswerFinished) -> Json:
-        """The chunk that says why the answer ends, and what it could draw on."""
+    def closing(self, index: int, choice: Choice, finished: AnswerFinished) -> Json:
+        """The chunk that says why a choice ends, and what it could draw on."""
 
     @abstractmethod
-    def _choice(self, finished: AnswerFinished) -> Json:
-        """The only choice of the whole answer."""
+    def _choice(self, choice: Choice, finished: AnswerFinished) -> Json:
+        """A choice of the whole answer, its index left out."""
 
-    def _chunk(self, finish_reason: str | None, content: Json) -> Json:
-        choice = {"index": 0, **content, "finish_reason": finish_reason, "logprobs": None}
+    def _chunk(
+        self, index: int, content: Json, finish_reason: str | None = None,
+        logprobs: Sequence[ChosenToken] | None = None,
+    ) -> Json:  # fmt: skip
+        choice = {
+            "index": index,
+            **content,
+            "finish_reason": finish_reason,
+            "logprobs": _logprobs(logprobs),
+        }
         return {**self._envelope(self.chunk_kind), "choices": [choice]}
 
     def _envelope(self, kind: str) -> Json:
@@ -111,36 +124,67 @@ class ChatReply(Reply):
     whole_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def opening(self) -> Json:
+    def __init__(self, model: str, citer: Citer, call_finish_reason: str = "tool_calls") -> None:
+        super().__init__(model, citer)
+        self._call_finish_reason = call_finish_reason
+        self._called: set[int] = set()  # choices of a stream whose call has been named
+
+    def opening(self, index: int) -> Json:
         """Who speaks."""
-        return self._chunk(None, {"delta": {"role": "assistant", "content": ""}})
+        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
 
-    def piece(self, text: str) -> Json:
-        """A delta of the message."""
-        return self._chunk(None, {"delta": {"content": text}})
+    def piece(self, delta: AnswerDelta) -> Json:
+        """A delta of the message; of a call, the first one has its id and its function's name."""
+        content: Json = {"content": delta.text}
+        if delta.call is not None:
+            call: Json = {"index": 0, "function": {"arguments": delta.text}}
+            if delta.index not in self._called:
+                self._called.add(delta.index)
+                call = {"index": 0, **_call(delta.call, delta.text)}
+            content = {"tool_calls": [call]}
+        return self._chunk(delta.index, {"delta": content}, logprobs=delta.logprobs)
 
-    def closing(self, finished: AnswerFinished) -> Json:
-        """The annotations, and why the answer ends."""
-        found = self._annotations(finished)
+    def closing(self, index: int, choice: Choice, finished: AnswerFinished) -> Json:
+        """The annotations, and why the choice ends."""
+        found = self._annotations(choice, finished)
         delta = {"annotations": found} if found else {}
-        return self._chunk(finished.finish_reason, {"delta": delta})
+        return self._chunk(index, {"delta": delta}, self._finish_reason(choice))
 
-    def _choice(self, finished: AnswerFinished) -> Json:
-        message = {
-            "role": "assistant",
-            "content": finished.text + self.sources(finished),
-            "refusal": None,
-            "annotations": self._annotations(finished),
-        }
+    def _choice(self, choice: Choice, finished: AnswerFinished) -> Json:
+        message: Json = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.call is None:
+            message["content"] += self.sources(finished)
+            message["annotations"] = self._annotations(choice, finished)
+        else:
+            message["content"] = None
+            message["tool_calls"] = [_call(choice.call.name, choice.call.arguments)]
         return {
-            "index": 0,
             "message": message,
-            "finish_reason": finished.finish_reason,
-            "logprobs": None,
+            "finish_reason": self._finish_reason(choice),
+            "logprobs": _logprobs(choice.logprobs),
         }
 
-    def _annotations(self, finished: AnswerFinished) -> list[Json]:
-        return self._citer.annotations(finished.citations, len(finished.text))
+    def _finish_reason(self, choice: Choice) -> str:
+        is_whole_call = choice.call is not None and choice.finish_reason == "stop"
+        return self._call_finish_reason if is_whole_call else choice.finish_reason
+
+    def _annotations(self, choice: Choice, finished: AnswerFinished) -> list[Json]:
+        if choice.call is not None:
+            return []
+        return self._citer.annotations(finished.citations, len(choice.text))
+
+
+def _call(name: str, arguments: str) -> Json:
+    """A call with an id of OpenAI's form."""
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _logprobs(tokens: Sequence[ChosenToken] | None) -> Json | None:
+    """OpenAI's logprobs object; null where they were not asked for."""
+    if tokens is None:
+        return None
+    return {"content": [token.model_dump() for token in tokens], "refusal": None}
 
 
 class TextReply(Reply):
@@ -149,22 +193,21 @@ class TextReply(Reply):
     id_prefix = "cmpl"
     whole_kind = chunk_kind = "text_completion"
 
-    def opening(self) -> Json:
+    def opening(self, index: int) -> Json:
         """An empty piece."""
-        return self.piece("")
+        return self._chunk(index, {"text": ""})
 
-    def piece(self, text: str) -> Json:
+    def piece(self, delta: AnswerDelta) -> Json:
         """A piece of the text."""
-        return self._chunk(None, {"text": text})
+        return self._chunk(delta.index, {"text": delta.text})
 
-    def closing(self, finished: AnswerFinished) -> Json:
+    def closing(self, index: int, choice: Choice, finished: AnswerFinished) -> Json:
         """Why the text ends."""
-        return self._chunk(finished.finish_reason, {"text": ""})
+        return self._chunk(index, {"text": ""}, choice.finish_reason)
 
-    def _choice(self, finished: AnswerFinished) -> Json:
+    def _choice(self, choice: Choice, finished: AnswerFinished) -> Json:
         return {
-            "index": 0,
-            "text": finished.text + self.sources(finished),
-            "finish_reason": finished.finish_reason,
+            "text": choice.text + self.sources(finished),
+            "finish_reason": choice.finish_reason,
             "logprobs": None,
         }

@@ -1,7 +1,8 @@
 """Completions in chunks, as server-sent events.
 
-A stream is: an opening chunk (with `chunkcache.citations`), one chunk per piece of text, a
-chunk with the annotations and `finish_reason`, a usage chunk with `choices: []` if asked for, and
+A stream is: an opening chunk for each choice (the first with `chunkcache.citations`), one chunk per
+piece of text or of a call's arguments, for each choice a chunk with the annotations and
+`finish_reason`, a usage chunk with `choices: []` if asked for, and
 `data: [DONE]`. The last chunk carries the usage, asked or not (clients guess it otherwise), and the
 `chunkcache` object. An error after the stream has begun
 is one `event: error`, and then the stream ends without `[DONE]`.
@@ -47,6 +48,7 @@ async def frames(
     started: AnswerStarted,
     events: AsyncIterator[AnswerEvent],
     options: StreamOptions,
+    num_choices: int = 1,
 ) -> AsyncIterator[str]:
     """The stream of one answer whose first event has been read already."""
 
@@ -56,14 +58,17 @@ async def frames(
         return {"usage": None} if options.include_usage else {}
 
     passages = [citation.model_dump(mode="json") for citation in started.citations]
-    yield frame({**reply.opening(), **usage(0), "chunkcache": {"citations": passages}})
+    extra: Json = {"chunkcache": {"citations": passages}}
+    for index in range(num_choices):
+        yield frame({**reply.opening(index), **usage(0), **extra})
+        extra = {}
     try:
         async for event in events:
             if isinstance(event, AnswerDelta):
-                yield frame({**reply.piece(event.text), **usage(event.completion_tokens)})
+                yield frame({**reply.piece(event), **usage(event.completion_tokens)})
             elif isinstance(event, AnswerFinished):
-                if sources := reply.sources(event):
-                    yield frame({**reply.piece(sources), **usage(event.completion_tokens)})
+                for piece in _sources(reply, event):
+                    yield frame({**piece, **usage(event.completion_tokens)})
                 for last in _closing(reply, event, options, usage(event.completion_tokens)):
                     yield frame(last)
         yield DONE
@@ -76,11 +81,22 @@ async def frames(
 def _closing(
     reply: Reply, finished: AnswerFinished, options: StreamOptions, usage: Json
 ) -> list[Json]:
-    closing = reply.closing(finished)
+    *others, last = [
+        {**reply.closing(index, choice, finished), **usage}
+        for index, choice in enumerate(finished.choices)
+    ]
     report = {"chunkcache": report_of(finished)}
     if not options.include_usage:
-        return [{**closing, "usage": usage_of(finished), **report}]
-    return [{**closing, **usage}, {**reply.usage_chunk(finished), **report}]
+        return [*others, {**last, "usage": usage_of(finished), **report}]
+    return [*others, last, {**reply.usage_chunk(finished), **report}]
+
+
+def _sources(reply: Reply, finished: AnswerFinished) -> list[Json]:
+    """The list of sources behind the text of every choice, if it is asked for."""
+    if not (sources := reply.sources(finished)):
+        return []
+    indices = range(len(finished.choices))
+    return [reply.piece(AnswerDelta(text=sources, index=index)) for index in indices]
 
 
 class EventStream(StreamingResponse):

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chunkcache.chunk import Rung, SpanKind
-from chunkcache.engine.outcome import Delta, Outcome
+from chunkcache.engine.outcome import Outcome
 from chunkcache.errors import Cancelled
+from chunkcache.forms import CallForm
 from chunkcache.protocol import (
     AnswerDelta,
     AnswerEvent,
     AnswerFinished,
     AnswerStarted,
+    Choice,
+    ChosenToken,
     Timings,
+    TokenLogprob,
 )
+from chunkcache.service.calls import CallReader, read_call
 from chunkcache.service.report import build_report, citation
 
 if TYPE_CHECKING:
@@ -24,10 +29,14 @@ if TYPE_CHECKING:
     from chunkcache.chunk import Chunk
     from chunkcache.engine.core import Engine
     from chunkcache.engine.generation import Generation
+    from chunkcache.engine.outcome import Delta, TokenChances, Written
     from chunkcache.engine.prompt import Prompt
+    from chunkcache.engine.vocabulary import Vocabulary
     from chunkcache.metrics import Metrics
-    from chunkcache.protocol import Report
+    from chunkcache.protocol import AnswerRequest, Report
     from chunkcache.service.calibration import Calibration
+
+LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own floor
 
 
 @dataclass(slots=True)
@@ -52,11 +61,23 @@ class AnswerHandle:
     """A running answer. `events()` is read by one thread; `cancel()` may be called from any."""
 
     def __init__(
-        self, generation: Generation, preparation: Preparation, engine: Engine, metrics: Metrics
+        self,
+        generation: Generation,
+        preparation: Preparation,
+        request: AnswerRequest,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        metrics: Metrics,
     ) -> None:
         self._generation = generation
         self._preparation = preparation
         self._engine = engine
+        self._vocabulary = vocabulary
+        self._calls: list[CallReader] | None = None  # by choice, where the answer is a call
+        if isinstance(request.form, CallForm):
+            self._calls = [CallReader() for _ in range(request.sampling.n)]
+        self._generated = [0] * request.sampling.n  # tokens so far, by choice
+        self._wants_logprobs = request.sampling.logprobs is not None
         self._metrics = metrics
         self.outcome: Outcome | None = None  # after the last event; in-process callers only
 
@@ -80,11 +101,11 @@ class AnswerHandle:
         try:
             yield AnswerStarted(citations=citations, prompt_tokens=self.prompt.num_tokens)
             for event in self._generation.events():
-                if isinstance(event, Delta):
-                    yield AnswerDelta(text=event.text, completion_tokens=event.num_tokens)
-                else:
+                if isinstance(event, Outcome):
                     outcome = "ok"
                     yield self._finished(event)
+                elif (delta := self._delta(event)) is not None:
+                    yield delta
         except Cancelled:
             outcome = "cancelled"
             raise
@@ -95,6 +116,49 @@ class AnswerHandle:
             self.cancel()
             self._metrics.requests.labels(outcome).inc()
 
+    def _delta(self, delta: Delta) -> AnswerDelta | None:
+        """None: a part of a call's name, of which there is nothing to say yet."""
+        text, call = delta.text, None
+        logprobs = self._logprobs(delta.chances)
+        self._generated[delta.index] = delta.num_tokens
+        if self._calls is not None:
+            reader = self._calls[delta.index]
+            text, call = reader.push(text), reader.name
+            if call is None and not logprobs:
+                return None
+        return AnswerDelta(
+            text=text, completion_tokens=sum(self._generated), index=delta.index, call=call,
+            logprobs=logprobs,
+        )  # fmt: skip
+
+    def _choice(self, written: Written) -> Choice:
+        is_call = self._calls is not None
+        return Choice(
+            text="" if is_call else written.text,
+            finish_reason="stop" if written.finish_reason == "stop" else "length",
+            call=read_call(written.text) if is_call else None,
+            logprobs=self._logprobs(written.chances),
+        )
+
+    def _logprobs(self, chances: Sequence[TokenChances]) -> list[ChosenToken] | None:
+        if not self._wants_logprobs:
+            return None
+        return [
+            ChosenToken(
+                **self._named(token.token_id, token.logprob),
+                top_logprobs=[TokenLogprob(**self._named(*other)) for other in token.top],
+            )
+            for token in chances
+        ]
+
+    def _named(self, token_id: int, logprob: float) -> dict[str, Any]:
+        raw = self._vocabulary.token_bytes(token_id)
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:  # part of a character: shown as OpenAI does
+            text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        return {"token": text, "logprob": max(logprob, LOWEST_LOGPROB), "bytes": list(raw)}
+
     def _finished(self, outcome: Outcome) -> AnswerFinished:
         self.outcome = outcome
         report = self._report(outcome)
@@ -103,14 +167,16 @@ class AnswerHandle:
         metrics = self._metrics
         metrics.ttft_seconds.labels(report.rung.value).observe(report.timings.ttft_ms / 1e3)
         metrics.request_seconds.observe(report.timings.total_ms / 1e3)
-        metrics.generated.inc(len(outcome.token_ids))
+        generated = sum(len(choice.token_ids) for choice in outcome.choices)
+        metrics.generated.inc(generated)
         metrics.tokens.labels("reused").inc(report.reused_tokens)
         metrics.tokens.labels("recomputed").inc(report.recomputed_tokens)
         metrics.tokens.labels("computed").inc(report.computed_tokens)
+        first, *others = [self._choice(written) for written in outcome.choices]
         return AnswerFinished(
-            text=outcome.text,
-            finish_reason="stop" if outcome.finish_reason == "stop" else "length",
-            completion_tokens=len(outcome.token_ids),
+            **dict(first),
+            others=others,
+            completion_tokens=generated,
             report=report,
             citations=[citation(chunk) for chunk in self._preparation.chunks],
         )

@@ -12,6 +12,7 @@ from chunkcache.errors import InvalidRequest, PromptTooLong
 from chunkcache.repair import policy_named
 from chunkcache.service.answer import AnswerHandle, Preparation, chunk_spans, elapsed_ms
 from chunkcache.service.calibration import CALIBRATED_POLICY
+from chunkcache.service.calls import told_messages
 from chunkcache.service.order import RankedPassage
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class Asker:
         runtime, repair = self._runtime, self._settings.repair
         options = request.options
         max_new = request.sampling.max_tokens or self._settings.engine.max_new_tokens_default
-        notes = [*request.notes]
+        notes = [*request.notes, *_sampling_notes(request)]
+        self._check_biases(request)
+        new_matcher = runtime.grammars.compile(request.form) if request.form else None
         prompt, chunks = self._fit(request, list(chunks), max_new, notes)
         shares = self._settings.engine.prefix_cache  # without it no order is better than another
         if shares and (options.order or self._settings.retrieval.order) == "cache_friendly":
@@ -108,9 +111,21 @@ class Asker:
             takes_prefix=options.mode != "full" and not measure.takes_no_prefix,
             gives_prefix=options.mode != "full" and not measure.leaves_no_prefix,
             forced_ids=measure.forced_ids, keep_logits=measure.keep_logits,
+            new_matcher=new_matcher,
         )  # fmt: skip
         submit(generation)
-        return AnswerHandle(generation, preparation, runtime.engine, self._metrics)
+        return AnswerHandle(
+            generation, preparation, request, runtime.engine, runtime.vocabulary, self._metrics
+        )
+
+    def _check_biases(self, request: AnswerRequest) -> None:
+        tokens = self._runtime.model.num_tokens
+        for token in request.sampling.logit_bias:
+            if not 0 <= token < tokens:
+                raise InvalidRequest.of(
+                    "logit_bias", token, f"the id of a token of the model, 0 to {tokens - 1}",
+                    "ids are those of this model's tokenizer",
+                )  # fmt: skip
 
     def _reorder(
         self,
@@ -125,7 +140,7 @@ class Asker:
         if order != sorted(order):
             notes.append("passages were put into the order of an earlier exact answer")
             chunks = [chunks[i] for i in order]
-            prompt = self._runtime.prompts.build(request.messages, chunks, request.layout)
+            prompt = self._runtime.prompts.build(told_messages(request), chunks, request.layout)
         return prompt, chunks
 
     def _repair(self, options: ChunkCacheOptions) -> RepairSettings:
@@ -168,14 +183,15 @@ class Asker:
         runtime = self._runtime
         limit = min(runtime.model.context_tokens, runtime.engine.capacity_tokens) - max_new
         given = len(chunks)
-        prompt = runtime.prompts.build(request.messages, chunks, request.layout)
+        messages = told_messages(request)
+        prompt = runtime.prompts.build(messages, chunks, request.layout)
         if prompt.num_tokens > limit and self._settings.engine.overflow == "drop":
             total = prompt.num_tokens
             sizes = [len(prompt.spans[index]) for index in chunk_spans(prompt)]
             while chunks and total > limit:
                 total -= sizes.pop()
                 chunks = chunks[:-1]
-            prompt = runtime.prompts.build(request.messages, chunks, request.layout)
+            prompt = runtime.prompts.build(messages, chunks, request.layout)
         if prompt.num_tokens > limit:
             raise PromptTooLong(
                 f"messages: got {prompt.num_tokens} prompt tokens and {max_new} for the answer, "
@@ -189,6 +205,12 @@ class Asker:
                 f"the prompt must fit {limit} tokens"
             )
         return prompt, chunks
+
+
+def _sampling_notes(request: AnswerRequest) -> list[str]:
+    if request.sampling.n > 1 and request.sampling.temperature == 0.0:
+        return ["n: at temperature 0 all choices are the same"]
+    return []
 
 
 def _order_of(prompt: Prompt, salt: bytes) -> tuple[bytes, list[RankedPassage]]:

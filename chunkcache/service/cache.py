@@ -199,7 +199,7 @@ class ChunkCache(Library):
             most_tokens = _CONTEXTS_OF_DOCUMENTS * room
             return given.chunks(request.documents, request.tenant, most_tokens=most_tokens)
         top_k = self.settings.retrieval.top_k if request.top_k is None else request.top_k
-        question = request.messages[-1].content
+        question = request.question
         if top_k == 0 or not question.strip():
             return []
         return self._search(question, top_k, request.tenant, request.collection, request.filters)

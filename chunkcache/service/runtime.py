@@ -14,9 +14,11 @@ from chunkcache.chunk import ChunkKey
 from chunkcache.cores import in_own_thread, one_core
 from chunkcache.engine.core import Engine
 from chunkcache.engine.gate import Verdict, run_gate, store_verdict, stored_verdict
+from chunkcache.engine.grammar import Grammars
 from chunkcache.engine.model import load_model
 from chunkcache.engine.prefill import ChunkPrefill
 from chunkcache.engine.prompt import PromptBuilder
+from chunkcache.engine.vocabulary import Vocabulary
 from chunkcache.errors import Cancelled, ChunkCacheError, GateFailed
 from chunkcache.service.calibration import load_calibration
 from chunkcache.service.order import OrderBook
@@ -55,6 +57,8 @@ class Runtime:
         self.model = in_own_thread(load_model, settings)
         self.verdict = in_own_thread(_gate, self.model, settings)
         self.prompts = PromptBuilder(self.model.tokenizer, settings.prompt)
+        self.vocabulary = Vocabulary(self.model.tokenizer, self.model.eos_ids)
+        self.grammars = Grammars(self.vocabulary)
         # on a CPU the pages of chunks are the tier in host memory
         self.store = open_store(
             settings, self.model.fingerprint, metrics, with_host=self.model.device.type != "cpu"

@@ -271,7 +271,7 @@ def _doomed_begin(request: Any) -> None:
 
 
 def _doomed_sampler(request: Any) -> None:
-    request._sampler = None
+    request._choices[0]._sampler = None
 
 
 def _doomed_scores(request: Any) -> None:
@@ -279,13 +279,7 @@ def _doomed_scores(request: Any) -> None:
         def look(self, view: Any) -> None:
             raise RuntimeError("a look at the wrong moment")
 
-    start = request._start_scoring
-
-    def start_scoring(model: DecoderModel) -> None:
-        start(model)
-        request.current.observer = request._scores = Scores(request._prompt.num_tokens, 0)
-
-    request._start_scoring = start_scoring
+    request._new_scores = lambda model: Scores(request._prompt.num_tokens, 0)
 
 
 @pytest.mark.parametrize("doom", [_doomed_begin, _doomed_sampler, _doomed_scores])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunkcache.engine.sample import Sampler, filtered_probabilities
+from chunkcache.engine.sample import Sampler, chances_of, filtered_probabilities
 from chunkcache.protocol import Sampling
 
 # whole numbers make ties; halves make near-misses
@@ -151,3 +151,84 @@ def test_greedy_and_a_tiny_temperature_agree() -> None:
         logits = torch.randn(50, generator=generator)
         cold = Sampler(Sampling(temperature=1e-6, seed=1)).draw(logits)
         assert cold == Sampler(Sampling()).draw(logits)
+
+
+def penalised_twin(
+    logits: list[float], prompt: list[int], answer: list[int], sampling: Sampling
+) -> list[float]:
+    """Biases and penalties as vLLM's documentation has them, token by token."""
+    values = []
+    for token, value in enumerate(logits):
+        value += sampling.logit_bias.get(token, 0.0)
+        if token in prompt or token in answer:
+            factor = sampling.repetition_penalty
+            value = value / factor if value > 0 else value * factor
+        value -= sampling.frequency_penalty * answer.count(token)
+        if token in answer:
+            value -= sampling.presence_penalty
+        values.append(value)
+    return values
+
+
+@given(
+    logits=st.lists(st.integers(-6, 6).map(float), min_size=2, max_size=9),
+    data=st.data(),
+    frequency=st.sampled_from([0.0, 0.5, 2.0, -1.0]),
+    presence=st.sampled_from([0.0, 1.5, -2.0]),
+    repetition=st.sampled_from([1.0, 1.3, 0.5, 4.0]),
+)
+@settings(deadline=None, max_examples=300)
+def test_penalties_and_biases_are_what_the_twin_says(
+    logits: list[float], data: st.DataObject, frequency: float, presence: float, repetition: float
+) -> None:
+    tokens = st.integers(0, len(logits) - 1)
+    prompt = data.draw(st.lists(tokens, max_size=6))
+    sampling = Sampling(
+        frequency_penalty=frequency, presence_penalty=presence, repetition_penalty=repetition,
+        logit_bias=data.draw(st.dictionaries(tokens, st.sampled_from([-100.0, -1.0, 2.5, 100.0]))),
+    )  # fmt: skip
+    sampler, answer = Sampler(sampling, prompt), list[int]()
+    given_logits = torch.tensor(logits)
+    for _ in range(8):
+        expected = penalised_twin(logits, prompt, answer, sampling)
+        token = sampler.draw(given_logits)
+        # equal logits may be told apart by the last bit: any of the largest is right
+        assert expected[token] == pytest.approx(max(expected), abs=1e-4)
+        answer.append(token)
+    assert given_logits.tolist() == logits, "the caller's logits were changed"
+
+
+def test_min_p_keeps_what_is_at_least_that_share_of_the_likeliest() -> None:
+    logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
+    kept = filtered_probabilities(logits, 1.0, 0, 1.0, 0.29)
+    assert kept.tolist() == pytest.approx([0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0.0])
+    # after temperature: at ½ the third has 9 % of the first's
+    assert (filtered_probabilities(logits, 0.5, 0, 1.0, 0.1) > 0).sum() == 2
+    # top_p is a share of what is left: 0.5 / 0.75 reaches .6, alone
+    assert (filtered_probabilities(logits, 1.0, 0, 0.6, 0.5) > 0).sum() == 1
+    assert (filtered_probabilities(logits, 1.0, 0, 1.0, 1.0) > 0).sum() == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_outside_the_mask_is_drawn_whatever_is_asked_for(temperature: float) -> None:
+    wish = Sampling(
+        temperature=temperature, logit_bias={0: 100, 3: -100}, top_k=1, top_p=0.1, min_p=1.0, seed=1
+    )
+    allowed = torch.tensor([False, False, False, True])
+    sampler = Sampler(wish)
+    assert {sampler.draw(torch.tensor([9.0, 8.0, 7.0, -50.0]), allowed) for _ in range(5)} == {3}
+
+
+def test_a_choice_draws_as_a_request_with_the_next_seed_does() -> None:
+    second = Sampler(Sampling(temperature=1.0, seed=4), index=1)
+    assert draws(second) == draws(Sampler(Sampling(temperature=1.0, seed=5)))
+
+
+def test_chances_are_the_models_own() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.0])
+    chances = chances_of(logits, 0, 2)
+    total = math.log(sum(math.exp(x) for x in (1.0, 3.0, 2.0)))
+    assert (chances.token_id, chances.logprob) == (0, pytest.approx(1.0 - total))
+    assert chances.top == ((1, pytest.approx(3.0 - total)), (2, pytest.approx(2.0 - total)))
+    assert chances_of(logits, 0, 0).top == ()
+    assert len(chances_of(logits, 0, 20).top) == 3

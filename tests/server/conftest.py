@@ -57,6 +57,19 @@ def serve_with(fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., A
 
 
 @pytest.fixture
+def served_for_real(live: Any, tiny_settings: Callable[..., Any]) -> Iterator[Any]:
+    """The true service over the tiny model."""
+    from chunkcache import ChunkCache
+
+    class Service(ChunkCache):
+        def let_go(self) -> None:
+            self.close()
+
+    with live.serving(Service(tiny_settings())) as served:
+        yield served
+
+
+@pytest.fixture
 def served(serve_with: Callable[..., Any]) -> Any:
     return serve_with()
 

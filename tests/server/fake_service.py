@@ -147,6 +147,12 @@ class FakeService:
         alias = self.settings.model.alias
         return tuple(alias.split(",")) if alias else (self.model_id,)
 
+    def let_go(self) -> None:
+        """End whatever runs, and let nobody wait for anything."""
+        self.warm.set()
+        for answer in self.answers:
+            answer.cancel()
+
     def start(self, request: AnswerRequest, *, gone: threading.Event) -> FakeAnswer:
         with self._changed:
             if self.drained:

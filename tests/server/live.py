@@ -63,9 +63,7 @@ class LiveServer:
         finally:
             served.close_clients()
             self._switch.app = before
-            service.warm.set()
-            for answer in service.answers:
-                answer.cancel()
+            service.let_go()
 
 
 @contextmanager

@@ -180,6 +180,42 @@ def test_request_reaches_the_service_in_its_own_terms(served: Any) -> None:
     assert (request.tenant, request.collection) == ("public", "default")
 
 
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "noted"),
+    [({}, True), ({"tool_choice": "auto"}, True), ({"tool_choice": "none"}, False)],
+)
+def test_tools_that_need_not_be_called_are_taken_with_a_note(
+    served: Any, choice: Any, noted: bool
+) -> None:
+    post(served, tools=[FUNCTION], **choice)
+    (request,) = served.service.requests
+    assert request.form is None
+    assert [note.split(":")[0] for note in request.notes] == (["tools"] if noted else [])
+
+
+def test_forms_and_sampling_reach_the_service_in_its_own_terms(served: Any) -> None:
+    schema = {"type": "object", "properties": {"x": {"const": 1}}}
+    asked = {"type": "json_schema", "json_schema": {"name": "n", "strict": False, "schema": schema}}
+    post(
+        served, response_format=asked, n=2, min_p=0.1, logit_bias={"5": -1.5}, logprobs=True,
+        top_logprobs=20, repetition_penalty=1.1, frequency_penalty=0.2, presence_penalty=-0.3,
+        tools=[FUNCTION],
+    )  # fmt: skip
+    post(served, tools=[FUNCTION], tool_choice="required")
+    first, second = served.service.requests
+    assert first.form.json_schema == schema
+    assert first.sampling.model_dump(exclude_defaults=True) == {
+        "n": 2, "min_p": 0.1, "logit_bias": {5: -1.5}, "logprobs": 20, "repetition_penalty": 1.1,
+        "frequency_penalty": 0.2, "presence_penalty": -0.3,
+    }  # fmt: skip
+    (function,) = second.form.functions
+    assert (function.name, function.parameters) == ("f", {"type": "object"})
+    assert function.field == "tools.0.function.parameters"
+
+
 def test_a_model_that_is_not_named_is_the_one_served(served: Any) -> None:
     done = httpx.post(f"{served.url}/v1/chat/completions", json={"messages": USER}).json()
     assert done["model"] == "tiny-chat"

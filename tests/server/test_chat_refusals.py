@@ -19,7 +19,9 @@ def post(served: Any, **body: Any) -> httpx.Response:
 NEUTRAL = {
     "frequency_penalty": 0.0, "presence_penalty": 0, "repetition_penalty": 1.0, "min_p": 0,
     "logit_bias": {}, "logprobs": False, "top_logprobs": None, "tools": [], "tool_choice": "none",
-    "functions": None, "modalities": ["text"], "service_tier": "auto", "web_search_options": {},
+    "functions": None, "function_call": "none", "modalities": ["text"], "service_tier": "auto",
+    "web_search_options": {},
+    "n": 1, "min_tokens": 0, "ignore_eos": False, "response_format": {"type": "text"},
 }  # fmt: skip
 
 
@@ -28,22 +30,31 @@ def test_values_that_ask_for_nothing_are_taken(served: Any) -> None:
     assert served.service.requests[0] == served.service.requests[1]
 
 
-@pytest.mark.parametrize("name", sorted(NEUTRAL))
-def test_the_same_field_with_a_wish_in_it_is_refused(served: Any, name: str) -> None:
-    response = post(served, **{name: "a wish"})
+@pytest.mark.parametrize("name", sorted(set(NEUTRAL)))
+def test_the_same_field_with_nonsense_in_it_is_refused(served: Any, name: str) -> None:
+    response = post(served, **{name: "nonsense"})
     assert response.status_code == 400
-    assert response.json()["error"]["param"] == name
+    assert response.json()["error"]["param"].split(".")[0] == name
+
+
+def test_five_stop_strings_are_refused_with_the_limit(served: Any) -> None:
+    error = post(served, stop=["a", "b", "c", "d", "e"]).json()["error"]
+    assert error["param"] == "stop" and "at most 4" in error["message"]
+
+
+def test_the_fields_before_tools_name_what_to_send(served: Any) -> None:
+    error = post(served, functions=[{"name": "f"}]).json()["error"]
+    assert "send those" in error["message"] and "tools and tool_choice" in error["message"]
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"tool_choice": "auto"}, "tool_choice"),
-        ({"frequency_penalty": 0.1}, "frequency_penalty"),
-        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "examples": []}}]},
+         "tools.0.function.examples"),
         ({"cache_salt": "x"}, "cache_salt"),
-        ({"logprobs": True}, "logprobs"),
         ({"echo": None}, "echo"),
         ({"chunkcache": {"salt": "x"}}, "chunkcache.salt"),
         ({"documents": [{"text": "t", "body": "b"}]}, "documents.0.body"),
@@ -78,7 +89,49 @@ def test_a_refused_content_part_is_named(served: Any) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"n": 2},
+        {"n": 0},
+        {"n": 17},
+        {"min_p": 1.1},
+        {"frequency_penalty": 2.1},
+        {"presence_penalty": -2.1},
+        {"repetition_penalty": 0},
+        {"logit_bias": {"1": 101}},
+        {"logit_bias": {"one": 1}},
+        {"logit_bias": {str(token): 1 for token in range(1025)}},
+        {"logprobs": True, "top_logprobs": 21},
+        {"top_logprobs": 3},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+        {"response_format": {"type": "xml"}},
+        {"response_format": {"type": "json_object"}, "ignore_eos": True},
+        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        {"tools": [{"type": "function", "function": {"name": "f"}}] * 2},
+        {
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "tool_choice": {"type": "function", "function": {"name": "g"}},
+        },
+        {"tool_choice": "required"},
+        {"tool_choice": {"type": "function"}},
+        {
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "tool_choice": "required",
+            "response_format": {"type": "json_object"},
+        },
+        {"messages": [{"role": "assistant", "content": None}, *USER]},
+        {"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]},
+        {"messages": [{"role": "tool", "content": "x"}, *USER]},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": None,
+                    "tool_calls": [
+                        {"id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}
+                    ],
+                }
+            ]
+        },
         {"temperature": 2.5},
         {"temperature": "NaN"},
         {"temperature": "inf"},
@@ -97,7 +150,6 @@ def test_a_refused_content_part_is_named(served: Any) -> None:
         {"messages": [{"role": "assistant", "content": "x"}]},
         {"messages": [{"role": "user", "content": None}]},
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
-        {"response_format": {"type": "json_object"}},
         {"stream": True, "stream_options": {"include_obfuscation": True}},
         {"stream_options": {"include_usage": True}},
         {"documents": [], "chunkcache": {"vector_store_id": "vs_1"}},

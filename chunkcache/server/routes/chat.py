@@ -31,7 +31,8 @@ async def create_chat_completion(
     """Answer the last user turn from retrieved or given documents, with citations."""
     model = models.chat(body.model)
     asked = body.to_answer_request(tenant, model)
-    reply = ChatReply(model.id, citer_of(asked, body, request, service))
+    citer = citer_of(asked, body, request, service)
+    reply = ChatReply(model.id, citer, body.call_finish_reason)
     return await _response(body, reply, pump_of(asked, request, service))
 
 
@@ -55,4 +56,4 @@ async def _response(body: GenerationRequest, reply: Reply, pump: AnswerPump) -> 
         return JSONResponse(reply.whole(await finished(pump)))
     started = await begun(pump)
     options = body.stream_options or StreamOptions()
-    return EventStream(frames(reply, started, pump, options), pump)
+    return EventStream(frames(reply, started, pump, options, body.n or 1), pump)

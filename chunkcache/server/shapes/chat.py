@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from chunkcache.protocol import AnswerRequest, Message
-from chunkcache.server.shapes.body import Body, stated
+from chunkcache.forms import CallForm, JsonForm
+from chunkcache.protocol import MAX_LOGPROBS, AnswerRequest
+from chunkcache.server.shapes.body import stated
+from chunkcache.server.shapes.form import (
+    Legacy,
+    ResponseFormat,
+    ToolChoiceField,
+    Tools,
+    call_form,
+)
 from chunkcache.server.shapes.generation import GenerationRequest, Neutral
 from chunkcache.server.shapes.messages import ChatMessage
 
@@ -22,6 +30,8 @@ if TYPE_CHECKING:
     from chunkcache.server.model_names import ChatModel
 
 _NOTES = {
+    "tools": "tools: they were not offered to the model, which answers in text. Send tool_choice "
+    "'required' or a function's name for a call",
     "name": "messages[].name changes nothing: the model is not shown names",
     "store": "store changes nothing: only /v1/responses keeps answers",
     "reasoning_effort": "reasoning_effort changes nothing: the model does not reason apart",
@@ -29,22 +39,13 @@ _NOTES = {
 }
 
 
-class ResponseFormat(Body):
-    """Plain text is the only format."""
-
-    type: Literal["text"]
-
-
 class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`. A null stands for the default."""
 
     NEUTRAL: ClassVar[Neutral] = {
         **GenerationRequest.NEUTRAL,
-        "logprobs": (False,),
-        "top_logprobs": (0,),
-        "tools": ([],),
-        "tool_choice": ("none",),
         "functions": ([],),
+        "function_call": ("none",),
         "modalities": (["text"],),
         "service_tier": ("auto", "default"),
         "web_search_options": ({},),
@@ -54,7 +55,16 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(
         None, ge=1, lt=2**31, description="same as max_tokens"
     )
+    logprobs: bool | None = Field(
+        None, description="of the model itself, before penalties, temperature and cuts"
+    )
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoiceField | None = None
+    parallel_tool_calls: bool | None = Field(None, description="there is at most one call")
+    functions: Legacy = None
+    function_call: Legacy = None
     store: bool | None = Field(None, description="changes nothing; /v1/responses keeps answers")
     prediction: dict[str, Any] | None = Field(None, description="a hint; changes nothing")
     reasoning_effort: str | None = Field(None, description="changes nothing: there is no reasoning")
@@ -65,12 +75,40 @@ class ChatRequest(GenerationRequest):
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise stated("max_tokens and max_completion_tokens differ; send one of them")
-        if self.messages[-1].role != "user":
-            raise stated("messages: the last one must have the role 'user'")
+        if self.messages[-1].role not in {"user", "tool"}:
+            raise stated("messages: the last one must have the role 'user' or 'tool'")
+        if all(message.role != "user" for message in self.messages):
+            raise stated("messages: one must have the role 'user'")
+        if self.top_logprobs and not self.logprobs:
+            raise stated("top_logprobs is only allowed with logprobs=true")
+        self._check_form()
         return self
 
+    def _check_form(self) -> None:
+        form, asked = self.form, self.response_format
+        if isinstance(form, CallForm) and asked is not None and asked.type != "text":
+            raise stated("response_format and a call that tool_choice forces exclude each other")
+        if form is not None and (self.ignore_eos or self.min_tokens):
+            raise stated(
+                "ignore_eos and min_tokens cannot be had with a JSON answer or a forced call"
+            )
+
+    @property
+    def form(self) -> JsonForm | CallForm | None:
+        """What the answer must look like; None: any text."""
+        call = call_form(self.tools or [], self.tool_choice)
+        return call or (self.response_format.to_form() if self.response_format else None)
+
+    @property
+    def call_finish_reason(self) -> Literal["stop", "tool_calls"]:
+        """How an answer ends that is a call: as OpenAI's, which tells those named from others."""
+        is_named = self.tool_choice is not None and self.tool_choice.type == "function"
+        return "stop" if is_named else "tool_calls"
+
     def _notes(self) -> tuple[str, ...]:
+        is_off = self.tool_choice is not None and self.tool_choice.type == "none"
         taken = {
+            "tools": self.tools and not is_off and not isinstance(self.form, CallForm),
             "name": any(message.name for message in self.messages),
             "store": self.store,
             "reasoning_effort": self.reasoning_effort not in (None, "none"),
@@ -84,6 +122,9 @@ class ChatRequest(GenerationRequest):
         Raises:
             InvalidRequest: it asks for passages from a model that never retrieves.
         """
-        messages = [Message(role=m.role, content=m.content) for m in self.messages]
+        messages = [message.to_message() for message in self.messages]
         sampling = self._sampling(self.max_completion_tokens or self.max_tokens)
-        return self._asked(messages, sampling, tenant, model)
+        if self.logprobs:
+            sampling = sampling.model_copy(update={"logprobs": self.top_logprobs or 0})
+        asked = self._asked(messages, sampling, tenant, model)
+        return asked.model_copy(update={"form": self.form})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from chunkcache.protocol import (
+    MAX_BIASES,
+    MAX_CHOICES,
     AnswerRequest,
     ChunkCacheOptions,
     GivenDocument,
@@ -23,6 +25,21 @@ if TYPE_CHECKING:
 DEFAULT_COLLECTION = "default"
 Neutral = dict[str, tuple[object, ...]]
 _StopText = Annotated[str, Field(min_length=1)]
+_STOP_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": 4},
+    ]
+}
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_Stops = Annotated[
+    list[_StopText], BeforeValidator(_as_list), Field(max_length=4), WithJsonSchema(_STOP_SCHEMA)
+]
 
 
 class StreamOptions(Body):
@@ -118,18 +135,23 @@ class AnyRequest(JsonBody):
 class GenerationRequest(AnyRequest):
     """What chat and text completions say alike."""
 
-    NEUTRAL: ClassVar[Neutral] = {
-        "frequency_penalty": (0,),
-        "presence_penalty": (0,),
-        "repetition_penalty": (1,),
-        "min_p": (0,),
-        "logit_bias": ({},),
-    }
-
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     top_k: int | None = Field(None, ge=0, lt=2**31, description="sampling cut-off; 0: none")
-    n: Literal[1] | None = 1
-    stop: _StopText | Annotated[list[_StopText], Field(max_length=4)] | None = None
+    min_p: float | None = Field(None, ge=0.0, le=1.0)
+    frequency_penalty: float | None = Field(None, ge=-2.0, le=2.0)
+    presence_penalty: float | None = Field(None, ge=-2.0, le=2.0)
+    repetition_penalty: float | None = Field(
+        None, gt=0.0, le=10.0, description="1: none; counts the prompt's tokens, too"
+    )
+    logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = Field(
+        None, max_length=MAX_BIASES, description="by token id of the served model"
+    )
+    n: int | None = Field(
+        None, ge=1, le=MAX_CHOICES, description="choices; the prompt is computed once"
+    )
+    min_tokens: int | None = Field(None, ge=0, lt=2**31)
+    ignore_eos: bool | None = Field(None, description="go on to max_tokens")
+    stop: _Stops | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stream_options: StreamOptions | None = None
 
@@ -140,13 +162,8 @@ class GenerationRequest(AnyRequest):
         return self
 
     def _sampling(self, max_tokens: int | None) -> Sampling:
-        wishes = {
-            "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "seed": self.seed,
-            "max_tokens": max_tokens,
-        }
+        names = set(Sampling.model_fields) - {"logprobs", "max_tokens"}
+        wishes = {name: getattr(self, name) for name in names}
+        wishes["max_tokens"] = max_tokens
         said = {name: value for name, value in wishes.items() if value is not None}
         return Sampling.model_validate(said)

@@ -1,0 +1,157 @@
+"""Forms of answers as grammars: which tokens may come next so that the answer will have its form.
+
+llguidance compiles them and walks over the vocabulary (docs/decisions/0016). A schema comes from
+outside: its size, its depth and the work done on it, in compiling and at every token, are bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import llguidance
+import numpy as np
+import torch
+
+from chunkcache.errors import InvalidRequest
+from chunkcache.forms import JsonForm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chunkcache.engine.vocabulary import Vocabulary
+    from chunkcache.forms import CallForm
+    from chunkcache.protocol import Json
+
+MAX_SCHEMA_CHARS = 1 << 16
+MAX_SCHEMA_DEPTH = 48
+_KEPT = 32  # compiled grammars
+# One way to write a value, the one models know best. Where white space is free, a small model
+# may write nothing else until it runs out of tokens. `oneOf` is read as `anyOf`: no grammar can
+# say "not both", and the unions that clients make of classes cannot be both.
+_STYLE: Json = {
+    "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
+    "coerce_one_of": True,
+}  # fmt: skip
+
+
+class Grammars:
+    """Compiles forms for one vocabulary and keeps the last ones. Thread-safe."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._lock = threading.Lock()  # guards what is kept, not the compiling
+        self._kept: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+
+    def compile(self, form: JsonForm | CallForm) -> Callable[[], FormMatcher]:
+        """What makes a matcher for every choice of an answer.
+
+        Blocks while the grammar is compiled, without holding Python's lock.
+
+        Raises:
+            InvalidRequest: the schema is too large, is none, or asks for what no grammar can say.
+        """
+        source, field = _source(form)
+        with self._lock:
+            compiled = self._kept.pop(source, None)
+        if compiled is None:
+            compiled = llguidance.LLMatcher(
+                self._vocabulary.trie, source, log_level=0, limits=_limits()
+            )
+            FormMatcher(compiled, field).first_mask()
+        with self._lock:
+            self._kept[source] = compiled
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return partial(FormMatcher, compiled, field)
+
+
+class FormMatcher:
+    """Follows one choice. `compiled` is copied, so that several choices can follow one grammar."""
+
+    def __init__(self, compiled: llguidance.LLMatcher, field: str) -> None:
+        self._matcher = compiled.deep_copy()
+        self._field = field
+
+    def first_mask(self) -> None:
+        """Find out what only shows at the first token, as circles of references and wide objects.
+
+        Raises:
+            InvalidRequest: the grammar cannot be compiled or followed.
+        """
+        self._check()
+        self._matcher.compute_bitmask()
+        self._check()
+
+    def allowed(self, vocab: int) -> torch.Tensor:
+        """bool `[vocab]`: tokens that may come next; an end-of-sequence token where it may end.
+
+        Raises:
+            InvalidRequest: following the grammar takes more work than a token may cost.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        allowed = torch.zeros(vocab, dtype=torch.bool)
+        known = np.unpackbits(bits, bitorder="little")[:vocab]
+        allowed[: len(known)] = torch.from_numpy(known).bool()
+        return allowed
+
+    def accept(self, token: int) -> bool:
+        """The token comes next. False: the answer is complete, and nothing can follow."""
+        self._matcher.consume_token(token)
+        self._check()
+        return not self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise _refused(self._field, self._matcher.get_error())
+
+
+def _limits() -> llguidance.LLParserLimits:
+    return llguidance.LLParserLimits(
+        max_grammar_size=200_000, initial_lexer_fuel=500_000, max_lexer_states=50_000,
+        step_lexer_fuel=200_000, step_max_items=50_000, verbose_errors=False,
+    )  # fmt: skip
+
+
+def _source(form: JsonForm | CallForm) -> tuple[str, str]:
+    """The grammar's text, and the field that its schema comes from."""
+    if isinstance(form, JsonForm):
+        return llguidance.grammar_from(
+            "json_schema", _schema(form.json_schema, form.field)
+        ), form.field
+    # a name, a line break, the arguments: what `service/calls.py` reads
+    lines = ["start: " + " | ".join(f"call_{i}" for i in range(len(form.functions)))]
+    for i, function in enumerate(form.functions):
+        arguments = {"type": "object", **function.parameters}
+        lines.append(f'call_{i}: "{function.name}\\n" arguments_{i}')
+        lines.append(f"arguments_{i}: %json {_schema(arguments, function.field)}")
+    return llguidance.grammar_from("lark", "\n".join(lines)), form.functions[0].field
+
+
+def _schema(schema: Json, field: str) -> str:
+    """The schema as text, within bounds, and in our style whatever it says itself."""
+    if _is_deeper(schema, MAX_SCHEMA_DEPTH):
+        raise _refused(field, f"it is nested more than {MAX_SCHEMA_DEPTH} levels deep")
+    text = json.dumps({**schema, "x-guidance": _STYLE})
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise _refused(field, f"it has {len(text)} characters, at most {MAX_SCHEMA_CHARS} are read")
+    return text
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels):
+        inside = [
+            v.values() if isinstance(v, dict) else v for v in layer if isinstance(v, (dict, list))
+        ]
+        layer = [item for items in inside for item in items]
+    return bool(layer)
+
+
+def _refused(field: str, reason: str) -> InvalidRequest:
+    said = " ".join(reason.replace("<non-verbose/>", "").split())[:300].rstrip(".")
+    return InvalidRequest(f"{field}: the schema cannot be followed: {said}.", param=field)
