@@ -27,14 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from chunkcache.chunk import Chunk
-    from chunkcache.engine.core import Engine
     from chunkcache.engine.generation import Generation
     from chunkcache.engine.outcome import Delta, TokenChances, Written
     from chunkcache.engine.prompt import Prompt
-    from chunkcache.engine.vocabulary import Vocabulary
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import AnswerRequest, Report
     from chunkcache.service.calibration import Calibration
+    from chunkcache.service.runtime import Runtime
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own floor
 
@@ -65,14 +64,13 @@ class AnswerHandle:
         generation: Generation,
         preparation: Preparation,
         request: AnswerRequest,
-        engine: Engine,
-        vocabulary: Vocabulary,
+        runtime: Runtime,
         metrics: Metrics,
     ) -> None:
         self._generation = generation
         self._preparation = preparation
-        self._engine = engine
-        self._vocabulary = vocabulary
+        self._engine = runtime.engine
+        self._vocabulary = runtime.vocabulary
         self._calls: list[CallReader] | None = None  # by choice, where the answer is a call
         if isinstance(request.form, CallForm):
             self._calls = [CallReader() for _ in range(request.sampling.n)]

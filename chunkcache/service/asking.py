@@ -114,9 +114,7 @@ class Asker:
             new_matcher=new_matcher,
         )  # fmt: skip
         submit(generation)
-        return AnswerHandle(
-            generation, preparation, request, runtime.engine, runtime.vocabulary, self._metrics
-        )
+        return AnswerHandle(generation, preparation, request, runtime, self._metrics)
 
     def _check_biases(self, request: AnswerRequest) -> None:
         tokens = self._runtime.model.num_tokens

@@ -17,7 +17,7 @@ from chunkcache.errors import (
     Unauthorized,
     UnsupportedField,
 )
-from chunkcache.protocol import AnswerDelta, AnswerStarted, GivenDocument, Message
+from chunkcache.protocol import AnswerDelta, AnswerStarted, FunctionCall, GivenDocument, Message
 from chunkcache.sdk import Answer, Usage
 
 DOCUMENTS = [
@@ -74,6 +74,30 @@ def test_a_drift_target_reaches_the_service(served: Any, caller: Any) -> None:
     caller("ask", "hello", exactness={"drift": 0.02})
     (request,) = served.service.requests
     assert request.options.exactness is not None and request.options.exactness.drift == 0.02
+
+
+def test_drawing_and_form_reach_the_service(served: Any, caller: Any) -> None:
+    caller(
+        "ask", "hello", min_p=0.1, frequency_penalty=0.5, presence_penalty=-0.5, min_tokens=0,
+        repetition_penalty=1.5, logit_bias={3: -1.0}, response_format={"type": "json_object"},
+    )  # fmt: skip
+    (request,) = served.service.requests
+    assert request.sampling.model_dump(exclude_defaults=True) == {
+        "min_p": 0.1, "frequency_penalty": 0.5, "presence_penalty": -0.5,
+        "repetition_penalty": 1.5, "logit_bias": {3: -1.0},
+    }  # fmt: skip
+    assert request.form.json_schema == {"type": "object"}
+
+
+def test_turns_with_calls_and_results_reach_the_service(served: Any, caller: Any) -> None:
+    call = FunctionCall(id="call_1", name="f", arguments="{}")
+    talk = [
+        Message(role="user", content="rain?"),
+        Message(role="assistant", content="", calls=(call,)),
+        Message(role="tool", content="none", call_id="call_1"),
+    ]
+    caller("ask", talk)
+    assert served.service.requests[0].messages == talk
 
 
 def test_zero_is_a_wish_and_none_is_not(served: Any, caller: Any) -> None:

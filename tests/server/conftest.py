@@ -65,7 +65,9 @@ def served_for_real(live: Any, tiny_settings: Callable[..., Any]) -> Iterator[An
         def let_go(self) -> None:
             self.close()
 
-    with live.serving(Service(tiny_settings())) as served:
+    service = Service(tiny_settings())
+    service.load()  # or the first request pays for it
+    with live.serving(service) as served:
         yield served
 
 
