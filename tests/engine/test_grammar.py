@@ -198,7 +198,7 @@ def test_no_schema_hangs_or_takes_all_memory(
 @pytest.mark.parametrize(
     "name",
     ["deep", "long", "no type", "no schema", "elsewhere", "nowhere", "impossible", "no regex",
-     "lookahead", "circle", "options", "unique"],
+     "lookahead", "circle", "unique"],
 )  # fmt: skip
 def test_what_cannot_be_followed_is_refused_before_anything_is_drawn(
     grammars: Grammars, name: str
