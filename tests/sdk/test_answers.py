@@ -17,7 +17,8 @@ from chunkcache.errors import (
     Unauthorized,
     UnsupportedField,
 )
-from chunkcache.protocol import AnswerDelta, AnswerStarted, FunctionCall, GivenDocument, Message
+from chunkcache.forms import FunctionCall
+from chunkcache.protocol import AnswerDelta, AnswerStarted, GivenDocument, Message
 from chunkcache.sdk import Answer, Usage
 
 DOCUMENTS = [
