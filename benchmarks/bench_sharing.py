@@ -23,6 +23,7 @@ import argparse
 import random
 import statistics
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from arms import Arm, Arms, add_arguments, commit_of, model_name, open_arms
@@ -37,16 +38,39 @@ MIN_GAPS = 8  # of each answer; fewer are no measurement
 QUESTION = "Repeat document number {} word for word, then the one after it, and so on to the last."
 
 
-def drawn(cell: str, requests: int, seed: int) -> list[list[int]]:
-    """The passages of each request, by number, in prompt order."""
+def drawn(cell: str, seed: int) -> Iterator[list[int]]:
+    """The passages of one request after another, by number, in prompt order."""
     draw = random.Random(f"{seed}-{cell}")
-    if cell == "zipf":
-        return [zipf_draw(draw, ZIPF_POOL, PASSAGES) for _ in range(requests)]
-    orders = [list(range(PASSAGES)) for _ in range(requests)]
-    if cell == "shuffled":
-        for order in orders:
+    while True:
+        if cell == "zipf":
+            yield zipf_draw(draw, ZIPF_POOL, PASSAGES)
+            continue
+        order = list(range(PASSAGES))
+        if cell == "shuffled":
             draw.shuffle(order)
-    return orders
+        yield order
+
+
+def lasting(arms: Arms, cell: str, given: argparse.Namespace) -> tuple[list[Asked], int]:
+    """The first prompts drawn whose answers do not end before all decode, and how many did.
+
+    Each is asked alone of the first arm. Which passages they have is all that is chosen by it.
+    """
+    arm, ended = next(iter(arms.by_name.values())), 0
+    asked: list[Asked] = []
+    warm: set[int] = set()
+    for number, numbers in enumerate(drawn(cell, given.seed)):
+        arms.warm([one for one in numbers if one not in warm])
+        warm.update(numbers)
+        one = arms.passages.asked(QUESTION.format(number % PASSAGES + 1), numbers)
+        got = arms.ask(arm, one, given.lasting_tokens, budget=given.budget)
+        if got["tokens"] < given.lasting_tokens:
+            ended += 1
+            continue
+        asked.append(one)
+        if len(asked) == given.requests:
+            return asked, ended
+    raise AssertionError("draws never end")
 
 
 def together(arms: Arms, arm: Arm, asked: list[Asked], given: argparse.Namespace) -> dict[str, Any]:
@@ -74,16 +98,11 @@ def together(arms: Arms, arm: Arm, asked: list[Asked], given: argparse.Namespace
 
 def measure(cell: str, given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row of one cell, and facts about its arms."""
-    numbers = drawn(cell, given.requests, given.seed)
     pool = ZIPF_POOL if cell == "zipf" else PASSAGES
     engine = {"kv_capacity_bytes": given.kv_capacity_mib * 2**20, "max_running": given.requests}
     with open_arms(given, pool, engine=engine) as arms:
-        needed = sorted({n for each in numbers for n in each})
-        arms.warm(needed)
-        asked = [
-            arms.passages.asked(QUESTION.format(i % PASSAGES + 1), each)
-            for i, each in enumerate(numbers)
-        ]
+        asked, ended = lasting(arms, cell, given)
+        needed = {document.text for one in asked for document in one.documents}
         steps: dict[str, list[float]] = {name: [] for name in arms.by_name}
         memory = {}
         for turn in range(given.rounds + 1):
@@ -95,7 +114,7 @@ def measure(cell: str, given: argparse.Namespace) -> tuple[dict[str, Any], dict[
                     memory[arm.name] = memory_of(arm, got)
         row = {
             "cell": cell, "requests": given.requests, "passages": PASSAGES,
-            "different_passages": len(needed),
+            "different_passages": len(needed), "drawn_but_ended_early": ended,
             "prompt_tokens": spread([len(a.token_ids) for a in asked]),
             "arms": {name: {"step_ms": spread(steps[name]), **memory[name]} for name in steps},
         }  # fmt: skip
@@ -142,6 +161,9 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--pieces", type=int, default=32, help="of every answer, all decoding")
     parser.add_argument("--max-tokens", type=int, default=400, help="room for the first to wait")
+    parser.add_argument(
+        "--lasting-tokens", type=int, default=64, help="prompts whose answers are shorter are left"
+    )
     parser.add_argument("--budget", type=float, default=0.15)
     parser.add_argument("--kv-capacity-mib", type=int, default=6144)
     given = parser.parse_args()
