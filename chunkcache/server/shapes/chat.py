@@ -1,7 +1,7 @@
 """The chat completion request: what is accepted, and nothing else.
 
 A field that is not listed here is refused by name, except where its value says to do nothing
-(`frequency_penalty: 0`, as many chat applications always send). Two names differ from what one
+(`web_search_options: {}`, as some chat applications always send). Two names differ from what one
 might guess:
 `temperature` defaults to 0 (greedy: the same question gives the same cited answer), not to 1; and
 `top_k` is the sampling cut-off, as in vLLM, while the number of passages is `chunkcache.top_k`.
