@@ -22,7 +22,8 @@ from roster import CLIENTS, Client
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "reference" / "clients.md"
-TIMEOUT_S = 900
+INSTALL_TIMEOUT_S = 900
+TRY_TIMEOUT_S = 300
 HEAD = """# Clients
 
 <!-- made by tests/clients/try_clients.py -->
@@ -52,7 +53,7 @@ def prepared(client: Client, folder: Path) -> list[str]:
         else:
             venv.create(home, with_pip=True, clear=True)
             install = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-        subprocess.run([*install, *client.packages], check=True, timeout=TIMEOUT_S)
+        subprocess.run([*install, *client.packages], check=True, timeout=INSTALL_TIMEOUT_S)
         done.write_text(json.dumps(client.packages))
     if client.kind == "pip":
         return [str(home / "bin" / "python")]
@@ -62,48 +63,59 @@ def prepared(client: Client, folder: Path) -> list[str]:
 
 
 def tried(client: Client, folder: Path, url: str) -> list[tuple[str, str]]:
-    """What was tried, and the verdict on each."""
-    model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
-    command = prepared(client, folder)
+    """What was tried, and the verdict on each; a client that cannot be installed is one too."""
+    models = httpx.get(f"{url}/v1/models").json()["data"]
+    ids = {model["chunkcache"]["kind"]: model["id"] for model in reversed(models)}
+    told = {
+        "BASE_URL": f"{url}/v1", "MODEL": ids["chat"], "EMBEDDER": ids["embedding"],
+        "OPENAI_API_KEY": "unused",
+    }  # fmt: skip
+    known = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     home = folder / re.sub(r"\W+", "-", client.name)
     script = (home if client.kind == "npm" else HERE / "cases") / client.script
-    known = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    told = {"BASE_URL": f"{url}/v1", "MODEL": model, "OPENAI_API_KEY": "unused"}
-    done = subprocess.run(
-        [*command, str(script)], env={**known, **told}, cwd=home, capture_output=True, text=True,
-        timeout=TIMEOUT_S,
-    )  # fmt: skip
-    lines = [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith("@{")]
+    try:
+        command = [*prepared(client, folder), str(script)]
+    except subprocess.SubprocessError as error:
+        return [("installing", f"fails: {error}"[:200])]
+    with subprocess.Popen(
+        command, env={**known, **told}, cwd=home, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as running:  # fmt: skip
+        try:
+            said, complained = running.communicate(timeout=TRY_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            said, complained = running.communicate()
+            complained += f"\nnot done after {TRY_TIMEOUT_S} s"
+    lines = [json.loads(line[1:]) for line in said.splitlines() if line.startswith("@{")]
     found = [(line["tried"], line["verdict"]) for line in lines]
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        found.append(("the script", f"ended with {done.returncode}: {last[:160]}"))
+    if running.returncode:
+        last = (complained.strip().splitlines() or ["no message"])[-1]
+        found.append(("the script", f"ended with {running.returncode}: {last[:160]}"))
     return found
 
 
-def write_page(rows: dict[str, list[str]]) -> None:
-    """The page with these rows by client, and those that it had of other clients."""
-    if PAGE.exists():
-        for row in ROW.finditer(PAGE.read_text(encoding="utf-8")):
-            if row["client"] not in rows and row["client"] in {c.name for c in CLIENTS}:
-                rows.setdefault(row["client"] + "\0", []).append(row[0])
-    kept = {name.rstrip("\0"): lines for name, lines in rows.items()}
+def write_page(name: str, rows: list[str]) -> None:
+    """The page with these rows of a client, and what it had of the others."""
+    kept: dict[str, list[str]] = {}
+    for row in ROW.finditer(PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""):
+        kept.setdefault(row["client"], []).append(row[0])
+    kept[name] = rows
     ordered = [line for client in CLIENTS for line in kept.get(client.name, [])]
     PAGE.write_text(HEAD + "\n".join(ordered) + "\n", encoding="utf-8")
 
 
 def main() -> int:
     url, folder, *names = sys.argv[1:]
-    rows: dict[str, list[str]] = {}
     for client in CLIENTS:
         if names and client.name not in names:
             continue
-        rows[client.name] = [
+        rows = [
             f"| {client.name} | {client.version} | {what} | {verdict.replace('|', '¦')} |"
             for what, verdict in tried(client, Path(folder), url)
         ]
-        print("\n".join(rows[client.name]), flush=True)
-    write_page(rows)
+        print("\n".join(rows), flush=True)
+        write_page(client.name, rows)
     return 0
 
 

@@ -2,7 +2,7 @@ from haystack.components.embedders import OpenAITextEmbedder
 from haystack.components.generators.chat import OpenAIChatGenerator
 from haystack.dataclasses import ChatMessage
 from haystack.utils import Secret
-from report import BASE_URL, KEY, MODEL, QUESTION, tried
+from report import BASE_URL, EMBEDDER, KEY, MODEL, QUESTION, tried
 
 key = Secret.from_token(KEY)
 messages = [ChatMessage.from_user(QUESTION)]
@@ -16,5 +16,5 @@ with tried("OpenAIChatGenerator, streamed"):
     ).run(messages)
     assert pieces
 with tried("OpenAITextEmbedder"):
-    embedder = OpenAITextEmbedder(api_base_url=BASE_URL, api_key=key, model="all-minilm-l6-v2")
+    embedder = OpenAITextEmbedder(api_base_url=BASE_URL, api_key=key, model=EMBEDDER)
     assert embedder.run(QUESTION)["embedding"]

@@ -1,6 +1,6 @@
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
-from report import BASE_URL, KEY, MODEL, QUESTION, tried
+from report import BASE_URL, EMBEDDER, KEY, MODEL, QUESTION, tried
 
 chat = ChatOpenAI(base_url=BASE_URL, api_key=KEY, model=MODEL)
 
@@ -27,5 +27,5 @@ for method in ("json_schema", "json_mode", "function_calling"):
         chat.with_structured_output(Place, method=method).invoke(f"{QUESTION} Answer in JSON.")
 with tried("OpenAIEmbeddings, check_embedding_ctx_length=False"):
     assert OpenAIEmbeddings(
-        base_url=BASE_URL, api_key=KEY, model="all-minilm-l6-v2", check_embedding_ctx_length=False
+        base_url=BASE_URL, api_key=KEY, model=EMBEDDER, check_embedding_ctx_length=False
     ).embed_query(QUESTION)

@@ -1,5 +1,5 @@
 import litellm
-from report import BASE_URL, KEY, MODEL, QUESTION, tried
+from report import BASE_URL, EMBEDDER, KEY, MODEL, QUESTION, tried
 
 messages = [{"role": "user", "content": QUESTION}]
 common = {"model": f"openai/{MODEL}", "api_base": BASE_URL, "api_key": KEY}
@@ -11,6 +11,4 @@ with tried("completion, streamed"):
 with tried("responses"):
     assert litellm.responses(input=QUESTION, **common)
 with tried("embedding"):
-    assert litellm.embedding(
-        **{**common, "model": "openai/all-minilm-l6-v2"}, input=[QUESTION]
-    ).data
+    assert litellm.embedding(**{**common, "model": f"openai/{EMBEDDER}"}, input=[QUESTION]).data

@@ -1,6 +1,6 @@
 import OpenAI from "openai";
 
-const { BASE_URL, MODEL } = process.env;
+const { BASE_URL, EMBEDDER, MODEL } = process.env;
 const client = new OpenAI({ baseURL: BASE_URL, apiKey: "unused" });
 const messages = [{ role: "user", content: "Where is the cat?" }];
 
@@ -30,5 +30,5 @@ await tried("responses", async () =>
   (await client.responses.create({ model: MODEL, input: "Where is the cat?" })).output_text,
 );
 await tried("embeddings", async () =>
-  (await client.embeddings.create({ model: "all-minilm-l6-v2", input: "cat" })).data[0].embedding.length,
+  (await client.embeddings.create({ model: EMBEDDER, input: "cat" })).data[0].embedding.length,
 );

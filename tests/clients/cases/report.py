@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 BASE_URL = os.environ["BASE_URL"]
 MODEL = os.environ["MODEL"]
+EMBEDDER = os.environ["EMBEDDER"]
 KEY = os.environ["OPENAI_API_KEY"]
 QUESTION = "Where is the cat?"
 
