@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _VERSION = "transformer/1"  # part of the fingerprint: change it when vectors change
+_READ_CHARS = 100_000  # of a text; what a model reads of it ends long before
 _CHARS_PER_TOKEN = 4  # about; texts are shared out before they are tokenised
 
 
@@ -110,7 +111,8 @@ class TransformerEmbedder:
         return sum(len(self._encode(self.prompts.passage + text)) for text in texts)
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(valid_unicode("text", text)).ids
+        read = valid_unicode("text", text)[:_READ_CHARS]
+        ids: list[int] = self._tokenizer.encode(read).ids
         return ids or [self._pad_id]  # of an empty text, where the tokenizer adds nothing
 
     def _embed(self, texts: Sequence[str], prompt: str) -> np.ndarray:

@@ -48,6 +48,12 @@ _RETRY_AFTER: Json = {
     "description": "Seconds, from how long the requests before took",
     "schema": {"type": "integer", "minimum": 1},
 }
+_EVENT: Json = {
+    "type": "object",
+    "description": "one server-sent event; `data` is a JSON object, or [DONE]",
+    "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 _FORM = "application/x-www-form-urlencoded"
 _ANSWERS = {
     "/v1/chat/completions": "chat.completion",
@@ -97,7 +103,7 @@ def _description(app: FastAPI) -> Json:
             "description": f"OpenAI's {kind}, and how exact it is",
             "properties": {"chunkcache": _REPORT_REF},
         }
-        answers["text/event-stream"] = {"schema": {"type": "string"}}
+        answers["text/event-stream"] = {"schema": _EVENT}
     return document
 
 

@@ -22,6 +22,7 @@ from chunkcache.protocol import (
     WarmReport,
 )
 from chunkcache.service.asking import Asker, Measure
+from chunkcache.service.given import check_tokens, counts
 from chunkcache.service.library import DEFAULT, PUBLIC, Library
 from chunkcache.service.runtime import Runtime
 from chunkcache.service.tenants import link_key, load_secret, tenant_salt
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_CHARS_WORTH_COUNTING = 50_000
+_CUT_TOKENS = 8
 _CONTEXTS_OF_DOCUMENTS = 4
 """Documents given beyond that many contexts are refused, whatever `engine.overflow` would drop."""
 
@@ -162,6 +165,7 @@ class ChunkCache(Library):
         asker = Asker(self.runtime, self.settings, self.metrics)
         with self.runtime.engine.reserve() as submit:
             started_at = time.perf_counter()
+            self._check_messages(request)
             chunks = self._passages(request)
             retrieve_ms = (time.perf_counter() - started_at) * 1e3
             return asker.start(
@@ -190,13 +194,26 @@ class ChunkCache(Library):
                 return event
         raise AssertionError("an answer ended without its last event")
 
+    @property
+    def _room_tokens(self) -> int:
+        return min(self.runtime.model.context_tokens, self.runtime.engine.capacity_tokens)
+
+    def _check_messages(self, request: AnswerRequest) -> None:
+        """Raises PromptTooLong for a text that is far too long, before anything is done with it."""
+        texts = [message.content for message in request.messages]
+        if sum(map(len, texts)) <= _CHARS_WORTH_COUNTING:
+            return
+        with self._lock:
+            splitter = self._splitter
+        # a little less: where a text is cut to be counted, one word becomes two
+        parts = (max(0, n - _CUT_TOKENS) for text in texts for n in counts(splitter, text))
+        check_tokens("messages", parts, self._room_tokens)
+
     def _passages(self, request: AnswerRequest) -> list[Chunk]:
         if request.documents is not None:
             with self._lock:
                 given = self._given
-            engine = self.runtime.engine
-            room = min(self.runtime.model.context_tokens, engine.capacity_tokens)
-            most_tokens = _CONTEXTS_OF_DOCUMENTS * room
+            most_tokens = _CONTEXTS_OF_DOCUMENTS * self._room_tokens
             return given.chunks(request.documents, request.tenant, most_tokens=most_tokens)
         top_k = self.settings.retrieval.top_k if request.top_k is None else request.top_k
         question = request.question

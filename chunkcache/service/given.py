@@ -15,13 +15,36 @@ from chunkcache.chunk import Chunk
 from chunkcache.errors import PromptTooLong
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from chunkcache.protocol import GivenDocument
     from chunkcache.retrieval.splitter import Piece, Splitter
 
 _COUNTED_CHARS = 50_000
 CAPACITY_CHARS = 2_000_000  # of all texts that are remembered, about 20 MB
+
+
+def counts(splitter: Splitter, text: str) -> Iterator[int]:
+    """Tokens of a text, part by part, so that one without end is given up."""
+    for start in range(0, len(text), _COUNTED_CHARS):
+        yield splitter.count(text[start : start + _COUNTED_CHARS])
+
+
+def check_tokens(field: str, parts: Iterable[int], most_tokens: int) -> None:
+    """Add up tokens, and stop at the first one too many.
+
+    Raises:
+        PromptTooLong: there are more than `most_tokens`.
+    """
+    tokens = 0
+    for counted in parts:
+        tokens += counted
+        if tokens > most_tokens:
+            raise PromptTooLong(
+                f"{field}: got {tokens} tokens or more, must be at most {most_tokens} to be looked "
+                "at. Hint: fewer or shorter ones, or a vector store of what is asked about.",
+                param=field,
+            )
 
 
 class GivenDocuments:
@@ -49,7 +72,7 @@ class GivenDocuments:
                 anything is split, which takes ten times as long as counting.
         """
         if most_tokens is not None:
-            self._check_tokens(documents, tenant, most_tokens)
+            check_tokens("documents", self._counts(documents, tenant), most_tokens)
         return [
             Chunk(
                 chunk_id=f"{document.id or index}#{piece.start_char}",
@@ -65,29 +88,13 @@ class GivenDocuments:
             for piece in self._split(document.text, tenant)
         ]
 
-    def _check_tokens(
-        self, documents: Sequence[GivenDocument], tenant: str, most_tokens: int
-    ) -> None:
-        tokens = 0
+    def _counts(self, documents: Sequence[GivenDocument], tenant: str) -> Iterator[int]:
         for document in documents:
-            for counted in self._counts(document.text, tenant):
-                tokens += counted
-                if tokens > most_tokens:
-                    raise PromptTooLong(
-                        f"documents: got {tokens} tokens or more, must be at most {most_tokens} "
-                        "before they are split. Hint: fewer or shorter documents, or a vector "
-                        "store of them.",
-                        param="documents",
-                    )
-
-    def _counts(self, text: str, tenant: str) -> Iterator[int]:
-        """Tokens of a text, part by part, so that one without end is given up."""
-        known = self._known(_key(text, tenant))
-        if known is not None:
-            yield sum(len(piece.token_ids) for piece in known)
-            return
-        for start in range(0, len(text), _COUNTED_CHARS):
-            yield self._splitter.count(text[start : start + _COUNTED_CHARS])
+            known = self._known(_key(document.text, tenant))
+            if known is None:
+                yield from counts(self._splitter, document.text)
+            else:
+                yield sum(len(piece.token_ids) for piece in known)
 
     def _known(self, key: bytes) -> list[Piece] | None:
         with self._lock:

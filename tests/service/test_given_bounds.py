@@ -78,3 +78,24 @@ def test_a_service_takes_no_more_than_four_contexts_even_if_it_would_drop_them(
     with pytest.raises(PromptTooLong, match="16384"):  # four times 4096
         cache.ask("why?", documents=[TEXT] * 60, max_tokens=2)
     assert split_texts == []
+
+
+def test_messages_far_too_long_are_refused_before_anything_is_searched(
+    cache: ChunkCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[str] = []
+    monkeypatch.setattr(cache, "_search", lambda query, *rest: searched.append(query) or [])
+    with pytest.raises(PromptTooLong, match="messages: got") as caught:
+        cache.ask("word " * 800_000, max_tokens=2)
+    assert caught.value.param == "messages"
+    assert searched == []
+    with pytest.raises(PromptTooLong):  # too long for the prompt, not for a look
+        cache.ask("word " * 2_000, max_tokens=2)
+    assert len(searched) == 1
+
+
+def test_a_long_text_counts_the_same_in_a_batch(tokenizer: Any) -> None:
+    splitter = Splitter(tokenizer, 64)
+    text = "the quick brown fox. " * 600
+    assert len(text) > 10_000
+    assert splitter.count(text) == len(splitter.encode(text))
