@@ -19,7 +19,11 @@ import structlog
 if TYPE_CHECKING:
     from types import TracebackType
 
-_CHATTY = ("bm25s", "httpx", "urllib3", "filelock")  # they set levels of their own
+_CHATTY: Final = {
+    **dict.fromkeys(("bm25s", "httpx", "urllib3", "filelock"), logging.WARNING),
+    "python_multipart": logging.ERROR,  # a line per broken form, of which its sender is told
+}
+"""Libraries held back, and to which level; some set levels of their own."""
 _STAMP: Final = structlog.processors.TimeStamper(fmt="iso")
 _AS_JSON: Final = structlog.processors.JSONRenderer()
 
@@ -55,8 +59,8 @@ def configure_logging(level: LogLevel, *, as_json: bool) -> None:
         logger_factory=structlog.PrintLoggerFactory(stream),
     )
     _configure_standard(number, stream, opening, render)
-    for name in _CHATTY:
-        _hold_back(logging.getLogger(name), max(number, logging.WARNING))
+    for name, least in _CHATTY.items():
+        _hold_back(logging.getLogger(name), max(number, least))
     if as_json:
         sys.stderr = cast("TextIO", _PrintedLines(stream))
         logging.captureWarnings(True)
