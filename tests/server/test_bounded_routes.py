@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CHAT = "/v1/chat/completions"
-MANY = 40_000
+MANY = 8_000
 MOST_ERRORS = 2_000
 USER = {"role": "user", "content": "hello"}
 JSON_ROUTES = [
