@@ -67,7 +67,7 @@ def get_file(file_id: str, shelf: ShelfDep, tenant: TenantDep) -> JSONResponse:
     return JSONResponse(_file_object(shelf.get(tenant, file_id)))
 
 
-@router.get("/v1/files/{file_id}/content", response_model=None)
+@router.get("/v1/files/{file_id}/content", response_class=Response)
 def get_file_content(file_id: str, shelf: ShelfDep, tenant: TenantDep) -> Response:
     """The bytes as they were uploaded; for saving, never for a browser to show."""
     return Response(
