@@ -123,7 +123,7 @@ def test_the_description_is_closed_and_true(served: Any) -> None:
         assert set(kinds) == {"application/json", "text/event-stream"}
     assert set(schemas["AnswerReport"]["properties"]) == set(AnswerReport.model_fields)
     content = schemas["ChatMessage"]["properties"]["content"]["anyOf"]
-    assert [kind["type"] for kind in content] == ["string", "array"]
+    assert [kind["type"] for kind in content] == ["string", "array", "null"]
 
 
 def test_the_server_loads_no_tensors() -> None:
