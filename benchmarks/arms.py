@@ -216,7 +216,7 @@ def open_arms(
     Raises:
         RuntimeError: an arm other than `int8` and `vllm` did not start.
     """
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         settings = load_settings(home=folder / "home", model={"name": given.model})
@@ -279,7 +279,7 @@ def checkout_of(commit: str, folder: Path) -> Iterator[Path]:
         subprocess.run([*git, "remove", "--force", str(folder)], check=True)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def leave(number: int, frame: FrameType | None) -> None:
     """End as an exception would, so that arms end too."""
     print(f"ended by signal {number}", file=sys.stderr)
     sys.exit(128 + number)

@@ -21,19 +21,21 @@ import argparse
 import gzip
 import json
 import os
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from arms import ROOT, Arm, checkout_of, commit_of
+from arms import ROOT, Arm, checkout_of, commit_of, leave
 from bench_decode import spread
 from bench_quality import data_folder
 from reporting import command_line, emit, surroundings
 
 from chunkcache.cli.stdlib_pages import stdlib_pages
-from chunkcache.config import EMBEDDED_EMBEDDER
+from chunkcache.config import EMBEDDED_EMBEDDER, EMBEDDED_MODEL, load_settings
+from chunkcache.engine.weights import resolve_model
 
 CELLS = ("paragraphs", "pages")
 PARAGRAPHS_IN_A_PAGE = 40
@@ -149,6 +151,7 @@ def open_arm(name: str, checkout: Path, folder: Path, stack: ExitStack) -> Arm:
     """An arm with a home of its own, searching by vectors alone."""
     settings = {
         "home": str(folder / name / "home"), "cache": str(folder / name / "cache"),
+        "model": {"name": str(resolve_model(EMBEDDED_MODEL, load_settings().cache))},
         "retrieval": {"mode": "vector"},
     }  # fmt: skip
     arm = Arm(name, "ingest", {"checkout": str(checkout), "open": settings}, folder)
@@ -171,6 +174,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="measured; one more warms up")
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, leave)
     os.environ.pop("OMP_NUM_THREADS", None)  # every arm may use all cores
     source, paragraphs = read_paragraphs()
     queries = [title for title, _ in paragraphs[: given.paragraphs]][
