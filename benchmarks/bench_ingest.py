@@ -10,7 +10,7 @@ Documents are the paragraphs of HotpotQA's and MuSiQue's corpora in $CHUNKCACHE_
 
 The baseline takes one document at a time, in fp32 through torch: it is the slow twin, too. After
 the last round both are asked the same questions by vectors alone; `recall` is the share of its ten
-best that are among ours, `cosine` the largest difference of a score. Memory is the peak of a round
+best that are among ours, `score` the largest difference of a score. Memory is the peak of a round
 above what the process held before it. `--large N` ingests N paragraphs once more, ours alone, and
 notes the peak as it goes.
 """
@@ -116,7 +116,7 @@ def compare(arms: list[Arm], collections: dict[str, str], queries: list[str]) ->
             if text in scores:
                 shared += 1
                 furthest = max(furthest, abs(scores[text] - score))
-    return {"recall": round(shared / wanted, 4), "cosine": furthest}
+    return {"recall": round(shared / wanted, 4), "score": furthest}
 
 
 def measure_large(arm: Arm, folder: Path, documents: int) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def show(row: dict[str, Any]) -> None:
     if "speedup" in row:
         print(f"{'':>12}{'speedup':>10} {row['speedup'][0]:.2f} "
               f"({row['speedup'][1]:.2f}-{row['speedup'][2]:.2f}), recall@{TOP_K} "
-              f"{row['recall']:.4f}, cosine within {row['cosine']:.1e}", flush=True)  # fmt: skip
+              f"{row['recall']:.4f}, scores within {row['score']:.1e}", flush=True)  # fmt: skip
 
 
 def open_arm(name: str, checkout: Path, folder: Path, stack: ExitStack) -> Arm:

@@ -8,6 +8,7 @@ It is no dependency, of tests neither: without it these tests are skipped, and
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,10 @@ def library() -> Any:
 
 def build(library: Any, folder: Path, case: dict[str, Any]) -> Any:
     """A model of the library over the tiny weights."""
-    models = library.models
+    inside = (
+        "sentence_transformer.modules" if hasattr(library, "sentence_transformer") else "models"
+    )
+    models = importlib.import_module(f"sentence_transformers.{inside}")
     given = {"do_lower_case": case.get("lower", False)}
     if "limit" in case:
         given["max_seq_length"] = case["limit"]
