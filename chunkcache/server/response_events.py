@@ -28,7 +28,8 @@ class ResponseEvents:
         self._files = files
         self._keep = keep
         self._number = 0
-        self._at = {"output_index": 0, "item_id": reply.message_id, "content_index": 0}
+        self._index = 0  # of the answer's item
+        self._is_open = False
 
     async def frames(
         self, started: AnswerStarted, events: AsyncIterator[AnswerEvent]
@@ -39,7 +40,8 @@ class ResponseEvents:
         try:
             async for event in events:
                 if isinstance(event, AnswerDelta):
-                    yield self._frame(*self._delta(event.text))
+                    for kind, content in self._piece(event.text, event.call):
+                        yield self._frame(kind, content)
                 elif isinstance(event, AnswerFinished):
                     for kind, content in self._closing(event):
                         yield self._frame(kind, content)
@@ -61,27 +63,51 @@ class ResponseEvents:
                 yield f"response.file_search_call.{step}", step_at
             done = reply.search_call("completed", started.citations, self._files)
             yield "response.output_item.done", {**at, "item": done}
-            self._at["output_index"] = 1
+            self._index = 1
+
+    def _piece(self, text: str, call: str | None) -> Iterator[tuple[str, Json]]:
+        """A piece of the message, or of a call's arguments; `call` is the function's name."""
+        if not text:
+            return
+        yield from self._open(call)
+        if call is None:
+            yield "response.output_text.delta", {**self._at, "delta": text, "logprobs": []}
+        else:
+            yield "response.function_call_arguments.delta", {**self._call_at, "delta": text}
+
+    def _open(self, call: str | None) -> Iterator[tuple[str, Json]]:
+        """The item itself, before its first piece: only that tells a message from a call."""
+        if self._is_open:
+            return
+        self._is_open, reply = True, self._reply
+        if call is not None:
+            yield "response.output_item.added", self._item(reply.function_call("in_progress", call))
+            return
         yield "response.output_item.added", self._item(reply.message("in_progress"))
         yield "response.content_part.added", {**self._at, "part": reply.part("")}
 
-    def _delta(self, text: str) -> tuple[str, Json]:
-        return "response.output_text.delta", {**self._at, "delta": text, "logprobs": []}
-
     def _closing(self, answer: AnswerFinished) -> Iterator[tuple[str, Json]]:
+        call = answer.call
+        yield from self._open(call.name if call else None)
+        if call is None:
+            yield from self._closing_text(answer)
+        else:
+            said = {"name": call.name, "arguments": call.arguments}
+            yield "response.function_call_arguments.done", {**self._call_at, **said}
+        response = self._reply.finished(answer, self._files)
+        yield "response.output_item.done", self._item(response["output"][-1])
+        self._keep(response)
+        yield f"response.{response['status']}", {"response": response}
+
+    def _closing_text(self, answer: AnswerFinished) -> Iterator[tuple[str, Json]]:
         reply = self._reply
         text, annotations = reply.text(answer), reply.annotations(answer, self._files)
-        if rest := text.removeprefix(answer.text):
-            yield self._delta(rest)
+        yield from self._piece(text.removeprefix(answer.text), None)  # the list of sources
         for index, annotation in enumerate(annotations):
             added = {**self._at, "annotation_index": index, "annotation": annotation}
             yield "response.output_text.annotation.added", added
         yield "response.output_text.done", {**self._at, "text": text, "logprobs": []}
         yield "response.content_part.done", {**self._at, "part": reply.part(text, annotations)}
-        response = reply.finished(answer, self._files)
-        yield "response.output_item.done", self._item(response["output"][-1])
-        self._keep(response)
-        yield f"response.{response['status']}", {"response": response}
 
     def _failed(self, error: Json) -> str:
         """As OpenAI does it: in a response that says so, which clients raise."""
@@ -92,7 +118,19 @@ class ResponseEvents:
         return self._frame("response.failed", {"response": response})
 
     def _item(self, item: Json) -> Json:
-        return {"output_index": self._at["output_index"], "item": item}
+        return {"output_index": self._index, "item": item}
+
+    @property
+    def _at(self) -> Json:
+        """Where a piece of the message belongs."""
+        return {
+            "output_index": self._index, "item_id": self._reply.message_id, "content_index": 0,
+        }  # fmt: skip
+
+    @property
+    def _call_at(self) -> Json:
+        """Where a piece of the arguments belongs."""
+        return {"output_index": self._index, "item_id": self._reply.function_id}
 
     def _frame(self, kind: str, content: Json) -> str:
         event = {"type": kind, "sequence_number": self._number, **content}

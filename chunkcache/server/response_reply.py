@@ -6,6 +6,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+from chunkcache.forms import FunctionCall
+from chunkcache.protocol import Message
 from chunkcache.server.citations import label
 from chunkcache.server.replies import report_of
 
@@ -36,6 +38,8 @@ class ResponseReply:
         self.id = _fresh("resp")
         self.message_id = _fresh("msg")
         self.search_id = _fresh("fs")
+        self.function_id = _fresh("fc")
+        self._call_id = _fresh("call")
         self.query = query
         self._citer = citer
         self._request = request
@@ -67,7 +71,7 @@ class ResponseReply:
             "service_tier": "default",
             "store": request.store is not False,
             "temperature": request.temperature or 0.0,
-            "text": {"format": {"type": "text"}, "verbosity": "medium"},
+            "text": {"format": self._format(), "verbosity": "medium"},
             "tool_choice": _plain(request.tool_choice) or "auto",
             "tools": [_plain(tool) for tool in request.tools or []],
             "top_logprobs": 0,
@@ -78,11 +82,15 @@ class ResponseReply:
             **more,
         }
 
+    def _format(self) -> object:
+        said = self._request.text.format if self._request.text else None
+        return _plain(said) if said else {"type": "text"}
+
     def finished(self, answer: AnswerFinished, files: Files) -> Json:
         """The whole response."""
         cut = answer.finish_reason == "length"
         status = "incomplete" if cut else "completed"
-        output = [self.message(status, self.text(answer), self.annotations(answer, files))]
+        output = [self.item(status, answer, files)]
         if self.query is not None:
             output.insert(0, self.search_call("completed", answer.citations, files))
         more: Json = {
@@ -94,6 +102,32 @@ class ResponseReply:
         else:
             more["completed_at"] = int(time.time())
         return self.response(status, output, **more)
+
+    def item(self, status: str, answer: AnswerFinished, files: Files) -> Json:
+        """The item that the answer is: a message, or a call."""
+        if answer.call is not None:
+            return self.function_call(status, answer.call.name, answer.call.arguments)
+        return self.message(status, self.text(answer), self.annotations(answer, files))
+
+    def function_call(self, status: str, name: str, arguments: str = "") -> Json:
+        """The item of an answer that is a call."""
+        return {
+            "id": self.function_id,
+            "type": "function_call",
+            "status": status,
+            "call_id": self._call_id,
+            "name": name,
+            "arguments": arguments,
+        }
+
+    def turn(self, answer: Json) -> Message:
+        """The assistant's turn that an item of ours is, for the conversation to go on from."""
+        if answer["type"] == "message":
+            return Message(role="assistant", content=answer["content"][0]["text"])
+        call = FunctionCall(
+            name=answer["name"], arguments=answer["arguments"], id=answer["call_id"]
+        )
+        return Message(role="assistant", content="", calls=(call,))
 
     def text(self, answer: AnswerFinished) -> str:
         """What the message says, with the list of sources if that is asked for."""
@@ -158,16 +192,26 @@ class ResponseReply:
 
 def input_items(request: ResponseRequest) -> list[Json]:
     """The items of the request as `/input_items` lists them, each with an id."""
-    return [
+    return [item for turn in request.turns() for item in _items_of(turn)]
+
+
+def _items_of(turn: Message) -> list[Json]:
+    common = {"status": "completed"}
+    if turn.role == "tool":
+        output = {"call_id": turn.call_id, "output": turn.content}
+        return [{"id": _fresh("fco"), "type": "function_call_output", **common, **output}]
+    calls = [
         {
-            "id": _fresh("msg"),
-            "type": "message",
-            "status": "completed",
-            "role": turn.role,
-            "content": [_input_part(turn.role, turn.content)],
+            "id": _fresh("fc"), "type": "function_call", **common,
+            "call_id": call.id, "name": call.name, "arguments": call.arguments,
         }
-        for turn in request.turns()
-    ]
+        for call in turn.calls
+    ]  # fmt: skip
+    if calls and not turn.content:
+        return calls
+    content = [_input_part(turn.role, turn.content)]
+    message = {"id": _fresh("msg"), "type": "message", "role": turn.role, "content": content}
+    return [{**message, **common}, *calls]
 
 
 def _input_part(role: str, text: str) -> Json:
@@ -206,7 +250,7 @@ def _usage(answer: AnswerFinished) -> Json:
 
 def _plain(said: object) -> object:
     dump = getattr(said, "model_dump", None)
-    return dump(exclude_none=True) if dump else said
+    return dump(exclude_none=True, by_alias=True) if dump else said
 
 
 def _fresh(kind: str) -> str:

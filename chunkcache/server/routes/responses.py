@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from chunkcache.errors import InvalidRequest, NotFound
-from chunkcache.protocol import Message
 from chunkcache.server.answering import begun, citer_of, finished, pump_of
 from chunkcache.server.attachments import attachments_of
 from chunkcache.server.bodies import BoundedRoute
@@ -25,7 +24,7 @@ from chunkcache.server.sse import EventStream
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chunkcache.protocol import Json
+    from chunkcache.protocol import Json, Message
     from chunkcache.server.backend import Service
     from chunkcache.server.files import FileShelf
     from chunkcache.server.response_reply import Files
@@ -51,15 +50,14 @@ async def create_response(
     asked = body.to_answer_request(tenant, model, earlier, top_k)
     searches = body.file_search is not None
     citer = citer_of(asked, body, request, service)
-    reply = ResponseReply(body, model.id, citer, asked.messages[-1].content if searches else None)
+    reply = ResponseReply(body, model.id, citer, asked.question if searches else None)
     files = await _files(service, shelf, tenant, asked.collection) if searches else {}
     pump = pump_of(asked, request, service)
 
     def keep(response: Json) -> None:
         if body.store is False:
             return
-        answer = Message(role="assistant", content=response["output"][-1]["content"][0]["text"])
-        turns = [*earlier, *body.turns(), answer]
+        turns = [*earlier, *body.turns(), reply.turn(response["output"][-1])]
         responses.keep(tenant, response, input_items(body), turns)
 
     if body.stream:

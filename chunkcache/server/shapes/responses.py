@@ -2,122 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from chunkcache.errors import InvalidRequest
-from chunkcache.filters import AttributeFilter, Comparison, Compound, Membership, excess
 from chunkcache.protocol import AnswerRequest, Message, Sampling
-from chunkcache.server.errors import UNSUPPORTED
 from chunkcache.server.shapes.body import Body, stated
+from chunkcache.server.shapes.form import NOT_OFFERED
 from chunkcache.server.shapes.generation import AnyRequest, Neutral
-from chunkcache.server.shapes.messages import joined_text
+from chunkcache.server.shapes.response_items import InputItem, turns_of
+from chunkcache.server.shapes.response_tools import (
+    FileSearchTool,
+    FunctionTool,
+    TextOptions,
+    Tool,
+    ToolChoice,
+    call_form_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from chunkcache.forms import CallForm, JsonForm
     from chunkcache.server.model_names import ChatModel
 
 _DEFAULT_TOP_K = 4  # of a file search, where the settings retrieve nothing by themselves
 _RESULTS = "file_search_call.results"
 _NOTES = {
-    "functions": "tools: functions are not called here, the model answers in text",
+    "functions": NOT_OFFERED,
     "effort": "reasoning changes nothing: the model does not reason apart",
     "verbosity": "text.verbosity changes nothing: say in the prompt how long the answer should be",
 }
-
-
-_CONTENT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "type": {"enum": ["input_text", "output_text"]},
-                    "text": {"type": "string"},
-                },
-                "required": ["type", "text"],
-            },
-        },
-    ]
-}
-
-
-class InputMessage(Body):
-    """A turn among the input; what an answer put out can be sent back as it came."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, WithJsonSchema(_CONTENT_SCHEMA)]
-    id: str | None = None
-    status: str | None = None
-    phase: str | None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join_parts(cls, content: Any) -> Any:
-        kinds = ("input_text", "output_text", "text")
-        return joined_text(content, kinds, ignored=("annotations", "logprobs"))
-
-
-class FileSearchCall(Body):
-    """An item of an earlier answer, sent back with the conversation; its passages are not kept."""
-
-    type: Literal["file_search_call"]
-    id: str | None = None
-    status: str | None = None
-    queries: list[str] | None = Field(None, max_length=64)
-    results: list[Any] | None = Field(None, max_length=64)
-
-
-class RankingOptions(Body):
-    """There is one ranking, and it cuts nothing off."""
-
-    ranker: str | None = None
-    score_threshold: Annotated[float, Field(ge=0.0, le=0.0)] | None = None
-
-
-class FileSearchTool(Body):
-    """Retrieve from this vector store, before the answer and without asking the model."""
-
-    type: Literal["file_search"]
-    vector_store_ids: list[str] = Field(min_length=1, max_length=1)
-    max_num_results: int | None = Field(None, ge=1, le=50)
-    ranking_options: RankingOptions | None = None
-    filters: AttributeFilter | None = None
-
-    @field_validator("filters")
-    @classmethod
-    def _bounded(cls, filters: Any) -> Comparison | Membership | Compound | None:
-        if filters is not None and (problem := excess(filters)):
-            raise stated(f"filters: {problem}")
-        return filters  # type: ignore[no-any-return]  # as it was validated
-
-
-class FunctionTool(Body):
-    """A function of the caller's, which is never called."""
-
-    type: Literal["function"]
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class TextFormat(Body):
-    """Plain text is the only format."""
-
-    type: Literal["text"]
-
-
-class TextOptions(Body):
-    """How the text is to be."""
-
-    format: TextFormat | None = None
-    verbosity: str | None = Field(None, description="changes nothing")
 
 
 class Reasoning(Body):
@@ -134,35 +50,6 @@ class ResponseStreamOptions(Body):
     include_obfuscation: Literal[False] = False
 
 
-class ChosenTool(Body):
-    """The tool that must be used: the search, which always is."""
-
-    type: Literal["file_search"]
-
-
-def _kind(item: Any) -> str | None:
-    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
-    return kind if isinstance(kind, str) else "message"
-
-
-_Item = Annotated[
-    Annotated[InputMessage, Tag("message")] | Annotated[FileSearchCall, Tag("file_search_call")],
-    Discriminator(
-        _kind,
-        custom_error_type=UNSUPPORTED,
-        custom_error_message="items of this type are not supported; send messages.",
-    ),
-]
-_Tool = Annotated[
-    Annotated[FileSearchTool, Tag("file_search")] | Annotated[FunctionTool, Tag("function")],
-    Discriminator(
-        _kind,
-        custom_error_type=UNSUPPORTED,
-        custom_error_message="tools of this type are not supported; 'file_search' is.",
-    ),
-]
-
-
 class ResponseRequest(AnyRequest):
     """`POST /v1/responses`. A null stands for the default."""
 
@@ -175,15 +62,15 @@ class ResponseRequest(AnyRequest):
         "truncation": ("disabled",),
     }
 
-    input: list[_Item] = Field(
+    input: list[InputItem] = Field(
         min_length=1, max_length=4096, description="a text, or a list of messages"
     )
     instructions: str | None = Field(None, description="system text, for this answer alone")
     previous_response_id: str | None = None
     store: bool | None = Field(True, description="whether it can be read or gone on from later")
     max_output_tokens: int | None = Field(None, ge=1, lt=2**31)
-    tools: list[_Tool] | None = Field(None, max_length=128)
-    tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = "auto"
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: ToolChoice | None = "auto"
     include: list[str] | None = Field(None, max_length=32)
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
@@ -205,17 +92,16 @@ class ResponseRequest(AnyRequest):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self._messages()[-1:] and self._messages()[-1].role != "user":
-            raise stated("input: the last message must have the role 'user'")
-        if not self._messages():
+        turns = self.turns()
+        if not turns:
             raise stated("input: there is no message in it")
+        if turns[-1].role not in {"user", "tool"}:
+            raise stated("input: the last item must be a user's message or a function's output")
         searches = [tool for tool in self.tools or [] if isinstance(tool, FileSearchTool)]
         if len(searches) > 1:
             raise stated("tools: more than one file_search; send one of them")
-        if self.tool_choice not in (None, "auto", "none") and not searches:
-            raise stated(
-                "tool_choice: a tool can only be required if it is file_search, and among tools"
-            )
+        if call_form_of(self.tools or [], self.tool_choice) and self._json_form():
+            raise stated("text.format and a call that tool_choice forces exclude each other")
         options = self.chunkcache
         if searches and (self.documents is not None or (options and options.vector_store_id)):
             raise stated("tools: file_search replaces documents and chunkcache.vector_store_id")
@@ -233,12 +119,22 @@ class ResponseRequest(AnyRequest):
         """Whether the item of the search is to carry what was found."""
         return _RESULTS in (self.include or [])
 
+    @property
+    def form(self) -> JsonForm | CallForm | None:
+        """What the answer must look like; None: any text."""
+        return call_form_of(self.tools or [], self.tool_choice) or self._json_form()
+
+    def _json_form(self) -> JsonForm | None:
+        return self.text.format.to_form() if self.text and self.text.format else None
+
     def _notes(self) -> tuple[str, ...]:
         effort = self.reasoning.effort if self.reasoning else None
         verbosity = self.text.verbosity if self.text else None
         functions = any(isinstance(tool, FunctionTool) for tool in self.tools or [])
         taken = {
-            "functions": functions and self.tool_choice != "none",
+            "functions": functions
+            and self.tool_choice != "none"
+            and not call_form_of(self.tools or [], self.tool_choice),
             "effort": effort not in (None, "none"),
             "verbosity": verbosity not in (None, "medium"),
         }
@@ -246,7 +142,7 @@ class ResponseRequest(AnyRequest):
 
     def turns(self) -> list[Message]:
         """The new turns of the conversation, `instructions` not among them."""
-        return [Message(role=m.role, content=m.content) for m in self._messages()]
+        return turns_of(self.input)
 
     def to_answer_request(
         self, tenant: str, model: ChatModel, earlier: Sequence[Message], default_top_k: int
@@ -254,7 +150,7 @@ class ResponseRequest(AnyRequest):
         """The same wish in the service's terms, after the turns of an earlier response.
 
         Raises:
-            InvalidRequest: it asks for passages from a model that never retrieves.
+            InvalidRequest: it asks for passages from a model that never retrieves, or nobody asks.
         """
         opening = [Message(role="system", content=self.instructions)] if self.instructions else []
         wishes = {
@@ -264,7 +160,14 @@ class ResponseRequest(AnyRequest):
         }
         said = {name: value for name, value in wishes.items() if value is not None}
         messages = [*opening, *earlier, *self.turns()]
+        if all(message.role != "user" for message in messages):
+            raise InvalidRequest(
+                "input: there is no message of a user's. Hint: send the conversation, or "
+                "previous_response_id.",
+                param="input",
+            )
         asked = self._asked(messages, Sampling.model_validate(said), tenant, model)
+        asked = asked.model_copy(update={"form": self.form})
         search = self.file_search
         if search is None:
             stays_out = self.tool_choice == "none" and self.tools and self.documents is None
@@ -282,6 +185,3 @@ class ResponseRequest(AnyRequest):
                 "filters": search.filters,
             }
         )
-
-    def _messages(self) -> list[InputMessage]:
-        return [item for item in self.input if isinstance(item, InputMessage)]
