@@ -9,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from chunkcache.errors import InvalidRequest
 from chunkcache.protocol import AnswerRequest, Message, Sampling
 from chunkcache.server.shapes.body import Body, stated
-from chunkcache.server.shapes.form import NOT_OFFERED
 from chunkcache.server.shapes.generation import AnyRequest, Neutral
 from chunkcache.server.shapes.response_items import InputItem, turns_of
 from chunkcache.server.shapes.response_tools import (
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
 _DEFAULT_TOP_K = 4  # of a file search, where the settings retrieve nothing by themselves
 _RESULTS = "file_search_call.results"
 _NOTES = {
-    "functions": NOT_OFFERED,
+    "functions": "tools: functions were not offered to the model, which answers in text. Send "
+    "tool_choice 'required' or a function's name for a call",
     "effort": "reasoning changes nothing: the model does not reason apart",
     "verbosity": "text.verbosity changes nothing: say in the prompt how long the answer should be",
 }
