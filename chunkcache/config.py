@@ -186,6 +186,15 @@ class RetrievalSettings(_Section):
     )
     max_file_bytes: int = Field(64 * MIB, ge=1, description="larger files are reported and skipped")
 
+    read_memory_bytes: int = Field(
+        2 * GIB,
+        ge=64 * MIB,
+        description="memory that reading one pdf or office file may take (address space; Linux)",
+    )
+    read_cpu_s: int = Field(
+        60, ge=1, description="processor time that reading one pdf or office file may take"
+    )
+
     @field_validator("overlap_tokens")
     @classmethod
     def _overlap_is_part_of_a_chunk(cls, overlap: int, info: ValidationInfo) -> int:
@@ -242,6 +251,12 @@ class ServerSettings(_Section):
         pattern=r"^[^/\s]*(\s*,\s*[^/\s]+)*$",
         description="names that a server without keys may be reached by, separated by commas, "
         "besides addresses, local names and that of public_url; * takes any",
+    )
+    link_lifetime_s: float = Field(
+        30 * 86_400.0,
+        gt=0,
+        description="how long a link to a cited passage works, and how long the passages that an "
+        "update of their document replaced are kept for it",
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="time running requests get on SIGTERM")
     max_body_bytes: int = Field(

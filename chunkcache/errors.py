@@ -8,6 +8,7 @@ ChunkCacheError
 │   └── RequestTimeout  408  the body did not come in time
 ├── Unauthorized        401
 ├── NotFound            404
+│   └── LinkExpired     410  a link to a passage whose time is over
 ├── Overloaded          429  the queue is full; carries retry_after_s
 ├── Cancelled           499  the client went away
 ├── UnsupportedModel    501  the model's architecture cannot be served from the cache
@@ -107,6 +108,13 @@ class NotFound(ChunkCacheError):
 
     status = 404
     code = "not_found"
+
+
+class LinkExpired(NotFound):
+    """A link to a passage that we made too long ago."""
+
+    status = 410
+    code = "link_expired"
 
 
 class Overloaded(ChunkCacheError):

@@ -321,10 +321,14 @@ class IngestReport(_Wire):
     added: int = 0
     updated: int = 0
     unchanged: int = 0
+    renamed: int = Field(0, description="known by their content, and now at another path")
     skipped: int = 0
     chunks: int = 0
     tokens: int = 0
-    problems: list[str] = Field(default_factory=list, description="path: reason, per skipped file")
+    problems: list[str] = Field(
+        default_factory=list,
+        description="path: reason, per file or part of a file that was left out",
+    )
 
 
 class WarmReport(_Wire):
@@ -352,6 +356,11 @@ class DocumentInfo(_Wire):
     size_bytes: int
     added_at: float
     attributes: dict[str, str | float | bool] = Field(default_factory=dict)
+    name: str = Field("", description="of the file or the upload; empty for a text")
+    path: str = Field("", exclude=True)  # of a file of the server's: no business of its clients
+    problems: list[str] = Field(
+        default_factory=list, description="parts that were left out when it was read, and why"
+    )
 
 
 class CollectionInfo(_Wire):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -18,17 +19,21 @@ def main() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # silences a warning on fork
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own bars say more
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no title is beyond a terminal's letters
     from chunkcache.cli.logging import LogLevel, configure_logging
 
     if _LOG_JSON in sys.argv:
         # before anything else: what goes wrong from here on is said in JSON
         configure_logging(LogLevel.WARNING, as_json=True)
     from chunkcache.cli.app import app
+    from chunkcache.cli.screen import visible
 
     try:
         app()
     except ChunkCacheError as error:
-        print(f"error: {error.message}", file=sys.stderr)
+        print(f"error: {visible(error.message)}", file=sys.stderr)
         usage = isinstance(error, (InvalidRequest, ConfigError, NotFound))
         sys.exit(_USAGE if usage else 1)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import AsJson, Collection, Tenant
-from chunkcache.cli.screen import console, legend, ribbon
+from chunkcache.cli.screen import console, legend, ribbon, visible
 from chunkcache.config import RepairPolicyName
 from chunkcache.protocol import AnswerDelta, AnswerFinished
 
@@ -54,7 +54,7 @@ def ask(
     with shared(context).open() as cache:
         for event in cache.stream(question, **wishes):
             if isinstance(event, AnswerDelta) and not as_json:
-                sys.stdout.write(event.text)
+                sys.stdout.write(visible(event.text))
                 sys.stdout.flush()
             if isinstance(event, AnswerFinished):
                 if as_json:
@@ -69,7 +69,7 @@ def show_citations(out: Console, citations: list[Citation]) -> None:
     """One line per passage, numbered in prompt order."""
     for number, cited in enumerate(citations, start=1):
         where = f"[{number}] {cited.title or cited.document_id} {cited.start_char}-{cited.end_char}"
-        out.print(f"  {where}", style="dim", markup=False)
+        out.print(f"  {where}", style="dim")
 
 
 def show_report(out: Console, report: Report) -> None:
@@ -95,4 +95,4 @@ def show_report(out: Console, report: Report) -> None:
     if report.predicted_drift is not None:
         out.print(f"expected drift {report.predicted_drift:.3f} nats")
     for note in report.notes:
-        out.print(f"note: {note}", style="yellow", markup=False)
+        out.print(f"note: {note}", style="yellow")

@@ -50,7 +50,7 @@ def warm(
         f"{report.failed} failed"
     )
     if report.stopped_reason:
-        out.print(f"stopped: {report.stopped_reason}", style="yellow", markup=False)
+        out.print(f"stopped: {report.stopped_reason}", style="yellow")
         raise typer.Exit(1)
 
 
@@ -64,15 +64,18 @@ def check(
     """Verify every stored record, both ways: entries have their bytes, bytes have their entry."""
     from chunkcache.service.diagnosis import check_records
 
-    report = check_records(shared(context).settings, fix=fix, drop_stale=drop_stale)
+    settings = shared(context).settings
+    report = check_records(settings, fix=fix, drop_stale=drop_stale)
     out = console()
     out.print(
-        f"{report.records} records, {report.size_bytes} bytes: {report.ok} ok, "
-        f"{report.corrupt} corrupt, {report.orphans} orphans, {report.stale} of another model; "
+        f"{report.records} records of {report.models} models, {report.size_bytes} bytes: "
+        f"{report.ok} ok, {report.corrupt} corrupt, {report.orphans} orphans; "
         f"{report.removed} removed"
     )
+    if drop_stale:
+        out.print(f"{report.stale} were of another model than {settings.model.name}")
     for problem in report.problems[:_SHOWN_PROBLEMS]:
-        out.print(f"  {problem}", style="yellow", markup=False)
+        out.print(f"  {problem}", style="yellow")
     if not report.clean and not fix:
         out.print("Hint: chunkcache check --fix removes what is wrong; it will be made again.")
         raise typer.Exit(1)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import typer
 
     from chunkcache.config import Settings
+    from chunkcache.retrieval.catalog import Catalog
     from chunkcache.service import ChunkCache
 
 
@@ -27,6 +28,12 @@ class Shared:
         from chunkcache.service import ChunkCache
 
         return ChunkCache(self.settings)
+
+    def catalog(self) -> Catalog:
+        """The documents alone, to be closed by the caller; loads neither model nor embedder."""
+        from chunkcache.retrieval.open_catalog import open_catalog
+
+        return open_catalog(self.settings)
 
 
 def shared(context: typer.Context) -> Shared:

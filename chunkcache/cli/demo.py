@@ -13,7 +13,7 @@ from rich.text import Text
 
 from chunkcache.cli.answers import show_citations
 from chunkcache.cli.context import shared
-from chunkcache.cli.screen import console, legend, progress_bar, ribbon
+from chunkcache.cli.screen import console, legend, progress_bar, ribbon, visible
 from chunkcache.cli.stdlib_pages import write_pages
 from chunkcache.protocol import (
     AnswerDelta,
@@ -60,7 +60,7 @@ def demo(
         folder = docs or _stdlib_folder(out, common.settings.home)
         known = len(cache.documents(collection=collection))
         if known:
-            out.print(f"[bold]Starting from the persisted store[/bold]: {known} documents known.")
+            out.print(f"Starting from the persisted store: {known} documents known.", style="bold")
         _ingest(out, cache, folder)
         _warm(out, cache)
         asked = _questions(cache, docs, questions)
@@ -104,7 +104,7 @@ def _warm(out: Console, cache: ChunkCache) -> None:
         f"({report.tokens} tokens in {report.seconds:.1f} s)"
     )
     if report.stopped_reason:
-        out.print(f"warm-up stopped: {report.stopped_reason}", style="yellow", markup=False)
+        out.print(f"warm-up stopped: {report.stopped_reason}", style="yellow")
 
 
 def _questions(cache: ChunkCache, docs: Path | None, questions: Path | None) -> list[str]:
@@ -142,7 +142,7 @@ def _write(event: AnswerEvent) -> None:
     if isinstance(event, AnswerStarted):
         return
     if isinstance(event, AnswerDelta):
-        sys.stdout.write(event.text.replace("\n", " "))
+        sys.stdout.write(visible(event.text.replace("\n", " ")))
         sys.stdout.flush()
 
 

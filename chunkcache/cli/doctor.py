@@ -27,9 +27,9 @@ def doctor(context: typer.Context) -> None:
         figures.add_row(name, f"{figure:.3e}", limit)
     out.print(figures)
     for note in verdict.notes:
-        out.print(note, markup=False)
+        out.print(note)
     for problem in verdict.problems:
-        out.print(problem, style="red", markup=False)
+        out.print(problem, style="red")
     if verdict.reuses:
         out.print("the gate is passed: chunk KV is reused", style="green")
     elif verdict.serves:

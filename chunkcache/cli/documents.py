@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from rich.table import Table
 
 from chunkcache.cli.context import shared
-from chunkcache.cli.screen import console, progress_bar
+from chunkcache.cli.screen import console, progress_bar, visible
 from chunkcache.errors import NotFound
 
 Tenant = Annotated[str, typer.Option("--tenant", help="Whose documents.")]
@@ -25,24 +26,26 @@ def ingest(
     tenant: Tenant = "public",
     collection: Collection = "default",
 ) -> None:
-    """Read txt, md, rst, html, pdf and pre-chunked jsonl files; unchanged ones cost a hash."""
+    """Read files of text, office documents and pre-chunked jsonl; unchanged ones cost a hash."""
     with shared(context).open() as cache, progress_bar("files") as bar:
         task = bar.add_task("ingest", total=None, note="")
 
         def show(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, note=Path(name).name[:30])
+            bar.update(task, completed=done, total=total, note=visible(Path(name).name[:30]))
 
         report = cache.ingest(paths, tenant=tenant, collection=collection, on_progress=show)
     out = console()
     out.print(
-        f"added {report.added}, updated {report.updated}, unchanged {report.unchanged}, "
-        f"skipped {report.skipped}; {report.chunks} new chunks, {report.tokens} tokens"
+        f"added {report.added}, updated {report.updated}, renamed {report.renamed}, "
+        f"unchanged {report.unchanged}, skipped {report.skipped}; "
+        f"{report.chunks} new chunks, {report.tokens} tokens"
     )
     for problem in report.problems[:_SHOWN_PROBLEMS]:
-        out.print(f"  skipped {problem}", style="yellow", markup=False)
+        out.print(f"  {problem}", style="yellow")
     if len(report.problems) > _SHOWN_PROBLEMS:
         out.print(f"  … and {len(report.problems) - _SHOWN_PROBLEMS} more")
-    if report.problems and not (report.added or report.updated or report.unchanged):
+    taken = report.added + report.updated + report.renamed + report.unchanged
+    if report.problems and not taken:
         raise typer.Exit(1)
 
 
@@ -52,18 +55,22 @@ def ls(
     collection: Collection = "default",
     as_json: AsJson = False,
 ) -> None:
-    """List the documents of a collection."""
-    with shared(context).open() as cache:
-        documents = cache.documents(tenant=tenant, collection=collection)
-    out = console()
+    """List the documents of a collection, and where each is from. Loads no model."""
+    with closing(shared(context).catalog()) as catalog:
+        documents = catalog.documents(tenant, collection)
     if as_json:
         for document in documents:
-            typer.echo(document.model_dump_json())
+            shown = {**document.model_dump(mode="json"), "path": document.path}
+            typer.echo(json.dumps(shown, ensure_ascii=False))
         return
-    table = Table("id", "title", "chunks", "tokens", "bytes", box=None, header_style="bold")
+    out = console()
+    table = Table("id", "title", "path", "chunks", "tokens", "bytes", box=None, header_style="bold")
+    table.columns[0].no_wrap = True
+    table.columns[2].overflow = "fold"  # a path that is cut cannot be copied
     for document in documents:
+        where = document.path or document.name
         figures = (document.num_chunks, document.num_tokens, document.size_bytes)
-        table.add_row(document.document_id, document.title[:60], *map(str, figures))
+        table.add_row(document.document_id, document.title[:60], where, *map(str, figures))
     out.print(table)
     out.print(f"{len(documents)} documents")
 
@@ -74,12 +81,10 @@ def rm(
     tenant: Tenant = "public",
     collection: Collection = "default",
 ) -> None:
-    """Remove documents; their chunks are unreachable at once."""
-    with shared(context).open() as cache:
+    """Remove documents; their chunks are unreachable at once. Loads no model."""
+    with closing(shared(context).catalog()) as catalog:
         missing = [
-            name
-            for name in document_ids
-            if not cache.remove(name, tenant=tenant, collection=collection)
+            name for name in document_ids if not catalog.remove_document(name, tenant, collection)
         ]
     if missing:
         raise NotFound(f"document {missing[0]!r}: there is none of that id. Hint: chunkcache ls.")
@@ -102,6 +107,6 @@ def search(
         if as_json:
             typer.echo(json.dumps(passage.model_dump(), ensure_ascii=False))
             continue
-        out.print(f"[bold]{rank}. {passage.score:.4f}[/bold]", end=" ")
-        out.print(passage.title, f"[{passage.start_char}-{passage.end_char}]", markup=False)
-        out.print("   " + " ".join(passage.text.split())[:160], style="dim", markup=False)
+        out.print(f"{rank}. {passage.score:.4f}", style="bold", end=" ")
+        out.print(passage.title, f"[{passage.start_char}-{passage.end_char}]")
+        out.print("   " + " ".join(passage.text.split())[:160], style="dim")

@@ -131,7 +131,7 @@ def calibrate(
     show_reliability(reliability, calibration.questions)
     if steps is not None and cfo_drift is not None:
         show_alphas(steps, alpha, cfo_drift)
-    console().print(f"kept in {path}", markup=False)
+    console().print(f"kept in {path}")
 
 
 def _evaluate(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from chunkcache.protocol import Report, SpanReport
 
 RIBBON_CELLS = 60
-_PIPE_COLUMNS = 230  # a file has no width of its own; tables should not be cut for it
+_PIPE_COLUMNS = 2000  # a file has no width of its own; tables should not be cut for it
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 _STYLES = {
     "head": "grey50",
     "exact": "green",
@@ -34,22 +36,37 @@ _GLYPHS = {
 }
 
 
+def visible(text: str) -> str:
+    """Text whose control characters are spelled out: a title must not command the terminal."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class PlainConsole(Console):
+    """Prints text as it is, in tables too: brackets and colons in it are no markup and no emoji."""
+
+    def __init__(self, file: TextIO, width: int | None = None) -> None:
+        super().__init__(file=file, width=width, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every string that is printed comes through here."""
+        return super().render_str(visible(text), **options)
+
+
 def console() -> Console:
     """For results, on stdout."""
-    wide = None if sys.stdout.isatty() else _PIPE_COLUMNS
-    return Console(highlight=False, width=wide)
+    return PlainConsole(sys.stdout, None if sys.stdout.isatty() else _PIPE_COLUMNS)
 
 
 def progress_bar(unit: str) -> Progress:
     """A bar on stderr, so that stdout stays clean; plain lines where stderr is no terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[note]}"),
+        TextColumn(unit, markup=False),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
+        console=PlainConsole(sys.stderr),
     )
 
 

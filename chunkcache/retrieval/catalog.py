@@ -19,7 +19,7 @@ from chunkcache.retrieval import catalog_sql as sql
 from chunkcache.retrieval.database import Database
 from chunkcache.retrieval.documents import DEFAULT_COLLECTION
 from chunkcache.retrieval.entries import EntryTable
-from chunkcache.retrieval.index_folder import remove_index_folder
+from chunkcache.retrieval.file_table import FileTable
 
 if TYPE_CHECKING:
     import sqlite3
@@ -44,14 +44,17 @@ class Catalog:
 
     Args:
         path: the SQLite file; made when missing.
+        keep_former_s: how long the passages that an update replaced are kept, in seconds.
 
     Raises:
         StoreError: the file cannot be opened, is no catalog, or was made by a newer chunkcache.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep_former_s: float = 0.0) -> None:
         self._database = Database(path)
+        self._keep_former_s = keep_former_s
         self.entries = EntryTable(self._database)
+        self.files = FileTable(self._database)
 
     def close(self) -> None:
         """Close the file. Idempotent; later calls of other methods raise `ShuttingDown`."""
@@ -171,6 +174,8 @@ class Catalog:
             else:
                 connection.execute("DELETE FROM collections WHERE key = ?", (key,))
         if folder is not None:
+            from chunkcache.retrieval.index_folder import remove_index_folder  # loads the indexes
+
             remove_index_folder(Path(folder))
         return True
 
@@ -265,6 +270,7 @@ class Catalog:
             key = sql.writable_collection_key(connection, tenant, collection)
             sql.put_document(connection, key, document, splitter)
             sql.put_chunks(connection, key, document.document_id, chunks, vectors, space)
+            sql.drop_former_passages(connection, self._keep_former_s)
             sql.raise_generation(connection, key)
             stored = sql.stored_document(connection, key, collection, document.document_id)
         assert stored is not None  # it was put in this transaction
@@ -292,6 +298,7 @@ class Catalog:
                 return False
             sql.put_document(connection, key, now.document, splitter)
             sql.put_chunks(connection, key, now.info.document_id, chunks, vectors, space)
+            sql.drop_former_passages(connection, self._keep_former_s)
             sql.raise_generation(connection, key)
         return True
 
@@ -328,6 +335,22 @@ class Catalog:
         return [document_id for (document_id,) in found]
 
     # ------------------------------------------------------------ chunks
+
+    def former_passage(
+        self, tenant: str, collection: str, document_id: str, digest: str
+    ) -> str | None:
+        """The text of a passage that an update of the document has replaced, or None.
+
+        `digest` is its `passage_digest`. Kept for `keep_former_s`, and gone with the document.
+        """
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            row = connection.execute(
+                "SELECT f.text FROM former_passages f JOIN documents d ON d.key = f.document "
+                "WHERE d.collection = ? AND d.document_id = ? AND f.digest = ?",
+                (key, document_id, digest),
+            ).fetchone()
+        return row[0] if row is not None else None
 
     def chunks(self, tenant: str, collection: str) -> Iterator[Chunk]:
         """All chunks of a collection, by document in order of addition.

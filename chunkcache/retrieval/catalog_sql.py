@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 from array import array
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +16,21 @@ import numpy as np
 from chunkcache.chunk import Chunk, pack_token_ids
 from chunkcache.errors import NotFound
 from chunkcache.protocol import DocumentInfo
-from chunkcache.retrieval.documents import DEFAULT_COLLECTION, Document, DocumentKind
+from chunkcache.retrieval.documents import (
+    DEFAULT_COLLECTION,
+    Document,
+    DocumentKind,
+    passage_digest,
+    printable,
+)
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 INFO_COLUMNS = (
-    "document_id, title, url, sha256, num_chunks, num_tokens, size_bytes, added_at, attributes"
+    "document_id, title, url, sha256, num_chunks, num_tokens, size_bytes, added_at, attributes, "
+    "name, path, problems"
 )
 CHUNK_COLUMNS = (
     "c.chunk_id, c.token_ids, c.text, d.document_id, c.title, c.url, c.start_char, c.end_char, "
@@ -94,9 +103,11 @@ def raise_generation(connection: sqlite3.Connection, key: int) -> None:
 def document_info(collection: str, row: Sequence[Any]) -> DocumentInfo:
     """From `INFO_COLUMNS`."""
     names = [name.strip() for name in INFO_COLUMNS.split(",")]
-    found = dict(zip(names, row, strict=True))
-    found["attributes"] = json.loads(found["attributes"])
-    return DocumentInfo(collection=collection, **found)
+    fields = dict(zip(names, row, strict=True))
+    fields["attributes"] = json.loads(fields["attributes"])
+    fields["path"] = printable(os.fsdecode(fields["path"])) if fields["path"] else ""
+    fields["problems"] = json.loads(fields["problems"])
+    return DocumentInfo(collection=collection, **fields)
 
 
 def chunk(row: Sequence[Any]) -> Chunk:
@@ -117,18 +128,28 @@ def chunk(row: Sequence[Any]) -> Chunk:
     )
 
 
+def path_bytes(path: Path | None) -> bytes | None:
+    """A path as it is stored: file names may be any bytes."""
+    return os.fsencode(path) if path is not None else None
+
+
+def path_of(stored: bytes | None) -> Path | None:
+    """The path that was stored."""
+    return Path(os.fsdecode(stored)) if stored is not None else None
+
+
 def stored_document(
     connection: sqlite3.Connection, key: int | None, collection: str, document_id: str
 ) -> StoredDocument | None:
     """A document of the collection with that key, or None."""
     row = connection.execute(
-        f"SELECT {INFO_COLUMNS}, kind, text, reader, splitter FROM documents "
+        f"SELECT {INFO_COLUMNS}, path, kind, text, reader, splitter FROM documents "
         "WHERE collection = ? AND document_id = ?",
         (key, document_id),
     ).fetchone()
     if row is None:
         return None
-    *info_row, kind, text, reader, splitter = row
+    *info_row, path, kind, text, reader, splitter = row
     info = document_info(collection, info_row)
     document = Document(
         document_id=info.document_id,
@@ -140,6 +161,9 @@ def stored_document(
         text=text,
         attributes=info.attributes,
         reader=reader,
+        name=info.name,
+        path=path_of(path),
+        problems=tuple(info.problems),
     )
     return StoredDocument(document, info, splitter)
 
@@ -150,16 +174,19 @@ def put_document(
     """Write the document's own row. A replaced document keeps the time it was first added."""
     connection.execute(
         "INSERT INTO documents (collection, document_id, title, url, sha256, size_bytes, kind,"
-        " text, attributes, reader, splitter, num_chunks, num_tokens, added_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, ?)"
+        " text, attributes, reader, splitter, num_chunks, num_tokens, added_at, name, path,"
+        " problems)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?)"
         " ON CONFLICT (collection, document_id) DO UPDATE SET title = excluded.title,"
         " url = excluded.url, sha256 = excluded.sha256, size_bytes = excluded.size_bytes,"
         " kind = excluded.kind, text = excluded.text, attributes = excluded.attributes,"
-        " reader = excluded.reader, splitter = excluded.splitter",
+        " reader = excluded.reader, splitter = excluded.splitter, name = excluded.name,"
+        " path = excluded.path, problems = excluded.problems",
         (
             key, document.document_id, document.title, document.url, document.sha256,
             document.size_bytes, str(document.kind), document.text,
             json.dumps(dict(document.attributes)), document.reader, splitter, time.time(),
+            document.name, path_bytes(document.path), json.dumps(document.problems),
         ),
     )  # fmt: skip
 
@@ -176,6 +203,7 @@ def put_chunks(
     (document_key,) = connection.execute(
         "SELECT key FROM documents WHERE collection = ? AND document_id = ?", (key, document_id)
     ).fetchone()
+    _keep_former_passages(connection, document_key, {c.text for c in chunks})
     connection.execute("DELETE FROM chunks WHERE document = ?", (document_key,))
     # Entries are consecutive from a random start: never used twice, not even after the catalog was
     # restored from a backup that is older than the index files beside it.
@@ -196,6 +224,29 @@ def put_chunks(
     connection.execute(
         "UPDATE documents SET num_chunks = ?, num_tokens = ? WHERE key = ?",
         (len(chunks), sum(len(c.token_ids) for c in chunks), document_key),
+    )
+
+
+def _keep_former_passages(
+    connection: sqlite3.Connection, document_key: int, stay: Collection[str]
+) -> None:
+    """Keep the texts of the document's chunks that are about to be replaced, for links to them."""
+    former = connection.execute("SELECT text FROM chunks WHERE document = ?", (document_key,))
+    now = time.time()
+    connection.executemany(
+        "INSERT OR REPLACE INTO former_passages VALUES (?, ?, ?, ?)",
+        [
+            (document_key, passage_digest(text), text, now)
+            for (text,) in former.fetchall()
+            if text not in stay
+        ],
+    )
+
+
+def drop_former_passages(connection: sqlite3.Connection, older_than_s: float) -> None:
+    """Forget what no link shows any more."""
+    connection.execute(
+        "DELETE FROM former_passages WHERE replaced_at < ?", (time.time() - older_than_s,)
     )
 
 

@@ -25,24 +25,24 @@ class GivenChunk:
     line: int  # from 1, for messages
 
 
-def parse_chunk_lines(text: str) -> tuple[GivenChunk, ...]:
-    """The chunks of a file, in order. Blank lines are skipped.
+def parse_chunk_lines(text: str) -> tuple[tuple[GivenChunk, ...], tuple[str, ...]]:
+    """The chunks of a file, in order, and what is wrong with the other lines, naming each.
 
-    Raises:
-        InvalidRequest: naming the first line that is wrong, and what is wrong with it.
+    Blank lines are skipped. A wrong line does not take the others with it.
     """
-    chunks = []
+    chunks, problems = [], []
     first_line: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        chunk = _parse_line(line, number)
-        if chunk.id:
-            earlier = first_line.setdefault(chunk.id, number)
-            if earlier != number:
+        try:
+            chunk = _parse_line(line, number)
+            if chunk.id and (earlier := first_line.setdefault(chunk.id, number)) != number:
                 raise _refused(number, f"has the id {chunk.id!r} of line {earlier}")
-        chunks.append(chunk)
-    return tuple(chunks)
+            chunks.append(chunk)
+        except InvalidRequest as error:
+            problems.append(error.message)
+    return tuple(chunks), tuple(problems)
 
 
 def _parse_line(line: str, number: int) -> GivenChunk:

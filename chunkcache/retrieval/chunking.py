@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chunkcache.chunk import Chunk
-from chunkcache.errors import InvalidRequest
 from chunkcache.retrieval.documents import DocumentKind, chunk_id_of, searched_text
 
 if TYPE_CHECKING:
@@ -49,37 +48,40 @@ def _chunk(document: Document, ordinal: int, piece: Piece) -> Chunk:
     )
 
 
-def take_chunks(splitter: Splitter, document: Document, given: Sequence[GivenChunk]) -> list[Chunk]:
-    """The chunks of a document that came in chunks, as they are.
+def take_chunks(
+    splitter: Splitter, document: Document, given: Sequence[GivenChunk]
+) -> tuple[list[Chunk], list[str]]:
+    """The chunks of a document that came in chunks, as they are, and which lines were left out.
 
-    Raises:
-        InvalidRequest: a line has more tokens than a chunk may have, or none; naming the line.
+    A line with more tokens than a chunk may have, or none, is left out.
     """
-    chunks = []
-    start = 0
+    chunks, problems = [], []
+    start = -2
     for ordinal, line in enumerate(given):
+        start += 2  # a blank line joins chunks into the document's text
+        end = start + len(line.text)
         token_ids = splitter.encode(line.text)
         if not 1 <= len(token_ids) <= splitter.chunk_tokens:
-            raise InvalidRequest(
+            problems.append(
                 f"line {line.line} has {len(token_ids)} tokens, must have 1 to "
-                f"{splitter.chunk_tokens}. Hint: split it, or raise retrieval.chunk_tokens",
-                param="file",
+                f"{splitter.chunk_tokens}. Hint: split it, or raise retrieval.chunk_tokens"
             )
-        name = f"{document.document_id}-{line.id}" if line.id else ""
-        chunks.append(
-            Chunk(
-                chunk_id=name or chunk_id_of(document.document_id, ordinal, line.text),
-                token_ids=token_ids,
-                text=line.text,
-                document_id=document.document_id,
-                title=line.title or document.title,
-                url=line.url or document.url,
-                start_char=start,
-                end_char=start + len(line.text),
+        else:
+            name = f"{document.document_id}-{line.id}" if line.id else ""
+            chunks.append(
+                Chunk(
+                    chunk_id=name or chunk_id_of(document.document_id, ordinal, line.text),
+                    token_ids=token_ids,
+                    text=line.text,
+                    document_id=document.document_id,
+                    title=line.title or document.title,
+                    url=line.url or document.url,
+                    start_char=start,
+                    end_char=end,
+                )
             )
-        )
-        start += len(line.text) + 2  # a blank line joins chunks into the document's text
-    return chunks
+        start = end
+    return chunks, problems
 
 
 def tokenise_again(splitter: Splitter, chunks: Sequence[Chunk]) -> list[Chunk]:

@@ -93,6 +93,25 @@ _UPGRADES: tuple[tuple[str, ...], ...] = (
         # of a table or code block that the chunk continues
         "ALTER TABLE chunks ADD COLUMN opening TEXT NOT NULL DEFAULT ''",
     ),
+    (
+        # of the file or the upload
+        "ALTER TABLE documents ADD COLUMN name TEXT NOT NULL DEFAULT ''",
+        # of a file: resolved, in the file system's bytes
+        "ALTER TABLE documents ADD COLUMN path BLOB",
+        # JSON: parts that were left out when it was read, and why
+        "ALTER TABLE documents ADD COLUMN problems TEXT NOT NULL DEFAULT '[]'",
+        "CREATE INDEX documents_by_path ON documents (collection, path)",
+        "CREATE INDEX documents_by_content ON documents (collection, sha256)",
+        # texts of chunks that an update replaced, by `passage_digest`, for links that show them
+        """CREATE TABLE former_passages (
+            document INTEGER NOT NULL REFERENCES documents (key) ON DELETE CASCADE,
+            digest TEXT NOT NULL,
+            text TEXT NOT NULL,
+            replaced_at REAL NOT NULL,
+            PRIMARY KEY (document, digest)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX former_passages_by_age ON former_passages (replaced_at)",
+    ),
 )
 SCHEMA_VERSION = 1 + len(_UPGRADES)
 

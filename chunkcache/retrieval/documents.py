@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from chunkcache.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from chunkcache.chunk import Chunk
     from chunkcache.retrieval.embedder import Embedder
@@ -42,11 +44,19 @@ class Document:
     text: str  # chunks' offsets count its characters
     attributes: Mapping[str, str | float | bool] = field(default_factory=dict)
     reader: str = ""  # version of what made the text of the bytes
+    name: str = ""  # of the file or the upload
+    path: Path | None = None  # of a file, resolved
+    problems: tuple[str, ...] = ()  # parts that were left out, with the reason
 
 
 def printable(path: object) -> str:
     """A path or name as valid Unicode, bytes that are none of it escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def title_of_name(name: str) -> str:
+    """The title of a document that has none of its own: its file's name, in one line."""
+    return " ".join(printable(PurePath(name).name).split())
 
 
 def valid_unicode(field: str, text: str) -> str:
@@ -79,6 +89,11 @@ def chunk_id_of(document_id: str, ordinal: int, text: str, lead: str = "") -> st
     parts = [document_id, str(ordinal), text, *([lead] if lead else [])]
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=12)
     return f"chunk-{digest.hexdigest()}"
+
+
+def passage_digest(text: str) -> str:
+    """A short digest that tells an edited passage from the one that was cited."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def searched_text(chunk: Chunk) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +22,7 @@ from chunkcache.retrieval.chunking import (
     texts_to_embed,
     vectors_of,
 )
+from chunkcache.retrieval.confined import ReadLimits
 from chunkcache.retrieval.documents import (
     DEFAULT_COLLECTION,
     PUBLIC_TENANT,
@@ -32,6 +33,8 @@ from chunkcache.retrieval.documents import (
     valid_unicode,
     vector_space,
 )
+from chunkcache.retrieval.given_texts import NumberedText, extracted, numbered
+from chunkcache.retrieval.identity import document_of_file, reads_the_same
 from chunkcache.retrieval.includes import with_includes
 from chunkcache.retrieval.loaders import READERS_VERSION, Extracted, check_size, load
 from chunkcache.retrieval.pipeline import embed_beside, read_ahead
@@ -39,7 +42,7 @@ from chunkcache.retrieval.refresh import refresh
 from chunkcache.retrieval.walk import find_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
 
@@ -52,7 +55,8 @@ if TYPE_CHECKING:
     from chunkcache.retrieval.refresh import Refreshed
     from chunkcache.retrieval.splitter import Splitter
 
-Outcome = Literal["added", "updated", "unchanged"]
+Outcome = Literal["added", "updated", "unchanged", "renamed"]
+_PROBLEMS_KEPT = 50  # of one document
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,10 @@ class _Source:
     document_id: str
     name: str
     data: bytes
+    sha256: str  # of the data
     attributes: Attributes | None = None
+    path: Path | None = None  # of a file
+    renamed: bool = False  # known by its content; it was at another path
 
     @property
     def where(self) -> tuple[str, str]:
@@ -91,9 +98,10 @@ class _Prepared:
 class Ingestor:
     """Reads documents into a catalog. Thread-safe.
 
-    A document is known by its source: the resolved path of a file, the name of an upload, the id of
-    a text. The same content again costs a hash. Other content replaces the document in one
-    transaction, and only chunks whose text is new are embedded.
+    A document is known by its source: the resolved path of a file (see `identity` for one that has
+    moved), the id or else the name of an upload, the id of a text. The same content again costs a
+    hash. Other content replaces the document in one transaction, and only chunks whose text is new
+    are embedded.
     """
 
     def __init__(
@@ -107,6 +115,9 @@ class Ingestor:
         self._splitter = splitter
         self._embedder = embedder
         self._limit_bytes = settings.max_file_bytes
+        self._limits = ReadLimits(
+            settings.read_memory_bytes, settings.read_cpu_s, text_bytes=settings.max_file_bytes
+        )
         self._refresh_lock = threading.Lock()
 
     def ingest_paths(
@@ -136,7 +147,10 @@ class Ingestor:
         prepared = read_ahead(read, ((_size_bytes(path), path) for path in found.files))
         for done, (one, made) in enumerate(embed_beside(self._embedder, prepared), start=1):
             try:
-                _count(report, *self._write_or_retract(one, made))
+                outcome, info = self._write_or_retract(one, made)
+                _count(report, outcome, info)
+                if outcome != "unchanged":
+                    report.problems += [f"{one.name}: {what}" for what in info.problems]
             except (OSError, InvalidRequest) as error:
                 _note(report, one.name, error)
             if on_progress is not None:
@@ -151,8 +165,13 @@ class Ingestor:
         tenant: str = PUBLIC_TENANT,
         collection: str = DEFAULT_COLLECTION,
         attributes: Attributes | None = None,
+        upload_id: str = "",
     ) -> DocumentInfo:
-        """Read one uploaded file; one of the same name is replaced.
+        """Read one uploaded file.
+
+        Args:
+            upload_id: whose document it is: two uploads of one name are two documents. Without an
+                id the name says so, and a document of the same name is replaced.
 
         Raises:
             InvalidRequest: the file cannot be read; the message says why. Nothing has changed then.
@@ -160,10 +179,11 @@ class Ingestor:
             StoreError: the catalog cannot be written.
         """
         self.refresh(tenant=tenant, collection=collection)
-        document_id = document_id_of("upload", name)
-        source = _Source(tenant, collection, document_id, name, data, attributes)
+        document_id = document_id_of("upload", f"{upload_id}\0{name}" if upload_id else name)
+        sha256 = hashlib.sha256(data).hexdigest()
+        source = _Source(tenant, collection, document_id, name, data, sha256, attributes)
         try:
-            one = self._prepare(source, partial(load, name, data, self._limit_bytes))
+            one = self._prepare(source, partial(self._extract, name, data))
             made = dict(zip(one.texts, self._embedder.embed(one.texts), strict=True))
             return self._write(one, made)[1]
         except InvalidRequest as error:
@@ -185,7 +205,7 @@ class Ingestor:
         self.refresh(tenant=tenant, collection=collection)
         report = IngestReport()
         read = partial(self._prepare_text, tenant, collection)
-        prepared = read_ahead(read, ((len(one.given.text), one) for one in _numbered(documents)))
+        prepared = read_ahead(read, ((len(one.given.text), one) for one in numbered(documents)))
         for one, made in embed_beside(self._embedder, prepared):
             try:
                 _count(report, *self._write(one, made))
@@ -203,6 +223,9 @@ class Ingestor:
         with self._refresh_lock:  # two threads would only do the same work twice
             return refresh(self._catalog, self._splitter, self._embedder, tenant, collection)
 
+    def _extract(self, name: str, data: bytes) -> Extracted:
+        return load(name, data, self._limit_bytes, self._limits)
+
     def _read(self, path: Path) -> bytes:
         check_size(path.stat().st_size, self._limit_bytes)
         with path.open("rb") as stream:
@@ -215,29 +238,30 @@ class Ingestor:
     ) -> _Prepared:
         name = printable(path)
         try:
-            document_id = document_id_of("file", str(path))
             data = with_includes(path, roots, self._read, self._limit_bytes)
-            source = _Source(tenant, collection, document_id, path.name, data)
+            sha256 = hashlib.sha256(data).hexdigest()
+            document_id, moved = document_of_file(self._catalog, tenant, collection, path, sha256)
+            source = _Source(
+                tenant, collection, document_id, path.name, data, sha256, path=path, renamed=moved
+            )
         except (OSError, InvalidRequest) as error:
             return _Prepared(name, problem=error)
         try:
-            extract = partial(load, source.name, source.data, self._limit_bytes)
+            extract = partial(self._extract, source.name, source.data)
             return self._prepare(source, extract, name=name)
         except InvalidRequest as error:
             return _Prepared(name, source, problem=error)
 
-    def _prepare_text(self, tenant: str, collection: str, numbered: _Numbered) -> _Prepared:
+    def _prepare_text(self, tenant: str, collection: str, numbered: NumberedText) -> _Prepared:
         given = numbered.given
         name = printable(given.id) or str(numbered.index)
         try:
             content = [given.title, given.url, valid_unicode("text", given.text)]
             data = json.dumps(content).encode()
-            identity = given.id or hashlib.sha256(data).hexdigest()
-            document_id = document_id_of("text", identity)
-            source = _Source(tenant, collection, document_id, given.title, data)
-            return self._prepare(
-                source, partial(_extracted, given), name=name, again=numbered.again
-            )
+            sha256 = hashlib.sha256(data).hexdigest()
+            document_id = document_id_of("text", given.id or sha256)
+            source = _Source(tenant, collection, document_id, "", data, sha256)
+            return self._prepare(source, partial(extracted, given), name=name, again=numbered.again)
         except InvalidRequest as error:
             return _Prepared(name, problem=error)
 
@@ -250,37 +274,43 @@ class Ingestor:
         again: bool = False,
     ) -> _Prepared:
         """Everything before embedding. `again`: what the catalog has is about to be replaced."""
-        sha256 = hashlib.sha256(source.data).hexdigest()
+        called = printable(source.name)
         before = self._catalog.document_info(*source.where, source.document_id)
-        if before is not None and self._is_current(source, before, sha256) and not again:
+        if before is not None and self._is_current(source, before) and not again:
             return _Prepared(name, source, before=before)
         found = extract()
         document = Document(
             document_id=source.document_id,
             title=found.title,
             url=found.url,
-            sha256=sha256,
+            sha256=source.sha256,
             size_bytes=len(source.data),
             kind=found.kind,
             text=valid_unicode("text", found.text),
             attributes=source.attributes or {},
             reader=READERS_VERSION,
+            name=called,
+            path=source.path,
+            problems=_first(found.problems),
         )
         if found.kind is DocumentKind.CHUNKS:
-            chunks = take_chunks(self._splitter, document, found.chunks)
+            chunks, left_out = take_chunks(self._splitter, document, found.chunks)
+            document = replace(document, problems=_first([*found.problems, *left_out]))
         else:
             chunks = split_document(self._splitter, document)
         if not chunks:
-            raise InvalidRequest("there is no text in it", param="file")
+            reason = document.problems[0] if document.problems else "there is no text in it"
+            raise InvalidRequest(reason, param="file")
         space = vector_space(self._embedder)
         known = self._catalog.entries.vectors_by_text(*source.where, source.document_id, space)
         texts = texts_to_embed(chunks, known)
         return _Prepared(name, source, document, chunks, known, texts)
 
-    def _is_current(self, source: _Source, before: DocumentInfo, sha256: str) -> bool:
+    def _is_current(self, source: _Source, before: DocumentInfo) -> bool:
         """Whether the catalog has these bytes, and read as they would be now."""
         reader = self._catalog.reader(*source.where, source.document_id)
-        return (before.sha256, reader) == (sha256, READERS_VERSION)
+        same = (before.sha256, reader) == (source.sha256, READERS_VERSION)
+        return same and reads_the_same(before, printable(source.name))
 
     def _write(
         self, one: _Prepared, made: Mapping[str, np.ndarray]
@@ -293,12 +323,8 @@ class Ingestor:
         before = one.before
         if document is not None:
             before = self._catalog.document_info(*source.where, source.document_id)
-        if before is not None and (
-            document is None or self._is_current(source, before, document.sha256)
-        ):
-            if source.attributes is not None:
-                self._catalog.set_attributes(*source.where, source.document_id, source.attributes)
-            return "unchanged", before
+        if before is not None and (document is None or self._is_current(source, before)):
+            return "renamed" if source.renamed else "unchanged", self._keep(source, before)
         assert document is not None
         info = self._catalog.put_document(
             *source.where,
@@ -308,7 +334,20 @@ class Ingestor:
             splitter=self._splitter.fingerprint,
             space=vector_space(self._embedder),
         )
+        if source.renamed:
+            return "renamed", info
         return ("added" if before is None else "updated"), info
+
+    def _keep(self, source: _Source, before: DocumentInfo) -> DocumentInfo:
+        """The document as it is, under the name that its file has now."""
+        where = (*source.where, source.document_id)
+        if source.attributes is not None:
+            self._catalog.set_attributes(*where, source.attributes)
+        name, path = printable(source.name), printable(source.path or "")
+        if (before.name, before.path) == (name, path):
+            return before
+        self._catalog.files.name(*where, name, source.path)
+        return before.model_copy(update={"name": name, "path": path})
 
     def _write_or_retract(
         self, one: _Prepared, made: Mapping[str, np.ndarray]
@@ -325,23 +364,6 @@ class Ingestor:
             raise
 
 
-@dataclass(frozen=True, slots=True)
-class _Numbered:
-    """A given text with its place among those given; `again`: its id came before."""
-
-    index: int
-    given: GivenDocument
-    again: bool
-
-
-def _numbered(documents: Sequence[GivenDocument]) -> Iterator[_Numbered]:
-    seen: set[str] = set()
-    for index, given in enumerate(documents):
-        yield _Numbered(index, given, given.id in seen)
-        if given.id:
-            seen.add(given.id)
-
-
 def _size_bytes(path: Path) -> int:
     """How much reading it takes; a file that is gone says so when it is read."""
     try:
@@ -350,22 +372,21 @@ def _size_bytes(path: Path) -> int:
         return 0
 
 
-def _extracted(given: GivenDocument) -> Extracted:
-    title = " ".join(valid_unicode("title", given.title).split())
-    valid_unicode("url", given.url)
-    if not given.text.strip():
-        raise InvalidRequest("there is no text in it", param="text")
-    return Extracted(given.text, DocumentKind.PLAIN, title, given.url)
-
-
 def _note(report: IngestReport, name: str, error: OSError | InvalidRequest) -> None:
     reason = error.strerror if isinstance(error, OSError) else str(error)
     report.skipped += 1
     report.problems.append(f"{name}: {reason}")
 
 
+def _first(problems: Sequence[str]) -> tuple[str, ...]:
+    """What is kept of the problems of one document: a corpus may have millions of wrong lines."""
+    more = len(problems) - _PROBLEMS_KEPT
+    kept = tuple(problems[:_PROBLEMS_KEPT])
+    return (*kept, f"and {more} more") if more > 0 else kept
+
+
 def _count(report: IngestReport, outcome: Outcome, info: DocumentInfo) -> None:
     setattr(report, outcome, getattr(report, outcome) + 1)
-    if outcome != "unchanged":
+    if outcome in ("added", "updated"):
         report.chunks += info.num_chunks
         report.tokens += info.num_tokens

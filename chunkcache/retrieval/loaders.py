@@ -7,18 +7,18 @@ from another system is the same text.
 from __future__ import annotations
 
 import contextlib
-import re
-import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from charset_normalizer import from_bytes
 
 from chunkcache.errors import InvalidRequest
 from chunkcache.retrieval.chunk_lines import parse_chunk_lines
-from chunkcache.retrieval.documents import DocumentKind, printable
+from chunkcache.retrieval.confined import ReadLimits, read_confined
+from chunkcache.retrieval.documents import DocumentKind, title_of_name
 from chunkcache.retrieval.markdown_reader import read_markdown
+from chunkcache.retrieval.office import OFFICE_SUFFIXES, check_converter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,14 +32,8 @@ _BOMS = {
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-# PDFium is not thread-safe, whatever the document: one lock for the process, for as long as any of
-# its objects lives.
-_PDFIUM_LOCK = threading.Lock()
-_PDF_PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\uffff]")
-_LINE_END_HYPHEN = re.compile("[\x02\ufffe]\n?")  # PDFium's signs for a word that goes on
 # Part of what a document is known by: change it when the same bytes are read otherwise.
-READERS_VERSION = "readers/2"
+READERS_VERSION = "readers/3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +45,38 @@ class Extracted:
     title: str = ""
     url: str = ""
     chunks: tuple[GivenChunk, ...] = ()  # for a document that came in chunks
+    problems: tuple[str, ...] = ()  # parts that were left out, with the reason
 
 
-def load(name: str, data: bytes, limit_bytes: int) -> Extracted:
+def load(name: str, data: bytes, limit_bytes: int, limits: ReadLimits | None = None) -> Extracted:
     """Extract the text of a file. The loader is chosen by the suffix of `name`.
 
-    The title is the document's own (first heading, `<title>`, metadata) or the file's name.
+    The title is the document's own (first heading, `<title>`, metadata) or the file's name. Binary
+    files are read by a process of their own, see `confined`.
+
+    Args:
+        limit_bytes: the largest file that is read.
+        limits: of reading a binary file.
 
     Raises:
         InvalidRequest: the file is too large, of an unknown type, binary, empty, encrypted or
             broken. The message is the reason alone; `name` is for the caller to add.
     """
-    path = PurePath(name)
-    loader = _LOADERS.get(path.suffix.lower())
-    if loader is None:
-        raise _refused(
-            f"unknown type {path.suffix or '(no suffix)'}. Hint: use {', '.join(SUFFIXES)}"
-        )
+    suffix = PurePath(name).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise _refused(f"unknown type {suffix or '(no suffix)'}. Hint: use {', '.join(SUFFIXES)}")
     check_size(len(data), limit_bytes)
     if not data.strip():
         raise _refused("the file is empty")
-    found = loader(data)
+    if suffix in _BINARY_SUFFIXES:
+        found = _load_binary(suffix, data, limits or ReadLimits())
+    else:
+        found = _LOADERS[suffix](data)
     if not found.text.strip():
         raise _refused("there is no text in it")
     # one line, as it goes into the prompt as a heading
-    title = " ".join((found.title.strip() or printable(path.name)).split())
-    return Extracted(found.text, found.kind, title, found.url, found.chunks)
+    title = " ".join(found.title.split()) or title_of_name(name)
+    return replace(found, title=title)
 
 
 def check_size(size_bytes: int, limit_bytes: int) -> None:
@@ -147,9 +147,24 @@ def _load_rst(data: bytes) -> Extracted:
 
 
 def _load_chunks(data: bytes) -> Extracted:
-    chunks = parse_chunk_lines(decode(data))
+    chunks, problems = parse_chunk_lines(decode(data))
+    if problems and not chunks:
+        raise _refused(problems[0])
     text = "\n\n".join(chunk.text for chunk in chunks)
-    return Extracted(text, DocumentKind.CHUNKS, chunks=chunks)
+    return Extracted(text, DocumentKind.CHUNKS, chunks=chunks, problems=problems)
+
+
+def _load_binary(suffix: str, data: bytes, limits: ReadLimits) -> Extracted:
+    if suffix in OFFICE_SUFFIXES:
+        check_converter(suffix)
+    if suffix in (".csv", ".ipynb"):  # text, whose encoding is ours to tell
+        data = decode(data).encode()
+    found = read_confined(suffix, data, limits)
+    text, kind = _lines(found["text"]), DocumentKind(found["kind"])
+    title = found["title"]
+    if not title and kind is DocumentKind.MARKDOWN:
+        _, title = read_markdown(text)
+    return Extracted(text, kind, title, problems=tuple(found["problems"]))
 
 
 def _load_html(data: bytes) -> Extracted:
@@ -157,43 +172,6 @@ def _load_html(data: bytes) -> Extracted:
 
     page = read_html(decode(data, declared_charset(data)))
     return Extracted(page.text, DocumentKind.MARKDOWN, page.title, page.url)
-
-
-def _load_pdf(data: bytes) -> Extracted:
-    """Text of all pages, a blank line between them. Scanned pages have none."""
-    import pypdfium2
-
-    with _PDFIUM_LOCK:
-        try:
-            document = pypdfium2.PdfDocument(data)
-        except pypdfium2.PdfiumError as error:
-            if getattr(error, "err_code", None) == _PDF_PASSWORD_ERROR:
-                raise _refused("an encrypted PDF. Hint: remove the password") from error
-            raise _refused(f"a broken PDF: {error}") from error
-        try:
-            pages = [_pdf_page(document, number) for number in range(len(document))]
-            title = document.get_metadata_dict().get("Title", "")
-        except pypdfium2.PdfiumError as error:
-            raise _refused(f"a broken PDF: {error}") from error
-        finally:
-            document.close()
-    text = "\n\n".join(page for page in pages if page)
-    if not text:
-        raise _refused("a PDF without text. Hint: run text recognition over a scan first")
-    return Extracted(text, DocumentKind.PLAIN, title)
-
-
-def _pdf_page(document: Any, number: int) -> str:
-    page = document[number]
-    try:
-        text_page = page.get_textpage()
-        try:
-            text = _lines(text_page.get_text_bounded())
-            return _CONTROLS.sub("", _LINE_END_HYPHEN.sub("", text)).strip()
-        finally:
-            text_page.close()
-    finally:
-        page.close()
 
 
 _LOADERS: dict[str, Callable[[bytes], Extracted]] = {
@@ -204,7 +182,7 @@ _LOADERS: dict[str, Callable[[bytes], Extracted]] = {
     ".rst": _load_rst,
     ".html": _load_html,
     ".htm": _load_html,
-    ".pdf": _load_pdf,
     ".jsonl": _load_chunks,
 }
-SUFFIXES = tuple(_LOADERS)
+_BINARY_SUFFIXES = (".pdf", *OFFICE_SUFFIXES)
+SUFFIXES = (*_LOADERS, *_BINARY_SUFFIXES)

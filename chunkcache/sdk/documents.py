@@ -87,6 +87,7 @@ def _ingest_one(
     older = before.get(name)  # under the name that the server gave it
     before[name] = _Held(file_id, name, info)
     _count(report, older, info)
+    report.problems += [f"{name}: {problem}" for problem in info.problems]
     if older is not None:
         yield from _release(older.file_id, vector_store_id)
 
@@ -111,7 +112,7 @@ def _release(file_id: str, vector_store_id: str) -> Flow[None]:
         where = _files_path(vector_store_id) if elsewhere else "/v1/files"
         yield Call("DELETE", f"{where}/{file}")
     except NotFound:
-        return  # somebody else was first, or a newer file of that name has taken its place
+        return  # somebody else was first
 
 
 def _held(vector_store_id: str) -> Flow[list[_Held]]:

@@ -33,8 +33,9 @@ def citer_of(asked: AnswerRequest, body: AnyRequest, request: Request, service: 
     """What cites the passages of the answer to `asked`, which `body` stands for."""
     held = asked.documents is None
     wish = body.chunkcache.citations if body.chunkcache else None
+    signer = LinkSigner(service.link_key, service.settings.server.link_lifetime_s)
     return Citer(
-        signer=LinkSigner(service.link_key) if held else None,
+        signer=signer if held else None,
         base_url=service.settings.server.public_url or str(request.base_url),
         tenant=asked.tenant,
         store=asked.collection,

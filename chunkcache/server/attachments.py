@@ -1,9 +1,9 @@
 """Files in vector stores: the seam between the file shelf and the service's catalog.
 
-A vector store holds one document per file name. Attaching a file named like one that is there, with
-other content, replaces its document, as saving over a file does; the older file then is no longer
-in the store. The catalog decides: an attachment counts while the catalog has its document with its
-content, whatever the sidecars say.
+A vector store holds one document per file, whatever the file is called: two uploads of one name are
+two documents. The catalog decides: an attachment counts while the catalog has its document with its
+content, whatever the sidecars say. (Documents attached by older versions go by their file's name,
+and several files may stand for one of them.)
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ def attach_file(
     Raises:
         NotFound: no such file or vector store, also when the file was deleted meanwhile.
     """
-    data, name = shelf.read(tenant, file_id), shelf.get(tenant, file_id).filename
+    file = shelf.get(tenant, file_id)
+    data, name, before = shelf.read(tenant, file_id), file.filename, file.attachments.get(store_id)
     document: DocumentInfo | None = None
     problem: str | None = None
     try:
         document = service.ingest_bytes(
-            name, data, tenant=tenant, collection=store_id, attributes=attributes or None
-        )
+            name, data, tenant=tenant, collection=store_id, attributes=attributes or None,
+            upload_id=file_id,
+        )  # fmt: skip
     except InvalidRequest as error:
         problem = error.message
     attachment = Attachment(
@@ -57,6 +59,8 @@ def attach_file(
     except NotFound:
         release_document(service, shelf, tenant, store_id, attachment)
         raise
+    if before is not None and _document_id(before) != _document_id(attachment):
+        release_document(service, shelf, tenant, store_id, before)
     return attachment
 
 
@@ -87,7 +91,8 @@ def release_document(
 ) -> None:
     """Remove the document of an attachment that is gone, unless something else put it there.
 
-    That is another file of the same name and content, or a newer one of the same name.
+    That is, of documents that go by a name, another file of the same name and content, or a newer
+    one of the same name.
     """
     if attachment.document is None:
         return
@@ -145,6 +150,10 @@ def _living(
         for file_id, attachment in shelf.attached(tenant, store_id).items()
         if _lives(attachment, documents)
     }
+
+
+def _document_id(attachment: Attachment) -> str | None:
+    return attachment.document.document_id if attachment.document is not None else None
 
 
 def _lives(attachment: Attachment, documents: dict[str, DocumentInfo]) -> bool:

@@ -112,8 +112,11 @@ class Service(Protocol):
         tenant: str,
         collection: str,
         attributes: dict[str, str | float | bool] | None = None,
+        upload_id: str = "",
     ) -> DocumentInfo:
-        """Load, split, embed and index one file; one of the same name is replaced.
+        """Load, split, embed and index one file; the same upload is replaced.
+
+        `upload_id` says which upload it is; without one its name does.
 
         Raises InvalidRequest if it cannot be read (nothing has changed then), NotFound if there is
         no such collection.
@@ -130,6 +133,15 @@ class Service(Protocol):
         """A document and its extracted text, in which citations' offsets count characters.
 
         Raises NotFound: no such document or collection.
+        """
+        ...
+
+    def former_passage(
+        self, document_id: str, digest: str, *, tenant: str, collection: str
+    ) -> str | None:
+        """A passage of that `passage_digest` that the document has, elsewhere, or once had.
+
+        None: it has none, or no longer. Raises NotFound: no such collection.
         """
         ...
 

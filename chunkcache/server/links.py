@@ -3,25 +3,29 @@
 A browser that follows a citation cannot send an API key. So the link itself carries the right to
 see one passage and its surroundings: who was answered, which characters of which document, and a
 signature over all of it. It says nothing that the answer did not say, cannot be altered to show
-another passage, another document or another tenant's, and is dead once the document is removed.
-Whoever is given the link can read the passage, as whoever is given the answer can.
+another passage, another document or another tenant's, and is dead once the document is removed or
+its time is over. Whoever is given the link can read the passage, as whoever has the answer can.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
+import math
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlencode
 
 from pydantic import Field
 
-from chunkcache.errors import NotFound
+from chunkcache.errors import LinkExpired, NotFound
+from chunkcache.retrieval.documents import passage_digest
 from chunkcache.server.shapes.body import Body
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from chunkcache.protocol import Citation
 
 FRAGMENT: Final = "passage"
@@ -38,6 +42,7 @@ class LinkQuery(Body):
     start: int = Field(ge=0)
     end: int = Field(ge=0)
     text: str = Field(description="digest of the passage, to tell that the document has changed")
+    expires: int = Field(ge=0, description="seconds since the epoch")
     signature: str
 
 
@@ -50,7 +55,7 @@ class PassageRef:
     store: str
     start: int
     end: int
-    text: str
+    text: str  # its `passage_digest`
 
     @classmethod
     def of(cls, citation: Citation, *, tenant: str, store: str) -> PassageRef:
@@ -61,13 +66,8 @@ class PassageRef:
             store=store,
             start=citation.start_char,
             end=citation.end_char,
-            text=text_digest(citation.text),
+            text=passage_digest(citation.text),
         )
-
-
-def text_digest(text: str) -> str:
-    """A short digest that tells an edited passage from the one that was cited."""
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class LinkSigner:
@@ -75,30 +75,41 @@ class LinkSigner:
 
     Args:
         key: `Service.link_key`.
+        lifetime_s: how long a link works, from when it is made; `server.link_lifetime_s`.
+        clock: seconds since the epoch.
     """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(
+        self, key: bytes, lifetime_s: float, clock: Callable[[], float] = time.time
+    ) -> None:
         self._key = key
+        self._lifetime_s = lifetime_s
+        self._clock = clock
 
     def url(self, base_url: str, ref: PassageRef) -> str:
         """The address of a passage, its signature and the fragment included."""
+        expires = math.ceil(self._clock() + self._lifetime_s)
         fields = {name: value for name, value in asdict(ref).items() if name != "document_id"}
-        query = urlencode({**fields, "signature": self._signature(ref)})
+        fields |= {"expires": expires, "signature": self._signature(ref, expires)}
         path = quote(ref.document_id, safe="")
-        return f"{base_url.rstrip('/')}/documents/{path}?{query}#{FRAGMENT}"
+        return f"{base_url.rstrip('/')}/documents/{path}?{urlencode(fields)}#{FRAGMENT}"
 
     def read(self, document_id: str, query: LinkQuery) -> PassageRef:
         """What a link points to.
 
         Raises:
             NotFound: this server did not make it, or not like this.
+            LinkExpired: it did, too long ago.
         """
-        ref = PassageRef(document_id, **query.model_dump(exclude={"signature"}))
+        ref = PassageRef(document_id, **query.model_dump(exclude={"expires", "signature"}))
+        expected = self._signature(ref, query.expires)
         # Bytes, because compare_digest takes no text outside ASCII.
-        if not hmac.compare_digest(self._signature(ref).encode(), query.signature.encode()):
+        if not hmac.compare_digest(expected.encode(), query.signature.encode()):
             raise NotFound("No such passage: the link is incomplete or was altered.")
+        if self._clock() >= query.expires:
+            raise LinkExpired("This link has expired. Ask again for an answer with a new one.")
         return ref
 
-    def _signature(self, ref: PassageRef) -> str:
-        message = json.dumps(asdict(ref), sort_keys=True).encode()
+    def _signature(self, ref: PassageRef, expires: int) -> str:
+        message = json.dumps({**asdict(ref), "expires": expires}, sort_keys=True).encode()
         return hmac.digest(self._key, message, "sha256").hex()[:_SIGNATURE_CHARS]

@@ -38,13 +38,15 @@ HEADERS: Final = {
 }
 
 
-def passage_page(title: str, text: str, start: int, end: int) -> str:
-    """HTML of `text` around characters `[start, end)`, which are marked."""
+def passage_page(title: str, text: str, start: int, end: int, notice: str = "") -> str:
+    """HTML of `text` around characters `[start, end)`, which are marked, below a notice."""
     first = max(0, start - SURROUNDINGS_CHARS)
     last = min(len(text), end + SURROUNDINGS_CHARS)
     before, passage, after = text[first:start], text[start:end], text[end:last]
     marked = f'{escape(before)}<mark id="{FRAGMENT}">{escape(passage)}</mark>{escape(after)}'
-    body = [_omitted(first, "before"), f"<pre>{marked}</pre>", _omitted(len(text) - last, "after")]
+    noted = f"<p>{escape(notice)}</p>" if notice else ""
+    shown = f"<pre>{marked}</pre>"
+    body = [noted, _omitted(first, "before"), shown, _omitted(len(text) - last, "after")]
     return _page(title, "".join(body))
 
 

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import torch
-
-from chunkcache.engine.gate import Verdict, run_gate, store_verdict
-from chunkcache.engine.model import load_fingerprint, load_model
 from chunkcache.store import CheckReport, check_store, store_path
 
 if TYPE_CHECKING:
     from chunkcache.config import Settings
+    from chunkcache.engine.gate import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +29,11 @@ def diagnose(settings: Settings) -> Diagnosis:
     Raises:
         ModelNotFound, UnsupportedModel: there is no model to judge.
     """
+    import torch  # here, because the other function of this module needs no model
+
+    from chunkcache.engine.gate import run_gate, store_verdict
+    from chunkcache.engine.model import load_model
+
     model = load_model(settings)
     verdict = run_gate(model)
     store_verdict(verdict, model, settings.cache)
@@ -53,16 +55,21 @@ def diagnose(settings: Settings) -> Diagnosis:
 
 
 def check_records(settings: Settings, *, fix: bool, drop_stale: bool) -> CheckReport:
-    """Verify the disk tier; records of another model than the configured one count as stale.
+    """Verify the disk tier. Only to drop records of other models it must know the configured one.
 
     Raises:
         StoreError: the store cannot be opened.
-        ModelNotFound: without the model nobody can say what is stale.
+        ModelNotFound: with `drop_stale`; without the model nobody can say what is stale.
     """
+    fingerprint = None
+    if drop_stale:
+        from chunkcache.engine.model import load_fingerprint  # loads torch and transformers
+
+        fingerprint = load_fingerprint(settings)
     return check_store(
         store_path(settings),
         settings.store.disk_capacity_bytes,
-        fingerprint=load_fingerprint(settings),
+        fingerprint=fingerprint,
         codec=settings.store.codec,
         fix=fix,
         drop_stale=drop_stale,

@@ -16,9 +16,10 @@ from chunkcache.protocol import (
     IngestReport,
     Passage,
 )
-from chunkcache.retrieval.catalog import Catalog
+from chunkcache.retrieval.documents import passage_digest
 from chunkcache.retrieval.embedder import Embedder, open_embedder
 from chunkcache.retrieval.ingest import Ingestor
+from chunkcache.retrieval.open_catalog import open_catalog
 from chunkcache.retrieval.retriever import Retriever
 from chunkcache.retrieval.splitter import Splitter
 from chunkcache.service.given import GivenDocuments
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from chunkcache.chunk import Chunk
     from chunkcache.config import Settings
     from chunkcache.filters import Comparison, Compound, Membership
+    from chunkcache.retrieval.catalog import Catalog
 
 PUBLIC = "public"
 DEFAULT = "default"
@@ -50,7 +52,7 @@ class Library:
     @cached_property
     def catalog(self) -> Catalog:
         """Documents and chunks on disk."""
-        return Catalog(self.settings.home / "catalog.sqlite")
+        return open_catalog(self.settings)
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -120,13 +122,19 @@ class Library:
         tenant: str = PUBLIC,
         collection: str = DEFAULT,
         attributes: dict[str, str | float | bool] | None = None,
+        upload_id: str = "",
     ) -> DocumentInfo:
-        """Read one uploaded file. Raises `InvalidRequest` with the reason when it is unreadable."""
+        """Read one uploaded file; a document of the same `upload_id`, or else name, is replaced.
+
+        Raises:
+            InvalidRequest: it is unreadable, with the reason.
+        """
         with self._lock:
             ingestor = self._ingestor
         return ingestor.ingest_bytes(
-            name, data, tenant=tenant, collection=collection, attributes=attributes
-        )
+            name, data, tenant=tenant, collection=collection, attributes=attributes,
+            upload_id=upload_id,
+        )  # fmt: skip
 
     def ingest_texts(
         self,
@@ -157,6 +165,21 @@ class Library:
         if info is None or stored is None:
             raise NotFound(f"document {document_id!r}: there is none of that id", param="document")
         return info, stored.document.text
+
+    def former_passage(
+        self, document_id: str, digest: str, *, tenant: str = PUBLIC, collection: str = DEFAULT
+    ) -> str | None:
+        """A passage of that `passage_digest` that the document has, elsewhere, or once had.
+
+        None: it has none, or no longer (`server.link_lifetime_s`).
+
+        Raises:
+            NotFound: no such collection.
+        """
+        for chunk in self.catalog.entries.of_document(tenant, collection, document_id):
+            if passage_digest(chunk.text) == digest:
+                return chunk.text
+        return self.catalog.former_passage(tenant, collection, document_id, digest)
 
     def remove(self, document_id: str, *, tenant: str = PUBLIC, collection: str = DEFAULT) -> bool:
         """Remove a document; its chunks are unreachable at once. False: it was not there."""

@@ -5,27 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chunkcache.store.check import CheckReport, check_store
-from chunkcache.store.codec import codec_named
-from chunkcache.store.disk import DiskTier
-from chunkcache.store.host import HostTier
-from chunkcache.store.tiered import Lookup, TieredStore
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from chunkcache.config import Settings
     from chunkcache.metrics import Metrics
+    from chunkcache.store.tiered import TieredStore
 
-__all__ = [
-    "CheckReport",
-    "DiskTier",
-    "HostTier",
-    "Lookup",
-    "TieredStore",
-    "check_store",
-    "open_store",
-    "store_path",
-]
+__all__ = ["CheckReport", "check_store", "open_store", "store_path"]
 
 
 def store_path(settings: Settings) -> Path:
@@ -36,7 +24,7 @@ def store_path(settings: Settings) -> Path:
 def open_store(
     settings: Settings, fingerprint: bytes, metrics: Metrics, *, with_host: bool = True
 ) -> TieredStore:
-    """Host tier over LMDB; no LMDB where `store.disk_capacity_bytes` is 0.
+    """Host tier over LMDB; no LMDB where `store.disk_capacity_bytes` is 0. Loads torch.
 
     Without a host tier the caller keeps chunks in memory by itself.
 
@@ -44,6 +32,12 @@ def open_store(
         StoreError: the LMDB environment cannot be opened.
         ConfigError: there is no such codec.
     """
+    # here, because checking a store needs no torch
+    from chunkcache.store.codec import codec_named
+    from chunkcache.store.disk import DiskTier
+    from chunkcache.store.host import HostTier
+    from chunkcache.store.tiered import TieredStore
+
     store = settings.store
     host = None
     if with_host:

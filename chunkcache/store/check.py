@@ -27,7 +27,8 @@ class CheckReport:
     ok: int = 0
     corrupt: int = 0
     orphans: int = 0  # digests with slabs and no entry
-    stale: int = 0  # sound, but of another model, tokenizer, RoPE or codec
+    stale: int = 0  # sound, but of another model, tokenizer, RoPE or codec than was asked for
+    models: int = 0  # different fingerprints among the sound ones
     removed: int = 0
     size_bytes: int = 0  # pages in use, after what was removed
     problems: list[str] = field(default_factory=list)
@@ -98,6 +99,7 @@ class _Check:
         self.report = CheckReport()
         self.wrong: dict[bytes, bytes | None] = {}  # digest → packed entry, if there is one
         self.stale: dict[bytes, bytes | None] = {}
+        self._fingerprints: set[bytes] = set()
 
     def run(self) -> None:
         with self._env.reading() as txn:
@@ -134,6 +136,8 @@ class _Check:
                 return
         self.report.records += 1
         self.report.ok += 1
+        self._fingerprints.add(entry.fingerprint)
+        self.report.models = len(self._fingerprints)
         if not (
             self._fingerprint in (None, entry.fingerprint) and self._codec in (None, entry.codec)
         ):

@@ -47,6 +47,10 @@ def test_the_way_of_a_document(run: Callable[..., Any], pages: Path) -> None:
     with pytest.raises(NotFound, match="doc-nowhere"):
         run("rm", "doc-nowhere")
     assert "1 documents" in run("ls").stdout
+    moved = pages.rename(pages.parent / "moved")
+    assert "renamed 1" in run("ingest", str(moved / "cats.txt")).stdout
+    assert str(moved / "cats.txt") in run("ls").stdout
+    assert json.loads(run("ls", "--json").stdout)["path"] == str(moved / "cats.txt")
 
 
 def test_ask_streams_cites_and_reports(run: Callable[..., Any], pages: Path) -> None:
@@ -57,6 +61,52 @@ def test_ask_streams_cites_and_reports(run: Callable[..., Any], pages: Path) -> 
     assert as_json["report"]["prompt_tokens"] > 0 and as_json["citations"]
     exact = json.loads(run("ask", "owls?", "--mode", "exact", "--json").stdout)
     assert exact["report"]["policy"] == "exact"
+
+
+HOSTILE = (
+    "[/etc]", "[bold", "[red]x[/blue]", "[link=https://x.test]y", ":smile:", "\\[/]", "{0} %s",
+    "\x1b[2J\x07bell", "日本 \U0001f600", "[/]" * 40,
+)  # fmt: skip
+
+
+def test_every_command_prints_any_title_name_and_text(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "[" / "etc] [bold]"  # `[/etc] [bold]` in its path
+    folder.mkdir(parents=True)
+    for number, title in enumerate(HOSTILE):
+        text = f"Fact {number} of {title}: owls hunt."
+        line = json.dumps({"text": text, "title": title})
+        (folder / f"[red]{number} :smile:.jsonl").write_text(line)
+        (folder / f"{number}.md").write_text(f"# {title}\n\n{text}\n")
+    (folder / "[bad.txt").write_bytes(b"\0")
+    assert "[/etc] [bold]/[bad.txt: a binary" in run("ingest", str(folder)).stdout
+    listed = run("ls").stdout
+    shown = run("search", "owls hunt", "--top-k", "64").stdout
+    asked = run("ask", "[/etc] :smile: owls?", "--top-k", "64", "--max-tokens", "2").stdout
+    for title in ("[/etc]", "[bold", "[red]x[/blue]", ":smile:", "{0} %s", "日本 \U0001f600"):
+        assert title in listed and title in shown and title in asked
+    assert "[/etc] [bold]/[red]0 :smile:.jsonl" in listed
+    for text in (listed, shown, asked):
+        assert "\x1b" not in text and "\x07" not in text
+    assert r"\x1b[2J" in shown
+    run("warm")
+    run("check")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_titles_beyond_a_terminal_s_letters_are_spelled_out(
+    encoding: str, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    (tmp_path / "a.md").write_text("# 日本 größer\n\ntext", encoding="utf-8")
+    run("ingest", str(tmp_path / "a.md"))
+    command = [sys.executable, "-m", "chunkcache", "--home", str(tmp_path / "home"), "ls"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode(encoding)
+    assert ("日本" if encoding == "utf-8" else r"\u65e5\u672c") in shown
+    assert (r"gr\xf6\xdfer" if encoding == "ascii" else "größer") in shown
 
 
 def test_doctor_prints_the_figures(run: Callable[..., Any]) -> None:
@@ -119,7 +169,7 @@ def test_a_store_that_is_full_stops_the_warm_up_and_says_why(
 
 def test_bad_settings_are_named(run: Callable[..., Any]) -> None:
     for text, named in {
-        "retrieval.top_k=0": "retrieval.top_k",
+        "retrieval.top_k=65": "retrieval.top_k",
         "retrieval.nonsense=1": "retrieval.nonsense",
         "model.dtype=int3": "model.dtype",
         "novalue": "NAME=VALUE",
@@ -135,6 +185,49 @@ def test_assignments_nest_and_keep_their_types() -> None:
     assert into == {"a": {"b": 3, "c": True, "d": "word"}, "e": "3", "f": [1, 2]}
     with pytest.raises(ConfigError):
         assign(into, "e.x=1")
+
+
+HEAVY = (
+    "torch", "transformers", "tokenizers", "faiss", "bm25s", "scipy", "fastapi", "uvicorn",
+    "trafilatura", "pypdfium2", "numba", "huggingface_hub", "matplotlib", "httpx",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["ls"], ["ls", "--json"], ["--help"], ["ask", "--help"], ["--version"], ["check"],
+     ["check", "--fix"], ["rm", "DOCUMENT"]],
+)  # fmt: skip
+def test_what_needs_no_model_loads_none(
+    arguments: list[str], run: Callable[..., Any], pages: Path, tmp_path: Path
+) -> None:
+    run("ingest", str(pages))
+    run("warm")
+    held = json.loads(run("ls", "--json").stdout.splitlines()[0])
+    arguments = [held["document_id"] if word == "DOCUMENT" else word for word in arguments]
+    script = (
+        "import sys; from chunkcache.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        f"print('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", script, "--home", str(tmp_path / "home"),
+               "--model", "/there/is/no/model", "--set", "retrieval.embedder=/nor/embedder",
+               *arguments]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED"
+    if arguments == ["check"]:
+        assert "2 records of 1 models" in done.stdout
+
+
+def test_stale_records_are_told_from_others_only_when_they_are_to_go(
+    run: Callable[..., Any], pages: Path
+) -> None:
+    run("ingest", str(pages))
+    run("warm")
+    assert "0 were of another model" in run("check", "--drop-stale").stdout
+    assert "other model" not in run("check").stdout
 
 
 def test_unknown_modes_are_refused(run: Callable[..., Any]) -> None:
@@ -174,6 +267,8 @@ def test_the_ribbon_is_to_scale_and_shows_recomputed_rows_where_they_are() -> No
         (["ls", "--nonsense"], 2, "nonsense"),
         (["--model", "/does/not/exist", "doctor"], 1, "does not exist"),
         (["ingest", "/does/not/exist"], 2, "does not exist"),
+        (["rm", "[/etc] \x1b[2J"], 2, "[/etc] \\x1b[2J"),
+        (["ls", "[/etc]"], 2, "[/etc]"),
     ],
 )
 def test_exit_codes_and_messages_of_the_real_command(

@@ -291,3 +291,51 @@ def pool_one_by_one(folder: str, texts: list[str], max_tokens: int) -> np.ndarra
 def mean_pool_one_by_one() -> Any:
     """The slow twin of `embed`."""
     return pool_one_by_one
+
+
+def write_pdf(
+    *pages: str, title: str = "", trailer: str = "", rotate: int = 0, box: str = "0 0 612 792"
+) -> bytes:
+    """A PDF written by hand. A page is a line of text, or, if it has an operator, its content."""
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Count {len(pages)} /Kids ["
+        + " ".join(f"{5 + 2 * n} 0 R" for n in range(len(pages)))
+        + "] >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        f"<< /Title ({title}) >>",
+    ]
+    for number, text in enumerate(pages):
+        drawn = text if text.startswith(("BT", "BI", "q")) or not text else show([text])
+        objects += [
+            f"<< /Type /Page /Parent 2 0 R /Rotate {rotate} /MediaBox [0 0 612 792] "
+            f"/CropBox [{box}] /Contents {6 + 2 * number} 0 R "
+            "/Resources << /Font << /F1 3 0 R >> >> >>",
+            f"<< /Length {len(drawn)} >>\nstream\n{drawn}\nendstream",
+        ]
+    data, offsets = b"%PDF-1.4\n", []
+    for number, body in enumerate(objects, start=1):
+        offsets.append(len(data))
+        data += f"{number} 0 obj\n{body}\nendobj\n".encode("latin-1")
+    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
+    end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<< /Size "
+    end += f"{len(objects) + 1} /Root 1 0 R /Info 4 0 R {trailer} >>\nstartxref\n{len(data)}\n"
+    return data + end.encode() + b"%%EOF\n"
+
+
+def show(lines: list[str], matrix: str = "1 0 0 1 72 700") -> str:
+    """The content of a page that has these lines, from where the matrix puts them."""
+    drawn = " T* ".join(f"({line}) Tj" for line in lines)
+    return f"BT /F1 11 Tf 14 TL {matrix} Tm {drawn} ET"
+
+
+@pytest.fixture(scope="session")
+def pdf() -> Any:
+    """`pdf("page one", "page two", title=…)`: a PDF."""
+    return write_pdf
+
+
+@pytest.fixture(scope="session")
+def lines_of_pdf() -> Any:
+    """`lines_of_pdf(["a", "b"])`: the content of a page with two lines."""
+    return show

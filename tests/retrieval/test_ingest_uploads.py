@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,32 @@ from chunkcache.protocol import GivenDocument
 from chunkcache.retrieval.ingest import Ingestor
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from chunkcache.retrieval.catalog import Catalog
     from chunkcache.retrieval.splitter import Splitter
 
 # ---------------------------------------------------------------- uploads
 
 
-def test_an_upload_is_known_by_its_name(ingestor: Ingestor, catalog: Catalog, texts: Any) -> None:
+def test_two_uploads_of_one_name_are_two_documents(
+    ingestor: Ingestor, catalog: Catalog, texts: Any
+) -> None:
+    one = ingestor.ingest_bytes("notes.txt", b"A lazy dog.", upload_id="file-1")
+    two = ingestor.ingest_bytes("notes.txt", b"A quick fox.", upload_id="file-2")
+    same = ingestor.ingest_bytes("notes.txt", b"A lazy dog.", upload_id="file-3")
+    assert len({one.document_id, two.document_id, same.document_id}) == 3
+    assert [d.name for d in catalog.documents("public", "default")] == ["notes.txt"] * 3
+    assert sorted(texts(catalog)) == ["A lazy dog.", "A lazy dog.", "A quick fox."]
+    assert ingestor.ingest_bytes("notes.txt", b"A lazy dog.", upload_id="file-1") == one
+    changed = ingestor.ingest_bytes("notes.txt", b"A new dog.", upload_id="file-1")
+    assert changed.document_id == one.document_id
+    assert sorted(texts(catalog)) == ["A lazy dog.", "A new dog.", "A quick fox."]
+
+
+def test_without_an_id_an_upload_is_known_by_its_name(
+    ingestor: Ingestor, catalog: Catalog, texts: Any
+) -> None:
     data = b"A lazy dog."
     first = ingestor.ingest_bytes("notes.txt", data)
     assert (first.title, first.size_bytes) == ("notes.txt", 11)
@@ -51,7 +71,7 @@ def test_an_upload_keeps_its_attributes_up_to_date(ingestor: Ingestor, catalog: 
     [
         ("a.txt", b"\0", "a.txt: a binary file"),
         ("a.exe", b"MZ", "a.exe: unknown type .exe"),
-        ("a.jsonl", b'{"text": "a"}\n{}', "a.jsonl: line 2 has no text"),
+        ("a.jsonl", b"{}\n5", "a.jsonl: line 1 has no text"),
     ],
 )
 def test_an_unreadable_upload_is_an_error_and_changes_nothing(
@@ -84,13 +104,36 @@ def test_chunk_lines_stay_chunks_with_their_own_titles_and_ids(
         assert stored.document.text[chunk.start_char : chunk.end_char] == chunk.text
 
 
-def test_a_chunk_line_that_is_too_long_is_refused_by_number(
-    ingestor: Ingestor, catalog: Catalog, texts: Any
+def test_wrong_chunk_lines_are_named_and_the_others_taken(
+    ingestor: Ingestor, catalog: Catalog, texts: Any, tmp_path: Path
 ) -> None:
-    lines = [{"text": "short"}, {"text": "1 2 3 4 5 6 7 8 9 " * 20}]
-    with pytest.raises(InvalidRequest, match=r"line 2 has \d+ tokens, must have 1 to 24"):
-        ingestor.ingest_bytes("c.jsonl", "\n".join(map(json.dumps, lines)).encode())
-    assert texts(catalog) == []
+    lines = ['{"text": "short"}', "rubbish", json.dumps({"text": "1 2 3 4 5 6 7 8 9 " * 20}),
+             '{"text": "and the end"}']  # fmt: skip
+    data = "\n".join(lines).encode()
+    info = ingestor.ingest_bytes("c.jsonl", data)
+    assert info.problems[0].startswith("line 2 is not JSON")
+    assert re.match(r"line 3 has \d+ tokens, must have 1 to 24", info.problems[1])
+    assert len(info.problems) == 2
+    assert texts(catalog) == ["short", "and the end"]
+    stored = catalog.document("public", "default", info.document_id)
+    assert stored is not None and stored.info.problems == info.problems
+    for chunk in catalog.chunks("public", "default"):
+        assert stored.document.text[chunk.start_char : chunk.end_char] == chunk.text
+    (tmp_path / "c.jsonl").write_bytes(data)
+    report = ingestor.ingest_paths([tmp_path / "c.jsonl"])
+    assert (report.added, report.skipped) == (1, 0)
+    assert report.problems == [f"{tmp_path}/c.jsonl: {problem}" for problem in info.problems]
+    assert ingestor.ingest_paths([tmp_path / "c.jsonl"]).problems == []  # told once
+
+
+def test_of_very_many_wrong_lines_the_first_are_kept(ingestor: Ingestor) -> None:
+    info = ingestor.ingest_bytes("c.jsonl", b'{"text": "short"}' + b"\n{}" * 1000)
+    assert len(info.problems) == 51 and info.problems[-1] == "and 950 more"
+
+
+def test_a_file_whose_lines_are_all_too_long_is_refused(ingestor: Ingestor) -> None:
+    with pytest.raises(InvalidRequest, match=r"line 1 has \d+ tokens"):
+        ingestor.ingest_bytes("c.jsonl", json.dumps({"text": "1 2 3 4 5 6 7 " * 20}).encode())
 
 
 # ---------------------------------------------------------------- texts

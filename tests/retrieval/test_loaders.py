@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-from typing import TYPE_CHECKING, Any
 
-import pypdfium2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,11 +12,11 @@ from chunkcache.errors import InvalidRequest
 from chunkcache.retrieval.chunk_lines import parse_chunk_lines
 from chunkcache.retrieval.documents import DocumentKind
 from chunkcache.retrieval.loaders import SUFFIXES, Extracted, load
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from chunkcache.retrieval.office import OFFICE_SUFFIXES
 
 LIMIT = 1 << 20
+BINARY_SUFFIXES = {".pdf", *OFFICE_SUFFIXES}  # each file of these is a process: see test_confined
+TEXT_SUFFIXES = [suffix for suffix in SUFFIXES if suffix not in BINARY_SUFFIXES]
 
 
 def read(name: str, data: bytes | str) -> Extracted:
@@ -121,7 +117,7 @@ def test_titles(name: str, text: str, title: str) -> None:
     assert read(name, text).title == title
 
 
-@given(st.binary(max_size=200), st.sampled_from([s for s in SUFFIXES if s != ".pdf"]))
+@given(st.binary(max_size=200), st.sampled_from(TEXT_SUFFIXES))
 @settings(deadline=None, max_examples=150)
 def test_no_bytes_do_worse_than_be_refused(data: bytes, suffix: str) -> None:
     try:
@@ -130,93 +126,6 @@ def test_no_bytes_do_worse_than_be_refused(data: bytes, suffix: str) -> None:
         return
     assert found.text.strip() and found.title
     found.text.encode()
-
-
-# ---------------------------------------------------------------- pdf
-
-
-@pytest.fixture
-def pdf() -> Callable[..., bytes]:
-    """A PDF of one line of text per page, written by hand."""
-
-    def make(*pages: str, title: str = "", trailer: str = "") -> bytes:
-        objects = [
-            "<< /Type /Catalog /Pages 2 0 R >>",
-            f"<< /Type /Pages /Count {len(pages)} /Kids ["
-            + " ".join(f"{5 + 2 * n} 0 R" for n in range(len(pages)))
-            + "] >>",
-            "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-            f"<< /Title ({title}) >>",
-        ]
-        for number, text in enumerate(pages):
-            show = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET" if text else ""
-            objects += [
-                f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {6 + 2 * number} "
-                "0 R /Resources << /Font << /F1 3 0 R >> >> >>",
-                f"<< /Length {len(show)} >>\nstream\n{show}\nendstream",
-            ]
-        data, offsets = b"%PDF-1.4\n", []
-        for number, body in enumerate(objects, start=1):
-            offsets.append(len(data))
-            data += f"{number} 0 obj\n{body}\nendobj\n".encode()
-        table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
-        end = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}trailer\n<< /Size "
-        end += f"{len(objects) + 1} /Root 1 0 R /Info 4 0 R {trailer} >>\nstartxref\n{len(data)}\n"
-        return data + end.encode() + b"%%EOF\n"
-
-    return make
-
-
-def test_pdf_text_of_all_pages_and_title(pdf: Any) -> None:
-    found = read("a.pdf", pdf("The quick brown fox", "jumps over", title="A tale"))
-    assert found.text == "The quick brown fox\n\njumps over"
-    assert found.title == "A tale"
-    assert read("b.pdf", pdf("text")).title == "b.pdf"
-
-
-def test_an_encrypted_pdf_is_refused(pdf: Any) -> None:
-    key = "00" * 32
-    lock = f"/Encrypt << /Filter /Standard /V 1 /R 2 /O <{key}> /U <{key}> /P -4 >> /ID [<00><00>]"
-    assert "encrypted" in reason("a.pdf", pdf("secret", trailer=lock))
-
-
-def test_a_scan_and_a_broken_pdf_are_refused(pdf: Any) -> None:
-    assert "without text" in reason("a.pdf", pdf("", ""))
-    assert "broken PDF" in reason("a.pdf", b"%PDF-1.4\nrubbish")
-
-
-def test_threads_load_pdfs_one_at_a_time(pdf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PDFium is not thread-safe, and shows it only now and then; so its use is watched."""
-    files = [pdf(*[f"file {n} page {p}" for p in range(3)]) for n in range(4)]
-    open_now: list[int] = []
-    most = 0
-
-    class Watched(pypdfium2.PdfDocument):
-        def __init__(self, data: bytes) -> None:
-            nonlocal most
-            open_now.append(1)
-            most = max(most, len(open_now))
-            time.sleep(0.002)  # long enough for another thread to come in
-            super().__init__(data)
-
-        def close(self) -> None:
-            super().close()
-            open_now.pop()
-
-    monkeypatch.setattr(pypdfium2, "PdfDocument", Watched)
-    wrong: list[int] = []
-
-    def work() -> None:
-        for n, data in enumerate(files):
-            if read("a.pdf", data).text != "\n\n".join(f"file {n} page {p}" for p in range(3)):
-                wrong.append(n)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (wrong, open_now, most) == ([], [], 1)
 
 
 # ---------------------------------------------------------------- chunks
@@ -255,7 +164,21 @@ def test_chunk_lines_are_taken_as_they_are() -> None:
         ('{"text": "\\ud83d half"}', "line 1 has a text with half a surrogate pair"),
     ],
 )
-def test_a_wrong_line_is_named(lines: str, says: str) -> None:
-    with pytest.raises(InvalidRequest, match="line") as caught:
-        parse_chunk_lines(lines)
-    assert says in caught.value.message
+def test_a_wrong_line_is_named_and_the_others_are_taken(lines: str, says: str) -> None:
+    good = '{"text": "good"}'
+    chunks, problems = parse_chunk_lines(f"{lines}\n\n{good}")
+    assert len(problems) == 1 and says in problems[0]
+    assert chunks[-1].text == "good"
+    assert len(chunks) == len(lines.split("\n")) - lines.count("\n\n")
+
+
+def test_a_file_of_wrong_lines_alone_is_refused_with_the_first_reason() -> None:
+    assert "line 1 has no text" in reason("a.jsonl", '{}\n{"text": 5}')
+
+
+def test_a_file_with_some_wrong_lines_says_which() -> None:
+    found = read("a.jsonl", '{"text": "one"}\n{}\n{"text": "two"}\nrubbish')
+    assert found.text == "one\n\ntwo"
+    assert [p.partition(" has")[0].partition(" is")[0] for p in found.problems] == [
+        "line 2", "line 4",
+    ]  # fmt: skip

@@ -37,6 +37,7 @@ from chunkcache.protocol import (
     SpanReport,
     Timings,
 )
+from chunkcache.retrieval.documents import passage_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -140,6 +141,7 @@ class FakeService:
         self._changed = threading.Condition()
         self._running: list[FakeAnswer] = []
         self._collections: dict[tuple[str, str], CollectionInfo] = {}
+        self._former: dict[tuple[str, str], str] = {}
         self._documents: dict[tuple[str, str], dict[str, tuple[DocumentInfo, str]]] = {}
 
     @property
@@ -246,6 +248,7 @@ class FakeService:
         tenant: str,
         collection: str,
         attributes: dict[str, str | float | bool] | None = None,
+        upload_id: str = "",
     ) -> DocumentInfo:
         self.collection(collection, tenant=tenant)
         try:
@@ -254,15 +257,18 @@ class FakeService:
             raise InvalidRequest(f"{name}: not text", param="file") from error
         if not text.strip():
             raise InvalidRequest(f"{name}: the file is empty", param="file")
-        document_id = f"doc-{_digest(name).hex()[:12]}"
+        document_id = f"doc-{_digest(upload_id or name).hex()[:12]}"
         info = DocumentInfo(
             document_id=document_id, collection=collection, title=name, url="",
             sha256=hashlib.sha256(data).hexdigest(), num_chunks=1, num_tokens=len(text.split()),
-            size_bytes=len(data), added_at=time.time(), attributes=attributes or {},
+            size_bytes=len(data), added_at=time.time(), attributes=attributes or {}, name=name,
         )  # fmt: skip
         held = self._documents.setdefault((tenant, collection), {})
         if document_id in held and held[document_id][0].sha256 == info.sha256:
             return held[document_id][0]
+        if document_id in held:
+            former = held[document_id][1]
+            self._former[document_id, passage_digest(former)] = former
         held[document_id] = (info, text)
         self.ingested.append((name, attributes))
         return info
@@ -275,6 +281,11 @@ class FakeService:
         if document_id not in held:
             raise NotFound("No such document.", param="document_id")
         return held[document_id]
+
+    def former_passage(
+        self, document_id: str, digest: str, *, tenant: str, collection: str
+    ) -> str | None:
+        return self._former.get((document_id, digest))
 
     def documents(self, *, tenant: str, collection: str) -> list[DocumentInfo]:
         self.collection(collection, tenant=tenant)

@@ -1,10 +1,13 @@
-"""One document per file name in a vector store, and what that means for the files."""
+"""One document per file in a vector store, and what that means for the files."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+
+from chunkcache.server.files import Attachment
 
 
 @pytest.fixture
@@ -26,36 +29,55 @@ def texts(client: Any, store: str = "default") -> list[str]:
     return [hit.content[0].text for hit in client.vector_stores.search(store, query="cat")]
 
 
-def test_a_file_of_the_same_name_replaces_the_older_one(client: Any) -> None:
-    attach(client, "a.txt", b"old cat")
-    newer = attach(client, "a.txt", b"new cat")
-    assert in_store(client) == [newer]
-    assert texts(client) == ["new cat"]
-    assert client.vector_stores.retrieve("default").file_counts.total == 1
-
-
-def test_deleting_the_replaced_file_leaves_the_newer_document(client: Any) -> None:
-    older = attach(client, "a.txt", b"old cat")
-    newer = attach(client, "a.txt", b"new cat")
+def test_two_files_of_one_name_are_two_documents(client: Any) -> None:
+    older, newer = attach(client, "a.txt", b"old cat"), attach(client, "a.txt", b"new cat")
+    assert in_store(client) == [older, newer]
+    assert sorted(texts(client)) == ["new cat", "old cat"]
+    assert client.vector_stores.retrieve("default").file_counts.total == 2
     client.files.delete(older)
-    assert texts(client) == ["new cat"]
+    assert texts(client) == ["new cat"] and in_store(client) == [newer]
     client.files.delete(newer)
     assert texts(client) == []
 
 
-def test_deleting_the_newer_file_does_not_bring_the_older_document_back(client: Any) -> None:
-    older = attach(client, "a.txt", b"old cat")
-    newer = attach(client, "a.txt", b"new cat")
-    client.files.delete(newer)
-    assert texts(client) == in_store(client) == []
-    client.vector_stores.files.create("default", file_id=older)
-    assert texts(client) == ["old cat"]
+def test_attaching_a_file_again_changes_nothing(client: Any) -> None:
+    file_id = attach(client, "a.txt", b"a cat")
+    client.vector_stores.files.create("default", file_id=file_id)
+    assert texts(client) == ["a cat"] and in_store(client) == [file_id]
 
 
-def test_a_document_two_equal_files_stand_for_goes_with_the_last(client: Any) -> None:
+def test_two_files_of_one_name_and_content_are_two_documents(client: Any) -> None:
     one, two = attach(client, "a.txt", b"a cat"), attach(client, "a.txt", b"a cat")
     assert in_store(client) == [one, two]
-    assert client.vector_stores.retrieve("default").usage_bytes == 5
+    assert client.vector_stores.retrieve("default").usage_bytes == 10
+    client.vector_stores.files.delete(one, vector_store_id="default")
+    assert texts(client) == ["a cat"] and in_store(client) == [two]
+
+
+def by_name(served: Any, client: Any, name: str, content: bytes) -> str:
+    """A file attached as older versions did: its document goes by its name."""
+    file = client.files.create(file=(name, content), purpose="assistants")
+    info = served.service.ingest_bytes(name, content, tenant="public", collection="default")
+    served.app.state.shelf.attach(
+        "public", file.id, "default", Attachment(created_at=time.time(), document=info)
+    )
+    return str(file.id)
+
+
+def test_a_document_that_goes_by_its_name_is_replaced_when_its_file_is_attached_again(
+    served: Any, client: Any
+) -> None:
+    file_id = by_name(served, client, "a.txt", b"a cat")
+    client.vector_stores.files.create("default", file_id=file_id)
+    assert texts(client) == ["a cat"] and in_store(client) == [file_id]
+    client.files.delete(file_id)
+    assert texts(client) == []
+
+
+def test_a_document_two_files_of_older_versions_stand_for_goes_with_the_last(
+    served: Any, client: Any
+) -> None:
+    one, two = (by_name(served, client, "a.txt", b"a cat") for _ in range(2))
     client.vector_stores.files.delete(one, vector_store_id="default")
     assert texts(client) == ["a cat"]
     client.files.delete(two)
@@ -98,7 +120,7 @@ def test_a_document_removed_otherwise_is_no_longer_listed(served: Any, client: A
 def test_a_document_that_something_else_replaced_outlives_the_file(
     served: Any, client: Any
 ) -> None:
-    older = attach(client, "a.txt", b"old cat")
+    older = by_name(served, client, "a.txt", b"old cat")
     served.service.ingest_bytes("a.txt", b"new cat", tenant="public", collection="default")
     client.files.delete(older)
     assert texts(client) == ["new cat"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from html import unescape
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunkcache.errors import NotFound
+from chunkcache.errors import LinkExpired, NotFound
 from chunkcache.protocol import Citation
 from chunkcache.server.links import LinkQuery, LinkSigner, PassageRef
 from chunkcache.server.passage_page import SURROUNDINGS_CHARS, passage_page
@@ -57,7 +58,12 @@ def test_a_citation_links_to_the_passage_in_its_document(served: Any) -> None:
 def test_the_stream_and_the_whole_answer_have_the_same_link(served: Any) -> None:
     ingest(served, "cats.txt", "the cat sat")
     *_, closing = ask(served, stream=True)
-    assert closing.choices[0].delta.annotations[0]["url_citation"]["url"] == link_of(served)
+    streamed = httpx.URL(closing.choices[0].delta.annotations[0]["url_citation"]["url"])
+    whole = httpx.URL(link_of(served))
+    same = [url.copy_remove_param("expires").copy_remove_param("signature")
+            for url in (streamed, whole)]  # fmt: skip
+    assert same[0] == same[1]
+    assert marked(httpx.get(streamed).text) == marked(httpx.get(whole).text) == "the cat sat"
 
 
 def test_documents_cannot_run_code_or_load_anything(served: Any) -> None:
@@ -115,7 +121,7 @@ def test_a_link_needs_no_key_and_works_for_its_own_tenant_only(
     ("part", "instead"),
     [("start=0", "start=1"), ("end=7", "end=8"), ("store=default", "store=vs_1"),
      ("signature=", "signature=0"), ("text=", "text=0"), ("/doc-", "/doc-0"),
-     ("signature=", "signature=%C3%A9")],
+     ("signature=", "signature=%C3%A9"), ("expires=", "expires=9")],
 )  # fmt: skip
 def test_an_altered_link_shows_nothing(served: Any, part: str, instead: str) -> None:
     ingest(served, "cats.txt", "the cat")
@@ -141,13 +147,48 @@ def test_a_removed_document_s_link_is_dead(served: Any) -> None:
     assert response.status_code == 404 and "No such document" in response.text
 
 
-def test_an_edited_document_s_link_says_so_and_marks_nothing_else(served: Any) -> None:
+def test_an_edited_document_s_link_shows_what_the_answer_had(served: Any) -> None:
+    ingest(served, "cats.txt", HOSTILE)
+    link = link_of(served)
+    ingest(served, "cats.txt", "a dog ran")
+    response = httpx.get(link)
+    assert response.status_code == 200
+    assert marked(response.text) == HOSTILE and "<script" not in response.text
+    assert "has changed since" in response.text and "dog" not in response.text
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+def test_a_passage_that_is_no_longer_kept_is_not_replaced_by_another(served: Any) -> None:
     ingest(served, "cats.txt", "the cat sat")
     link = link_of(served)
     ingest(served, "cats.txt", "a dog ran, the cat sat")
+    served.service._former.clear()
     response = httpx.get(link)
     assert response.status_code == 410
-    assert "has changed" in response.text and "dog" not in response.text
+    assert "no longer kept" in response.text and "dog" not in response.text
+
+
+def test_a_link_s_time_is_a_setting(serve_with: Callable[..., Any]) -> None:
+    served = serve_with(link_lifetime_s=1000.0)
+    ingest(served, "cats.txt", "the cat sat")
+    before = time.time()
+    expires = int(httpx.URL(link_of(served)).params["expires"])
+    assert before + 1000 <= expires <= time.time() + 1001
+
+
+def test_an_expired_link_says_so_and_shows_nothing(served: Any) -> None:
+    ingest(served, "cats.txt", "the cat sat")
+    citation = served.service.search("cat", top_k=1, tenant="public", collection="default")[0]
+    ref = PassageRef.of(Citation(**citation.model_dump()), tenant="public", store="default")
+    for age_s, status in ((999.0, 200), (1001.0, 410)):
+        signer = LinkSigner(
+            served.service.link_key, 1000.0, lambda age_s=age_s: time.time() - age_s
+        )
+        response = httpx.get(signer.url(served.url, ref))
+        assert response.status_code == status
+        assert ("expired" in response.text) == (status == 410)
+        assert ("the cat sat" in response.text) == (status == 200)
+        assert "default-src 'none'" in response.headers["content-security-policy"]
 
 
 @settings(deadline=None, max_examples=60)
@@ -166,12 +207,14 @@ def test_any_link_is_read_back_and_another_key_s_is_not(
         end_char=start + 4, text="text", score=0.0,
     )  # fmt: skip
     ref = PassageRef.of(citation, tenant=tenant, store=store)
-    url = httpx.URL(LinkSigner(key).url("http://server.test/base/", ref))
+    url = httpx.URL(LinkSigner(key, 60.0).url("http://server.test/base/", ref))
     assert url.path == f"/base/documents/{document}"
     query = LinkQuery.model_validate(dict(url.params))
-    assert LinkSigner(key).read(document, query) == ref
-    with pytest.raises(NotFound):
-        LinkSigner(key[::-1] + b"!").read(document, query)
+    assert LinkSigner(key, 60.0).read(document, query) == ref
+    with pytest.raises(LinkExpired):
+        LinkSigner(key, 60.0, lambda: time.time() + 61.0).read(document, query)
+    with pytest.raises(NotFound, match="altered"):
+        LinkSigner(key[::-1] + b"!", 60.0).read(document, query)
 
 
 @settings(deadline=None, max_examples=60)

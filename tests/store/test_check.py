@@ -47,7 +47,7 @@ def change(path: Path, edit: Callable[[RecordEnv, Any], object]) -> None:
 
 def test_a_sound_store_is_clean_and_its_bytes_are_counted(path: Path, records: ModuleType) -> None:
     report = check_store(path, CAPACITY, fingerprint=records.FINGERPRINT, codec="raw")
-    assert report == CheckReport(records=4, ok=4, size_bytes=4 * 4 * 4096)
+    assert report == CheckReport(records=4, ok=4, models=1, size_bytes=4 * 4 * 4096)
     assert report.clean
 
 
@@ -102,7 +102,7 @@ def test_a_wrong_record_is_found_named_and_removed_and_the_others_stay(
     fixed = check_store(path, CAPACITY, fix=True)
     assert fixed.corrupt == 1 and fixed.removed == 1 and fixed.size_bytes == 3 * 4 * 4096
     after = check_store(path, CAPACITY)
-    assert after == CheckReport(records=3, ok=3, size_bytes=3 * 4 * 4096)
+    assert after == CheckReport(records=3, ok=3, models=1, size_bytes=3 * 4 * 4096)
     tier = open_tier()
     assert set(tier.scan()) == {digest(records, n) for n in (0, 1, 3)}
     assert tier.put(records.make_record(2))

@@ -1,0 +1,42 @@
+"""Texts that are given as documents, without a file around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chunkcache.errors import InvalidRequest
+from chunkcache.retrieval.documents import DocumentKind, valid_unicode
+from chunkcache.retrieval.loaders import Extracted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from chunkcache.protocol import GivenDocument
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedText:
+    """A given text with its place among those given; `again`: its id came before."""
+
+    index: int
+    given: GivenDocument
+    again: bool
+
+
+def numbered(documents: Sequence[GivenDocument]) -> Iterator[NumberedText]:
+    """Each of the texts with its place."""
+    seen: set[str] = set()
+    for index, given in enumerate(documents):
+        yield NumberedText(index, given, given.id in seen)
+        if given.id:
+            seen.add(given.id)
+
+
+def extracted(given: GivenDocument) -> Extracted:
+    """The text as a loader would have found it. Raises `InvalidRequest`."""
+    title = " ".join(valid_unicode("title", given.title).split())
+    valid_unicode("url", given.url)
+    if not given.text.strip():
+        raise InvalidRequest("there is no text in it", param="text")
+    return Extracted(given.text, DocumentKind.PLAIN, title, given.url)

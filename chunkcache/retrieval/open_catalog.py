@@ -1,0 +1,20 @@
+"""Where an installation's catalog is, and how long it keeps what. Loads no model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chunkcache.retrieval.catalog import Catalog
+
+if TYPE_CHECKING:
+    from chunkcache.config import Settings
+
+
+def open_catalog(settings: Settings) -> Catalog:
+    """The catalog of an installation. Needs no model and no embedder.
+
+    Raises:
+        StoreError: see `Catalog`.
+    """
+    path = settings.home / "catalog.sqlite"
+    return Catalog(path, keep_former_s=settings.server.link_lifetime_s)
