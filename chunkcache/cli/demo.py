@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from chunkcache.protocol import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from chunkcache.config import Settings
     from chunkcache.evaluate.compare import Comparison, Reference
     from chunkcache.protocol import AnswerEvent
     from chunkcache.service import ChunkCache
@@ -67,6 +69,19 @@ def demo(
         cache.ask("ready?", documents=[], max_tokens=1)  # touches every weight once
         rows = [_ask_twice(out, cache, question) for question in asked]
     _summary(out, rows)
+    _name_the_page(out, common.settings)
+
+
+def _name_the_page(out: Console, settings: Settings) -> None:
+    """How to see the same documents and the cache in a browser."""
+    command = f"chunkcache --home {shlex.quote(str(settings.home))} serve"
+    out.print()
+    out.print(
+        f"See it in a browser: {command} (after make demo: make serve), then open "
+        f"http://{settings.server.host}:{settings.server.port}/",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _stdlib_folder(out: Console, home: Path) -> Path:

@@ -28,8 +28,8 @@ def serve(
         raise
 
     def announce(url: str) -> None:
-        said = {"event": "serving", "model": cache.model_id, "url": f"{url}/v1"}
-        plain = f"chunkcache serves {cache.model_id} at {url}/v1"
+        said = {"event": "serving", "model": cache.model_id, "url": f"{url}/v1", "page": f"{url}/"}
+        plain = f"chunkcache serves {cache.model_id} at {url}/v1\nits page: {url}/"
         typer.echo(json.dumps(said) if shared(context).log_json else plain)
         if not health["reuse"]:
             typer.echo("chunk reuse is OFF: the model did not pass the gate", err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from chunkcache.server import errors
+from chunkcache.server.assets import load_assets
 from chunkcache.server.auth import ApiKeys
 from chunkcache.server.body_limit import BodyLimit
 from chunkcache.server.files import FileShelf
@@ -37,6 +38,7 @@ def create_app(service: Service, host: str | None = None) -> FastAPI:
     # No interactive documentation: its pages load scripts from elsewhere.
     app = FastAPI(title="chunkcache", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
+    app.state.assets = load_assets()
     app.state.shelf = FileShelf(settings.home / "files")
     limits = settings.server
     app.state.responses = ResponseStore(limits.responses_bytes, limits.responses_ttl_s)

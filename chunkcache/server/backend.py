@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from chunkcache.config import Settings
+    from chunkcache.console import Console
+    from chunkcache.console.states import ChunkState, DocumentState
     from chunkcache.filters import Comparison, Compound, Membership
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import (
@@ -36,6 +38,22 @@ class RunningAnswer(Protocol):
         ...
 
 
+class KVStates(Protocol):
+    """Where the KV of chunks is; looking counts as no use."""
+
+    def of_chunks(
+        self, document_id: str, *, tenant: str, collection: str, offset: int, limit: int
+    ) -> tuple[DocumentInfo, list[ChunkState]]:
+        """A document, and `limit` of its chunks from the `offset`th on. Raises NotFound."""
+        ...
+
+    def of_documents(
+        self, document_ids: Sequence[str], *, tenant: str, collection: str
+    ) -> list[DocumentState]:
+        """One summary for each document. Raises NotFound."""
+        ...
+
+
 class Service(Protocol):
     """A running chunkcache. Every method may be called from any thread, and may block."""
 
@@ -47,6 +65,16 @@ class Service(Protocol):
     @property
     def metrics(self) -> Metrics:
         """Its counters."""
+        ...
+
+    @property
+    def console(self) -> Console:
+        """Its last requests, its figures over time, its warm-ups."""
+        ...
+
+    @property
+    def kv_states(self) -> KVStates:
+        """Where the KV of its chunks is."""
         ...
 
     @property

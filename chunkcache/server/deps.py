@@ -6,6 +6,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from chunkcache.server.assets import Asset
 from chunkcache.server.backend import Service
 from chunkcache.server.files import FileShelf
 from chunkcache.server.model_names import ModelNames
@@ -24,6 +25,10 @@ async def _models(service: Annotated[Service, Depends(_service)]) -> ModelNames:
     return ModelNames.of(service)
 
 
+async def _assets(request: Request) -> dict[str, Asset]:
+    return cast("dict[str, Asset]", request.app.state.assets)
+
+
 async def _tenant(request: Request) -> str:
     return cast("str", request.state.tenant)  # set by Authenticate, before any body is read
 
@@ -33,6 +38,7 @@ async def _responses(request: Request) -> ResponseStore:
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
+AssetsDep = Annotated[dict[str, Asset], Depends(_assets)]
 ModelsDep = Annotated[ModelNames, Depends(_models)]
 ResponsesDep = Annotated[ResponseStore, Depends(_responses)]
 ShelfDep = Annotated[FileShelf, Depends(_shelf)]

@@ -57,7 +57,12 @@ class Preparation:
 
 
 class AnswerHandle:
-    """A running answer. `events()` is read by one thread; `cancel()` may be called from any."""
+    """A running answer. `events()` is read by one thread; `cancel()` may be called from any.
+
+    Args:
+        on_end: called once, in the thread that reads the events, with the outcome (`ok`,
+            `cancelled`, `error`) and the last event if there was one.
+    """
 
     def __init__(
         self,
@@ -66,6 +71,7 @@ class AnswerHandle:
         request: AnswerRequest,
         runtime: Runtime,
         metrics: Metrics,
+        on_end: Callable[[str, AnswerFinished | None], None] | None = None,
     ) -> None:
         self._generation = generation
         self._preparation = preparation
@@ -77,6 +83,7 @@ class AnswerHandle:
         self._generated = [0] * request.sampling.n  # tokens so far, by choice
         self._wants_logprobs = request.sampling.logprobs is not None
         self._metrics = metrics
+        self._on_end = on_end
         self.outcome: Outcome | None = None  # after the last event; in-process callers only
 
     @property
@@ -96,12 +103,14 @@ class AnswerHandle:
         """
         citations = [citation(chunk) for chunk in self._preparation.chunks]
         outcome = "error"
+        finished: AnswerFinished | None = None
         try:
             yield AnswerStarted(citations=citations, prompt_tokens=self.prompt.num_tokens)
             for event in self._generation.events():
                 if isinstance(event, Outcome):
                     outcome = "ok"
-                    yield self._finished(event)
+                    finished = self._finished(event)
+                    yield finished
                 elif (delta := self._delta(event)) is not None:
                     yield delta
         except Cancelled:
@@ -113,6 +122,8 @@ class AnswerHandle:
         finally:
             self.cancel()
             self._metrics.requests.labels(outcome).inc()
+            if self._on_end is not None:
+                self._on_end(outcome, finished)
 
     def _delta(self, delta: Delta) -> AnswerDelta | None:
         """None: a part of a call's name, of which there is nothing to say yet."""

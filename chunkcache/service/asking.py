@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.prompt import Prompt
     from chunkcache.metrics import Metrics
-    from chunkcache.protocol import AnswerRequest, ChunkCacheOptions
+    from chunkcache.protocol import AnswerFinished, AnswerRequest, ChunkCacheOptions
     from chunkcache.service.runtime import Runtime
 
 
@@ -57,11 +57,12 @@ class Asker:
         *,
         submit: Callable[[Generation], None],
         gone: threading.Event | None = None,
+        on_end: Callable[[str, AnswerFinished | None], None] | None = None,
     ) -> AnswerHandle:
         """Queue the answer to `request` from `chunks`, which are in prompt order.
 
         `submit` takes it to the place in the queue that is kept for it; `gone` is set if nobody
-        waits for the answer any more.
+        waits for the answer any more; `on_end` is called when it has ended, see `AnswerHandle`.
 
         Raises:
             InvalidRequest, PromptTooLong, Cancelled, ShuttingDown: nothing was queued.
@@ -114,7 +115,7 @@ class Asker:
             new_matcher=new_matcher,
         )  # fmt: skip
         submit(generation)
-        return AnswerHandle(generation, preparation, request, runtime, self._metrics)
+        return AnswerHandle(generation, preparation, request, runtime, self._metrics, on_end)
 
     def _check_biases(self, request: AnswerRequest) -> None:
         tokens = self._runtime.model.num_tokens

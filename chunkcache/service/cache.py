@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from chunkcache.config import Settings, load_settings
+from chunkcache.console import Console
 from chunkcache.engine.model import model_ids
 from chunkcache.errors import ShuttingDown
 from chunkcache.metrics import Metrics
@@ -23,6 +24,7 @@ from chunkcache.protocol import (
 )
 from chunkcache.service.asking import Asker, Measure
 from chunkcache.service.given import check_tokens, counts
+from chunkcache.service.kv_states import KVStates
 from chunkcache.service.library import DEFAULT, PUBLIC, Library
 from chunkcache.service.runtime import Runtime
 from chunkcache.service.tenants import link_key, load_secret, tenant_salt
@@ -52,6 +54,7 @@ class ChunkCache(Library):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.metrics = Metrics()
+        self.console = Console(self.metrics, self.warm)
         self.created_at = time.time()
         self._closed = False
         self._draining = False
@@ -79,6 +82,11 @@ class ChunkCache(Library):
         self.close()
 
     # ------------------------------------------------------------ lazy parts
+
+    @cached_property
+    def kv_states(self) -> KVStates:
+        """Where the KV of a document's chunks is."""
+        return KVStates(self.catalog, lambda: self.runtime, self._salt)
 
     @cached_property
     def _runtime(self) -> Runtime:
@@ -171,6 +179,7 @@ class ChunkCache(Library):
             return asker.start(
                 request, chunks, self._salt(request.tenant), started_at, retrieve_ms,
                 measure or Measure(), submit=submit, gone=gone,
+                on_end=None if measure else self.console.follow(request),
             )  # fmt: skip
 
     def stream(self, question: str | AnswerRequest, **wishes: Any) -> Iterator[AnswerEvent]:
@@ -245,6 +254,7 @@ class ChunkCache(Library):
     def drain(self, timeout_s: float) -> None:
         """Admit nothing new and wait for running answers, at most `timeout_s`."""
         self._draining = True
+        self.console.close()
         if "_runtime" in self.__dict__:
             self._runtime.drain(timeout_s)
 
@@ -254,6 +264,7 @@ class ChunkCache(Library):
             if self._closed:
                 return
             self._closed = True
+        self.console.close()
         if "_runtime" in self.__dict__:
             self._runtime.close()
         if "catalog" in self.__dict__:

@@ -51,6 +51,7 @@ def serve_with(fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., A
                 retrieval=retrieval or {}, model=model or {},
             )  # fmt: skip
             made = fake.FakeService(settings, queue_limit=queue_limit)
+            made.kv_states = _load("fake_states").FakeStates(made)
             return stack.enter_context(live.serving(made))
 
         yield start

@@ -2,7 +2,8 @@
 
 The question's words steer it: `hold` waits for `go_on` (or cancellation) after the first word,
 `nap` does so for half a second at most, `breakdown` raises an unexpected error there, `refused`
-raises InvalidRequest there, `long N` answers with N words, `cold` waits in `start` for `warm`.
+raises InvalidRequest there, `long N` answers with N words, `cold` waits in `start` for `warm`,
+`absent` gets a passage that was in no tier. A warm-up takes `WARM_CHUNKS` steps of `warm_steps`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from chunkcache.chunk import Rung, SpanKind
 from chunkcache.config import Settings
+from chunkcache.console import Console
 from chunkcache.errors import (
     Cancelled,
     ChunkCacheError,
@@ -36,11 +39,14 @@ from chunkcache.protocol import (
     Report,
     SpanReport,
     Timings,
+    WarmReport,
 )
 from chunkcache.retrieval.documents import passage_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+WARM_CHUNKS = 4
 
 
 class FakeAnswer:
@@ -51,6 +57,7 @@ class FakeAnswer:
         self.go_on = threading.Event()
         self.ended = threading.Event()
         self.deltas_read = 0
+        self._on_end = service.console.follow(request)
         self._citations = [
             Citation(**passage.model_dump(exclude={"text"}), text=passage.text) for passage in found
         ]
@@ -60,10 +67,18 @@ class FakeAnswer:
         self.go_on.set()
 
     def events(self) -> Iterator[AnswerEvent]:
+        outcome, finished = "error", None
         try:
             yield AnswerStarted(citations=self._citations, prompt_tokens=20)
-            yield from self._words()
+            for event in self._words():
+                if isinstance(event, AnswerFinished):
+                    outcome, finished = "ok", event
+                yield event
+        except Cancelled:
+            outcome = "cancelled"
+            raise
         finally:
+            self._on_end(outcome, finished)
             self.ended.set()
             self.service.ended(self)
 
@@ -100,9 +115,14 @@ class FakeAnswer:
             raise InvalidRequest("refused half way", param="messages")
 
     def _report(self) -> Report:
+        misses = "absent" in self.request.messages[-1].content
+        first = self._citations[0] if self._citations else None
         chunk = SpanReport(
-            kind=SpanKind.CHUNK, start=4, tokens=10, rung=Rung.REPAIRED, reused=8, recomputed=2,
-            computed=0, tier="host",
+            kind=SpanKind.CHUNK, start=4, tokens=10, rung=Rung.REPAIRED,
+            reused=0 if misses else 8, recomputed=2, computed=8 if misses else 0,
+            tier=None if misses else "host", miss="absent" if misses else None,
+            chunk_id=first and first.chunk_id, title=first and first.title,
+            recomputed_positions=[5, 6],
         )  # fmt: skip
         options = self.request.options
         return Report(
@@ -128,6 +148,9 @@ class FakeService:
     def __init__(self, settings: Settings, *, queue_limit: int = 8) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.warm_steps = threading.Semaphore(0)
+        self.console = Console(self.metrics, self._warm_up)
+        self.kv_states: Any = None  # see `fake_states`
         self.created_at = 1_700_000_000.0
         self.answers: list[FakeAnswer] = []
         self.requests: list[AnswerRequest] = []
@@ -152,6 +175,8 @@ class FakeService:
     def let_go(self) -> None:
         """End whatever runs, and let nobody wait for anything."""
         self.warm.set()
+        self.warm_steps.release(100)
+        self.console.close()
         for answer in self.answers:
             answer.cancel()
 
@@ -170,6 +195,18 @@ class FakeService:
             self._changed.notify_all()
             self.metrics.requests.labels("started").inc()
             return answer
+
+    def _warm_up(
+        self, *, tenant: str, collection: str, on_progress: Callable[[Any], None]
+    ) -> WarmReport:
+        for done in range(1, WARM_CHUNKS + 1):
+            assert self.warm_steps.acquire(timeout=20)
+            on_progress(
+                SimpleNamespace(
+                    done=done, total=WARM_CHUNKS, tokens=100, tokens_per_s=50.0, eta_s=6.0
+                )
+            )
+        return WarmReport(chunks=WARM_CHUNKS, computed=WARM_CHUNKS, tokens=100)
 
     def _prepare(self, gone: threading.Event) -> None:
         self.preparing.append(gone)

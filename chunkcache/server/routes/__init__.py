@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from chunkcache.server.routes import (
     chat,
+    console,
     documents,
     embeddings,
     files,
     models,
     operations,
+    page,
     responses,
     vector_store_files,
     vector_stores,
@@ -24,4 +26,6 @@ ROUTERS = (
     vector_store_files.router,
     documents.router,
     operations.router,
+    console.router,
+    page.router,
 )

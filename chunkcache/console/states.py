@@ -1,0 +1,35 @@
+"""Which tier holds the KV of which chunk, as the page shows it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import BaseModel, Field
+
+COUNTED_CHUNKS: Final = 64
+"""Chunks of a document that are looked up for its summary, its first ones."""
+
+
+class ChunkState(BaseModel):
+    """A chunk of a document and where its KV is."""
+
+    chunk_id: str
+    ordinal: int = Field(description="its place in the document, from 0")
+    title: str
+    headings: list[str] = Field(
+        default_factory=list, description="of the sections it is in, outermost first"
+    )
+    text: str
+    tokens: int
+    start_char: int = Field(description="in the document's extracted text")
+    end_char: int
+    tier: str | None = Field(description="the highest tier that holds its KV; null: none does")
+
+
+class DocumentState(BaseModel):
+    """How many chunks of a document have their KV where."""
+
+    document_id: str
+    chunks: int
+    counted: int = Field(description=f"chunks looked up: the first {COUNTED_CHUNKS} at most")
+    tiers: dict[str, int] = Field(description="chunks by the highest tier that holds their KV")

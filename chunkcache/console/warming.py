@@ -1,0 +1,243 @@
+"""Warm-ups that run beside the requests: started, watched, paused and stopped from outside."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import structlog
+from pydantic import BaseModel, Field
+
+from chunkcache.errors import Cancelled, ChunkCacheError, InvalidRequest, ShuttingDown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chunkcache.protocol import WarmReport
+
+log = structlog.get_logger(__name__)
+
+_JOIN_TIMEOUT_S = 5.0
+
+
+class Progress(Protocol):
+    """How far a warm-up is, as it says itself after each chunk."""
+
+    @property
+    def done(self) -> int:
+        """Chunks that are warm."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """Chunks there are."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed so far."""
+        ...
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Since its beginning, pauses included."""
+        ...
+
+    @property
+    def eta_s(self) -> float:
+        """At that rate."""
+        ...
+
+
+class Warm(Protocol):
+    """Computes the KV of a collection; resumable, so that it may be ended by an exception."""
+
+    def __call__(
+        self, *, tenant: str, collection: str, on_progress: Callable[[Progress], None]
+    ) -> WarmReport:
+        """Blocks until all is warm."""
+        ...
+
+
+class WarmState(BaseModel):
+    """A tenant's current or last warm-up."""
+
+    state: Literal["idle", "running", "paused", "done", "stopped", "failed"] = "idle"
+    vector_store_id: str | None = None
+    done: int = Field(0, description="chunks that are warm")
+    total: int | None = Field(None, description="chunks there are; null: not counted yet")
+    computed: int = Field(0, description="chunks computed by this warm-up, once it has ended")
+    tokens: int = Field(0, description="tokens computed")
+    tokens_per_s: float | None = Field(None, description="without the pauses")
+    eta_s: float | None = Field(None, description="at that rate; null: not known, or ended")
+    began_at: float | None = None
+    ended_at: float | None = None
+    message: str = Field("", description="why it ended before its end")
+
+
+class _Job:
+    """One warm-up in a thread of its own. Pausing holds it between two chunks."""
+
+    def __init__(self, warm: Warm, tenant: str, collection: str) -> None:
+        self._warm = warm
+        self._tenant = tenant
+        self._state = WarmState(state="running", vector_store_id=collection, began_at=time.time())
+        self._lock = threading.Lock()
+        self._go_on = threading.Event()
+        self._go_on.set()
+        self._stopping = False
+        self._began_s = time.monotonic()
+        self._paused_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="warm-up", daemon=True)
+        self._thread.start()
+
+    @property
+    def state(self) -> WarmState:
+        """A snapshot; `paused` at once, though a chunk may still be being computed."""
+        with self._lock:
+            return self._state.model_copy()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, in whichever way."""
+        return self.state.state not in {"running", "paused"}
+
+    def pause(self) -> None:
+        with self._lock:
+            self._expect("running", "pause")
+            self._state.state = "paused"
+            self._go_on.clear()
+
+    def resume(self) -> None:
+        with self._lock:
+            self._expect("paused", "resume")
+            self._state.state = "running"
+            self._go_on.set()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopping = True
+            self._go_on.set()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    def _expect(self, state: str, verb: str) -> None:
+        if self._state.state != state:
+            raise InvalidRequest.of(
+                "action", verb, f"asked of a warm-up that is {state}",
+                f"this one is {self._state.state}",
+            )  # fmt: skip
+
+    def _run(self) -> None:
+        collection = self._state.vector_store_id or ""
+        try:
+            report = self._warm(tenant=self._tenant, collection=collection, on_progress=self._note)
+        except (Cancelled, ShuttingDown) as error:
+            self._end("stopped", error.message)
+        except ChunkCacheError as error:
+            log.warning("warm_up_failed", reason=error.message)
+            self._end("failed", error.message)
+        except Exception as error:
+            log.error("warm_up_fault", exc_info=error)
+            self._end("failed", "an internal error; the server's log has the details")
+        else:
+            self._finish(report)
+
+    def _note(self, progress: Progress) -> None:
+        """Called after each chunk, in the job's thread; blocks while it is paused."""
+        if not self._go_on.is_set():
+            held_s = time.monotonic()
+            self._go_on.wait()
+            self._paused_s += time.monotonic() - held_s
+        if self._stopping:
+            raise Cancelled("stopped; what was computed stays")
+        active_s = max(time.monotonic() - self._began_s - self._paused_s, 1e-3)
+        rate = progress.tokens / active_s
+        left_tokens = progress.eta_s * progress.tokens_per_s
+        with self._lock:
+            self._state.done, self._state.total = progress.done, progress.total
+            self._state.tokens = progress.tokens
+            self._state.tokens_per_s = rate
+            self._state.eta_s = left_tokens / rate if rate else None
+
+    def _finish(self, report: WarmReport) -> None:
+        with self._lock:
+            self._state.done = report.already_warm + report.computed
+            self._state.total = report.chunks
+            self._state.computed, self._state.tokens = report.computed, report.tokens
+        if report.stopped_reason:
+            self._end("stopped", report.stopped_reason)
+        else:
+            self._end("done", "")
+
+    def _end(self, state: Literal["done", "stopped", "failed"], message: str) -> None:
+        with self._lock:
+            self._state.state, self._state.message = state, message
+            self._state.eta_s, self._state.ended_at = None, time.time()
+
+
+class WarmUps:
+    """At most one warm-up for each tenant. Thread-safe."""
+
+    def __init__(self, warm: Warm) -> None:
+        self._warm = warm
+        self._lock = threading.Lock()
+        self._jobs: dict[str, _Job] = {}
+        self._closed = False
+
+    def state(self, tenant: str) -> WarmState:
+        """The tenant's warm-up, or the last one; `idle` if there was none."""
+        job = self._jobs.get(tenant)
+        return job.state if job else WarmState()
+
+    def start(self, tenant: str, collection: str) -> WarmState:
+        """Begin to warm a collection; returns at once.
+
+        Raises:
+            InvalidRequest: the tenant has one that runs or is paused.
+            ShuttingDown: the service ends.
+        """
+        with self._lock:
+            if self._closed:
+                raise ShuttingDown("the service is shutting down and begins no warm-up")
+            job = self._jobs.get(tenant)
+            if job is not None and not job.is_over:
+                raise InvalidRequest.of(
+                    "action", "start", "asked while no other warm-up runs", "stop that one first"
+                )
+            self._jobs[tenant] = _Job(self._warm, tenant, collection)
+            return self._jobs[tenant].state
+
+    def pause(self, tenant: str) -> WarmState:
+        """Hold it after the chunk that is being computed. Raises InvalidRequest: none runs."""
+        return self._told(tenant, _Job.pause)
+
+    def resume(self, tenant: str) -> WarmState:
+        """Go on. Raises InvalidRequest: none is paused."""
+        return self._told(tenant, _Job.resume)
+
+    def stop(self, tenant: str) -> WarmState:
+        """End it after the chunk that is being computed; what was computed stays."""
+        return self._told(tenant, _Job.stop)
+
+    def close(self) -> None:
+        """Stop all and wait for them, some seconds at most. Idempotent."""
+        with self._lock:
+            self._closed = True
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            job.stop()
+        for job in jobs:
+            job.join(_JOIN_TIMEOUT_S)
+
+    def _told(self, tenant: str, verb: Callable[[_Job], None]) -> WarmState:
+        with self._lock:
+            job = self._jobs.get(tenant)
+        if job is None or job.is_over:
+            raise InvalidRequest.of(
+                "action", verb.__name__, "asked of a warm-up that runs", "start one first"
+            )
+        verb(job)
+        return job.state

@@ -1,0 +1,36 @@
+"""Where the fake service's chunks have their KV."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chunkcache.console.states import ChunkState, DocumentState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chunkcache.protocol import DocumentInfo
+
+
+class FakeStates:
+    """Every document has one chunk, whose KV is in the host tier unless its text says `cold`."""
+
+    def __init__(self, service: Any) -> None:
+        self._text = service.document_text
+
+    def of_chunks(
+        self, document_id: str, *, offset: int, limit: int, **of: str
+    ) -> tuple[DocumentInfo, list[ChunkState]]:
+        info, text = self._text(document_id, **of)
+        chunk = ChunkState(
+            chunk_id=f"{document_id}-0", ordinal=0, title=info.title, text=text, start_char=0,
+            tokens=1, end_char=len(text), tier=None if "cold" in text else "host",
+        )  # fmt: skip
+        return info, [chunk][offset : offset + limit]
+
+    def of_documents(self, document_ids: Sequence[str], **of: str) -> list[DocumentState]:
+        tiers = {i: self.of_chunks(i, offset=0, limit=1, **of)[1][0].tier for i in document_ids}
+        return [
+            DocumentState(document_id=i, chunks=1, counted=1, tiers={tier: 1} if tier else {})
+            for i, tier in tiers.items()
+        ]
