@@ -17,13 +17,12 @@ import numpy as np
 import torch
 
 from chunkcache.errors import InvalidRequest
-from chunkcache.forms import JsonForm
+from chunkcache.forms import CallForm, JsonForm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chunkcache.engine.vocabulary import Vocabulary
-    from chunkcache.forms import CallForm
     from chunkcache.protocol import Json
 
 MAX_SCHEMA_CHARS = 1 << 16
@@ -61,7 +60,13 @@ class Grammars:
             compiled = llguidance.LLMatcher(
                 self._vocabulary.trie, source, log_level=0, limits=_limits()
             )
-            FormMatcher(compiled, field).first_mask()
+            try:
+                FormMatcher(compiled, field).first_mask()
+            except InvalidRequest:
+                if isinstance(form, CallForm) and len(form.functions) > 1:
+                    for function in form.functions:  # the one whose schema it is says so
+                        self.compile(CallForm(functions=(function,)))
+                raise
         with self._lock:
             self._kept[source] = compiled
             while len(self._kept) > _KEPT:
@@ -129,6 +134,8 @@ def _source(form: JsonForm | CallForm) -> tuple[str, str]:
         arguments = {"type": "object", **function.parameters}
         lines.append(f'call_{i}: "{function.name}\\n" arguments_{i}')
         lines.append(f"arguments_{i}: %json {_schema(arguments, function.field)}")
+    if (size := sum(map(len, lines))) > MAX_SCHEMA_CHARS:
+        raise _refused("tools", f"all have {size} characters, at most {MAX_SCHEMA_CHARS} are read")
     return llguidance.grammar_from("lark", "\n".join(lines)), form.functions[0].field
 
 

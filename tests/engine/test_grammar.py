@@ -207,6 +207,25 @@ def test_what_cannot_be_followed_is_refused_before_anything_is_drawn(
         grammars.compile(JsonForm(json_schema=HOSTILE[name]))
 
 
+def test_functions_that_are_too_many_together_are_refused(grammars: Grammars) -> None:
+    wide = {"properties": {"x": {"enum": ["y" * 30_000]}}}
+    functions = [Function(name=f"f{i}", parameters=wide) for i in range(3)]
+    grammars.compile(CallForm(functions=tuple(functions[:2])))
+    with pytest.raises(InvalidRequest, match=r"tools: the schema .* all have 9") as caught:
+        grammars.compile(CallForm(functions=tuple(functions)))
+    assert caught.value.param == "tools"
+
+
+def test_the_function_whose_schema_it_is_is_named(grammars: Grammars) -> None:
+    functions = tuple(
+        Function(name=f"f{i}", parameters={"properties": {"x": {"type": kind}}}, field=f"tools.{i}")
+        for i, kind in enumerate(["string", "integer", "quark"])
+    )
+    with pytest.raises(InvalidRequest, match="quark") as caught:
+        grammars.compile(CallForm(functions=functions))
+    assert caught.value.param == "tools.2"
+
+
 def test_a_union_of_classes_is_followed(grammars: Grammars, tiny: DecoderModel) -> None:
     union = {"oneOf": [{"type": "object", "properties": {"kind": {"const": kind}},
                         "required": ["kind"], "additionalProperties": False} for kind in "ab"],

@@ -180,7 +180,7 @@ def test_one_token_documents_duplicates_and_special_tokens(cache: ChunkCache) ->
 def test_too_long_prompts_are_refused_or_lose_their_last_passages(
     open_cache: Callable[..., ChunkCache],
 ) -> None:
-    long = [GivenDocument(id=str(i), text="word " * 3000) for i in range(3)]
+    long = [GivenDocument(id=str(i), text="word " * 1000) for i in range(3)]
     strict = open_cache()
     with pytest.raises(PromptTooLong, match="overflow = drop"):
         strict.ask("why?", documents=long)
