@@ -201,11 +201,8 @@ class FakeService:
     ) -> WarmReport:
         for done in range(1, WARM_CHUNKS + 1):
             assert self.warm_steps.acquire(timeout=20)
-            on_progress(
-                SimpleNamespace(
-                    done=done, total=WARM_CHUNKS, tokens=100, tokens_per_s=50.0, eta_s=6.0
-                )
-            )
+            step = {"total": WARM_CHUNKS, "tokens": 100, "tokens_per_s": 50.0, "eta_s": 6.0}
+            on_progress(SimpleNamespace(done=done, **step))
         return WarmReport(chunks=WARM_CHUNKS, computed=WARM_CHUNKS, tokens=100)
 
     def _prepare(self, gone: threading.Event) -> None:
