@@ -179,6 +179,7 @@ class Chunk:
     score: float = 0.0
     headings: tuple[str, ...] = ()  # of the sections it is in, outermost first
     opening: str = ""  # of what it continues: a table's header, a code block's first line
+    collection: str = ""  # where it is; empty: in the one that was asked
 
     @property
     def lead(self) -> str:
@@ -190,17 +191,28 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run of prompt tokens with one origin, at `[start, start + len(token_ids))`."""
+    """A run of prompt tokens with one origin, at `[start, start + len(token_ids))`.
+
+    A passage that was found in a message has `passage_ids`: what its chunk takes in a prompt, with
+    title and all, of which the span is the part from `first_row` on.
+    """
 
     kind: SpanKind
     start: int
     token_ids: tuple[int, ...]
     chunk: Chunk | None = None
+    passage_ids: tuple[int, ...] | None = None
+    first_row: int = 0
 
     @property
     def end(self) -> int:
         """Position just after the span's last token."""
         return self.start + len(self.token_ids)
+
+    @property
+    def record_ids(self) -> tuple[int, ...]:
+        """The token ids of the record that the span's rows may be read from."""
+        return self.token_ids if self.passage_ids is None else self.passage_ids
 
     def __len__(self) -> int:
         return len(self.token_ids)

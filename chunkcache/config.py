@@ -184,6 +184,14 @@ class RetrievalSettings(_Section):
     order: PassageOrder = Field(
         "relevance", description="of passages in the prompt; cache_friendly: shares exact prefixes"
     )
+    match_messages: bool = Field(
+        True,
+        description="recognise known passages in the messages of clients that bring their own, "
+        "and serve them from the cache",
+    )
+    match_capacity_bytes: int = Field(
+        256 * MIB, ge=MIB, description="memory of what passages are recognised by, of all tenants"
+    )
     max_file_bytes: int = Field(64 * MIB, ge=1, description="larger files are reported and skipped")
 
     read_memory_bytes: int = Field(

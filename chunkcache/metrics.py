@@ -36,6 +36,9 @@ class Metrics:
             "chunkcache_tokens", "Prompt rows by what was done to them", ["kind"], registry=on
         )
         self.generated = Counter("chunkcache_generated_tokens", "Tokens generated", registry=on)
+        self.matched = Counter(
+            "chunkcache_matched_tokens", "Tokens of known passages in messages", registry=on
+        )
         self.chunk_queries = Counter(
             "chunkcache_chunk_queries", "Look-ups per tier", ["tier"], registry=on
         )

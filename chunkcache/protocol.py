@@ -64,6 +64,10 @@ class ChunkCacheOptions(_Wire):
         None, ge=0, le=64, description="passages retrieved; 0: none. Not the sampling top_k"
     )
 
+    match_messages: bool | None = Field(
+        None, description="whether known passages in the messages are served from the cache"
+    )
+
     @model_validator(mode="after")
     def _one_way_to_say_how_exact(self) -> ChunkCacheOptions:
         others = (self.policy, self.budget, None if self.mode == "auto" else self.mode)
@@ -89,7 +93,10 @@ class SpanReport(_Wire):
     tier: str | None = Field(None, description="prefix, host or disk; null when computed")
     miss: str | None = Field(None, description="absent, corrupt, disabled, ...; null on a hit")
     chunk_id: str | None = None
+    document_id: str | None = None
     title: str | None = None
+    matched: bool = Field(False, description="a known passage that stood in a message")
+    first_row: int = Field(0, description="of the passage's rows: the first that is in the span")
     recomputed_positions: list[int] = Field(default_factory=list)
 
 
@@ -144,6 +151,7 @@ class Citation(_Wire):
     end_char: int
     text: str
     score: float
+    collection: str = Field("", description="where it is; empty: where the request asked")
 
 
 class AnswerReport(Report):

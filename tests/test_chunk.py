@@ -158,3 +158,8 @@ def test_nouns_are_frozen() -> None:
 def test_a_span_ends_after_its_last_token() -> None:
     span = Span(SpanKind.CHUNK, 3, (7, 7, 7))
     assert (len(span), span.end) == (3, 6)
+
+
+def test_a_span_has_the_record_of_its_own_tokens_or_of_the_passage_it_is_part_of() -> None:
+    assert Span(SpanKind.CHUNK, 3, (7, 8)).record_ids == (7, 8)
+    assert Span(SpanKind.CHUNK, 3, (7, 8), None, (1, 7, 8, 9), 1).record_ids == (1, 7, 8, 9)

@@ -123,7 +123,7 @@ class DecoderModel:
         sequences = [SequenceLayout(rows.positions, rows.kv.segments(end)) for rows in groups]
         group = self.heads.heads // self.heads.kv_heads
         layout = lay_out(sequences, page_tokens=pool.own.page_tokens, group=group)
-        rotary = self.angles.table(int(layout.row_positions.max()) + 1)
+        rotary = self.angles.table(layout.longest_turn + 1)
         slots = np.concatenate([rows.slots for rows in groups])
         kernels = pool.bind(layout, self.heads, rotary)
         return StepRows(groups, sequences, slots, kernels, pool, self.heads, self.facts, rotary)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from chunkcache.chunk import SpanKind
 from chunkcache.engine.attention import KeptRows, Logits
 from chunkcache.engine.choice import Branch, Choice
 from chunkcache.engine.observe import DeviationScores, QuestionScores
@@ -145,7 +144,12 @@ class Generation(Request):
         """The chunks it reads, by position."""
         assert self._plan is not None
         return [
-            PlacedChunk(self._residents[i], p.span.start, p.prefix)
+            PlacedChunk(
+                self._residents[i],
+                p.span.start - p.span.first_row,
+                p.span.first_row + p.prefix,
+                p.span.first_row + len(p.span),
+            )
             for i, p in enumerate(self._plan.spans)
             if p.placed
         ]
@@ -198,7 +202,7 @@ class Generation(Request):
         plan = self._planned
         if self._policy.needs is Scoring.QUESTION:
             num_layers = model.geometry.num_layers
-            return QuestionScores(plan.num_tokens, self._question_start, num_layers // 2)
+            return QuestionScores(plan.num_tokens, self._prompt.question_start, num_layers // 2)
         return DeviationScores(plan.num_tokens, self.chunks)
 
     def _probe(self, scores: QuestionScores | DeviationScores, num_layers: int) -> Pass:
@@ -268,7 +272,7 @@ class Generation(Request):
             return DeviationScores(num_tokens, self.chunks, step.layer - 1)
         if self._policy.watches is Scoring.QUESTION and before is None:
             # only at the first step: from there on it goes on adding up
-            return QuestionScores(num_tokens, self._question_start)
+            return QuestionScores(num_tokens, self._prompt.question_start)
         return before
 
     def _narrowed(
@@ -300,10 +304,6 @@ class Generation(Request):
     def _planned(self) -> RepairPlan:
         assert self._plan is not None
         return self._plan
-
-    @property
-    def _question_start(self) -> int:
-        return next(s.start for s in self._prompt.spans if s.kind is SpanKind.QUESTION)
 
     def _choice_ended(self) -> None:
         written = [choice.written for choice in self._choices if choice.written is not None]

@@ -137,8 +137,9 @@ class DeviationScores:
             return
         positions = view.rows.positions
         for chunk in self._chunks:
-            begin, end = chunk.begin, chunk.begin + chunk.resident.num_tokens
-            rows = np.flatnonzero((positions >= begin) & (positions < end))
+            begin, used = chunk.begin, chunk.rows
+            inside = (positions >= begin + used.start) & (positions < begin + used.stop)
+            rows = np.flatnonzero(inside)
             if not len(rows):
                 continue
             index = torch.from_numpy(rows).to(view.value.device)

@@ -115,7 +115,7 @@ def _is_in_place(prompt: Prompt, index: int, resident: Resident) -> bool:
         and prompt.spans[index].kind is SpanKind.CHUNK
         and prompt.spans[index - 1].kind is SpanKind.HEAD
     )
-    if not resident.is_exact:
+    if not resident.is_exact or prompt.spans[index].passage_ids is not None:
         return False
     return prompt.head_is_canonical and opens_documents and not resident.stats.prior_digests
 
@@ -126,7 +126,7 @@ def _reused(
     return ReusedChunk(
         start=span.start + prefix,
         num_tokens=len(span) - prefix,
-        first_row=prefix,
+        first_row=span.first_row + prefix,
         stats=resident.stats,
         prior_digests=tuple(digest for digest, _ in prior),
         prior_lengths=tuple(length for _, length in prior),

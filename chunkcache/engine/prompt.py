@@ -48,6 +48,11 @@ class Prompt:
         """Length of the prompt."""
         return self.spans[-1].end
 
+    @property
+    def question_start(self) -> int:
+        """Where the question begins that reads the passages: behind those in its own message."""
+        return next(s for s in reversed(self.spans) if s.kind is SpanKind.QUESTION).start
+
 
 class PromptBuilder:
     """Builds prompts for one model and one set of prompt settings. Thread-safe.

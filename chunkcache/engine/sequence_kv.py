@@ -25,11 +25,22 @@ OWN, CHUNKS = 0, 1  # indices of the two arenas
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedChunk:
-    """A chunk whose row 0 stands at position `begin`; rows below `first_row` are not used."""
+    """A chunk whose row 0 stands at position `begin`, or would: of its rows some may not be used.
+
+    Those below `first_row` are not, nor those from `end_row` on, if there is one. `begin` is below
+    0 where so few tokens precede a passage that its record has more.
+    """
 
     resident: Resident
     begin: int
     first_row: int
+    end_row: int | None = None
+
+    @property
+    def rows(self) -> range:
+        """The rows in use."""
+        end = self.resident.num_tokens if self.end_row is None else self.end_row
+        return range(self.first_row, end)
 
 
 class SequenceKV:
@@ -67,10 +78,10 @@ class SequenceKV:
             positions = np.arange(self._prefix_tokens, dtype=np.int32)
             self._fixed.append(Segment(OWN, np.array(prefix, np.int32), 0, positions))
         for chunk in chunks:
-            resident, first, end = chunk.resident, chunk.first_row, chunk.resident.num_tokens
-            segment = Segment.of_chunk(CHUNKS, resident.pages, page_tokens, chunk.begin, first, end)
+            pages, begin, rows = chunk.resident.pages, chunk.begin, chunk.rows
+            segment = Segment.of_chunk(CHUNKS, pages, page_tokens, begin, rows.start, rows.stop)
             self._fixed.append(segment)
-            self._in_chunk[chunk.begin + first : chunk.begin + end] = True
+            self._in_chunk[begin + rows.start : begin + rows.stop] = True
         self._seen: dict[int, tuple[list[Segment], np.ndarray]] = {}
 
     def fork(self, own: Sequence[int]) -> SequenceKV:

@@ -57,9 +57,8 @@ class FixOverhead(RepairPolicy):
         beta = overlap(stats.prior_digests, stats.chunk_inter.tolist(), chunk.prior_digests)
         gamma = order_penalty(stats.prior_digests, chunk.prior_digests)
         unseen = novelty(stats.prior_digests, chunk.prior_digests, chunk.prior_lengths)
-        born_tokens = chunk.first_row + chunk.num_tokens
         impact = context_impact(
-            stats.chunk_inter.tolist(), stats.prior_lengths, stats.intra, born_tokens
+            stats.chunk_inter.tolist(), stats.prior_lengths, stats.intra, len(stats.token_inter)
         )
         return fix_overhead(self._alpha, impact, adjusted_overlap(beta, gamma, unseen))
 
@@ -74,7 +73,7 @@ def outward(chunk: ReusedChunk) -> np.ndarray:
     """
     stats = chunk.stats
     sent = stats.token_inter if stats.prior_digests else stats.token_head
-    return sent[chunk.first_row :]
+    return sent[chunk.first_row : chunk.first_row + chunk.num_tokens]
 
 
 def share(wanted: list[int], limit: int) -> list[int]:

@@ -7,6 +7,7 @@ entries. An index that knows its entries can therefore be brought up to date by 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from chunkcache.retrieval import catalog_sql as sql
 from chunkcache.retrieval.documents import searched_text
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from chunkcache.retrieval.database import Database
 
     Entries = npt.NDArray[np.int64]
+    Stamp = tuple[int, int, int]
 
 _BATCH_ENTRIES = 4096
 _PAGE_CHUNKS = 256
@@ -146,6 +149,50 @@ class EntryTable:
             found.update({row[-1]: sql.chunk(row) for row in page})
         return found
 
+    def stamp(self, tenant: str) -> Stamp:
+        """Changes with every change of what the tenant has, in whichever collection."""
+        with self._database.reading() as connection:
+            return _stamp(connection, tenant)
+
+    def of_tenant(self, tenant: str) -> tuple[Stamp, Entries]:
+        """The stamp and the entries of all collections, both of one moment, oldest first."""
+        with self._database.reading() as connection:
+            found = connection.execute(
+                "SELECT c.entry FROM chunks c JOIN documents d ON d.key = c.document "
+                "JOIN collections o ON o.key = d.collection WHERE o.tenant = ? "
+                "ORDER BY d.key, c.ordinal",
+                (tenant,),
+            ).fetchall()
+            return _stamp(connection, tenant), np.array([entry for (entry,) in found], np.int64)
+
+    def token_ids(self, entries: Sequence[int] | Entries) -> dict[int, npt.NDArray[np.uint32]]:
+        """Token ids of chunks' texts by entry. Those that are gone are left out."""
+        found: dict[int, npt.NDArray[np.uint32]] = {}
+        for batch in _batches(entries):
+            with self._database.reading() as connection:
+                page = connection.execute(
+                    "SELECT entry, token_ids FROM chunks "
+                    "WHERE entry IN (SELECT value FROM json_each(?))",
+                    (batch,),
+                ).fetchall()
+            found.update({entry: np.frombuffer(ids, "<u4") for entry, ids in page})
+        return found
+
+    def in_any_collection(self, tenant: str, entries: Sequence[int]) -> dict[int, Chunk]:
+        """Chunks of the tenant by entry, each with its collection. Those gone are left out."""
+        found: dict[int, Chunk] = {}
+        for batch in _batches(entries):
+            with self._database.reading() as connection:
+                page = connection.execute(
+                    f"SELECT {sql.CHUNK_COLUMNS}, o.id, c.entry FROM chunks c "
+                    "JOIN documents d ON d.key = c.document "
+                    "JOIN collections o ON o.key = d.collection WHERE o.tenant = ? "
+                    "AND c.entry IN (SELECT value FROM json_each(?))",
+                    (tenant, batch),
+                ).fetchall()
+            found.update({row[-1]: replace(sql.chunk(row), collection=row[-2]) for row in page})
+        return found
+
     def iterate(self, tenant: str, collection: str) -> Iterator[Chunk]:
         """See `Catalog.chunks`."""
         with self._database.reading() as connection:
@@ -195,6 +242,14 @@ class EntryTable:
             searched_text(sql.chunk(row)): np.frombuffer(row[-1], "<f4").astype(np.float32)
             for row in found
         }
+
+
+def _stamp(connection: sqlite3.Connection, tenant: str) -> Stamp:
+    # a collection that goes lowers the count, one that comes has a key nobody had
+    count, last, changes = connection.execute(
+        "SELECT count(*), max(key), sum(generation) FROM collections WHERE tenant = ?", (tenant,)
+    ).fetchone()
+    return count, last or 0, changes or 0
 
 
 def _batches(entries: Sequence[int] | Entries) -> list[str]:

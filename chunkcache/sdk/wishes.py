@@ -20,8 +20,8 @@ Documents = Sequence[str | GivenDocument | Mapping[str, str]]
 class Wishes(TypedDict, total=False):
     """What may be said beside the question. What is left out, or None, is the server's to choose.
 
-    `top_k`, `vector_store_id`, `mode`, `policy`, `budget`, `cfo_alpha`, `exactness` and `order` are
-    those of `ChunkCacheOptions`; `top_k` passages are retrieved (0: none) and
+    `top_k`, `vector_store_id`, `mode`, `policy`, `budget`, `cfo_alpha`, `exactness`, `order` and
+    `match_messages` are those of `ChunkCacheOptions`; `top_k` passages are retrieved (0: none) and
     `documents` are used instead of retrieval.
     """
 
@@ -34,6 +34,7 @@ class Wishes(TypedDict, total=False):
     cfo_alpha: float | None
     exactness: Mapping[str, float] | None
     order: PassageOrder | None
+    match_messages: bool | None
     model: str | None
     temperature: float | None
     top_p: float | None
@@ -59,6 +60,7 @@ _OPTIONS = (
     "cfo_alpha",
     "exactness",
     "order",
+    "match_messages",
 )
 
 

@@ -81,7 +81,8 @@ class Citer:
         if _HTTP.fullmatch(citation.url):
             return citation.url
         if self.signer is not None:
-            ref = PassageRef.of(citation, tenant=self.tenant, store=self.store)
+            store = citation.collection or self.store
+            ref = PassageRef.of(citation, tenant=self.tenant, store=store)
             return self.signer.url(self.base_url, ref)
         document = quote(citation.document_id, safe="")
         return f"urn:chunkcache:{document}#chars={citation.start_char}-{citation.end_char}"

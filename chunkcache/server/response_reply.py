@@ -160,7 +160,9 @@ class ResponseReply:
         """The item that says what was searched for, and if asked for what was found."""
         results = None
         if self._request.wants_results and files is not None:
-            results = [_result(citation, files) for citation in citations]
+            # what has a collection of its own stood in a message, and was not searched for
+            searched = [citation for citation in citations if not citation.collection]
+            results = [_result(citation, files) for citation in searched]
         return {
             "id": self.search_id,
             "type": "file_search_call",

@@ -14,10 +14,11 @@ from chunkcache.service.answer import AnswerHandle, Preparation, chunk_spans, el
 from chunkcache.service.calibration import CALIBRATED_POLICY
 from chunkcache.service.calls import told_messages
 from chunkcache.service.order import RankedPassage
+from chunkcache.service.recognition import Recognised, Recogniser
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from chunkcache.chunk import Chunk
     from chunkcache.config import RepairSettings, Settings
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from chunkcache.engine.prompt import Prompt
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import AnswerFinished, AnswerRequest, ChunkCacheOptions
+    from chunkcache.retrieval.passage_matcher import PassageMatcher
     from chunkcache.service.runtime import Runtime
 
 
@@ -41,28 +43,30 @@ class Measure:
 class Asker:
     """Lays out the prompt, finds chunk KV, queues the generation."""
 
-    def __init__(self, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, runtime: Runtime, settings: Settings, metrics: Metrics, matcher: PassageMatcher
+    ) -> None:
         self._runtime = runtime
         self._settings = settings
         self._metrics = metrics
+        self._recogniser = Recogniser(runtime, matcher)
 
     def start(
         self,
         request: AnswerRequest,
-        chunks: Sequence[Chunk],
+        passages: Callable[[], list[Chunk]],
         salt: bytes,
-        started_at: float,
-        retrieve_ms: float,
         measure: Measure,
         *,
         submit: Callable[[Generation], None],
         gone: threading.Event | None = None,
         on_end: Callable[[str, AnswerFinished | None], None] | None = None,
     ) -> AnswerHandle:
-        """Queue the answer to `request` from `chunks`, which are in prompt order.
+        """Queue the answer to `request` from `passages`, which come in prompt order.
 
-        `submit` takes it to the place in the queue that is kept for it; `gone` is set if nobody
-        waits for the answer any more; `on_end` is called when it has ended, see `AnswerHandle`.
+        They are not asked for where the request's own messages bring passages. `submit` takes the
+        answer to the place in the queue that is kept for it; `gone` is set if nobody waits for it
+        any more; `on_end` is called when it has ended, see `AnswerHandle`.
 
         Raises:
             InvalidRequest, PromptTooLong, Cancelled, ShuttingDown: nothing was queued.
@@ -73,7 +77,11 @@ class Asker:
         notes = [*request.notes, *_sampling_notes(request)]
         self._check_biases(request)
         new_matcher = runtime.grammars.compile(request.form) if request.form else None
-        prompt, chunks = self._fit(request, list(chunks), max_new, notes)
+        started_at = time.perf_counter()
+        recognised = self._recognise(request)
+        chunks, retrieve_ms = self._choose(request, recognised, passages, notes)
+        laid_out = recognised.prompt if not chunks else None
+        prompt, chunks = self._fit(request, chunks, max_new, notes, laid_out)
         shares = self._settings.engine.prefix_cache  # without it no order is better than another
         if shares and (options.order or self._settings.retrieval.order) == "cache_friendly":
             prompt, chunks = self._reorder(request, prompt, chunks, salt, notes)
@@ -86,9 +94,11 @@ class Asker:
         if options.exactness is not None:
             name, budget = CALIBRATED_POLICY, 1.0
             max_residual = self._residual_for(options.exactness.drift)
+        root, order = _order_of(prompt, salt)
+        prompt = self._recogniser.cut(request, prompt, recognised, salt, reuses=not exact_only)
         preparation = Preparation(
             prompt,
-            chunks,
+            _cited(prompt),
             policy=_mode_name(options.mode, name, exact_only),
             budget=1.0 if exact_only else budget,
             started_at=started_at,
@@ -101,8 +111,7 @@ class Asker:
         if not exact_only:
             residents = self._find(prompt, salt, preparation, gone)
         if shares and options.mode != "full" and not measure.leaves_no_prefix:
-            root, passages = _order_of(prompt, salt)
-            digests = [passage.digest for passage in passages]
+            digests = [passage.digest for passage in order]
             preparation.on_exact = lambda: runtime.orders.remember(root, digests)
         generation = Generation(
             prompt, residents,
@@ -125,6 +134,54 @@ class Asker:
                     "logit_bias", token, f"the id of a token of the model, 0 to {tokens - 1}",
                     "ids are those of this model's tokenizer",
                 )  # fmt: skip
+
+    def _recognise(self, request: AnswerRequest) -> Recognised:
+        """The known passages in the messages, if they are to be looked for."""
+        wish = request.options.match_messages
+        if not (self._settings.retrieval.match_messages if wish is None else wish):
+            return Recognised()
+        prompt = self._runtime.prompts.build(told_messages(request), [], request.layout)
+        recognised = self._recogniser.recognise(request, prompt)
+        for _, match in recognised.found:
+            self._metrics.matched.inc(match.end - match.start)
+        return recognised
+
+    def _choose(
+        self,
+        request: AnswerRequest,
+        recognised: Recognised,
+        passages: Callable[[], list[Chunk]],
+        notes: list[str],
+    ) -> tuple[list[Chunk], float]:
+        """The passages beside those in the messages, and the milliseconds it took to find them.
+
+        None are retrieved for a client that brings its own, half a chunk of them or more, unless
+        the request says how many it wants: a quoted sentence is a question still. Which ones are
+        known decides, never which ones are warm: what is asked must not depend on the cache.
+        """
+        retrieval, given = self._settings.retrieval, request.documents is not None
+        brings = 2 * recognised.tokens_now >= retrieval.chunk_tokens
+        if brings and not given and request.top_k is None:
+            if retrieval.top_k:
+                notes.append(
+                    f"the messages bring {recognised.tokens_now} tokens of known passages: nothing "
+                    "was retrieved beside them. Hint: chunkcache.top_k asks for passages all the "
+                    "same"
+                )
+            return [], 0.0
+        began = time.perf_counter()
+        found = passages()
+        retrieve_ms = elapsed_ms(began)
+        if given:
+            self._recogniser.remember(request, found)
+            return found, retrieve_ms
+        chunks = [chunk for chunk in found if not recognised.holds(chunk)]
+        if len(chunks) < len(found):
+            notes.append(
+                f"{len(found) - len(chunks)} of {len(found)} passages found stand in the messages "
+                "already, and were not put in twice"
+            )
+        return chunks, retrieve_ms
 
     def _reorder(
         self,
@@ -163,7 +220,7 @@ class Asker:
     ) -> dict[int, Resident]:
         began = time.perf_counter()
         spans = chunk_spans(prompt)
-        keys = [self._runtime.key(prompt.spans[i].token_ids, salt) for i in spans]
+        keys = [self._runtime.key(prompt.spans[i].record_ids, salt) for i in spans]
         residents = {}
         for index, found in zip(spans, self._runtime.find(keys, salt, gone), strict=True):
             if found.resident is not None:
@@ -176,14 +233,19 @@ class Asker:
         return residents
 
     def _fit(
-        self, request: AnswerRequest, chunks: list[Chunk], max_new: int, notes: list[str]
+        self,
+        request: AnswerRequest,
+        chunks: list[Chunk],
+        max_new: int,
+        notes: list[str],
+        laid_out: Prompt | None,
     ) -> tuple[Prompt, list[Chunk]]:
         """The prompt, with as few of the last-ranked chunks dropped as the context asks for."""
         runtime = self._runtime
         limit = min(runtime.model.context_tokens, runtime.engine.capacity_tokens) - max_new
         given = len(chunks)
         messages = told_messages(request)
-        prompt = runtime.prompts.build(messages, chunks, request.layout)
+        prompt = laid_out or runtime.prompts.build(messages, chunks, request.layout)
         if prompt.num_tokens > limit and self._settings.engine.overflow == "drop":
             total = prompt.num_tokens
             sizes = [len(prompt.spans[index]) for index in chunk_spans(prompt)]
@@ -217,6 +279,15 @@ def _order_of(prompt: Prompt, salt: bytes) -> tuple[bytes, list[RankedPassage]]:
     passages = [prompt.spans[i] for i in chunk_spans(prompt)]
     root = salt + content_digest(prompt.spans[0].token_ids)
     return root, [RankedPassage(content_digest(p.token_ids), len(p)) for p in passages]
+
+
+def _cited(prompt: Prompt) -> list[Chunk]:
+    """The chunks in the prompt, in its order; one that messages hold in parts stands there once."""
+    chunks: list[Chunk] = []
+    for span in prompt.spans:
+        if span.chunk is not None and not (span.passage_ids and span.chunk in chunks):
+            chunks.append(span.chunk)
+    return chunks
 
 
 def _mode_name(mode: str, policy: str, exact_only: bool) -> str:

@@ -170,14 +170,13 @@ class ChunkCache(Library):
         """
         if self._draining or self._closed:
             raise ShuttingDown("the service is shutting down and admits nothing new")
-        asker = Asker(self.runtime, self.settings, self.metrics)
+        with self._lock:
+            matcher = self._matcher
+        asker = Asker(self.runtime, self.settings, self.metrics, matcher)
         with self.runtime.engine.reserve() as submit:
-            started_at = time.perf_counter()
             self._check_messages(request)
-            chunks = self._passages(request)
-            retrieve_ms = (time.perf_counter() - started_at) * 1e3
             return asker.start(
-                request, chunks, self._salt(request.tenant), started_at, retrieve_ms,
+                request, lambda: self._passages(request), self._salt(request.tenant),
                 measure or Measure(), submit=submit, gone=gone,
                 on_end=None if measure else self.console.follow(request),
             )  # fmt: skip

@@ -20,6 +20,7 @@ from chunkcache.retrieval.documents import passage_digest
 from chunkcache.retrieval.embedder import Embedder, open_embedder
 from chunkcache.retrieval.ingest import Ingestor
 from chunkcache.retrieval.open_catalog import open_catalog
+from chunkcache.retrieval.passage_matcher import PassageMatcher
 from chunkcache.retrieval.retriever import Retriever
 from chunkcache.retrieval.splitter import Splitter
 from chunkcache.service.given import GivenDocuments
@@ -87,6 +88,10 @@ class Library:
             self.settings.retrieval,
             self._splitter,
         )
+
+    @cached_property
+    def _matcher(self) -> PassageMatcher:
+        return PassageMatcher(self.catalog, self.settings.retrieval.match_capacity_bytes)
 
     @property
     def embedder_id(self) -> str:

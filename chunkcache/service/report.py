@@ -27,6 +27,7 @@ def citation(chunk: Chunk) -> Citation:
         end_char=chunk.end_char,
         text=chunk.text,
         score=chunk.score,
+        collection=chunk.collection,
     )
 
 
@@ -86,6 +87,9 @@ def _span_report(
         tier=tier,
         miss=miss,
         chunk_id=span.chunk.chunk_id if span.chunk else None,
+        document_id=span.chunk.document_id if span.chunk else None,
+        matched=span.passage_ids is not None,
+        first_row=span.first_row,
         title=span.chunk.title if span.kind is SpanKind.CHUNK and span.chunk else None,
         recomputed_positions=recomputed,
     )

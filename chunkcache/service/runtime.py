@@ -151,6 +151,11 @@ class Runtime:
                 seen.add(id(hit.resident))
         return found
 
+    def holds(self, token_ids: Sequence[int], salt: bytes) -> bool:
+        """Whether any tier has the canonical record of these tokens. Does not count as a use."""
+        key = self.key(token_ids, salt)
+        return self.engine.chunks.contains(key) or self.store.contains(key) is not None
+
     def is_warm(self, key: ChunkKey) -> bool:
         """Whether the lowest tier there is holds the chunk."""
         if self.store.is_empty:

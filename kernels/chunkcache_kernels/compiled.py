@@ -122,7 +122,7 @@ class CompiledStep:
     ) -> CompiledStep:
         """Structures for all layers of a step. `rotary` covers all positions of the step."""
         assert arenas[0].page_tokens == team.page_tokens, "the library is of another page size"
-        assert rotary.cos.shape[0] > int(layout.row_positions.max())
+        assert rotary.cos.shape[0] > layout.longest_turn
         described = (ArenaC * len(arenas))(*map(_arena, arenas))
         parts = torch.empty(int(layout.row_parts[-1]), heads.heads, heads.dim + 2)
         arrays = [

@@ -50,6 +50,14 @@ class Layout:
         """Rows of all sequences."""
         return len(self.row_positions)
 
+    @property
+    def longest_turn(self) -> int:
+        """The largest distance of a row to 0 or to a segment's begin, which may be below 0."""
+        return max(
+            int(s.positions[-1]) - min(0, min(segment.begin for segment in s.segments))
+            for s in self.sequences
+        )
+
 
 def lay_out(sequences: Sequence[SequenceLayout], *, page_tokens: int, group: int) -> Layout:
     """Arrays for the rows of some sequences; `group` is query heads per key head.

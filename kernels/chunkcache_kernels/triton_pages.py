@@ -207,7 +207,7 @@ def _check(layout: Layout, arenas: Sequence[Arena], heads: Heads, rotary: Rotary
     for angles in (rotary.cos, rotary.sin) if heads.rotary_dim else ():
         assert angles.dtype is torch.float32 and angles.is_contiguous()
         assert angles.shape[1] == heads.rotary_dim and angles.device == device
-        assert angles.shape[0] > int(layout.row_positions.max())
+        assert angles.shape[0] > layout.longest_turn
 
 
 def _cut(layout: Layout, num_arenas: int, most: int) -> tuple[np.ndarray, list[int]]:

@@ -22,11 +22,12 @@ Seen = dict[int, tuple[int, int, int]]  # position: arena, slot, the position it
 
 @dataclass
 class Place:
-    """A chunk of some tokens; its row 0 stands at `begin`, rows below `first` are not used."""
+    """A chunk of some tokens; its row 0 stands at `begin`, only rows `first..end` are used."""
 
     tokens: int
     begin: int
     first: int
+    end: int
 
 
 def resident(number: int, tokens: int) -> Resident:
@@ -38,15 +39,15 @@ def resident(number: int, tokens: int) -> Resident:
 
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[int, list[Place]]:
-    """Pages of an exact prefix, and chunks behind it."""
+    """Pages of an exact prefix, and parts of chunks behind it, or where it ends."""
     prefix = draw(st.integers(0, 3))
     at, places = prefix * PAGE, []
     for tokens in draw(st.lists(st.sampled_from([1, 3, 4, 5, 9]), max_size=3)):
         at += draw(st.integers(0, 3))
-        first = draw(st.integers(0, min(at, tokens - 1))) if not places and prefix else 0
-        at -= first  # the prefix ends inside of the first chunk
-        places.append(Place(tokens, at, first))
-        at += tokens
+        first = draw(st.integers(0, tokens - 1))
+        end = draw(st.integers(first + 1, tokens))
+        places.append(Place(tokens, at - first, first, end))  # begins before 0, maybe
+        at += end - first
     return prefix, places
 
 
@@ -64,7 +65,7 @@ class SequenceMachine(RuleBasedStateMachine):
         self.kv = SequenceKV(
             PAGE, LAYERS, LONGEST, prefix=self.shared, own=self.own,
             chunks=[
-                PlacedChunk(resident(i, p.tokens), p.begin, p.first)
+                PlacedChunk(resident(i, p.tokens), p.begin, p.first, p.end)
                 for i, p in enumerate(self.places)
             ],
         )  # fmt: skip
@@ -92,7 +93,7 @@ class SequenceMachine(RuleBasedStateMachine):
         }
         for number, place in enumerate(self.places):
             pages = resident(number, place.tokens).pages
-            for i in range(place.first, place.tokens):
+            for i in range(place.first, place.end):
                 slot = int(pages[i // PAGE]) * PAGE + i % PAGE
                 seen[place.begin + i] = (CHUNKS, slot, place.begin)
         for position, run_to in self.run_to.items():

@@ -24,10 +24,11 @@ def steps(draw: st.DrawFn) -> list[SequenceLayout]:
         rows = sorted(draw(st.sets(st.integers(0, 60), min_size=1, max_size=50)))
         segments = []
         for pages in draw(st.lists(st.sampled_from(shared), max_size=3)):
-            begin = draw(st.integers(0, 70))
+            begin = draw(st.integers(-30, 70))  # below 0 where a record has more before a passage
             keys = np.arange(begin, begin + len(pages) * PAGE, dtype=np.int32)
             gone = draw(st.sets(st.integers(0, len(keys) - 1), max_size=len(keys)))
             keys[sorted(gone)] = HIDDEN
+            keys[keys < 0] = HIDDEN
             segments.append(Segment(1, pages, begin, keys))
         own = np.full(8 * PAGE, HIDDEN, dtype=np.int32)
         own[draw(st.permutations(range(8 * PAGE)))[: len(rows)]] = rows
@@ -75,7 +76,9 @@ def test_every_row_looks_at_its_keys_and_no_other(
     rows = np.concatenate([s.positions for s in sequences])
     assert layout.row_positions.tolist() == rows.tolist()
     # no turn is negative: such an angle is in no table
-    assert (layout.row_positions[layout.looks[:, 0]] - layout.looks[:, 1]).min() >= 0
+    turns = layout.row_positions[layout.looks[:, 0]] - layout.looks[:, 1]
+    assert turns.min() >= 0
+    assert layout.longest_turn >= max(turns.max(), rows.max())
 
 
 @given(sequences=steps(), group=st.sampled_from([1, 3, 7, 40]))

@@ -56,14 +56,22 @@ class LiveServer:
     def serving(self, service: Any) -> Iterator[Served]:
         """Put a service behind the port; at the end its running answers are cancelled."""
         app = create_app(service)
-        before, self._switch.app = self._switch.app, app
         served = Served(service, app, self._url)
+        with self.behind(app):
+            try:
+                yield served
+            finally:
+                served.close_clients()
+                service.let_go()
+
+    @contextmanager
+    def behind(self, app: Any) -> Iterator[str]:
+        """Put an app behind the port; its address."""
+        before, self._switch.app = self._switch.app, app
         try:
-            yield served
+            yield self._url
         finally:
-            served.close_clients()
             self._switch.app = before
-            service.let_go()
 
 
 @contextmanager
