@@ -129,7 +129,7 @@ def test_permutations_of_long_documents_share_their_passages(client: openai.Open
         _, report = ask(client, lmcache_bench(list(order)))
         found = [span for span in report.spans if span.matched]
         assert sorted(str(s.title) for s in found) == [f"R {n}" for n in (0, 1, 2, 3, 4, 5, 7)]
-        assert report.computed_tokens < report.prompt_tokens // 4
+        assert report.computed_tokens < report.prompt_tokens // 3
 
 
 def test_a_stream_opens_with_the_passages_of_the_message(client: openai.OpenAI) -> None:
