@@ -173,7 +173,7 @@ def test_given_passages_are_forgotten_when_many_others_have_come(
 ) -> None:
     first = Chunk("first", splitter.encode(note(1)), note(1))
     matcher.remember("public", [first])
-    for start in range(0, 1 << 18, 4096):
+    for start in range(0, (1 << 18) + 3 * 4096, 4096):
         ids = tuple(range(start, start + 4096))
         matcher.remember("public", [Chunk("c", ids, "")])
         if start == 4096:
