@@ -189,6 +189,12 @@ class RetrievalSettings(_Section):
         description="recognise known passages in the messages of clients that bring their own, "
         "and serve them from the cache",
     )
+    learn_messages: bool = Field(
+        False,
+        description="text that comes a second time in messages is a passage too: for clients whose "
+        "documents were never ingested. Instructions and examples that come again become "
+        "approximate as well",
+    )
     match_capacity_bytes: int = Field(
         256 * MIB, ge=MIB, description="memory of what passages are recognised by, of all tenants"
     )

@@ -1,8 +1,9 @@
 """Message → the passages of a tenant that stand in it, token by token.
 
 What is known are the chunks of all the tenant's collections, and passages that earlier requests
-brought along. Each tenant has an index of its own, with hash factors of its own: nothing that one
-tenant has can be seen by another, in what is found or in how long it takes.
+brought along: as documents, or, where that is asked for, as text that comes a second time. Each
+tenant has an index of its own, with hash factors of its own: nothing that one tenant has can be
+seen by another, in what is found or in how long it takes.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import structlog
 
+from chunkcache.chunk import Chunk
 from chunkcache.retrieval.passage_index import SHORTEST, PassageIndex
+from chunkcache.retrieval.repeated_texts import RepeatedTexts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from chunkcache.chunk import Chunk
     from chunkcache.retrieval.catalog import Catalog
     from chunkcache.retrieval.entries import Stamp
 
@@ -55,16 +57,21 @@ class PassageMatcher:
     Args:
         capacity_bytes: of all tenants' indexes; the least recently used are let go. A tenant whose
             index alone is larger has its first chunks found, and not the others.
+        piece_tokens: text that comes again is cut into passages of at most so many tokens.
     """
 
-    def __init__(self, catalog: Catalog, capacity_bytes: int) -> None:
+    def __init__(self, catalog: Catalog, capacity_bytes: int, piece_tokens: int = 256) -> None:
         self._catalog = catalog
         self._capacity = capacity_bytes
+        self._piece_tokens = piece_tokens
         self._lock = threading.Lock()  # guards the next line
         self._tenants: OrderedDict[str, _Known] = OrderedDict()
 
-    def find(self, tenant: str, message: Sequence[int]) -> list[Match]:
+    def find(self, tenant: str, message: Sequence[int], *, learns: bool = False) -> list[Match]:
         """The passages in a message, from left to right; see `PassageIndex.find`.
+
+        With `learns` the rest of the message is remembered, and what an earlier one had too is a
+        passage from now on (`RepeatedTexts`).
 
         Cost: nothing for a message shorter than any run; else a query, and hashing the message.
         """
@@ -73,7 +80,7 @@ class PassageMatcher:
         known = self._known(tenant)
         with known.lock:
             known.update()
-            found = known.find(message)
+            found = known.find(message, learns=learns)
         self._make_room(tenant)
         return found
 
@@ -87,7 +94,9 @@ class PassageMatcher:
         with self._lock:
             known = self._tenants.get(tenant)
             if known is None:
-                known = self._tenants[tenant] = _Known(self._catalog, tenant, self._capacity)
+                known = self._tenants[tenant] = _Known(
+                    self._catalog, tenant, self._capacity, RepeatedTexts(self._piece_tokens)
+                )
             self._tenants.move_to_end(tenant)
             return known
 
@@ -103,9 +112,11 @@ class PassageMatcher:
 class _Known:
     """What is known of one tenant. The holder of `lock` may call its methods."""
 
-    def __init__(self, catalog: Catalog, tenant: str, capacity_bytes: int) -> None:
+    def __init__(
+        self, catalog: Catalog, tenant: str, capacity_bytes: int, repeated: RepeatedTexts
+    ) -> None:
         self.lock = threading.Lock()
-        self.size_bytes = 0
+        self._repeated = repeated
         self._catalog = catalog
         self._tenant = tenant
         self._capacity = capacity_bytes
@@ -115,6 +126,11 @@ class _Known:
         self._entry_of: dict[tuple[int, ...], int] = {}  # of the given ones
         self._given_tokens = 0
         self._next = -1
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory, chunks that requests brought along left out."""
+        return self._index.size_bytes + self._repeated.size_bytes
 
     def update(self) -> None:
         """Take in what the catalog has, drop what it has no more."""
@@ -132,14 +148,16 @@ class _Known:
                     knob="retrieval.match_capacity_bytes",
                 )  # fmt: skip
                 break
-            texts = self._catalog.entries.token_ids(missing[start : start + _BATCH_ENTRIES])
-            self._index.add(list(texts), list(texts.values()))
+            batch = missing[start : start + _BATCH_ENTRIES].tolist()
+            texts = self._catalog.entries.token_ids(batch)
+            there = [entry for entry in batch if entry in texts]
+            self._index.add(there, [texts[entry] for entry in there])
         self._stamp = stamp
-        self.size_bytes = self._index.size_bytes
 
-    def find(self, message: Sequence[int]) -> list[Match]:
+    def find(self, message: Sequence[int], *, learns: bool = False) -> list[Match]:
         """See `PassageMatcher.find`."""
-        runs = self._index.find(np.array(message, np.uint32), self._texts)
+        ids = np.array(message, np.uint32)
+        runs = self._index.find(ids, self._texts)
         stored = sorted({entry for run in runs for entry in run.entries if entry >= 0})
         chunks: dict[int, Chunk] = {}
         if stored:
@@ -147,10 +165,24 @@ class _Known:
         found = []
         for run in runs:
             known = [chunks[entry] for entry in run.entries if entry in chunks]
-            known += [self._given[entry] for entry in run.entries if entry in self._given]
+            for entry in run.entries:
+                if entry in self._given:
+                    known.append(self._given[entry])
+                    self._given.move_to_end(entry)
             if known:
                 is_given = not any(entry in chunks for entry in run.entries)
                 found.append(Match(run.start, run.end, run.row, known[0], is_given))
+        if learns:
+            found += self._learn(ids, [(match.start, match.end) for match in found])
+        return sorted(found, key=lambda match: match.start)
+
+    def _learn(self, message: npt.NDArray[np.uint32], known: list[tuple[int, int]]) -> list[Match]:
+        """Passages that are new: what came in an earlier message too."""
+        found = []
+        for start, end in self._repeated.take(message, known):
+            chunk = Chunk("", tuple(message[start:end].tolist()), "")
+            found.append(Match(start, end, 0, chunk, is_given=True))
+        self.remember([match.chunk for match in found])
         return found
 
     def remember(self, chunks: Sequence[Chunk]) -> None:
@@ -170,7 +202,6 @@ class _Known:
             del self._entry_of[chunk.token_ids]
             self._given_tokens -= len(chunk.token_ids)
             self._index.discard([entry])
-        self.size_bytes = self._index.size_bytes
 
     def _texts(self, entries: list[int]) -> dict[int, npt.NDArray[np.uint32]]:
         texts = self._catalog.entries.token_ids([entry for entry in entries if entry >= 0])

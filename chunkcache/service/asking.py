@@ -71,8 +71,7 @@ class Asker:
         Raises:
             InvalidRequest, PromptTooLong, Cancelled, ShuttingDown: nothing was queued.
         """
-        runtime, repair = self._runtime, self._settings.repair
-        options = request.options
+        runtime, repair, options = self._runtime, self._settings.repair, request.options
         max_new = request.sampling.max_tokens or self._settings.engine.max_new_tokens_default
         notes = [*request.notes, *_sampling_notes(request)]
         self._check_biases(request)
@@ -80,8 +79,7 @@ class Asker:
         started_at = time.perf_counter()
         recognised = self._recognise(request)
         chunks, retrieve_ms = self._choose(request, recognised, passages, notes)
-        laid_out = recognised.prompt if not chunks else None
-        prompt, chunks = self._fit(request, chunks, max_new, notes, laid_out)
+        prompt, chunks = self._fit(request, chunks, recognised.prompt, max_new, notes)
         shares = self._settings.engine.prefix_cache  # without it no order is better than another
         if shares and (options.order or self._settings.retrieval.order) == "cache_friendly":
             prompt, chunks = self._reorder(request, prompt, chunks, salt, notes)
@@ -94,7 +92,7 @@ class Asker:
         if options.exactness is not None:
             name, budget = CALIBRATED_POLICY, 1.0
             max_residual = self._residual_for(options.exactness.drift)
-        root, order = _order_of(prompt, salt)
+        root, order = _digests_of(prompt, salt)
         prompt = self._recogniser.cut(request, prompt, recognised, salt, reuses=not exact_only)
         preparation = Preparation(
             prompt,
@@ -111,8 +109,7 @@ class Asker:
         if not exact_only:
             residents = self._find(prompt, salt, preparation, gone)
         if shares and options.mode != "full" and not measure.leaves_no_prefix:
-            digests = [passage.digest for passage in order]
-            preparation.on_exact = lambda: runtime.orders.remember(root, digests)
+            preparation.on_exact = lambda: runtime.orders.remember(root, order)
         generation = Generation(
             prompt, residents,
             policy=policy, budget=budget, exact_only=exact_only,
@@ -141,7 +138,8 @@ class Asker:
         if not (self._settings.retrieval.match_messages if wish is None else wish):
             return Recognised()
         prompt = self._runtime.prompts.build(told_messages(request), [], request.layout)
-        recognised = self._recogniser.recognise(request, prompt)
+        learns = self._settings.retrieval.learn_messages
+        recognised = self._recogniser.recognise(request, prompt, learns=learns)
         for _, match in recognised.found:
             self._metrics.matched.inc(match.end - match.start)
         return recognised
@@ -236,16 +234,17 @@ class Asker:
         self,
         request: AnswerRequest,
         chunks: list[Chunk],
+        without: Prompt | None,
         max_new: int,
         notes: list[str],
-        laid_out: Prompt | None,
     ) -> tuple[Prompt, list[Chunk]]:
         """The prompt, with as few of the last-ranked chunks dropped as the context asks for."""
         runtime = self._runtime
         limit = min(runtime.model.context_tokens, runtime.engine.capacity_tokens) - max_new
         given = len(chunks)
         messages = told_messages(request)
-        prompt = laid_out or runtime.prompts.build(messages, chunks, request.layout)
+        made = without if not chunks else None  # the one without passages may be there already
+        prompt = made or runtime.prompts.build(messages, chunks, request.layout)
         if prompt.num_tokens > limit and self._settings.engine.overflow == "drop":
             total = prompt.num_tokens
             sizes = [len(prompt.spans[index]) for index in chunk_spans(prompt)]
@@ -279,6 +278,12 @@ def _order_of(prompt: Prompt, salt: bytes) -> tuple[bytes, list[RankedPassage]]:
     passages = [prompt.spans[i] for i in chunk_spans(prompt)]
     root = salt + content_digest(prompt.spans[0].token_ids)
     return root, [RankedPassage(content_digest(p.token_ids), len(p)) for p in passages]
+
+
+def _digests_of(prompt: Prompt, salt: bytes) -> tuple[bytes, list[bytes]]:
+    """What stands before the passages, and the passages."""
+    root, passages = _order_of(prompt, salt)
+    return root, [passage.digest for passage in passages]
 
 
 def _cited(prompt: Prompt) -> list[Chunk]:

@@ -91,7 +91,8 @@ class Library:
 
     @cached_property
     def _matcher(self) -> PassageMatcher:
-        return PassageMatcher(self.catalog, self.settings.retrieval.match_capacity_bytes)
+        retrieval = self.settings.retrieval
+        return PassageMatcher(self.catalog, retrieval.match_capacity_bytes, retrieval.chunk_tokens)
 
     @property
     def embedder_id(self) -> str:

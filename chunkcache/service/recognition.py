@@ -36,8 +36,11 @@ class Recognised:
 
     @property
     def tokens_now(self) -> int:
-        """Tokens of passages in the system text and the last user turn, not in earlier turns."""
-        now = [match for kind, match in self.found if kind is not SpanKind.HISTORY]
+        """Tokens of the tenant's own documents in the system text and the last user turn.
+
+        Passages of earlier requests do not count: they are forgotten sooner or later.
+        """
+        now = [m for kind, m in self.found if kind is not SpanKind.HISTORY and not m.is_given]
         return sum(match.end - match.start for match in now)
 
     def holds(self, chunk: Chunk) -> bool:
@@ -54,8 +57,13 @@ class Recogniser:
         self._runtime = runtime
         self._matcher = matcher
 
-    def recognise(self, request: AnswerRequest, prompt: Prompt) -> Recognised:
+    def recognise(
+        self, request: AnswerRequest, prompt: Prompt, *, learns: bool = False
+    ) -> Recognised:
         """The passages in the messages of a request, in a prompt made of it.
+
+        With `learns`, text in the system text or the last user turn that came in an earlier request
+        too is one. Earlier turns come again with every turn: they are an exact prefix.
 
         The settings' own system text is not searched: it is the head that records are made after.
         """
@@ -68,7 +76,11 @@ class Recogniser:
             tuple(
                 (span.kind, match)
                 for span in searched
-                for match in self._matcher.find(request.tenant, span.token_ids)
+                for match in self._matcher.find(
+                    request.tenant,
+                    span.token_ids,
+                    learns=learns and span.kind is not SpanKind.HISTORY,
+                )
             ),
         )
 

@@ -210,3 +210,26 @@ def test_a_short_message_costs_no_query(
 ) -> None:
     catalog.close()
     assert matcher.find("public", splitter.encode("Where is the fox?")[: SHORTEST - 1]) == []
+
+
+def long_told(splitter: Splitter, *numbers: int) -> list[int]:
+    texts = [f"{note(n)} {note(n + 20)} {note(n + 40)}" for n in numbers]
+    return list(splitter.encode("Read:\n\n" + "\n\n".join(texts) + "\n\nWhat?"))
+
+
+def test_text_that_comes_a_second_time_is_a_passage_from_then_on(
+    matcher: PassageMatcher, splitter: Splitter
+) -> None:
+    for numbers, found in (((1, 2), 0), ((2, 1), 2), ((3, 1), 1)):
+        message = long_told(splitter, *numbers)
+        matches = matcher.find("public", message, learns=True)
+        assert len(matches) == found and all(match.is_given for match in matches)
+        for match in matches:
+            assert tuple(message[match.start : match.end]) == match.chunk.token_ids[match.row :]
+    assert len(matcher.find("public", long_told(splitter, 2, 4, 1))) == 2  # once known, without
+    assert matcher.find("other", long_told(splitter, 2, 1), learns=True) == []
+
+
+def test_nothing_is_learnt_unasked(matcher: PassageMatcher, splitter: Splitter) -> None:
+    for numbers in ((1, 2), (2, 1), (2, 1), (1, 2)):
+        assert matcher.find("public", long_told(splitter, *numbers)) == []

@@ -264,6 +264,19 @@ def test_documents_of_an_earlier_request_are_served_but_nobody_is_told_whose_the
     assert answer.citations == [] and "rivate" not in answer.model_dump_json()
 
 
+def test_documents_of_an_earlier_request_do_not_stop_retrieval(
+    cache: ChunkCache, known: list[Chunk]
+) -> None:
+    """They are forgotten sooner or later, and the prompt must not depend on it."""
+    own = "The quick brown fox is called Reynard by those who know him well, and jumps."
+    before, _ = told(cache, asked(stuffed([own], "cats?")))
+    cache.ask("who?", documents=[GivenDocument(id="own", text=own)])
+    after, _ = told(cache, asked(stuffed([own], "cats?")))
+    assert matched(after) and not matched(before)
+    assert after.report.prompt_tokens == before.report.prompt_tokens
+    assert [c.chunk_id for c in after.citations] == [c.chunk_id for c in before.citations] != []
+
+
 def test_another_tenant_is_told_nothing(cache: ChunkCache, known: list[Chunk]) -> None:
     message = stuffed([c.text for c in known])
     answer, _ = told(cache, asked(message, tenant="other"))
@@ -305,3 +318,24 @@ def test_every_row_of_a_recognised_prompt_is_accounted_for(
         assert all(s.reused + s.recomputed + s.computed == s.tokens for s in report.spans)
         first = [s.first_row for s in matched(answer)]
         assert len(first) >= len(known) + 1 and len(answer.citations) == len(known)
+
+
+def test_text_that_comes_again_is_served_where_that_is_asked_for(
+    open_cache: Callable[..., ChunkCache],
+) -> None:
+    """As of a pipeline whose documents are its own, and as lmcache's bench permutes them."""
+    cache = open_cache(store=MEMORY, retrieval={"learn_messages": True, "chunk_tokens": 128})
+    texts = [
+        f"Record {n} of the survey: found {n * 17} steps from the gate of {n * 3}, and measured "
+        f"at {n * 13} and at {n * 11} by those who were there."
+        for n in range(3, 7)
+    ]
+    orders = [(0, 1, 2, 3), (2, 0, 3, 1), (1, 3, 0, 2)]
+    messages = [stuffed([texts[n] for n in order], f"and {order}?") for order in orders]
+    first, second, third = (told(cache, asked(message))[0] for message in messages)
+    assert matched(first) == []
+    assert {s.miss for s in matched(second)} == {"absent"} and second.citations == []
+    assert len(matched(third)) >= 3 and {s.miss for s in matched(third)} == {None}
+    assert third.report.reused_tokens > third.report.prompt_tokens // 3
+    full = logits(cache, asked(messages[2], mode="full", match_messages=False))
+    assert float((logits(cache, asked(messages[2], budget=1.0)) - full).abs().max()) < 2e-4
