@@ -105,9 +105,7 @@ class Asker:
             calibration=runtime.calibration,
         )
         policy = policy_named(name, self._repair(options))
-        residents: dict[int, Resident] = {}
-        if not exact_only:
-            residents = self._find(prompt, salt, preparation, gone)
+        residents = {} if exact_only else self._find(prompt, salt, preparation, gone)
         if shares and options.mode != "full" and not measure.leaves_no_prefix:
             preparation.on_exact = lambda: runtime.orders.remember(root, order)
         generation = Generation(
