@@ -361,23 +361,6 @@ class Catalog:
         self.generation(tenant, collection)  # an unknown collection is an error now, not later
         return self.entries.iterate(tenant, collection)
 
-    def document_chunks(
-        self, tenant: str, collection: str, document_id: str, *, offset: int, limit: int
-    ) -> list[Chunk]:
-        """A document's chunks in order, `limit` of them from the `offset`th on; none if it is gone.
-
-        Raises:
-            NotFound: the tenant has no such collection.
-        """
-        with self._database.reading() as connection:
-            key = sql.collection_key(connection, tenant, collection)
-            found = connection.execute(
-                f"{sql.SELECT_CHUNKS} WHERE d.collection = ? AND d.document_id = ? "
-                "ORDER BY c.ordinal LIMIT ? OFFSET ?",
-                (key, document_id, limit, offset),
-            ).fetchall()
-        return [sql.chunk(row) for row in found]
-
     def chunks_by_id(
         self, tenant: str, collection: str, chunk_ids: Sequence[str]
     ) -> list[Chunk | None]:

@@ -76,6 +76,23 @@ class EntryTable:
             ]
         return frozenset(entries)
 
+    def of_document(
+        self, tenant: str, collection: str, document_id: str, *, offset: int, limit: int
+    ) -> list[Chunk]:
+        """A document's chunks in order, `limit` of them from the `offset`th on; none if it is gone.
+
+        Raises:
+            NotFound: the tenant has no such collection.
+        """
+        with self._database.reading() as connection:
+            key = sql.collection_key(connection, tenant, collection)
+            found = connection.execute(
+                f"{sql.SELECT_CHUNKS} WHERE d.collection = ? AND d.document_id = ? "
+                "ORDER BY c.ordinal LIMIT ? OFFSET ?",
+                (key, document_id, limit, offset),
+            ).fetchall()
+        return [sql.chunk(row) for row in found]
+
     def without_vector(self, tenant: str, collection: str, space: str) -> Entries:
         """Entries that have no vector in this space. Raises `NotFound`."""
         with self._database.reading() as connection:
