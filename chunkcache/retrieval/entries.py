@@ -76,7 +76,7 @@ class EntryTable:
             ]
         return frozenset(entries)
 
-    def of_document(
+    def page_of_document(
         self, tenant: str, collection: str, document_id: str, *, offset: int, limit: int
     ) -> list[Chunk]:
         """A document's chunks in order, `limit` of them from the `offset`th on; none if it is gone.

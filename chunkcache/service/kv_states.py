@@ -43,7 +43,7 @@ class KVStates:
             NotFound: no such document or collection.
         """
         info = self._info(document_id, tenant, collection)
-        chunks = self._catalog.entries.of_document(
+        chunks = self._catalog.entries.page_of_document(
             tenant, collection, document_id, offset=offset, limit=limit
         )
         tiers = self._tiers(chunks, tenant)
@@ -67,7 +67,7 @@ class KVStates:
         states = []
         for document_id in document_ids:
             info = self._info(document_id, tenant, collection)
-            chunks = self._catalog.entries.of_document(
+            chunks = self._catalog.entries.page_of_document(
                 tenant, collection, document_id, offset=0, limit=COUNTED_CHUNKS
             )
             tiers = Counter(tier for tier in self._tiers(chunks, tenant) if tier is not None)
