@@ -26,6 +26,7 @@ from chunkcache.service.asking import Asker, Measure
 from chunkcache.service.given import check_tokens, counts
 from chunkcache.service.kv_states import KVStates
 from chunkcache.service.library import DEFAULT, PUBLIC, Library
+from chunkcache.service.order import distinct
 from chunkcache.service.runtime import Runtime
 from chunkcache.service.tenants import link_key, load_secret, tenant_salt
 from chunkcache.service.warm import Shard, WarmProgress, warm_chunks
@@ -44,6 +45,7 @@ log = structlog.get_logger(__name__)
 
 _CHARS_WORTH_COUNTING = 50_000
 _CUT_TOKENS = 8
+_DEEPEST = 32  # times as many passages as wanted are looked through for different ones
 _CONTEXTS_OF_DOCUMENTS = 4
 """Documents given beyond that many contexts are refused, whatever `engine.overflow` would drop."""
 
@@ -227,7 +229,13 @@ class ChunkCache(Library):
         question = request.question
         if top_k == 0 or not question.strip():
             return []
-        return self._search(question, top_k, request.tenant, request.collection, request.filters)
+        where, depth = (request.tenant, request.collection, request.filters), 2 * top_k
+        while True:  # deeper where copies took the places of others
+            ranked = self._search(question, depth, *where)
+            found = distinct(ranked)[:top_k]
+            if len(found) == top_k or len(ranked) < depth or depth >= _DEEPEST * top_k:
+                return found
+            depth *= 4
 
     # ------------------------------------------------------------ life cycle
 

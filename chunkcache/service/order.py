@@ -16,7 +16,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from chunkcache.chunk import Chunk
+
 _MOST_VISITED = 2000  # nodes of one search: far more than real traces need, and a bound
+
+
+def distinct(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Each passage once: of those with one text under the same headings, the first.
+
+    Titles do not count: a copy has another name. What is cited is the one that ranks first.
+    """
+    first: dict[tuple[object, ...], Chunk] = {}
+    for chunk in chunks:
+        first.setdefault((chunk.headings, chunk.opening, chunk.text), chunk)
+    return list(first.values())
 
 
 @dataclass(frozen=True, slots=True)

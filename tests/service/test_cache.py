@@ -62,6 +62,16 @@ def test_the_whole_way_from_files_to_a_cited_answer(cache: ChunkCache, pages: Pa
     assert tiers(cache.ask("where do owls hunt?", top_k=2)) == ["host", "host"]
 
 
+def test_identical_passages_enter_a_prompt_once(cache: ChunkCache, tmp_path: Path) -> None:
+    hunt = "Owls hunt at night."
+    for name, text in {"a": hunt, "b": hunt, "c": "Owls rest."}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    cache.ingest([tmp_path / f"{name}.txt" for name in "abc"])
+    assert len(cache.search("owls hunt at night", top_k=3)) == 3
+    cited = cache.ask("owls hunt at night", top_k=2).citations
+    assert sorted(citation.text for citation in cited) == ["Owls hunt at night.", "Owls rest."]
+
+
 def test_a_miss_is_computed_served_and_stored_for_the_next_request(cache: ChunkCache) -> None:
     first = cache.ask("why?", documents=TEXTS)
     assert set(misses(first)) == {"absent"}
