@@ -60,9 +60,9 @@ def served(serve_with: Callable[..., Any]) -> Any:
     return serve_with()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A browser for this folder only: playwright's loop must not run under other tests' loops."""
+    """A browser for one file: playwright's loop must not run under the loops of other tests."""
     api = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed (make browser)"
     )
