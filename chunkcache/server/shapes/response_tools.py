@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from chunkcache.filters import AttributeFilter, Comparison, Compound, Membership, excess
 from chunkcache.forms import CallForm, Function, JsonForm
 from chunkcache.server.errors import UNSUPPORTED
 from chunkcache.server.shapes.body import Body, stated
 from chunkcache.server.shapes.response_items import kind_of
+
+_MOST_FIELDS = 8  # of an object that chooses a tool
 
 
 class RankingOptions(Body):
@@ -70,7 +79,17 @@ Tool = Annotated[
 ]
 
 
-ToolChoice = Literal["auto", "none", "required"] | ChosenSearch | ChosenFunction
+def _of_few_fields(choice: Any) -> Any:
+    """Each unknown field is an error for every kind of choice: a thousand are not read."""
+    if isinstance(choice, dict) and len(choice) > _MOST_FIELDS:
+        raise stated("tool_choice: a tool is chosen by its type and its name, and no more")
+    return choice
+
+
+ToolChoice = Annotated[
+    Literal["auto", "none", "required"] | ChosenSearch | ChosenFunction,
+    BeforeValidator(_of_few_fields),
+]
 
 
 def call_form_of(
