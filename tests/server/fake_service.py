@@ -1,7 +1,7 @@
 """A service without a model: real threads, real queueing, deterministic answers.
 
 The question's words steer it: `hold` waits for `go_on` (or cancellation) after the first word,
-`nap` does so for half a second at most, `breakdown` raises an unexpected error there, `refused`
+`nap` does so for two seconds at most, `breakdown` raises an unexpected error there, `refused`
 raises InvalidRequest there, `long N` answers with N words, `cold` waits in `start` for `warm`,
 `absent` gets a passage that was in no tier. A warm-up takes `WARM_CHUNKS` steps of `warm_steps`.
 """
@@ -108,7 +108,7 @@ class FakeAnswer:
         if "hold" in question:
             self.go_on.wait(20)
         if "nap" in question:
-            self.go_on.wait(0.5)
+            self.go_on.wait(2)
         if "breakdown" in question:
             raise RuntimeError("the secret inner state")
         if "refused" in question:
