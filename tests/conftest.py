@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,29 @@ def tiny_settings(
         return load_settings(home=home, cache=tiny_verdicts, **merged)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def support() -> Callable[[str], Any]:
+    """Loads what stands beside the server's tests, by name: the fake service, the live server."""
+
+    def load(name: str) -> Any:
+        path = Path(__file__).parent / "server" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def fake(support: Callable[[str], Any]) -> Any:
+    return support("fake_service")
+
+
+@pytest.fixture(scope="session")
+def live(support: Callable[[str], Any]) -> Iterator[Any]:
+    with support("live").live_server() as server:
+        yield server

@@ -276,25 +276,27 @@ class Library:
         collection: str,
         filters: Comparison | Membership | Compound | None = None,
     ) -> list[Chunk]:
-        self._check_alive(tenant, collection)
+        can_expire = self._check_alive(tenant, collection).expires_after_days is not None
         with self._lock:
             retriever = self._retriever
         found = retriever.search(
             query, top_k=top_k, tenant=tenant, collection=collection,
             passes=filters.matches if filters else None,
         )  # fmt: skip
-        self.catalog.note_use(tenant, collection)
+        if can_expire:
+            self.catalog.note_use(tenant, collection)
         return found
 
-    def _check_alive(self, tenant: str, collection: str) -> None:
-        expires_at = self.catalog.collection(tenant, collection).expires_at
-        if expires_at is not None and expires_at <= time.time():
+    def _check_alive(self, tenant: str, collection: str) -> CollectionInfo:
+        info = self.catalog.collection(tenant, collection)
+        if info.expires_at is not None and info.expires_at <= time.time():
             raise InvalidRequest(
                 f"vector_store_id: '{collection}' has expired: nobody used it for the days of its "
                 "expires_after. Its documents are kept. Hint: update the vector store, with "
                 "another expires_after or null, to use it again.",
                 param="vector_store_id",
             )
+        return info
 
     def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """Unit vectors and the number of tokens read."""

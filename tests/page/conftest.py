@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ import pytest
 
 from chunkcache.config import Settings
 
-SUPPORT = Path(__file__).parents[1] / "server"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -23,33 +21,14 @@ FLAGS = (
 AXE = Path(sys.prefix) / "node_modules" / "axe-core" / "axe.min.js"
 
 
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, SUPPORT / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def fake() -> Any:
-    return _load("fake_service")
-
-
-@pytest.fixture(scope="session")
-def live() -> Iterator[Any]:
-    with _load("live").live_server() as server:
-        yield server
-
-
 @pytest.fixture
-def serve_with(fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def serve_with(support: Any, fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     with ExitStack() as stack:
 
         def start(queue_limit: int = 8, **server: Any) -> Any:
             settings = Settings(home=tmp_path / "home", cache=tmp_path / "cache", server=server)
             made = fake.FakeService(settings, queue_limit=queue_limit)
-            made.kv_states = _load("fake_states").FakeStates(made)
+            made.kv_states = support("fake_states").FakeStates(made)
             return stack.enter_context(live.serving(made))
 
         yield start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 from contextlib import ExitStack, aclosing
 from pathlib import Path
@@ -18,27 +17,7 @@ from chunkcache.sdk import AsyncClient, Client
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SUPPORT = Path(__file__).parents[1] / "server"
 MANNERS = ("sync over a socket", "async over a socket", "async into the app")
-
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, SUPPORT / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def fake() -> Any:
-    return _load("fake_service")
-
-
-@pytest.fixture(scope="session")
-def live() -> Iterator[Any]:
-    with _load("live").live_server() as server:
-        yield server
 
 
 class SyncCaller:

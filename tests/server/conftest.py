@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,30 +15,9 @@ from chunkcache.config import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-HERE = Path(__file__).parent
-
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def fake() -> Any:
-    return _load("fake_service")
-
-
-@pytest.fixture(scope="session")
-def live() -> Iterator[Any]:
-    with _load("live").live_server() as server:
-        yield server
-
 
 @pytest.fixture
-def serve_with(fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def serve_with(support: Any, fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Serve with these server settings instead of what was served before, on the same port."""
     with ExitStack() as stack:
 
@@ -51,7 +29,7 @@ def serve_with(fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., A
                 retrieval=retrieval or {}, model=model or {},
             )  # fmt: skip
             made = fake.FakeService(settings, queue_limit=queue_limit)
-            made.kv_states = _load("fake_states").FakeStates(made)
+            made.kv_states = support("fake_states").FakeStates(made)
             return stack.enter_context(live.serving(made))
 
         yield start

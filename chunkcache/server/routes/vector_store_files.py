@@ -167,19 +167,11 @@ def create_file_batch(
 
 
 @router.get("/file_batches/{batch_id}", response_model=None)
+@router.post("/file_batches/{batch_id}/cancel", response_model=None)
 def get_file_batch(
     store_id: str, batch_id: str, service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
 ) -> JSONResponse:
-    """One batch."""
-    found = _batch(service, shelf, tenant, store_id, batch_id)
-    return JSONResponse(_batch_object(store_id, batch_id, found))
-
-
-@router.post("/file_batches/{batch_id}/cancel", response_model=None)
-def cancel_file_batch(
-    store_id: str, batch_id: str, service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
-) -> JSONResponse:
-    """The batch as it is: nothing of it is under way any more."""
+    """One batch. Nothing of it is under way any more, so that there is nothing to cancel."""
     found = _batch(service, shelf, tenant, store_id, batch_id)
     return JSONResponse(_batch_object(store_id, batch_id, found))
 
