@@ -220,7 +220,9 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=1000, help="at most, of each site")
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"benchmark": "html", "command": command_line(), "sites": {}}
+    result: dict[str, Any] = {
+        "benchmark": "html", "command": command_line(), "seed": None, "sites": {},
+    }  # fmt: skip
     for site in arguments.sites:
         name, _, folder = site.partition("=")
         paths = sorted(Path(folder).rglob("*.html"))[: arguments.pages]

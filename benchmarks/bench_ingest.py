@@ -200,6 +200,7 @@ def main() -> int:
         {
             "benchmark": "ingest", "command": command_line(), "model": EMBEDDED_EMBEDDER,
             "baseline": commit_of(given.baseline), "rounds": given.rounds, "top_k": TOP_K,
+            "seed": None,  # nothing is drawn
             "documents_from": source, **surroundings("transformers", "tokenizers", "chunkcache"),
             "rows": rows,
         },

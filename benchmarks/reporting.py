@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+EVERY_RESULT = frozenset({"benchmark", "command", "commit", "machine", "seed", "versions"})
+
 # what decides which kernels a processor can run
 PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
@@ -53,9 +55,15 @@ def command_line() -> str:
 
 
 def emit(result: dict[str, Any], out: Path | None) -> None:
-    """Print the JSON line, and append it to `out` if given."""
+    """Print the JSON line, and append it to `out` if given.
+
+    Raises:
+        ValueError: a field that every result has is missing; the line was printed, not kept.
+    """
     line = json.dumps(result)
     print(line)
+    if absent := EVERY_RESULT - result.keys():
+        raise ValueError(f"the result lacks {sorted(absent)} and was not written to {out}")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:

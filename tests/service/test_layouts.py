@@ -86,7 +86,7 @@ def test_notes_about_the_request_are_passed_on(cache: ChunkCache) -> None:
 def test_an_answer_draws_on_documents_that_pass_the_filters(cache: ChunkCache) -> None:
     for colour in ("red", "blue"):
         cache.ingest_bytes(
-            f"{colour}.txt", b"the quick brown fox jumps", attributes={"colour": colour}
+            f"{colour}.txt", f"the quick {colour} fox".encode(), attributes={"colour": colour}
         )
     question = Message(role="user", content="the quick fox")
     red = Comparison(type="eq", key="colour", value="red")
