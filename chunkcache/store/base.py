@@ -1,4 +1,4 @@
-"""What a tier is: five verbs. To add one, write a class with these and list it in `tiered.py`.
+"""What a tier is: a few verbs. To add one, write a class with these and list it in `open_store`.
 
 `HostTier` (host.py) is the slow, simple twin every other tier is tested against.
 """
@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import TracebackType
 
-    from chunkcache.chunk import ChunkKey, ChunkKV
+    import torch
+
+    from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +26,61 @@ class TierUsage:
     capacity_bytes: int
 
 
+class RecordReader(Protocol):
+    """A lease on one record: its layers can be read until it is closed, whatever is evicted.
+
+    A context manager; closing ends the lease. For one thread at a time. What is known before any
+    layer has been read: key, statistics, geometry. The token ids are those that were asked for.
+    """
+
+    key: ChunkKey
+    geometry: KVGeometry
+    stats: ChunkStats
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the chunk."""
+        ...
+
+    def read_layers(self, first: int, last: int, out: torch.Tensor) -> None:
+        """Decode layers `first` up to but not including `last` into `out`.
+
+        Args:
+            out: contiguous CPU tensor `[last - first, 2, tokens, kv_heads, head_dim]` of the
+                record's number type. After an error its contents mean nothing.
+
+        Raises:
+            CorruptRecord: a layer failed its checksum (the record is dropped).
+            StoreError: the tier failed.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
 class Tier(Protocol):
     """Holds copies of immutable records. Thread-safe: any thread may call any verb."""
 
     name: str
+    durable: bool  # records outlive the process: written behind the request, once
+
+    def open(self, key: ChunkKey) -> RecordReader | None:
+        """A lease on the record, or None. Compares token ids; counts as a use.
+
+        Raises:
+            CorruptRecord: the record was there but failed its checks (it has been dropped).
+        """
+        ...
 
     def get(self, key: ChunkKey) -> ChunkKV | None:
-        """The record, or None. Compares token ids; counts as a use.
+        """The record, or None: `open`, and all its layers.
 
         Raises:
             CorruptRecord: the record was there but failed its checks (it has been dropped).

@@ -17,6 +17,7 @@ from chunkcache.store.layout import MetaEntry, map_bytes_for, padded, pages_byte
 from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.mirror import Mirror
 from chunkcache.store.policy import WindowedFrequencyPolicy
+from chunkcache.store.reader import DTYPES, HeldRecord, kv_shape
 from chunkcache.store.record import checksum, encode_header
 from chunkcache.store.turnstile import Turnstile
 from chunkcache.store.writer import RecordWriter
@@ -27,14 +28,13 @@ if TYPE_CHECKING:
 
     import lmdb
 
-    from chunkcache.chunk import ChunkKey, KVGeometry
+    from chunkcache.chunk import ChunkKey
+    from chunkcache.store.base import RecordReader
     from chunkcache.store.codec.base import Codec
     from chunkcache.store.policy import Policy
     from chunkcache.store.record import RecordHeader
 
 log = structlog.get_logger(__name__)
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class DiskTier:
@@ -60,6 +60,7 @@ class DiskTier:
     """
 
     name = "disk"
+    durable = True
 
     def __init__(
         self,
@@ -92,7 +93,16 @@ class DiskTier:
         )
         self._syncer.start()
 
-    # ------------------------------------------------------------ the five verbs
+    # ------------------------------------------------------------ the verbs
+
+    def open(self, key: ChunkKey) -> RecordReader | None:
+        """See `Tier`. Reads all of it at once.
+
+        Raises:
+            StoreError: the environment cannot be read.
+        """
+        record = self.get(key)
+        return HeldRecord(record) if record is not None else None
 
     def get(self, key: ChunkKey) -> ChunkKV | None:
         """See `Tier`. Cost: one checksum pass and one copy of the record.
@@ -219,15 +229,15 @@ class DiskTier:
         if header is None:
             return None
         geometry = header.geometry
-        kv = torch.empty(_shape(geometry, header.num_tokens), dtype=_DTYPES[geometry.dtype])
+        kv = torch.empty(kv_shape(geometry, header.num_tokens), dtype=DTYPES[geometry.dtype])
         self._codec.decode_layers(self._env.slabs(txn, header), kv)
         return ChunkKV(key, geometry, kv, header.stats)
 
     # ------------------------------------------------------------ writing
 
     def _encode(self, record: ChunkKV) -> tuple[MetaEntry, bytes, list[bytes]]:
-        shape = _shape(record.geometry, record.num_tokens)
-        if tuple(record.kv.shape) != shape or record.kv.dtype != _DTYPES[record.geometry.dtype]:
+        shape = kv_shape(record.geometry, record.num_tokens)
+        if tuple(record.kv.shape) != shape or record.kv.dtype != DTYPES[record.geometry.dtype]:
             raise StoreError(
                 f"record {record.key.hex}: its KV is {record.kv.dtype} {tuple(record.kv.shape)}, "
                 f"its geometry says {record.geometry.dtype} {shape}"
@@ -271,7 +281,3 @@ class DiskTier:
                 self._writer.sync()
             except StoreError as error:
                 log.warning("store_sync_failed", reason=error.message, effect="tried again")
-
-
-def _shape(geometry: KVGeometry, num_tokens: int) -> tuple[int, int, int, int, int]:
-    return (geometry.num_layers, 2, num_tokens, geometry.num_kv_heads, geometry.head_dim)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from chunkcache.store.base import TierUsage
 from chunkcache.store.policy import WindowedFrequencyPolicy
+from chunkcache.store.reader import HeldRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from chunkcache.chunk import ChunkKey, ChunkKV
+    from chunkcache.store.base import RecordReader
     from chunkcache.store.policy import Policy
 
 
@@ -26,6 +28,7 @@ class HostTier:
     """
 
     name = "host"
+    durable = False
 
     def __init__(
         self,
@@ -40,6 +43,11 @@ class HostTier:
         self._lock = threading.Lock()
         self._records: dict[bytes, ChunkKV] = {}
         self._size_bytes = 0
+
+    def open(self, key: ChunkKey) -> RecordReader | None:
+        """See `Tier`. A record that is evicted meanwhile lives on in its reader."""
+        record = self.get(key)
+        return HeldRecord(record) if record is not None else None
 
     def get(self, key: ChunkKey) -> ChunkKV | None:
         """See `Tier`. The record itself, not a copy: records are immutable."""
