@@ -1,4 +1,4 @@
-"""A record is read layer by layer through a lease, bit for bit, whatever happens to it meanwhile."""
+"""A record is read layer by layer through a lease, bit for bit, whatever happens to it."""
 
 from __future__ import annotations
 
