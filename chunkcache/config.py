@@ -157,7 +157,12 @@ class StoreSettings(_Section):
         8 * GIB, ge=0, description="chunk KV held in LMDB; 0 = no disk"
     )
     sync_interval_s: float = Field(5.0, gt=0, description="background fsync of LMDB")
-    write_queue_limit: int = Field(64, ge=1, description="records waiting for the disk thread")
+    write_queue_limit: int = Field(
+        64, ge=1, description="records that may wait to be written, for each tier below memory"
+    )
+    write_queue_bytes: int = Field(
+        256 * MIB, ge=MIB, description="memory of records that wait to be written, for each tier"
+    )
     codec: Literal["raw"] = Field("raw", description="how records are coded on disk")
 
 

@@ -49,7 +49,10 @@ class Metrics:
         self.tier_bytes = Gauge("chunkcache_tier_bytes", "Bytes held", ["tier"], registry=on)
         self.tier_records = Gauge("chunkcache_tier_records", "Records held", ["tier"], registry=on)
         self.store_errors = Counter(
-            "chunkcache_store_errors", "Store failures, by kind", ["kind"], registry=on
+            "chunkcache_store_errors",
+            "Store failures, by tier and kind",
+            ["tier", "kind"],
+            registry=on,
         )
         self.evictions = Counter("chunkcache_evictions", "Records evicted", ["tier"], registry=on)
         self.queue_depth = Gauge("chunkcache_queue_depth", "Requests waiting", registry=on)

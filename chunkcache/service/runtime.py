@@ -157,10 +157,10 @@ class Runtime:
         return self.engine.chunks.contains(key) or self.store.contains(key) is not None
 
     def is_warm(self, key: ChunkKey) -> bool:
-        """Whether the lowest tier there is holds the chunk."""
+        """Whether a durable tier holds the chunk; then those that lack it and have room get it."""
         if self.store.is_empty:
             return self.engine.chunks.contains(key)
-        return self.store.is_durable(key)
+        return self.store.spread(key)
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether the lowest tier could take another record without evicting one.
@@ -174,10 +174,10 @@ class Runtime:
         return usage.size_bytes + size_bytes <= usage.capacity_bytes
 
     def keep(self, record: ChunkKV) -> bool:
-        """Put a record into the lowest tier and wait until it is there. False: it is not.
+        """Put a record into the durable tiers and wait until it is there. False: it is in none.
 
         Raises:
-            StoreError: the disk tier could not write it.
+            StoreError: none of them could write it.
         """
         if not self.store.is_empty:
             return self.store.offer(record, wait=True)

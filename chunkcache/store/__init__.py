@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from chunkcache.config import Settings
     from chunkcache.metrics import Metrics
+    from chunkcache.store.base import Tier
     from chunkcache.store.tiered import TieredStore
 
 __all__ = ["CheckReport", "check_store", "open_store", "store_path"]
@@ -39,14 +40,18 @@ def open_store(
     from chunkcache.store.tiered import TieredStore
 
     store = settings.store
-    host = None
+    tiers: list[Tier] = []
     if with_host:
-        host = HostTier(store.host_capacity_bytes, on_evict=metrics.evictions.labels("host").inc)
-    disk = None
+        evicted = metrics.evictions.labels("host").inc
+        tiers.append(HostTier(store.host_capacity_bytes, on_evict=evicted))
     if store.disk_capacity_bytes:
         disk = DiskTier(
             store_path(settings), store.disk_capacity_bytes, codec_named(store.codec),
             fingerprint=fingerprint, sync_interval_s=store.sync_interval_s,
             on_evict=metrics.evictions.labels("disk").inc,
         )  # fmt: skip
-    return TieredStore(host, disk, metrics, write_queue_limit=store.write_queue_limit)
+        tiers.append(disk)
+    return TieredStore(
+        tiers, metrics,
+        write_queue_limit=store.write_queue_limit, write_queue_bytes=store.write_queue_bytes,
+    )  # fmt: skip

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
+from chunkcache.errors import StoreError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
@@ -23,7 +25,14 @@ class TierUsage:
 
     records: int
     size_bytes: int
-    capacity_bytes: int
+    capacity_bytes: int  # NO_LIMIT where the tier does not say
+
+
+NO_LIMIT = 2**63 - 1
+
+
+class TierAtRest(StoreError):
+    """A remote tier has failed and is not asked for a while; said without asking it."""
 
 
 class RecordReader(Protocol):
@@ -70,6 +79,7 @@ class Tier(Protocol):
 
     name: str
     durable: bool  # records outlive the process: written behind the request, once
+    remote: bool  # on another machine: its usage is not asked for at every scrape
 
     def open(self, key: ChunkKey) -> RecordReader | None:
         """A lease on the record, or None. Compares token ids; counts as a use.
@@ -105,6 +115,14 @@ class Tier(Protocol):
 
     def usage(self) -> TierUsage:
         """Records and bytes held now."""
+        ...
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether a record with `size_bytes` of KV could be put without evicting one.
+
+        Raises:
+            TierAtRest: a remote tier that failed and is not asked for a while.
+        """
         ...
 
     def close(self) -> None:

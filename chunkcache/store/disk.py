@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_OVERHEAD_BYTES = 256 * 1024  # of one record: header, and slabs rounded up to whole pages
+
 
 class DiskTier:
     """Records in an LMDB environment, at most `capacity_bytes` of it. Thread-safe.
@@ -61,6 +63,7 @@ class DiskTier:
 
     name = "disk"
     durable = True
+    remote = False
 
     def __init__(
         self,
@@ -165,6 +168,12 @@ class DiskTier:
             return TierUsage(
                 self._env.num_records(txn), self._env.used_bytes(txn), self._capacity_bytes
             )
+
+    def has_room(self, size_bytes: int) -> bool:
+        """See `Tier`. On disk a record takes a little more: 1 % and 256 KiB are allowed for."""
+        usage = self.usage()
+        needed = size_bytes + size_bytes // 100 + _OVERHEAD_BYTES
+        return usage.size_bytes + needed <= usage.capacity_bytes
 
     def close(self) -> None:
         """See `Tier`. Waits for verbs that run. In a forked child, leaves the parent's alone.

@@ -29,6 +29,7 @@ class HostTier:
 
     name = "host"
     durable = False
+    remote = False
 
     def __init__(
         self,
@@ -98,6 +99,11 @@ class HostTier:
         """See `Tier`."""
         with self._lock:
             return TierUsage(len(self._records), self._size_bytes, self._capacity_bytes)
+
+    def has_room(self, size_bytes: int) -> bool:
+        """See `Tier`."""
+        with self._lock:
+            return self._size_bytes + size_bytes <= self._capacity_bytes
 
     def close(self) -> None:
         """See `Tier`. Memory needs no flush: the records are let go."""

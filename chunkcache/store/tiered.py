@@ -1,14 +1,18 @@
 """All tiers as one store: look up from the top, promote on a hit, write behind.
 
-The only file that knows how many tiers there are. Disk writes go through one thread with a bounded
-queue; a request never waits for the disk to write. A disk tier that fails is a miss, a counter and
-a warning, never a failed request.
+Tiers stand from fast to slow. One in memory gets a record at once; every durable one below has a
+thread and a bounded queue of its own and is written once, when the record is new: a request never
+waits for a write. What is promoted stays where it was. A tier that fails is a miss, a counter and a
+warning, never a failed request; the next one is asked then. Why: docs/decisions/0027-tiers.md.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_all
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -17,7 +21,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.store.base import TierAtRest
 from chunkcache.store.cost import CostModel
+from chunkcache.store.reader import HeldRecord, read_record
 from chunkcache.store.write_behind import WriteBehind
 
 if TYPE_CHECKING:
@@ -25,11 +31,9 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKey, ChunkKV
     from chunkcache.metrics import Metrics
-    from chunkcache.store.base import Tier, TierUsage
+    from chunkcache.store.base import RecordReader, Tier, TierUsage
 
 log = structlog.get_logger(__name__)
-
-_DISK_OVERHEAD_BYTES = 256 * 1024  # of one record: header, and slabs rounded up to whole pages
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +41,8 @@ class Lookup:
     """What a look-up found: a record and its tier, or the reason there is none.
 
     Reasons: `absent`, `corrupt` (dropped, will be made again), `slower` (it is there, but reading
-    it takes longer than computing it, as measured), `error` (the tier failed).
+    it takes longer than computing it, as measured), `error` (a tier failed). Of several tiers, the
+    highest that has another reason than `absent` gives it.
     """
 
     record: ChunkKV | None
@@ -45,20 +50,48 @@ class Lookup:
     miss: str | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Opened:
+    """A lease on a record and the tier it is in, or the reason (see `Lookup`) there is none."""
+
+    reader: RecordReader | None
+    tier: str | None
+    miss: str | None
+
+
 class TieredStore:
-    """Host over disk, or one of them, or none. Thread-safe."""
+    """Tiers from fast to slow; none is a store that holds nothing. Thread-safe.
+
+    Args:
+        tiers: each name once; at most one is in memory, the first.
+        write_queue_limit: records that may wait for one durable tier.
+        write_queue_bytes: KV that may wait for one durable tier.
+    """
 
     def __init__(
-        self, host: Tier | None, disk: Tier | None, metrics: Metrics, *, write_queue_limit: int = 64
+        self,
+        tiers: Sequence[Tier],
+        metrics: Metrics,
+        *,
+        write_queue_limit: int = 64,
+        write_queue_bytes: int = 256 * 1024 * 1024,
     ) -> None:
-        self._host = host
-        self._disk = disk
+        names = [tier.name for tier in tiers]
+        assert len(set(names)) == len(names), f"two tiers of one name: {names}"
+        assert all(tier.durable for tier in tiers[1:]), "only the first may be in memory"
+        self._tiers = tuple(tiers)
+        self._durable = tuple(tier for tier in tiers if tier.durable)
         self._metrics = metrics
-        self._limit = write_queue_limit
-        self._behind = WriteBehind(self._write_to_disk, write_queue_limit) if disk else None
+        self._limits = (write_queue_limit, write_queue_bytes)
+        self._behind = {
+            tier.name: WriteBehind(
+                partial(self._write, tier), *self._limits, name=f"chunkcache-writer-{tier.name}"
+            )
+            for tier in self._durable
+        }
         self.cost = CostModel()
-        for tier in (host, disk):
-            if tier is not None:  # asked when they are scraped: others write the same disk
+        for tier in tiers:  # asked when they are scraped: others write the same disk
+            if not tier.remote:
                 used = metrics.tier_bytes.labels(tier.name)
                 used.set_function(partial(self._scraped, tier, attrgetter("size_bytes")))
                 held = metrics.tier_records.labels(tier.name)
@@ -67,163 +100,259 @@ class TieredStore:
     @property
     def is_empty(self) -> bool:
         """Whether there is no tier at all."""
-        return self._host is None and self._disk is None
+        return not self._tiers
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """From fast to slow."""
+        return self._tiers
+
+    # ------------------------------------------------------------ looking up
 
     def fetch_many(self, keys: Sequence[ChunkKey]) -> list[Lookup]:
         """`fetch` for each key, in order."""
         return [self.fetch(key) for key in keys]
 
     def fetch(self, key: ChunkKey) -> Lookup:
-        """Look from the top down; a hit on disk is promoted to the host tier."""
-        if self._host is not None:
-            self._metrics.chunk_queries.labels("host").inc()
-            record = self._host.get(key)
-            if record is not None:
-                self._metrics.chunk_hits.labels("host").inc()
-                return Lookup(record, "host", None)
-        lookup = self._fetch_from_disk(key)
-        if lookup.miss is not None:
-            self._metrics.chunk_misses.labels(lookup.miss).inc()
-        return lookup
+        """Look from the top down; a hit below is promoted to the tiers above."""
+        misses: list[str] = []
+        for tier in self._tiers:
+            found = self._fetch_from(tier, key)
+            if isinstance(found, str):
+                misses.append(found)
+                continue
+            self.promote(found, tier.name)
+            return Lookup(found, tier.name, None)
+        return Lookup(None, None, self._missed(misses))
 
-    def _fetch_from_disk(self, key: ChunkKey) -> Lookup:
-        if self._disk is None:
-            return Lookup(None, None, "absent")
-        self._metrics.chunk_queries.labels("disk").inc()
-        if not self.cost.load_pays("disk", len(key.token_ids)):
-            return Lookup(None, None, "slower" if self._on_disk(key) else "absent")
-        began = time.perf_counter()
-        try:
-            record = self._disk.get(key)
-        except CorruptRecord as error:
-            self._metrics.store_errors.labels("corrupt").inc()
-            log.warning("record_corrupt", key=key.hex[:12], reason=error.message, action="dropped")
-            return Lookup(None, None, "corrupt")
-        except StoreError as error:
-            self._note_read_error(error)
-            return Lookup(None, None, "error")
-        if record is None:
-            return Lookup(None, None, "absent")
-        self.cost.observe_load("disk", record.num_tokens, time.perf_counter() - began)
-        self._metrics.chunk_hits.labels("disk").inc()
-        if self._host is not None:
-            self._host.put(record)
-        return Lookup(record, "disk", None)
+    def open(self, key: ChunkKey) -> Opened:
+        """`fetch` for who reads layer by layer: a lease, to be closed by the caller.
 
-    def offer(self, record: ChunkKV, *, wait: bool = False) -> bool:
-        """Keep a new record: in the host tier at once, on disk soon.
-
-        With `wait`, returns when the disk tier has published it, and raises what that raised.
-        Without, a full queue drops the disk copy (counted, warned about); the host copy stays.
-
-        Returns:
-            Whether the lowest tier holds it or will.
-
-        Raises:
-            StoreError: only with `wait`.
+        A record that had to be read whole is promoted at once; for another, the caller calls
+        `promote` when it has all of it, and `failed` if reading it raises.
         """
-        kept = self._host is not None and self._host.put(record)
-        if self._behind is None:
-            return kept
-        try:
-            done = self._behind.offer(record, wait_for_place=wait)
-        except StoreError as error:
-            if wait:
-                raise
-            self._note_write_error(error)
-            return False
-        if done is None:
-            self._metrics.store_errors.labels("queue_full").inc()
-            log.warning(
-                "store_queue_full", limit=self._limit, knob="store.write_queue_limit",
-                effect="the record stays in memory only",
-            )  # fmt: skip
-            return False
-        return done.result() if wait else True
+        misses: list[str] = []
+        for tier in self._tiers:
+            reader = self._open_in(tier, key)
+            if isinstance(reader, str):
+                misses.append(reader)
+                continue
+            self._metrics.chunk_hits.labels(tier.name).inc()
+            if isinstance(reader, HeldRecord):
+                self.promote(reader.record, tier.name)
+            return Opened(reader, tier.name, None)
+        return Opened(None, None, self._missed(misses))
+
+    def promote(self, record: ChunkKV, tier: str) -> None:
+        """A record that came from `tier` goes to the tiers above: memory now, durable ones soon."""
+        for above in self._tiers:
+            if above.name == tier:
+                return
+            if above.durable:
+                self._queue(above, record, wait=False)
+            else:
+                above.put(record)
+
+    def failed(self, tier: str, key: ChunkKey, error: StoreError) -> str:
+        """Note that reading a record raised `error`. Returns: the reason of the miss."""
+        if not isinstance(error, CorruptRecord):
+            self._note_error("read", tier, error)
+            return "error"
+        self._metrics.store_errors.labels(tier, "corrupt").inc()
+        log.warning(
+            "record_corrupt", tier=tier, key=key.hex[:12], reason=error.message, action="dropped"
+        )
+        return "corrupt"
 
     def contains(self, key: ChunkKey) -> str | None:
         """Name of the highest tier that holds the record; not a use."""
-        if self._host is not None and self._host.contains(key):
-            return self._host.name
-        return self._disk.name if self._disk is not None and self._on_disk(key) else None
+        return next((tier.name for tier in self._tiers if self._holds(tier, key)), None)
 
     def is_durable(self, key: ChunkKey) -> bool:
-        """Whether the record would survive this process; without a disk, whether it is held."""
-        if self._disk is not None:
-            return self._on_disk(key)
-        return self._host is not None and self._host.contains(key)
+        """Whether a durable tier holds the record; without such a tier, whether it is held."""
+        return any(self._holds(tier, key) for tier in self._durable or self._tiers)
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Whether the lowest tier could take another record without evicting one.
+    def _fetch_from(self, tier: Tier, key: ChunkKey) -> ChunkKV | str:
+        """The record, or the reason there is none in this tier."""
+        began = time.perf_counter()
+        reader = self._open_in(tier, key)
+        if isinstance(reader, str):
+            return reader
+        try:
+            with reader:
+                record = read_record(reader)
+        except StoreError as error:
+            return self.failed(tier.name, key, error)
+        if tier.durable:
+            self.cost.observe_load(tier.name, record.num_tokens, time.perf_counter() - began)
+        self._metrics.chunk_hits.labels(tier.name).inc()
+        return record
 
-        Args:
-            size_bytes: of its KV. On disk it needs a little more, for which an upper bound of
-                1 % and 256 KiB is taken.
+    def _open_in(self, tier: Tier, key: ChunkKey) -> RecordReader | str:
+        """A lease in one tier, or the reason there is none."""
+        self._metrics.chunk_queries.labels(tier.name).inc()
+        if tier.durable and not self.cost.load_pays(tier.name, len(key.token_ids)):
+            return "slower" if self._holds(tier, key) else "absent"
+        try:
+            return tier.open(key) or "absent"
+        except StoreError as error:
+            return self.failed(tier.name, key, error)
+
+    def _missed(self, misses: Sequence[str]) -> str:
+        reason = next((miss for miss in misses if miss != "absent"), "absent")
+        self._metrics.chunk_misses.labels(reason).inc()
+        return reason
+
+    def _holds(self, tier: Tier, key: ChunkKey) -> bool:
+        try:
+            return tier.contains(key)
+        except StoreError as error:
+            self._note_error("read", tier.name, error)
+            return False
+
+    # ------------------------------------------------------------ keeping
+
+    def offer(self, record: ChunkKV, *, wait: bool = False) -> bool:
+        """Keep a new record: in memory at once, in the durable tiers soon.
+
+        With `wait`, returns when every durable tier has published it or has failed. Without, a full
+        queue drops that tier's copy (counted, warned about); the copy in memory stays.
+
+        Returns:
+            Whether a durable tier holds it or will; without such a tier, whether memory does.
 
         Raises:
-            StoreError: the disk tier cannot be read.
+            StoreError: only with `wait`: no durable tier took it, and one failed.
         """
-        if self._disk is None:
-            if self._host is None:
-                return False
-            usage = self._host.usage()
-            return usage.size_bytes + size_bytes <= usage.capacity_bytes
-        usage = self._disk.usage()
-        needed = size_bytes + size_bytes // 100 + _DISK_OVERHEAD_BYTES
-        return usage.size_bytes + needed <= usage.capacity_bytes
+        kept = False
+        for tier in self._tiers:
+            if not tier.durable:
+                kept = tier.put(record)
+        if not self._durable:
+            return kept
+        queued = [self._queue(tier, record, wait=wait) for tier in self._durable]
+        return _any_written(queued) if wait else any(done is not None for done in queued)
+
+    def spread(self, key: ChunkKey) -> bool:
+        """Copy a record that a durable tier holds to those that lack it and have room; waits.
+
+        Returns:
+            Whether a durable tier holds it; without such a tier, whether it is held.
+        """
+        holding = [tier for tier in self._durable or self._tiers if self._holds(tier, key)]
+        lacking = [tier for tier in self._durable if tier not in holding]
+        if not holding or not lacking:
+            return bool(holding)
+        source = holding[0]
+        try:
+            with source.open(key) or nullcontext() as reader:
+                if reader is None:
+                    return False  # it has left since
+                size_bytes = reader.num_tokens * reader.geometry.bytes_per_token
+                lacking = [tier for tier in lacking if self._takes(tier, size_bytes)]
+                record = read_record(reader) if lacking else None
+        except StoreError as error:
+            self.failed(source.name, key, error)
+            return False
+        if record is not None:
+            copies = [self._queue(tier, record, wait=True) for tier in lacking]
+            wait_for_all([copy for copy in copies if copy is not None])
+        return True
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether the lowest tier that answers could take a record without evicting one.
+
+        Raises:
+            StoreError: the tier cannot be read.
+        """
+        for tier in reversed(self._tiers):
+            try:
+                return tier.has_room(size_bytes)
+            except TierAtRest:
+                continue  # what is warmed meanwhile goes to the tiers above
+        return False
 
     def flush(self) -> None:
         """Wait until everything offered so far has been written or dropped."""
-        if self._behind is not None:
-            self._behind.flush()
+        for behind in self._behind.values():
+            behind.flush()
 
     def close(self) -> None:
         """Write what is queued, then close the tiers. Idempotent.
 
         Raises:
-            StoreError: the disk tier could not flush; everything is closed all the same.
+            StoreError: a tier could not flush; everything is closed all the same.
         """
-        try:
-            if self._behind is not None:
-                self._behind.close()
-            if self._disk is not None:
-                self._disk.close()
-        finally:
-            if self._host is not None:
-                self._host.close()
+        with ExitStack() as closing:
+            for tier in self._tiers:
+                closing.callback(tier.close)
+            for behind in self._behind.values():
+                closing.callback(behind.close)
 
-    def _write_to_disk(self, record: ChunkKV) -> bool:
-        assert self._disk is not None
+    def _takes(self, tier: Tier, size_bytes: int) -> bool:
         try:
-            return self._disk.put(record)
+            return tier.has_room(size_bytes)
         except StoreError as error:
-            self._note_write_error(error)
-            raise
-        except Exception as error:
-            self._metrics.store_errors.labels("write").inc()
-            log.error("store_writer_fault", error=repr(error))
-            raise StoreError(f"store: the writer failed: {error!r}") from error
-
-    def _on_disk(self, key: ChunkKey) -> bool:
-        assert self._disk is not None
-        try:
-            return self._disk.contains(key)
-        except StoreError as error:
-            self._note_read_error(error)
+            self._note_error("read", tier.name, error)
             return False
 
-    def _note_read_error(self, error: StoreError) -> None:
-        self._metrics.store_errors.labels("read").inc()
-        log.warning("store_read_failed", reason=error.message, effect="counts as a miss")
+    def _queue(self, tier: Tier, record: ChunkKV, *, wait: bool) -> Future[bool] | None:
+        """Whether and when it will have been written; None: dropped. With `wait`, never dropped."""
+        try:
+            done = self._behind[tier.name].offer(record, wait_for_place=wait)
+        except StoreError as error:
+            if not wait:
+                self._note_error("write", tier.name, error)
+                return None
+            done = Future()
+            done.set_exception(error)
+        if done is None:
+            self._metrics.store_errors.labels(tier.name, "queue_full").inc()
+            log.warning(
+                "store_queue_full", tier=tier.name, limit=self._limits[0],
+                limit_bytes=self._limits[1],
+                knob="store.write_queue_limit, store.write_queue_bytes",
+                effect="the record is not written to this tier",
+            )  # fmt: skip
+        return done
 
-    def _note_write_error(self, error: StoreError) -> None:
-        self._metrics.store_errors.labels("write").inc()
-        log.warning("store_write_failed", reason=error.message, effect="the write was dropped")
+    def _write(self, tier: Tier, record: ChunkKV) -> bool:
+        try:
+            return tier.put(record)
+        except StoreError as error:
+            self._note_error("write", tier.name, error)
+            raise
+        except Exception as error:
+            self._metrics.store_errors.labels(tier.name, "write").inc()
+            log.error("store_writer_fault", tier=tier.name, error=repr(error))
+            raise StoreError(f"store: the writer failed: {error!r}") from error
+
+    # ------------------------------------------------------------ noting
+
+    def _note_error(self, kind: str, tier: str, error: StoreError) -> None:
+        self._metrics.store_errors.labels(tier, kind).inc()
+        if isinstance(error, TierAtRest):
+            return  # said once, when it was put to rest
+        effect = "counts as a miss" if kind == "read" else "the write was dropped"
+        log.warning(f"store_{kind}_failed", tier=tier, reason=error.message, effect=effect)
 
     def _scraped(self, tier: Tier, of: Callable[[TierUsage], int]) -> float:
         """How full a tier is now; NaN, which is how Prometheus says unknown, when it fails."""
         try:
             return of(tier.usage())
         except StoreError as error:
-            self._note_read_error(error)
+            self._note_error("read", tier.name, error)
             return math.nan
+
+
+def _any_written(queued: Sequence[Future[bool] | None]) -> bool:
+    """Waits. Raises `StoreError`: none was written, and one failed."""
+    written, failure = False, None
+    for done in queued:
+        try:
+            written = (done is not None and done.result()) or written
+        except StoreError as error:
+            failure = failure or error
+    if failure is not None and not written:
+        raise failure
+    return written

@@ -22,18 +22,29 @@ class WriteBehind:
     Args:
         write: what it raises is handed to whoever waits for that record; the thread goes on.
         limit: records that may wait. They are held in memory.
+        limit_bytes: KV that may wait; one record larger than that may wait alone.
+        name: of the thread.
     """
 
-    def __init__(self, write: Callable[[ChunkKV], bool], limit: int) -> None:
+    def __init__(
+        self,
+        write: Callable[[ChunkKV], bool],
+        limit: int,
+        limit_bytes: int,
+        *,
+        name: str = "chunkcache-writer",
+    ) -> None:
         self._write = write
         self._limit = limit
+        self._limit_bytes = limit_bytes
         self._pid = os.getpid()
         self._changed = threading.Condition()
         self._waiting: deque[tuple[ChunkKV, Future[bool]]] = deque()
+        self._waiting_bytes = 0
         self._offered = 0
         self._finished = 0
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="chunkcache-writer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def offer(self, record: ChunkKV, *, wait_for_place: bool) -> Future[bool] | None:
@@ -45,13 +56,14 @@ class WriteBehind:
         self._check_process()
         with self._changed:
             if wait_for_place:
-                self._changed.wait_for(lambda: self._closed or len(self._waiting) < self._limit)
+                self._changed.wait_for(lambda: self._closed or self._has_place(record))
             if self._closed:
                 raise StoreError("store: it is closed and takes no more records")
-            if len(self._waiting) >= self._limit:
+            if not self._has_place(record):
                 return None
             done: Future[bool] = Future()
             self._waiting.append((record, done))
+            self._waiting_bytes += record.size_bytes
             self._offered += 1
             self._changed.notify_all()
             return done
@@ -79,6 +91,12 @@ class WriteBehind:
             self._changed.notify_all()
         self._thread.join()
 
+    def _has_place(self, record: ChunkKV) -> bool:
+        return not self._waiting or (
+            len(self._waiting) < self._limit
+            and self._waiting_bytes + record.size_bytes <= self._limit_bytes
+        )
+
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise StoreError("store: opened before a fork. Hint: open it in the child")
@@ -90,6 +108,7 @@ class WriteBehind:
                 if not self._waiting:
                     return
                 record, done = self._waiting.popleft()
+                self._waiting_bytes -= record.size_bytes
                 self._changed.notify_all()
             try:
                 done.set_result(self._write(record))

@@ -98,7 +98,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def counted(metrics: Metrics) -> Callable[..., float]:
-    """Value of a metric's sample, 0 when never touched: `counted("store_errors_total", kind=…)`."""
+    """Value of a metric's sample, 0 when never touched: `counted("chunk_hits_total", tier=…)`."""
 
     def value(name: str, **labels: str) -> float:
         return metrics.registry.get_sample_value(f"chunkcache_{name}", labels) or 0.0

@@ -88,7 +88,7 @@ def hold_locks(tier: DiskTier, holding: threading.Event, held: threading.Event) 
 def fork(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
     """Open a tier, fork, and use it in the child; then see whether the parent's still works."""
     tier = open_tier(order)
-    store = TieredStore(HostTier(0), tier, Metrics())
+    store = TieredStore([HostTier(0), tier], Metrics())
     record = make_record(1)
     tier.put(record)
     verbs: dict[str, Callable[[], object]] = {

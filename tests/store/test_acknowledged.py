@@ -111,7 +111,7 @@ def test_a_store_made_anew_by_another_process_takes_no_record_for_stored(
     tmp_path: Path, open_tier: OpenTier, other_process: Any, records: ModuleType, metrics: Metrics
 ) -> None:
     """What this process writes then goes to a file without a name, and is gone when it ends."""
-    store = TieredStore(HostTier(0), open_tier(), metrics)
+    store = TieredStore([HostTier(0), open_tier()], metrics)
     assert store.offer(records.make_record(1), wait=True)
     shutil.rmtree(tmp_path / "kv")
     order = {"path": tmp_path / "kv", "capacity_bytes": CAPACITY, "num_tokens": 400}

@@ -112,13 +112,13 @@ def test_a_byte_flipped_under_an_open_store_is_a_corrupt_miss(
 ) -> None:  # fmt: skip
     record = records.make_record(1, num_tokens=40, num_priors=2)
     value = stored_values(path, record.key.digest)[part]
-    store = TieredStore(HostTier(0), open_tier(), metrics)
+    store = TieredStore([HostTier(0), open_tier()], metrics)
     assert store.fetch(record.key).tier == "disk"
     flip(path, [place + 3 for place in places(path, value)], 0x20)
     lookup = store.fetch(record.key)
     assert (lookup.record, lookup.tier, lookup.miss) == (None, None, "corrupt")
     assert store.fetch(record.key).miss == "absent", "it has been dropped"
-    assert counted("store_errors_total", kind="corrupt") == 1
+    assert counted("store_errors_total", tier="disk", kind="corrupt") == 1
     assert counted("chunk_misses_total", reason="corrupt") == 1
     assert store.offer(record, wait=True)
     assert store.fetch(record.key).tier == "disk"
@@ -268,7 +268,7 @@ def test_a_file_truncated_or_removed_under_an_open_store_is_a_miss_not_a_crash(
     counted: Callable[..., float],
 ) -> None:  # fmt: skip
     used = used_length(path)
-    store = TieredStore(HostTier(10**6), open_tier(), metrics)
+    store = TieredStore([HostTier(10**6), open_tier()], metrics)
     if gone:
         (path / "data.mdb").unlink()
     else:
@@ -279,6 +279,6 @@ def test_a_file_truncated_or_removed_under_an_open_store_is_a_miss_not_a_crash(
         assert store.offer(record)  # the host copy stays
         store.flush()
         assert store.fetch(record.key).tier == "host"
-    assert counted("store_errors_total", kind="read") >= 3
-    assert counted("store_errors_total", kind="write") == 3
+    assert counted("store_errors_total", tier="disk", kind="read") >= 3
+    assert counted("store_errors_total", tier="disk", kind="write") == 3
     store.close()

@@ -90,7 +90,7 @@ def test_a_full_disk_costs_the_write_and_nothing_else(
     failure: Exception, when: str, open_tier: OpenTier, records: ModuleType, metrics: Metrics,
     counted: Callable[..., float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
-    store = TieredStore(HostTier(MIB), open_tier(), metrics)
+    store = TieredStore([HostTier(MIB), open_tier()], metrics)
     assert store.offer(records.make_record(0), wait=True)
     put = RecordEnv.put
 
@@ -108,7 +108,7 @@ def test_a_full_disk_costs_the_write_and_nothing_else(
     assert "store.disk_capacity_bytes" in logs[0]["reason"]
     with pytest.raises(StoreError, match="free disk space"):
         store.offer(full, wait=True)
-    assert counted("store_errors_total", kind="write") == 2
+    assert counted("store_errors_total", tier="disk", kind="write") == 2
     assert store.fetch(full.key).tier == "host", "the request is served"
     assert not store.is_durable(full.key) and store.is_durable(records.make_record(0).key)
     monkeypatch.undo()

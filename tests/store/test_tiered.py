@@ -35,7 +35,7 @@ def disk(open_tier: Callable[..., DiskTier]) -> DiskTier:
 
 @pytest.fixture
 def store(host: HostTier, disk: DiskTier, metrics: Metrics) -> Iterator[TieredStore]:
-    store = TieredStore(host, disk, metrics, write_queue_limit=2)
+    store = TieredStore([host, disk], metrics, write_queue_limit=2)
     yield store
     store.close()
 
@@ -95,7 +95,7 @@ def test_what_no_tier_holds_is_absent(
 
 
 def test_without_a_disk_the_host_tier_is_the_store(metrics: Metrics, records: ModuleType) -> None:
-    store = TieredStore(HostTier(1000), None, metrics)
+    store = TieredStore([HostTier(1000)], metrics)
     record = records.make_record(1)
     assert store.has_room(1000) and not store.has_room(1001)
     assert store.offer(record) and store.offer(record, wait=True)
@@ -111,7 +111,7 @@ def test_room_on_disk_is_judged_with_what_a_record_costs_there(
     open_tier: Callable[..., DiskTier], metrics: Metrics, records: ModuleType
 ) -> None:
     evicted: list[int] = []
-    store = TieredStore(HostTier(0), open_tier(2 * MIB, on_evict=evicted.append), metrics)
+    store = TieredStore([HostTier(0), open_tier(2 * MIB, on_evict=evicted.append)], metrics)
     number = 0
     while store.has_room((record := records.make_record(number, num_tokens=300)).size_bytes):
         assert store.offer(record, wait=True)
@@ -121,14 +121,15 @@ def test_room_on_disk_is_judged_with_what_a_record_costs_there(
 
 
 def test_slower_needs_measurements_of_both_rates_and_a_record_that_is_there(
-    store: TieredStore, disk: DiskTier, records: ModuleType, counted: Callable[..., float]
-) -> None:
+    store: TieredStore, host: HostTier, disk: DiskTier, records: ModuleType,
+    counted: Callable[..., float],
+) -> None:  # fmt: skip
     there, absent = records.make_record(1), records.make_record(2)
     disk.put(there)
     assert store.fetch(there.key).tier == "disk"  # measures the disk
-    store._host.delete(there.key)
+    host.delete(there.key)
     assert store.fetch(there.key).tier == "disk"  # nothing was computed yet: no comparison
-    store._host.delete(there.key)
+    host.delete(there.key)
     for _ in range(99):
         store.cost.observe_load("disk", 1, 10.0)
     store.cost.observe_prefill(1_000_000, 1.0)
@@ -144,6 +145,8 @@ class FailingDisk:
     """A disk tier in which every verb fails, in a way of the caller's choice."""
 
     name = "disk"
+    durable = True
+    remote = False
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -152,7 +155,7 @@ class FailingDisk:
     def _fail(self, *args: object) -> Any:
         raise self.error
 
-    get = put = contains = delete = scan = usage = _fail
+    open = get = put = contains = delete = scan = usage = has_room = _fail
 
     def close(self) -> None:
         self.closed = True
@@ -162,7 +165,7 @@ def test_a_disk_that_fails_is_a_miss_and_a_count_never_a_failed_request(
     metrics: Metrics, records: ModuleType, counted: Callable[..., float]
 ) -> None:
     disk = FailingDisk(StoreError("store: cannot read"))
-    store = TieredStore(HostTier(MIB), disk, metrics)
+    store = TieredStore([HostTier(MIB), disk], metrics)
     record = records.make_record(1)
     with structlog.testing.capture_logs() as logs:
         assert store.fetch(record.key).miss == "error"
@@ -177,7 +180,7 @@ def test_a_disk_that_fails_is_a_miss_and_a_count_never_a_failed_request(
         with pytest.raises(StoreError, match="cannot read"):
             store.has_room(1)
     assert counted("chunk_misses_total", reason="error") == 1
-    assert counted("store_errors_total", kind="write") == 2
+    assert counted("store_errors_total", tier="disk", kind="write") == 2
     assert {line["event"] for line in logs} == {"store_read_failed", "store_write_failed"}
     store.close()
     assert disk.closed
@@ -195,7 +198,7 @@ def test_an_unforeseen_fault_of_the_disk_does_not_stop_later_writes(
         with pytest.raises(StoreError, match="ZeroDivisionError"):
             store.offer(records.make_record(1), wait=True)
     assert [line["event"] for line in logs] == ["store_writer_fault"]
-    assert counted("store_errors_total", kind="write") == 1
+    assert counted("store_errors_total", tier="disk", kind="write") == 1
     assert store.offer(records.make_record(2), wait=True)
 
 
@@ -217,10 +220,10 @@ def test_a_full_queue_keeps_the_host_copy_and_says_which_knob(
     assert store.offer(records.make_record(1)) and store.offer(records.make_record(2))
     with structlog.testing.capture_logs() as logs:
         assert not store.offer(records.make_record(3))
-    assert [(line["event"], line["limit"], line["knob"]) for line in logs] == [
-        ("store_queue_full", 2, "store.write_queue_limit")
+    assert [(line["event"], line["tier"], line["limit"]) for line in logs] == [
+        ("store_queue_full", "disk", 2)
     ]
-    assert counted("store_errors_total", kind="queue_full") == 1
+    assert counted("store_errors_total", tier="disk", kind="queue_full") == 1
     assert store.fetch(records.make_record(3).key).tier == "host"
     go_on.set()
     store.flush()
@@ -245,7 +248,7 @@ def test_closing_writes_what_was_offered_and_later_offers_fail_clearly(
 def test_a_record_the_disk_does_not_admit_is_said_to_be_not_kept(
     open_tier: Callable[..., DiskTier], metrics: Metrics, records: ModuleType
 ) -> None:
-    store = TieredStore(HostTier(MIB), open_tier(5 * 4096), metrics)
+    store = TieredStore([HostTier(MIB), open_tier(5 * 4096)], metrics)
     assert not store.offer(records.make_record(1, num_tokens=1000), wait=True)
     assert store.offer(records.make_record(2), wait=True)
     store.close()

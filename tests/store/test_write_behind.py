@@ -41,7 +41,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 def behind(gate: Gate) -> Iterator[WriteBehind]:
-    behind = WriteBehind(gate.write, limit=2)
+    behind = WriteBehind(gate.write, limit=2, limit_bytes=10**6)
     yield behind
     gate.open.set()
     behind.close()
