@@ -1,4 +1,4 @@
-"""The nouns: Chunk, ChunkKey, KVGeometry, ChunkStats, ChunkKV, Span, Rung.
+"""The nouns: Chunk, ChunkKey, KVGeometry, ChunkStats, Terms, ChunkKV, Span, Rung.
 
 One word, one meaning; ARCHITECTURE.md has the table. This module imports numpy only; the tensors a
 `ChunkKV` holds are torch's, but nothing here calls into torch.
@@ -7,10 +7,11 @@ One word, one meaning; ARCHITECTURE.md has the table. This module imports numpy 
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from array import array
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -135,6 +136,28 @@ class ChunkStats:
     prior_lengths: tuple[int, ...] = ()  # their token counts
 
 
+class Retention(IntEnum):
+    """How firmly a record is kept, from loosest to firmest."""
+
+    PASSING = 0  # of a document in a request's body: never pushes out what was warmed
+    NORMAL = 1
+    WARMED = 2  # of a corpus that somebody asked to be kept warm
+    PINNED = 3  # leaves by `delete` or when it has expired, never to make room
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a record is kept; changes neither what it is nor whether it may be served."""
+
+    tenant: str = ""
+    priority: int = 0  # a hit is worth 2^priority of another's
+    retention: Retention = Retention.NORMAL
+    expires_s: float = math.inf  # Unix time; soft: first to leave from then on, served until it has
+
+
+USUAL_TERMS = Terms()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkKV:
     """A chunk's KV as made once: K before RoPE (after any k-norm), V, and attention statistics.
@@ -147,6 +170,7 @@ class ChunkKV:
     geometry: KVGeometry
     kv: torch.Tensor
     stats: ChunkStats
+    terms: Terms = USUAL_TERMS
 
     @property
     def num_tokens(self) -> int:

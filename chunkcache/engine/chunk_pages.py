@@ -8,6 +8,7 @@ memory. Keys are salted by tenant (`ChunkKey`), so tenants never meet here.
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import torch
 
 from chunkcache.engine.pages import PagePool
 from chunkcache.store.base import TierUsage
-from chunkcache.store.policy import WindowedFrequencyPolicy
+from chunkcache.store.policy import Entry, WindowedFrequencyPolicy
 from chunkcache_kernels import turned
 
 if TYPE_CHECKING:
@@ -70,17 +71,16 @@ class ChunkPages:
         self._is_exact = arena.keys.dtype is not torch.int8
         self._lock = threading.Lock()
         self._pool = PagePool(arena.num_pages, arena.page_tokens)
-        self._policy = WindowedFrequencyPolicy(arena.num_pages * self._page_bytes)
+        capacity_bytes = arena.num_pages * self._page_bytes
+        # requests need pages to run at all: what is warm gives the window's share to any of them
+        self._policy = WindowedFrequencyPolicy(capacity_bytes, protected_share=0.9)
         self._residents: dict[bytes, Resident] = {}
 
     def lease(self, key: ChunkKey) -> Resident | None:
         """The chunk, kept until `release`; None if it is not here. Compares token ids."""
         with self._lock:
-            resident = self._find(key)
-            if resident is not None:
-                self._policy.on_hit(key.digest)
-                resident.leases += 1
-            return resident
+            self._policy.on_use(key.digest)
+            return self._leased(key)
 
     def hold(self, record: ChunkKV, *, listed: bool = True) -> Resident | None:
         """Bring a record up and lease it; None where there is no room for it now.
@@ -91,9 +91,12 @@ class ChunkPages:
 
         Cost: one pass over the bytes, outside the lock.
         """
-        if listed and (known := self.lease(record.key)) is not None:
-            return known
-        pages = self._allocate(self._pool.pages_for(record.num_tokens))
+        if listed:
+            with self._lock:
+                if (known := self._leased(record.key)) is not None:
+                    return known
+        entry = self._entry(record)
+        pages = self._allocate(record.key.digest, entry)
         if pages is None:
             return None
         try:
@@ -102,12 +105,12 @@ class ChunkPages:
             with self._lock:
                 self._pool.release(pages)
             raise
-        size = len(pages) * self._page_bytes
         array = np.array(pages, dtype=np.int32)
         resident = Resident(
-            record.key, record.stats, array, size, self._is_exact, leases=1, is_listed=listed
-        )
-        return self._list(resident) if listed else resident
+            record.key, record.stats, array, entry.size_bytes, self._is_exact,
+            leases=1, is_listed=listed,
+        )  # fmt: skip
+        return self._list(resident, entry) if listed else resident
 
     def release(self, residents: Iterable[Resident]) -> None:
         """Give leases back; a chunk that nobody leases may be evicted."""
@@ -148,31 +151,41 @@ class ChunkPages:
         resident = self._residents.get(key.digest)
         return resident if resident is not None and resident.key == key else None
 
-    def _list(self, resident: Resident) -> Resident:
+    def _leased(self, key: ChunkKey) -> Resident | None:
+        resident = self._find(key)
+        if resident is not None:
+            resident.leases += 1
+        return resident
+
+    def _entry(self, record: ChunkKV) -> Entry:
+        """What the policy is to know: whole pages, and what a hit saves in tokens."""
+        size_bytes = self._pool.pages_for(record.num_tokens) * self._page_bytes
+        return Entry(size_bytes, record.num_tokens, record.terms)
+
+    def _list(self, resident: Resident, entry: Entry) -> Resident:
         with self._lock:
-            known = self._find(resident.key)
+            known = self._leased(resident.key)
             if known is not None:  # another thread was faster; one copy is enough
                 self._pool.release(resident.pages.tolist())
-                known.leases += 1
-                self._policy.on_hit(known.key.digest)
                 return known
             self._drop(resident.key.digest)  # another chunk with the same digest
             self._residents[resident.key.digest] = resident
-            self._policy.on_put(resident.key.digest, resident.size_bytes)
+            self._policy.on_put(resident.key.digest, entry)
             return resident
 
-    def _allocate(self, count: int) -> list[int] | None:
+    def _allocate(self, digest: bytes, entry: Entry) -> list[int] | None:
         with self._lock:
-            missing = count - self._pool.available
-            if missing > 0:
-                leased = {d for d, r in self._residents.items() if r.leases}
-                victims = self._policy.victims(missing * self._page_bytes, leased)
-                if sum(len(self._residents[v].pages) for v in victims) < missing:
-                    return None  # nothing is evicted in vain
-                for victim in victims:
-                    self._drop(victim)
+            missing_bytes = entry.size_bytes - self._pool.available * self._page_bytes
+            leased = {d for d, r in self._residents.items() if r.leases}
+            self._policy.on_time(time.time())
+            victims = self._policy.admit(digest, entry, missing_bytes, leased)
+            if victims is None:
+                return None  # nothing is evicted in vain
+            for victim in victims:
+                self._drop(victim)
+            if victims:
                 self._on_evict(len(victims))
-            return self._pool.allocate(count)
+            return self._pool.allocate(entry.size_bytes // self._page_bytes)
 
     def _drop(self, digest: bytes) -> None:
         resident = self._residents.pop(digest, None)

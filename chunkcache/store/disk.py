@@ -122,8 +122,7 @@ class DiskTier:
             except CorruptRecord:
                 self._drop_corrupt(key.digest, seen)
                 raise
-            if record is not None:
-                self._mirror.used(key.digest)
+            self._mirror.used(key.digest)
             return record
 
     def put(self, record: ChunkKV) -> bool:
@@ -136,7 +135,6 @@ class DiskTier:
         with self._using():
             digest = record.key.digest
             if self._holds(record.key, if_corrupt=False):
-                self._mirror.used(digest)
                 return True
             entry, header, slabs = self._encode(record)
             if entry.size_bytes > self._capacity_bytes:

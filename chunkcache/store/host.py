@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chunkcache.store.base import TierUsage
-from chunkcache.store.policy import WindowedFrequencyPolicy
+from chunkcache.store.policy import Entry, WindowedFrequencyPolicy
 from chunkcache.store.reader import HeldRecord
 
 if TYPE_CHECKING:
@@ -53,31 +54,32 @@ class HostTier:
     def get(self, key: ChunkKey) -> ChunkKV | None:
         """See `Tier`. The record itself, not a copy: records are immutable."""
         with self._lock:
-            record = self._find(key)
-            if record is not None:
-                self._policy.on_hit(key.digest)
-            return record
+            self._policy.on_use(key.digest)
+            return self._find(key)
 
     def put(self, record: ChunkKV) -> bool:
-        """See `Tier`. A record that is there already counts as used and is not replaced."""
+        """See `Tier`. A record that is there already is not replaced."""
         if record.size_bytes > self._capacity_bytes:
             return False
         record = _owning_its_memory(record)
         digest = record.key.digest
+        entry = Entry(record.size_bytes, record.num_tokens, record.terms)
         with self._lock:
             if self._find(record.key) is not None:
-                self._policy.on_hit(digest)
                 return True
             self._drop(digest)  # another chunk with the same digest
             excess = self._size_bytes + record.size_bytes - self._capacity_bytes
-            victims = self._policy.victims(excess)
+            self._policy.on_time(time.time())
+            victims = self._policy.admit(digest, entry, excess)
+            if victims is None:
+                return False
             for victim in victims:
                 self._drop(victim)
             if victims:
                 self._on_evict(len(victims))
             self._records[digest] = record
             self._size_bytes += record.size_bytes
-            self._policy.on_put(digest, record.size_bytes)
+            self._policy.on_put(digest, entry)
         return True
 
     def contains(self, key: ChunkKey) -> bool:

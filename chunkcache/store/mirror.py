@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from chunkcache.errors import CorruptRecord
 from chunkcache.store.layout import MetaEntry
+from chunkcache.store.policy import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +44,7 @@ class Mirror:
         with self._lock:
             for digest in [d for d, packed in self._entries.items() if fresh.get(d) != packed]:
                 self._forget(digest)
-            came: list[tuple[int, bytes, int]] = []
+            came: list[tuple[int, bytes, MetaEntry]] = []
             damaged: list[bytes] = []
             for digest in fresh.keys() - self._entries.keys():
                 try:
@@ -51,16 +52,17 @@ class Mirror:
                 except CorruptRecord:
                     damaged.append(digest)
                 else:
-                    came.append((entry.created_ns, digest, entry.size_bytes))
-            for _, digest, size_bytes in sorted(came):  # oldest first, as if they came in just now
-                self._add(digest, fresh[digest], size_bytes)
+                    came.append((entry.created_ns, digest, entry))
+            came.sort(key=lambda new: new[:2])
+            for _, digest, entry in came:  # oldest first, as if they came in just now
+                self._add(digest, fresh[digest], entry)
             self._commit = commit
         return damaged
 
     def added(self, commit: int, digest: bytes, entry: MetaEntry) -> None:
         """This process put a record in commit number `commit`."""
         with self._lock:
-            self._add(digest, entry.pack(), entry.size_bytes)
+            self._add(digest, entry.pack(), entry)
             self._follow(commit)
 
     def removed(self, commit: int, digests: Iterable[bytes] = ()) -> None:
@@ -71,9 +73,9 @@ class Mirror:
             self._follow(commit)
 
     def used(self, digest: bytes) -> None:
-        """A record was hit."""
+        """A record was wanted, whether it was there or not."""
         with self._lock:
-            self._policy.on_hit(digest)
+            self._policy.on_use(digest)
 
     def victims(self, bytes_needed: int, at_most_bytes: int) -> list[bytes]:
         """Digests to evict, worst first, to free `bytes_needed`, as far as `at_most_bytes` go.
@@ -90,10 +92,10 @@ class Mirror:
                 chosen.append(digest)
             return chosen
 
-    def _add(self, digest: bytes, packed: bytes, size_bytes: int) -> None:
+    def _add(self, digest: bytes, packed: bytes, entry: MetaEntry) -> None:
         self._entries[digest] = packed
-        self._sizes[digest] = size_bytes
-        self._policy.on_put(digest, size_bytes)
+        self._sizes[digest] = entry.size_bytes
+        self._policy.on_put(digest, Entry(entry.size_bytes, entry.num_tokens))
 
     def _forget(self, digest: bytes) -> None:
         if self._entries.pop(digest, None) is not None:

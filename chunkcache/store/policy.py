@@ -1,84 +1,163 @@
-"""Which records leave a tier when room is needed. Pure: digests and sizes, no tensors, no clock.
+"""Which records leave a tier when room is needed. Pure: digests and figures, no tensors, no clock.
 
-Time is counted in accesses (puts and hits), so that a quiet night does not age anything. A policy
-is told what happened and answers `victims`; it never evicts by itself, and asking changes nothing.
+A policy is told what happened and answers `admits` and `victims`; it never evicts by itself, and
+asking changes nothing.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections import OrderedDict
-from itertools import islice
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from chunkcache.chunk import USUAL_TERMS, Retention
+from chunkcache.store.choice import Choice, Held, Pools, Stage
+from chunkcache.store.popularity import Popularity
+from chunkcache.store.ranking import Ranking
+
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Container, Iterable, Mapping
+
+    from chunkcache.chunk import Terms
 
 _MIN_WINDOW_RECORDS = 4  # a byte share below a few chunks would admit nothing (measured: 98 % miss)
-_GHOSTS = 65_536  # frequencies remembered after a record left; about 200 bytes each
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a policy knows of a record.
+
+    `saved` is what one hit saves beside a miss, the cost of repair taken off: seconds where the
+    cost model knows them, else tokens; one unit in one policy.
+    """
+
+    size_bytes: int
+    saved: float = 1.0
+    terms: Terms = USUAL_TERMS
 
 
 class Policy(Protocol):
     """Order of eviction. Not thread-safe: the tier that owns it holds its own lock."""
 
-    def on_put(self, digest: bytes, size_bytes: int) -> None:
-        """A record came in, or came in again with another size; an access."""
+    def on_use(self, digest: bytes) -> None:
+        """A request wanted the record, whether it is here or not. The only verb that counts."""
         ...
 
-    def on_hit(self, digest: bytes) -> None:
-        """A record was used. Unknown digests are ignored."""
+    def on_put(self, digest: bytes, entry: Entry) -> None:
+        """A record came in, or came in again as another. No use: a demotion is none."""
         ...
 
     def on_delete(self, digest: bytes) -> None:
         """A record left, evicted or deleted. Unknown digests are ignored."""
         ...
 
-    def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
-        """Digests to evict, worst first, which together free `bytes_needed`, or all there are.
+    def on_time(self, now_s: float) -> None:
+        """It is this late now (Unix time), as far as `Terms.expires_s` is concerned."""
+        ...
 
-        Those in `spared` are in use and stay.
+    def on_wait(self, digests: Iterable[bytes]) -> None:
+        """A request that will want these is in the queue: they leave only if nothing else can."""
+        ...
+
+    def on_wait_over(self, digests: Iterable[bytes]) -> None:
+        """That request has left the queue; with the same digests."""
+        ...
+
+    def admit(
+        self, digest: bytes, entry: Entry, bytes_needed: int, spared: Container[bytes] = ()
+    ) -> list[bytes] | None:
+        """Whom to evict, worst first, so that a record may come in; None: it is not to.
+
+        Args:
+            bytes_needed: that must become free, 0 or less where there is room.
+            spared: in use, they stay.
         """
+        ...
+
+    def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
+        """Digests to evict, worst first, which together free `bytes_needed`, or all that may go."""
         ...
 
 
 class LruPolicy:
-    """Least recently used leaves first."""
+    """Least recently used leaves first; of terms it knows `Retention` alone."""
 
     def __init__(self) -> None:
-        self._sizes: OrderedDict[bytes, int] = OrderedDict()
+        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
 
-    def on_put(self, digest: bytes, size_bytes: int) -> None:
+    def on_use(self, digest: bytes) -> None:
         """See `Policy`."""
-        self._sizes[digest] = size_bytes
-        self._sizes.move_to_end(digest)
+        if digest in self._entries:
+            self._entries.move_to_end(digest)
 
-    def on_hit(self, digest: bytes) -> None:
+    def on_put(self, digest: bytes, entry: Entry) -> None:
         """See `Policy`."""
-        if digest in self._sizes:
-            self._sizes.move_to_end(digest)
+        self._entries[digest] = entry
+        self._entries.move_to_end(digest)
 
     def on_delete(self, digest: bytes) -> None:
         """See `Policy`."""
-        self._sizes.pop(digest, None)
+        self._entries.pop(digest, None)
+
+    def on_time(self, now_s: float) -> None:
+        """See `Policy`."""
+
+    def on_wait(self, digests: Iterable[bytes]) -> None:
+        """See `Policy`."""
+
+    def on_wait_over(self, digests: Iterable[bytes]) -> None:
+        """See `Policy`."""
+
+    def admit(
+        self, digest: bytes, entry: Entry, bytes_needed: int, spared: Container[bytes] = ()
+    ) -> list[bytes] | None:
+        """See `Policy`. O(victims + those that may not go)."""
+        is_passing = entry.terms.retention is Retention.PASSING
+        chosen = self._choose(
+            bytes_needed, spared, Retention.NORMAL if is_passing else Retention.WARMED
+        )
+        freed = sum(self._entries[victim].size_bytes for victim in chosen)
+        return chosen if freed >= bytes_needed else None
 
     def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
-        """See `Policy`. O(victims + spared)."""
-        return _take(iter(self._sizes.items()), bytes_needed, spared)
+        """See `Policy`. O(victims + those that may not go)."""
+        return self._choose(bytes_needed, spared, Retention.WARMED)
+
+    def _choose(
+        self, bytes_needed: int, spared: Container[bytes], firmest: Retention
+    ) -> list[bytes]:
+        chosen: list[bytes] = []
+        for digest, entry in self._entries.items():
+            if bytes_needed <= 0:
+                break
+            if digest not in spared and entry.terms.retention <= firmest:
+                chosen.append(digest)
+                bytes_needed -= entry.size_bytes
+        return chosen
 
 
 class WindowedFrequencyPolicy:
-    """An LRU window in front of a main part ordered by decayed frequency ÷ size.
+    """An LRU window in front of a main part ordered by decayed uses × saved ÷ bytes.
 
     On RAG traces this closes about twice as much of the gap between LRU and the offline optimum as
     GDSF or S3-FIFO, and the window keeps it from losing to LRU on session traffic. A record enters
     the window; when the window holds more than its share, its oldest record moves to the main part
-    and must hold its own there. An access weighs 2^(−age / half-life), age in accesses; weights
-    survive eviction, so that a chunk which keeps coming back is recognised.
+    and must hold its own there. Uses are remembered beyond eviction, so that a chunk which keeps
+    coming back is recognised. First to leave are records that have expired, then the main part's
+    worst, then the window's oldest; those a waiting request will want come after all of these.
 
-    Because all weights decay alike, the order of two records only changes when one is used:
-    priorities are kept as logarithms that never need updating, in a heap with lazy removal.
-    `on_put`, `on_hit`: O(log n). `victims`: O(v log n).
+    `on_use`: O(1). The others: O(log n) per record they touch, amortised.
+
+    Args:
+        capacity_bytes: of the tier.
+        window_share: of it, for newcomers; at least four records.
+        half_life_uses: after so many uses of any record one weighs half; see `Popularity`.
+        popularity: where uses are counted, when several tiers share it; they must then see to it
+            that each use is counted once.
+        protected_share: of the tier, up to which warmed records are safe from passing ones.
+        quotas: bytes that a tenant may hold here; unlimited for those not named.
+        min_uses: decayed uses a record must have to be admitted, to spare a medium writes.
     """
 
     def __init__(
@@ -86,98 +165,158 @@ class WindowedFrequencyPolicy:
         capacity_bytes: int,
         *,
         window_share: float = 0.1,
-        half_life_accesses: float = 8000,
+        half_life_uses: float = 8000,
+        popularity: Popularity | None = None,
+        protected_share: float = 1.0,
+        quotas: Mapping[str, int] | None = None,
+        min_uses: float = 0.0,
     ) -> None:
+        self._capacity = capacity_bytes
         self._window_capacity = int(capacity_bytes * window_share)
-        self._half_life = half_life_accesses
+        self._popularity = popularity or Popularity(half_life_uses)
+        self._protected_bytes = int(capacity_bytes * protected_share)
+        self._min_uses = min_uses
+        self._held: dict[bytes, Held] = {}
+        self._used: dict[bytes, int] = {}  # when each record here was used last
         self._now = 0
-        self._window: OrderedDict[bytes, int] = OrderedDict()  # digest → size, oldest first
+        self._now_s = -math.inf
+        self._waited: Counter[bytes] = Counter()
+        self._quotas: dict[str, int] = {}
+        self._tenant_bytes: Counter[str] = Counter()
         self._window_bytes = 0
-        self._main: dict[bytes, int] = {}
-        self._weights: OrderedDict[bytes, float] = OrderedDict()  # log2 Σ 2^(access / half-life)
-        self._heap: list[tuple[float, int, bytes]] = []  # (priority, tie-break by age, digest)
-        self._live: dict[bytes, tuple[float, int, bytes]] = {}  # the one heap entry that counts
+        self._warmed_bytes = 0
+        self._expiring = Ranking(self._expiry)
+        self._everyone = self._new_pools()
+        self._tenants: dict[str, Pools] = {}
+        for tenant, limit_bytes in (quotas or {}).items():
+            self.on_quota(tenant, limit_bytes)
 
-    def on_put(self, digest: bytes, size_bytes: int) -> None:
+    # ------------------------------------------------------------ what happened
+
+    def on_use(self, digest: bytes) -> None:
         """See `Policy`."""
+        self._popularity.count(digest)
+        if digest in self._used:
+            self._now += 1
+            self._used[digest] = self._now
+
+    def on_put(self, digest: bytes, entry: Entry) -> None:
+        """See `Policy`. A record that nobody ever wanted counts as used once."""
         self.on_delete(digest)
-        self._touch(digest)
-        self._window[digest] = size_bytes
-        self._window_bytes += size_bytes
-        while (
-            self._window_bytes > self._window_capacity and len(self._window) > _MIN_WINDOW_RECORDS
-        ):
-            oldest, size = self._window.popitem(last=False)
-            self._window_bytes -= size
-            self._main[oldest] = size
-            self._push(oldest)
-
-    def on_hit(self, digest: bytes) -> None:
-        """See `Policy`."""
-        if digest in self._window:
-            self._touch(digest)
-            self._window.move_to_end(digest)
-        elif digest in self._main:
-            self._touch(digest)
-            self._push(digest)
+        if self._popularity.weight(digest) == -math.inf:
+            self._popularity.count(digest)
+        self._now += 1
+        self._used[digest] = self._now
+        self._held[digest] = held = Held(entry)
+        self._tenant_bytes[entry.terms.tenant] += entry.size_bytes
+        if entry.terms.expires_s < math.inf:
+            self._expiring.add(digest)
+        if entry.terms.retention is Retention.WARMED:
+            self._warmed_bytes += entry.size_bytes
+        if entry.terms.retention is not Retention.PINNED:
+            self._move(digest, held, Stage.WINDOW)
+        self._expire()
+        self._shrink_window()
 
     def on_delete(self, digest: bytes) -> None:
         """See `Policy`."""
-        self._window_bytes -= self._window.pop(digest, 0)
-        self._main.pop(digest, None)
-        self._live.pop(digest, None)
+        held = self._held.pop(digest, None)
+        if held is None:
+            return
+        self._move(digest, held, None)
+        self._expiring.discard(digest)
+        del self._used[digest]
+        entry = held.entry
+        self._tenant_bytes[entry.terms.tenant] -= entry.size_bytes
+        if entry.terms.retention is Retention.WARMED:
+            self._warmed_bytes -= entry.size_bytes
+
+    def on_time(self, now_s: float) -> None:
+        """See `Policy`."""
+        self._now_s = max(self._now_s, now_s)
+        self._expire()
+
+    def on_wait(self, digests: Iterable[bytes]) -> None:
+        """See `Policy`."""
+        self._waited.update(digests)
+
+    def on_wait_over(self, digests: Iterable[bytes]) -> None:
+        """See `Policy`."""
+        for digest in digests:
+            self._waited[digest] -= 1
+            if self._waited[digest] <= 0:
+                del self._waited[digest]
+
+    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        """A tenant may hold so much from now on; None: as much as there is. O(records)."""
+        self._quotas.pop(tenant, None)
+        self._tenants.pop(tenant, None)
+        if limit_bytes is None:
+            return
+        self._quotas[tenant] = limit_bytes
+        self._tenants[tenant] = pools = self._new_pools()
+        for digest, held in self._held.items():
+            if held.entry.terms.tenant == tenant and held.stage is not None:
+                pools.of(held.entry)[held.stage].add(digest)
+
+    # ------------------------------------------------------------ who leaves
+
+    def admit(
+        self, digest: bytes, entry: Entry, bytes_needed: int, spared: Container[bytes] = ()
+    ) -> list[bytes] | None:
+        """See `Policy`. Above its quota a tenant's own records leave first."""
+        tenant = entry.terms.tenant
+        over = self._tenant_bytes[tenant] + entry.size_bytes - self._quotas.get(tenant, math.inf)
+        if entry.size_bytes > self._capacity or self._popularity.uses(digest) < self._min_uses:
+            return None
+        passes = entry.terms.retention is Retention.PASSING
+        warmed_to_spare = self._warmed_bytes - self._protected_bytes if passes else math.inf
+        with Choice(self._held, spared, self._waited, warmed_to_spare) as choice:
+            if over > 0:
+                choice.take(self._tenants[tenant], over)
+                over -= choice.freed_bytes
+            choice.take(self._everyone, bytes_needed)
+            return choice.chosen if over <= 0 and choice.freed_bytes >= bytes_needed else None
 
     def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
         """See `Policy`."""
-        popped: list[tuple[float, int, bytes]] = []
+        with Choice(self._held, spared, self._waited, math.inf) as choice:
+            choice.take(self._everyone, bytes_needed)
+            return choice.chosen
 
-        def worst_first() -> Iterator[tuple[bytes, int]]:
-            while self._heap:
-                entry = heapq.heappop(self._heap)
-                if self._live.get(entry[2]) is entry:
-                    popped.append(entry)
-                    yield entry[2], self._main[entry[2]]
-            yield from self._window.items()
+    # ------------------------------------------------------------
 
-        chosen = _take(worst_first(), bytes_needed, spared)
-        for entry in popped:
-            heapq.heappush(self._heap, entry)
-        return chosen
+    def _new_pools(self) -> Pools:
+        return Pools(self._expiry, self._worth, self._used.__getitem__)
 
-    def _touch(self, digest: bytes) -> None:
-        self._now += 1
-        fresh = self._now / self._half_life
-        old = self._weights.pop(digest, -math.inf)
-        high, low = max(fresh, old), min(fresh, old)
-        self._weights[digest] = high + math.log2(1.0 + 2.0 ** (low - high))
-        if len(self._weights) > len(self._main) + len(self._window) + _GHOSTS:
-            self._forget_ghosts()
+    def _expiry(self, digest: bytes) -> float:
+        return self._held[digest].entry.terms.expires_s
 
-    def _forget_ghosts(self) -> None:
-        """Drop the half of the ghosts used longest ago; amortised O(1) per access."""
-        ghosts = (d for d in self._weights if d not in self._main and d not in self._window)
-        for digest in list(islice(ghosts, _GHOSTS // 2)):
-            del self._weights[digest]
+    def _worth(self, digest: bytes) -> float:
+        return self._popularity.weight(digest) + self._held[digest].log2_density
 
-    def _push(self, digest: bytes) -> None:
-        priority = self._weights[digest] - math.log2(max(1, self._main[digest]))
-        entry = (priority, self._now, digest)
-        self._live[digest] = entry
-        heapq.heappush(self._heap, entry)
-        if len(self._heap) > 2 * len(self._live) + 64:
-            self._heap = list(self._live.values())
-            heapq.heapify(self._heap)
+    def _move(self, digest: bytes, held: Held, stage: Stage | None) -> None:
+        """Between the rankings of the record's pools; None: it is in none."""
+        pools = [self._everyone.of(held.entry)]
+        if (own := self._tenants.get(held.entry.terms.tenant)) is not None:
+            pools.append(own.of(held.entry))
+        for rankings in pools:
+            if held.stage is not None:
+                rankings[held.stage].discard(digest)
+            if stage is not None:
+                rankings[stage].add(digest)
+        in_window = (stage is Stage.WINDOW) - (held.stage is Stage.WINDOW)
+        self._window_bytes += in_window * held.entry.size_bytes
+        held.stage = stage
 
+    def _shrink_window(self) -> None:
+        while self._window_bytes > self._window_capacity:
+            if self._everyone.count(Stage.WINDOW) <= _MIN_WINDOW_RECORDS:
+                break
+            digest = self._everyone.head(Stage.WINDOW)
+            self._move(digest, self._held[digest], Stage.MAIN)
 
-def _take(
-    worst_first: Iterator[tuple[bytes, int]], bytes_needed: int, spared: Container[bytes]
-) -> list[bytes]:
-    chosen: list[bytes] = []
-    while bytes_needed > 0:
-        found = next(worst_first, None)
-        if found is None:
-            break
-        if found[0] not in spared:
-            chosen.append(found[0])
-            bytes_needed -= found[1]
-    return chosen
+    def _expire(self) -> None:
+        while (place := self._expiring.head()) is not None and place[0] <= self._now_s:
+            self._expiring.pop()
+            self._move(place[2], self._held[place[2]], Stage.EXPIRED)

@@ -108,7 +108,7 @@ def test_disk_and_host_evict_the_same_records(
     """Records of one size, room for 20 of them, 300 accesses to 60, the first ones most often."""
 
     def made(capacity_bytes: int) -> Policy:
-        return policy() if policy is LruPolicy else policy(capacity_bytes, half_life_accesses=50)
+        return policy() if policy is LruPolicy else policy(capacity_bytes, half_life_uses=50)
 
     trial = open_tier(path=tmp_path / "trial")
     trial.put(records.make_record(0))

@@ -2,43 +2,234 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections import Counter
+from collections.abc import Container, Iterable
+from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunkcache.store import policy as policy_module
-from chunkcache.store.policy import LruPolicy, WindowedFrequencyPolicy
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from chunkcache.store.policy import Policy
+from chunkcache.chunk import Retention, Terms
+from chunkcache.store.policy import Entry, LruPolicy, WindowedFrequencyPolicy
 
 CAPACITY = 300
-HALF_LIFE = 7.0
+HALF_LIFE = 7.3  # no two records get equal worth by chance
+TIMES = 5.0, 10.0, 15.0
 
-digests = st.integers(0, 11).map(lambda n: bytes([n]))
+numbers = st.integers(0, 11)
+terms = st.builds(
+    Terms,
+    tenant=st.sampled_from(["free", "bound"]),
+    priority=st.sampled_from([0, 0, 0, 3]),
+    retention=st.sampled_from(Retention),
+    expires_s=st.sampled_from([math.inf, math.inf, *TIMES]),
+)
+entries = st.builds(Entry, st.integers(1, 60), st.integers(1, 500).map(float), terms)
+spared = st.sets(numbers, max_size=3)
 steps = st.lists(
     st.one_of(
-        st.tuples(st.just("put"), digests, st.integers(1, 60)),
-        st.tuples(st.just("put"), digests, st.integers(1, 60)),
-        st.tuples(st.just("hit"), digests, st.just(0)),
-        st.tuples(st.just("delete"), digests, st.just(0)),
-        st.tuples(st.just("victims"), st.just(b""), st.integers(-5, 400)),
+        st.tuples(st.just("on_put"), numbers, entries),
+        st.tuples(st.just("on_put"), numbers, entries),
+        st.tuples(st.just("on_use"), numbers),
+        st.tuples(st.just("on_use"), numbers),
+        st.tuples(st.just("on_delete"), numbers),
+        st.tuples(st.just("on_time"), st.sampled_from(TIMES)),
+        st.tuples(st.sampled_from(["on_wait", "on_wait_over"]), st.lists(numbers, max_size=3)),
+        st.tuples(st.just("on_quota"), st.sampled_from([None, 30, 90])),
+        st.tuples(st.just("admit"), numbers, entries, st.integers(-5, 200), spared),
+        st.tuples(st.just("victims"), st.integers(-5, 400), spared),
     ),
     min_size=20,
     max_size=80,
 )
 
 
-def lru() -> Policy:
-    return LruPolicy()
+def name(number: int) -> bytes:
+    return b"%d" % number
 
 
-def windowed() -> Policy:
-    return WindowedFrequencyPolicy(CAPACITY, window_share=0.2, half_life_accesses=HALF_LIFE)
+def told(verb: str, args: list[Any]) -> list[Any]:
+    """The arguments of a step with digests in place of numbers."""
+    if verb in {"on_use", "on_delete", "on_put"}:
+        return [name(args[0]), *args[1:]]
+    if verb in {"on_wait", "on_wait_over"}:
+        return [[name(number) for number in args[0]]]
+    if verb == "on_quota":
+        return ["bound", args[0]]
+    if verb == "admit":
+        return [name(args[0]), args[1], args[2], {name(number) for number in args[3]}]
+    if verb == "victims":
+        return [args[0], {name(number) for number in args[1]}]
+    return args
+
+
+class SlowWindowed:
+    """The policy as it is meant: every use is kept, and all is sorted anew when it is asked."""
+
+    def __init__(
+        self, capacity: int, window_share: float, half_life: float, protected_share: float,
+        quotas: dict[str, int], min_uses: float,
+    ) -> None:  # fmt: skip
+        self.capacity, self.half_life, self.min_uses = capacity, half_life, min_uses
+        self.window_bytes = int(capacity * window_share)
+        self.protected_bytes = int(capacity * protected_share)
+        self.quotas = dict(quotas)
+        self.entries: dict[bytes, Entry] = {}
+        self.times: dict[bytes, list[int]] = {}
+        self.last: dict[bytes, int] = {}
+        self.window: set[bytes] = set()
+        self.waited: Counter[bytes] = Counter()
+        self.uses = self.moves = 0
+        self.now_s = -math.inf
+
+    def on_use(self, digest: bytes) -> None:
+        self.uses += 1
+        self.moves += 1
+        self.times.setdefault(digest, []).append(self.uses)
+        if digest in self.entries:
+            self.last[digest] = self.moves
+
+    def on_put(self, digest: bytes, entry: Entry) -> None:
+        self.on_delete(digest)
+        if digest not in self.times:
+            self.on_use(digest)
+        self.moves += 1
+        self.entries[digest], self.last[digest] = entry, self.moves
+        if entry.terms.retention is not Retention.PINNED:
+            self.window.add(digest)
+        self.drop_expired_from_window()
+        while len(self.window) > 4 and self.bytes_of(self.window) > self.window_bytes:
+            self.window.remove(min(self.window, key=self.last.__getitem__))
+
+    def on_delete(self, digest: bytes) -> None:
+        self.entries.pop(digest, None)
+        self.window.discard(digest)
+
+    def on_time(self, now_s: float) -> None:
+        self.now_s = max(self.now_s, now_s)
+        self.drop_expired_from_window()
+
+    def on_wait(self, digests: Iterable[bytes]) -> None:
+        self.waited.update(digests)
+
+    def on_wait_over(self, digests: Iterable[bytes]) -> None:
+        self.waited.subtract(digests)
+        self.waited = +self.waited
+
+    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        self.quotas.pop(tenant, None)
+        if limit_bytes is not None:
+            self.quotas[tenant] = limit_bytes
+
+    def admit(
+        self, digest: bytes, entry: Entry, bytes_needed: int, spared: Container[bytes] = ()
+    ) -> list[bytes] | None:
+        if entry.size_bytes > self.capacity or self.decayed_uses(digest) < self.min_uses:
+            return None
+        tenant, spare = entry.terms.tenant, math.inf
+        if entry.terms.retention is Retention.PASSING:
+            warmed = [d for d in self.entries if self.is_warmed(d, or_expired=True)]
+            spare = self.bytes_of(warmed) - self.protected_bytes
+        own = [d for d, e in self.entries.items() if e.terms.tenant == tenant]
+        over = self.bytes_of(own) + entry.size_bytes - self.quotas.get(tenant, math.inf)
+        chosen: list[bytes] = []
+        if over > 0:
+            chosen, spare = self.take(own, over, spared, chosen, spare)
+            if self.bytes_of(chosen) < over:
+                return None
+        chosen, _ = self.take(list(self.entries), bytes_needed, spared, chosen, spare)
+        return chosen if self.bytes_of(chosen) >= bytes_needed else None
+
+    def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
+        return self.take(list(self.entries), bytes_needed, spared, [], math.inf)[0]
+
+    def take(
+        self, among: list[bytes], needed: float, spared: Container[bytes],
+        chosen: list[bytes], spare: float,
+    ) -> tuple[list[bytes], float]:  # fmt: skip
+        chosen, later = list(chosen), []
+        closed: set[int] = set()  # stages whose worst warmed record may not go
+
+        def choose(digest: bytes) -> None:
+            nonlocal spare
+            size = self.entries[digest].size_bytes
+            if self.bytes_of(chosen) >= needed or digest in chosen or digest in spared:
+                return
+            if self.is_warmed(digest):
+                if size > spare:
+                    return
+                spare -= size
+            chosen.append(digest)
+
+        for digest in sorted((d for d in among if self.stage(d) is not None), key=self.rank):
+            if self.bytes_of(chosen) >= needed:
+                break
+            stage, size = self.stage(digest), self.entries[digest].size_bytes
+            if self.is_warmed(digest) and (stage in closed or size > spare):
+                closed.add(stage)
+            elif self.waited[digest] > 0:
+                later.append(digest)
+            else:
+                choose(digest)
+        for digest in later:
+            choose(digest)
+        return chosen, spare
+
+    # ------------------------------------------------------------
+
+    def bytes_of(self, digests: Iterable[bytes]) -> int:
+        return sum(self.entries[digest].size_bytes for digest in digests)
+
+    def is_warmed(self, digest: bytes, *, or_expired: bool = False) -> bool:
+        if self.entries[digest].terms.retention is not Retention.WARMED:
+            return False
+        return or_expired or self.stage(digest) != 0
+
+    def stage(self, digest: bytes) -> int | None:
+        terms = self.entries[digest].terms
+        if terms.expires_s <= self.now_s:
+            return 0
+        if terms.retention is Retention.PINNED:
+            return None
+        return 2 if digest in self.window else 1
+
+    def rank(self, digest: bytes) -> tuple[int | None, float]:
+        stage = self.stage(digest)
+        entry = self.entries[digest]
+        if stage == 0:
+            return stage, entry.terms.expires_s
+        if stage == 2:
+            return stage, self.last[digest]
+        density = entry.saved / entry.size_bytes * 2.0**entry.terms.priority
+        return stage, self.decayed_uses(digest) * density
+
+    def decayed_uses(self, digest: bytes) -> float:
+        times = self.times.get(digest, [])
+        return sum(2.0 ** ((time - self.uses) / self.half_life) for time in times)
+
+    def drop_expired_from_window(self) -> None:
+        self.window -= {d for d in self.window if self.stage(d) == 0}
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=steps, min_uses=st.sampled_from([0.0, 1.2]), protected=st.sampled_from([1.0, 0.2]))
+def test_the_windowed_policy_is_its_slow_twin(
+    steps: list[tuple[Any, ...]], min_uses: float, protected: float
+) -> None:
+    quotas = {"bound": 80}
+    policy = WindowedFrequencyPolicy(
+        CAPACITY, window_share=0.2, half_life_uses=HALF_LIFE, protected_share=protected,
+        quotas=quotas, min_uses=min_uses,
+    )  # fmt: skip
+    slow = SlowWindowed(CAPACITY, 0.2, HALF_LIFE, protected, quotas, min_uses)
+    for verb, *args in steps:
+        arguments = told(verb, args)
+        answer = getattr(policy, verb)(*arguments)
+        assert answer == getattr(slow, verb)(*arguments)
+        if verb in {"admit", "victims"}:
+            assert answer == getattr(policy, verb)(*arguments), "asking changes nothing"
+    assert policy.victims(10**9) == slow.victims(10**9)
 
 
 class SlowLru:
@@ -46,160 +237,44 @@ class SlowLru:
 
     def __init__(self) -> None:
         self.order: list[bytes] = []
+        self.entries: dict[bytes, Entry] = {}
 
-    def put(self, digest: bytes, size: int) -> None:
-        self.delete(digest)
+    def on_put(self, digest: bytes, entry: Entry) -> None:
+        self.on_delete(digest)
         self.order.append(digest)
+        self.entries[digest] = entry
 
-    def hit(self, digest: bytes) -> None:
+    def on_use(self, digest: bytes) -> None:
         if digest in self.order:
-            self.put(digest, 0)
+            self.on_put(digest, self.entries[digest])
 
-    def delete(self, digest: bytes) -> None:
+    def on_delete(self, digest: bytes) -> None:
         if digest in self.order:
             self.order.remove(digest)
 
-    def check_order(self, victims: list[bytes]) -> None:
-        assert victims == self.order[: len(victims)]
+    def admit(
+        self, digest: bytes, entry: Entry, needed: int, spared: set[bytes]
+    ) -> list[bytes] | None:
+        firmest = Retention.WARMED - (entry.terms.retention is Retention.PASSING)
+        found = self.choose(needed, spared, firmest)
+        return found if sum(self.entries[d].size_bytes for d in found) >= needed else None
+
+    def victims(self, needed: int, spared: set[bytes] = frozenset()) -> list[bytes]:
+        return self.choose(needed, spared, Retention.WARMED)
+
+    def choose(self, needed: int, spared: set[bytes], firmest: int) -> list[bytes]:
+        able = [d for d in self.order if self.entries[d].terms.retention <= firmest]
+        able = [d for d in able if d not in spared]
+        sizes = [self.entries[d].size_bytes for d in able]
+        return [d for n, d in enumerate(able) if sum(sizes[:n]) < needed]
 
 
-class SlowWindowed:
-    """All access times are kept, and every weight is summed anew when it is asked for."""
-
-    def __init__(self) -> None:
-        self.window: list[bytes] = []
-        self.main: list[bytes] = []
-        self.sizes: dict[bytes, int] = {}
-        self.times: dict[bytes, list[int]] = {}
-        self.now = 0
-
-    def touch(self, digest: bytes) -> None:
-        self.now += 1
-        self.times.setdefault(digest, []).append(self.now)
-
-    def put(self, digest: bytes, size: int) -> None:
-        self.delete(digest)
-        self.touch(digest)
-        self.sizes[digest] = size
-        self.window.append(digest)
-        while len(self.window) > 4 and sum(self.sizes[d] for d in self.window) > 0.2 * CAPACITY:
-            self.main.append(self.window.pop(0))
-
-    def hit(self, digest: bytes) -> None:
-        if digest in self.sizes:
-            self.touch(digest)
-        if digest in self.window:
-            self.window.remove(digest)
-            self.window.append(digest)
-
-    def delete(self, digest: bytes) -> None:
-        self.sizes.pop(digest, None)
-        for part in (self.window, self.main):
-            if digest in part:
-                part.remove(digest)
-
-    def worth(self, digest: bytes) -> float:
-        weight = sum(2.0 ** ((time - self.now) / HALF_LIFE) for time in self.times[digest])
-        return weight / self.sizes[digest]
-
-    def check_order(self, victims: list[bytes]) -> None:
-        from_main = [v for v in victims if v in self.main]
-        assert victims[: len(from_main)] == from_main, "the window goes last"
-        assert victims[len(from_main) :] == self.window[: len(victims) - len(from_main)]
-        if len(victims) > len(from_main):
-            assert set(from_main) == set(self.main)
-        left = set(self.main)
-        for victim in from_main:  # nobody left is worth less, but for the last digit
-            assert self.worth(victim) <= min(map(self.worth, left)) * (1 + 1e-9)
-            left.remove(victim)
-
-
-@pytest.mark.parametrize(("make", "twin"), [(lru, SlowLru), (windowed, SlowWindowed)])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(steps=steps)
-def test_policies_evict_in_the_order_of_their_slow_twins(
-    make: Callable[[], Policy], twin: type, steps: list[tuple[str, bytes, int]]
-) -> None:
-    policy, slow, sizes = make(), twin(), {}
-    for verb, digest, number in steps:
-        if verb == "put":
-            policy.on_put(digest, number)
-            slow.put(digest, number)
-            sizes[digest] = number
-        elif verb == "hit":
-            policy.on_hit(digest)
-            slow.hit(digest)
-        elif verb == "delete":
-            policy.on_delete(digest)
-            slow.delete(digest)
-            sizes.pop(digest, None)
-        else:
-            victims = policy.victims(number)
-            check_victims(victims, number, sizes)
-            slow.check_order(victims)
-            assert policy.victims(number) == victims, "asking changes nothing"
-    everything = policy.victims(10**9)
-    assert sorted(everything) == sorted(sizes)
-    slow.check_order(everything)
-
-
-def check_victims(victims: list[bytes], needed: int, sizes: dict[bytes, int]) -> None:
-    assert len(set(victims)) == len(victims)
-    assert set(victims) <= set(sizes), "only records that are there"
-    freed = sum(sizes[victim] for victim in victims)
-    assert freed >= needed or len(victims) == len(sizes), "enough, or all there are"
-    if victims:
-        assert freed - sizes[victims[-1]] < needed, "not one more than needed"
-
-
-def test_a_chunk_that_keeps_coming_back_outlives_a_scan() -> None:
-    def hits(policy: Policy) -> int:
-        held: set[bytes] = set()
-        count = 0
-        for turn in range(400):
-            hot = b"hot%d" % (turn % 5)
-            for digest in (hot, *(b"cold%d-%d" % (turn, n) for n in range(4))):
-                if digest in held:
-                    policy.on_hit(digest)
-                    count += 1
-                    continue
-                for victim in policy.victims(10 * (len(held) + 1) - 200):
-                    policy.on_delete(victim)
-                    held.remove(victim)
-                policy.on_put(digest, 10)
-                held.add(digest)
-        return count
-
-    assert hits(LruPolicy()) == 0  # 20 places, 25 other records between two uses
-    assert hits(WindowedFrequencyPolicy(200)) > 350
-
-
-def test_frequency_survives_eviction() -> None:
-    policy = WindowedFrequencyPolicy(1000, window_share=0.0)
-    for _ in range(5):
-        policy.on_put(b"often", 10)
-        policy.on_delete(b"often")
-    for digest in (b"often", b"once", b"w1", b"w2", b"w3", b"w4"):
-        policy.on_put(digest, 10)
-    assert policy.victims(10) == [b"once"]
-
-
-def test_memory_of_records_that_left_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_module, "_GHOSTS", 10)
-    policy = WindowedFrequencyPolicy(100)
-    policy.on_put(b"resident", 10)
-    for number in range(1000):
-        policy.on_put(b"%d" % number, 10)
-        policy.on_delete(b"%d" % number)
-        assert len(policy._weights) <= 12
-    assert policy.victims(1) == [b"resident"]
-
-
-def test_the_heap_of_a_much_used_record_is_bounded() -> None:
-    policy = WindowedFrequencyPolicy(10, window_share=0.0)
-    for number in range(6):
-        policy.on_put(b"%d" % number, 1)
-    for _ in range(10_000):
-        policy.on_hit(b"0")
-    assert len(policy._heap) <= 70
-    assert policy.victims(1) == [b"1"]
+def test_lru_is_its_slow_twin(steps: list[tuple[Any, ...]]) -> None:
+    policy, slow = LruPolicy(), SlowLru()
+    for verb, *args in steps:
+        arguments = told(verb, args)
+        if hasattr(slow, verb):
+            assert getattr(policy, verb)(*arguments) == getattr(slow, verb)(*arguments)
+    assert policy.victims(10**9) == slow.victims(10**9)

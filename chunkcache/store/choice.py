@@ -1,0 +1,140 @@
+"""Choosing who leaves: records ranked by stage, taken from the worst up, and put back. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from chunkcache.chunk import Retention
+from chunkcache.store.ranking import Ranking
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Mapping
+
+    from chunkcache.store.policy import Entry
+    from chunkcache.store.ranking import Place
+
+
+class Stage(IntEnum):
+    """Where a record stands; those of a lower stage leave first."""
+
+    EXPIRED = 0
+    MAIN = 1
+    WINDOW = 2
+
+
+@dataclass(slots=True)
+class Held:
+    """A record in the tier and its stage; none: pinned."""
+
+    entry: Entry
+    stage: Stage | None = None
+    log2_density: float = field(init=False)  # of what it saves by bytes, priority included
+
+    def __post_init__(self) -> None:
+        entry = self.entry
+        density = max(entry.saved, 1e-12) / max(entry.size_bytes, 1)
+        self.log2_density = math.log2(density) + entry.terms.priority
+
+
+class Pools:
+    """Rankings by stage, warmed records and others apart, since not all may push out the former."""
+
+    def __init__(
+        self,
+        expiry: Callable[[bytes], float],
+        worth: Callable[[bytes], float],
+        used: Callable[[bytes], float],
+    ) -> None:
+        self.others = (Ranking(expiry), Ranking(worth), Ranking(used))
+        self.warmed = (Ranking(expiry), Ranking(worth), Ranking(used))
+
+    def of(self, entry: Entry) -> tuple[Ranking, Ranking, Ranking]:
+        """The rankings a record belongs to, by stage."""
+        return self.warmed if entry.terms.retention is Retention.WARMED else self.others
+
+    def count(self, stage: Stage) -> int:
+        """Records at a stage."""
+        return len(self.others[stage]) + len(self.warmed[stage])
+
+    def head(self, stage: Stage) -> bytes:
+        """The worst record of a stage, of which there must be one."""
+        heads = [ranking[stage].head() for ranking in (self.others, self.warmed)]
+        return min(place for place in heads if place is not None)[2]
+
+
+class Choice:
+    """Victims, gathered from one set of pools after another; at the end everything is put back.
+
+    Args:
+        held: the records of the tier.
+        spared: they are not taken.
+        waited: they are taken only when nothing else is left.
+        warmed_to_spare: bytes of warmed records that may be taken, expired ones apart.
+    """
+
+    def __init__(
+        self,
+        held: Mapping[bytes, Held],
+        spared: Container[bytes],
+        waited: Container[bytes],
+        warmed_to_spare: float,
+    ) -> None:
+        self.chosen: list[bytes] = []
+        self.freed_bytes = 0
+        self._held = held
+        self._spared = spared
+        self._waited = waited
+        self._warmed_to_spare = warmed_to_spare
+        self._is_chosen: set[bytes] = set()
+        self._popped: list[tuple[Ranking, Place]] = []
+
+    def __enter__(self) -> Choice:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for ranking, place in self._popped:
+            ranking.restore(place)
+
+    def take(self, pools: Pools, bytes_needed: float) -> None:
+        """Choose from `pools` until this choice frees `bytes_needed`, as far as they go."""
+        later: list[bytes] = []
+        for stage in Stage:
+            while self.freed_bytes < bytes_needed:
+                digest = self._pop(pools, stage)
+                if digest is None:
+                    break
+                if digest in self._waited:
+                    later.append(digest)
+                elif digest not in self._spared:
+                    self._choose(digest)
+        for digest in later:
+            if self.freed_bytes < bytes_needed:
+                self._choose(digest)
+
+    def _pop(self, pools: Pools, stage: Stage) -> bytes | None:
+        """The worst record of a stage that may go, out of its ranking."""
+        ranking, place = pools.others[stage], pools.others[stage].head()
+        warmed = pools.warmed[stage].head()
+        if warmed is not None and (place is None or warmed < place):
+            size_bytes = self._held[warmed[2]].entry.size_bytes
+            if stage is Stage.EXPIRED or size_bytes <= self._warmed_to_spare:
+                ranking, place = pools.warmed[stage], warmed
+        if place is None:
+            return None
+        self._popped.append((ranking, ranking.pop()))
+        return place[2]
+
+    def _choose(self, digest: bytes) -> None:
+        held = self._held[digest]
+        if digest in self._is_chosen or digest in self._spared:
+            return
+        if held.entry.terms.retention is Retention.WARMED and held.stage is not Stage.EXPIRED:
+            if held.entry.size_bytes > self._warmed_to_spare:
+                return
+            self._warmed_to_spare -= held.entry.size_bytes
+        self._is_chosen.add(digest)
+        self.chosen.append(digest)
+        self.freed_bytes += held.entry.size_bytes

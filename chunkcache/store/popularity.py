@@ -1,0 +1,47 @@
+"""How much every record was wanted lately, those that left included. Pure: digests, no clock."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+
+_REMEMBERED_HALF_LIVES = 16  # a use that long ago weighs 2^-16: it is forgotten
+
+
+class Popularity:
+    """Uses of each record, decayed: one use weighs 2^(−age / half-life), age in uses of any record.
+
+    Time is counted in uses so that a quiet night ages nothing. Because all weights decay alike,
+    their order changes only when something is used: they are kept as logarithms which never need
+    updating, and which grow without bound by 1 per half-life. Thread-safe; tiers may share one, so
+    that a record coming down a tier is known there. `count`, `weight`: O(1). Memory: at most 16
+    half-lives of records, some 200 bytes each.
+    """
+
+    def __init__(self, half_life_uses: float = 8000) -> None:
+        self._half_life = half_life_uses
+        self._limit = math.ceil(_REMEMBERED_HALF_LIVES * half_life_uses)
+        self._lock = threading.Lock()
+        self._now = 0
+        self._weights: OrderedDict[bytes, float] = OrderedDict()  # least recently used first
+
+    def count(self, digest: bytes) -> None:
+        """A record was wanted, whether it was there or not."""
+        with self._lock:
+            self._now += 1
+            fresh = self._now / self._half_life
+            old = self._weights.pop(digest, None)
+            weight = fresh if old is None else fresh + math.log2(1.0 + 2.0 ** (old - fresh))
+            self._weights[digest] = weight
+            if len(self._weights) > self._limit:
+                self._weights.popitem(last=False)
+
+    def weight(self, digest: bytes) -> float:
+        """log2 of the decayed number of uses, on a scale on which nothing decays; −∞: unknown."""
+        return self._weights.get(digest, -math.inf)
+
+    def uses(self, digest: bytes) -> float:
+        """The decayed number of uses as of now."""
+        with self._lock:
+            return 2.0 ** (self.weight(digest) - self._now / self._half_life)

@@ -1,0 +1,118 @@
+"""What the policies are for: what stays warm, whose terms count, what memory they need."""
+
+from __future__ import annotations
+
+import pytest
+
+from chunkcache.chunk import Retention, Terms
+from chunkcache.store.policy import Entry, LruPolicy, Policy, WindowedFrequencyPolicy
+from chunkcache.store.popularity import Popularity
+
+
+def test_a_chunk_that_keeps_coming_back_outlives_a_scan() -> None:
+    def hits(policy: Policy) -> int:
+        held: set[bytes] = set()
+        count = 0
+        for turn in range(400):
+            hot = b"hot%d" % (turn % 5)
+            for digest in (hot, *(b"cold%d-%d" % (turn, n) for n in range(4))):
+                policy.on_use(digest)
+                if digest in held:
+                    count += 1
+                    continue
+                for victim in policy.victims(10 * (len(held) + 1) - 200):
+                    policy.on_delete(victim)
+                    held.remove(victim)
+                policy.on_put(digest, Entry(10))
+                held.add(digest)
+        return count
+
+    assert hits(LruPolicy()) == 0  # 20 places, 25 other records between two uses
+    assert hits(WindowedFrequencyPolicy(200)) > 350
+
+
+def test_frequency_survives_eviction() -> None:
+    policy = WindowedFrequencyPolicy(1000, window_share=0.0)
+    for _ in range(5):
+        policy.on_use(b"often")
+        policy.on_put(b"often", Entry(10))
+        policy.on_delete(b"often")
+    for digest in (b"often", b"once", b"w1", b"w2", b"w3", b"w4"):
+        policy.on_put(digest, Entry(10))
+    assert policy.victims(10) == [b"once"]
+
+
+def test_memory_of_records_that_left_is_bounded() -> None:
+    popularity = Popularity(half_life_uses=2)
+    policy = WindowedFrequencyPolicy(100, popularity=popularity)
+    for number in range(1000):
+        policy.on_put(b"%d" % number, Entry(10))
+        policy.on_delete(b"%d" % number)
+        assert len(popularity._weights) <= 32
+    assert popularity.uses(b"999") == 1.0 and popularity.uses(b"0") == 0.0
+
+
+def test_the_heap_of_a_much_used_record_is_bounded() -> None:
+    policy = WindowedFrequencyPolicy(10, window_share=0.0)
+    for number in range(6):
+        policy.on_put(b"%d" % number, Entry(1))
+    for _ in range(10_000):
+        policy.on_use(b"0")
+        assert policy.victims(1) == [b"1"]
+    assert len(policy._everyone.others[1]._heap) <= 70
+
+
+def test_tiers_that_share_their_counts_know_a_record_that_comes_down() -> None:
+    popularity = Popularity()
+    upper = WindowedFrequencyPolicy(100, popularity=popularity)
+    lower = WindowedFrequencyPolicy(100, popularity=popularity, window_share=0.0)
+    for _ in range(3):
+        upper.on_use(b"warm")
+    for digest in (b"warm", b"a", b"b", b"c", b"d", b"e"):
+        lower.on_put(digest, Entry(10))
+    assert lower.victims(10) == [b"a"]
+
+
+def test_one_passing_tenant_cannot_fill_the_tier_above_its_quota() -> None:
+    policy = WindowedFrequencyPolicy(100, quotas={"greedy": 30})
+    greedy, other = Terms("greedy"), Terms("other")
+    for number in range(3):
+        policy.on_put(b"g%d" % number, Entry(10, terms=greedy))
+    policy.on_put(b"other", Entry(10, terms=other))
+    assert policy.admit(b"g3", Entry(10, terms=greedy), -50) == [b"g0"], "though there is room"
+    assert policy.admit(b"g3", Entry(31, terms=greedy), -50) is None
+    assert policy.admit(b"o2", Entry(60, terms=other), 0) == [], "unlimited unless named"
+
+
+@pytest.mark.parametrize("retention", [Retention.PASSING, Retention.NORMAL])
+def test_novelty_does_not_wash_out_what_is_warm(retention: Retention) -> None:
+    """Requests of three warm chunks, by Zipf, and three that nobody ever asks for again."""
+    size, warm_chunks = 10, 60
+    policy = WindowedFrequencyPolicy(size * 80)
+    held: set[bytes] = set()
+
+    def put(digest: bytes, terms: Terms) -> None:
+        entry = Entry(size, terms=terms)
+        victims = policy.admit(digest, entry, size * (len(held) + 1) - size * 80)
+        for victim in victims or ():
+            policy.on_delete(victim)
+            held.remove(victim)
+        if victims is not None:
+            policy.on_put(digest, entry)
+            held.add(digest)
+
+    for number in range(warm_chunks):
+        put(b"warm%d" % number, Terms(retention=Retention.WARMED))
+    hits: list[int] = []
+    for request in range(1000):
+        wanted = {int(warm_chunks ** ((request * 3 + n) * 0.618 % 1)) - 1 for n in range(3)}
+        digests = [b"warm%d" % number for number in wanted]
+        hits.append(sum(digest in held for digest in digests) * 3 // len(digests))
+        for digest in [*digests, *(b"new%d-%d" % (request, n) for n in range(3))]:
+            policy.on_use(digest)
+            is_warm = digest.startswith(b"warm")
+            if digest not in held:
+                put(digest, Terms(retention=Retention.WARMED if is_warm else retention))
+    assert sum(hits[900:]) >= sum(hits[:100])
+    if retention is Retention.PASSING:
+        assert all(b"warm%d" % number in held for number in range(warm_chunks))
