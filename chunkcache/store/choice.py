@@ -62,7 +62,7 @@ class Pools:
     def head(self, stage: Stage) -> bytes:
         """The worst record of a stage, of which there must be one."""
         heads = [ranking[stage].head() for ranking in (self.others, self.warmed)]
-        return min(place for place in heads if place is not None)[2]
+        return min(place for place in heads if place is not None)[1]
 
 
 class Choice:
@@ -119,13 +119,13 @@ class Choice:
         ranking, place = pools.others[stage], pools.others[stage].head()
         warmed = pools.warmed[stage].head()
         if warmed is not None and (place is None or warmed < place):
-            size_bytes = self._held[warmed[2]].entry.size_bytes
+            size_bytes = self._held[warmed[1]].entry.size_bytes
             if stage is Stage.EXPIRED or size_bytes <= self._warmed_to_spare:
                 ranking, place = pools.warmed[stage], warmed
         if place is None:
             return None
         self._popped.append((ranking, ranking.pop()))
-        return place[2]
+        return place[1]
 
     def _choose(self, digest: bytes) -> None:
         held = self._held[digest]

@@ -319,4 +319,4 @@ class WindowedFrequencyPolicy:
     def _expire(self) -> None:
         while (place := self._expiring.head()) is not None and place[0] <= self._now_s:
             self._expiring.pop()
-            self._move(place[2], self._held[place[2]], Stage.EXPIRED)
+            self._move(place[1], self._held[place[1]], Stage.EXPIRED)

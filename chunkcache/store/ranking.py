@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Place = tuple[float, int, bytes]  # (worth, tie-break: who came first, digest)
+Place = tuple[float, bytes]  # (worth, digest)
 
 
 class Ranking:
@@ -22,15 +22,13 @@ class Ranking:
         self._worth = worth
         self._heap: list[Place] = []
         self._live: dict[bytes, Place] = {}  # the one place of each record that counts
-        self._arrivals = 0
 
     def __len__(self) -> int:
         return len(self._live)
 
     def add(self, digest: bytes) -> None:
-        """A record comes in, behind those of the same worth."""
-        self._arrivals += 1
-        self._push((self._worth(digest), self._arrivals, digest))
+        """A record comes in."""
+        self._push((self._worth(digest), digest))
 
     def discard(self, digest: bytes) -> None:
         """A record leaves, if it is here."""
@@ -43,11 +41,11 @@ class Ranking:
         """The place of the worst record."""
         while self._heap:
             place = self._heap[0]
-            if self._live.get(place[2]) is not place:
+            if self._live.get(place[1]) is not place:
                 heapq.heappop(self._heap)
-            elif (worth := self._worth(place[2])) > place[0]:
+            elif (worth := self._worth(place[1])) > place[0]:
                 heapq.heappop(self._heap)
-                self._push((worth, place[1], place[2]))
+                self._push((worth, place[1]))
             else:
                 return place
         return None
@@ -55,7 +53,7 @@ class Ranking:
     def pop(self) -> Place:
         """Take the head out; it must have been asked for just before. See `restore`."""
         place = heapq.heappop(self._heap)
-        del self._live[place[2]]
+        del self._live[place[1]]
         return place
 
     def restore(self, place: Place) -> None:
@@ -63,5 +61,5 @@ class Ranking:
         self._push(place)
 
     def _push(self, place: Place) -> None:
-        self._live[place[2]] = place
+        self._live[place[1]] = place
         heapq.heappush(self._heap, place)
