@@ -32,7 +32,7 @@ class Popularity:
             self._now += 1
             fresh = self._now / self._half_life
             old = self._weights.pop(digest, None)
-            weight = fresh if old is None else fresh + math.log2(1.0 + 2.0 ** (old - fresh))
+            weight = fresh if old is None else fresh + math.log2(1.0 + math.exp2(old - fresh))
             self._weights[digest] = weight
             if len(self._weights) > self._limit:
                 self._weights.popitem(last=False)
@@ -44,4 +44,4 @@ class Popularity:
     def uses(self, digest: bytes) -> float:
         """The decayed number of uses as of now."""
         with self._lock:
-            return 2.0 ** (self.weight(digest) - self._now / self._half_life)
+            return math.exp2(self.weight(digest) - self._now / self._half_life)
