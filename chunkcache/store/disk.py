@@ -135,6 +135,7 @@ class DiskTier:
         with self._using():
             digest = record.key.digest
             if self._holds(record.key, if_corrupt=False):
+                self._mirror.used(digest)
                 return True
             entry, header, slabs = self._encode(record)
             if entry.size_bytes > self._capacity_bytes:

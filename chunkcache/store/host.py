@@ -58,7 +58,7 @@ class HostTier:
             return self._find(key)
 
     def put(self, record: ChunkKV) -> bool:
-        """See `Tier`. A record that is there already is not replaced."""
+        """See `Tier`. A record that is there already counts as used and is not replaced."""
         if record.size_bytes > self._capacity_bytes:
             return False
         record = _owning_its_memory(record)
@@ -66,6 +66,7 @@ class HostTier:
         entry = Entry(record.size_bytes, record.num_tokens, record.terms)
         with self._lock:
             if self._find(record.key) is not None:
+                self._policy.on_use(digest)
                 return True
             self._drop(digest)  # another chunk with the same digest
             excess = self._size_bytes + record.size_bytes - self._capacity_bytes
