@@ -11,7 +11,7 @@ from chunkcache.chunk import Retention
 from chunkcache.store.ranking import Ranking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     from chunkcache.store.policy import Entry
     from chunkcache.store.ranking import Place
@@ -71,7 +71,8 @@ class Choice:
     Args:
         held: the records of the tier.
         spared: they are not taken.
-        waited: they are taken only when nothing else is left.
+        waits: who waits for a record, as places in the queue, first one first. Such records are
+            taken only when nothing else is left, the one wanted last first.
         warmed_to_spare: bytes of warmed records that may be taken, expired ones apart.
     """
 
@@ -79,14 +80,14 @@ class Choice:
         self,
         held: Mapping[bytes, Held],
         spared: Container[bytes],
-        waited: Container[bytes],
+        waits: Mapping[bytes, Sequence[int]],
         warmed_to_spare: float,
     ) -> None:
         self.chosen: list[bytes] = []
         self.freed_bytes = 0
         self._held = held
         self._spared = spared
-        self._waited = waited
+        self._waits = waits
         self._warmed_to_spare = warmed_to_spare
         self._is_chosen: set[bytes] = set()
         self._popped: list[tuple[Ranking, Place]] = []
@@ -106,10 +107,11 @@ class Choice:
                 digest = self._pop(pools, stage)
                 if digest is None:
                     break
-                if digest in self._waited:
+                if digest in self._waits:
                     later.append(digest)
                 elif digest not in self._spared:
                     self._choose(digest)
+        later.sort(key=lambda digest: -self._waits[digest][0])
         for digest in later:
             if self.freed_bytes < bytes_needed:
                 self._choose(digest)

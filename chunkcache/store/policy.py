@@ -7,7 +7,7 @@ asking changes nothing.
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -57,11 +57,14 @@ class Policy(Protocol):
         ...
 
     def on_wait(self, digests: Iterable[bytes]) -> None:
-        """A request that will want these is in the queue: they leave only if nothing else can."""
+        """A request that will want these stands in the queue, behind those told of before.
+
+        They leave only if nothing else can, those wanted last first.
+        """
         ...
 
     def on_wait_over(self, digests: Iterable[bytes]) -> None:
-        """That request has left the queue; with the same digests."""
+        """A request that wanted these has left the queue, the first of them if there are more."""
         ...
 
     def admit(
@@ -180,7 +183,8 @@ class WindowedFrequencyPolicy:
         self._used: dict[bytes, int] = {}  # when each record here was used last
         self._now = 0
         self._now_s = -math.inf
-        self._waited: Counter[bytes] = Counter()
+        self._waits: dict[bytes, deque[int]] = {}  # places in the queue, first one first
+        self._places = 0
         self._quotas: dict[str, int] = {}
         self._tenant_bytes: Counter[str] = Counter()
         self._window_bytes = 0
@@ -238,14 +242,18 @@ class WindowedFrequencyPolicy:
 
     def on_wait(self, digests: Iterable[bytes]) -> None:
         """See `Policy`."""
-        self._waited.update(digests)
+        self._places += 1
+        for digest in digests:
+            self._waits.setdefault(digest, deque()).append(self._places)
 
     def on_wait_over(self, digests: Iterable[bytes]) -> None:
         """See `Policy`."""
         for digest in digests:
-            self._waited[digest] -= 1
-            if self._waited[digest] <= 0:
-                del self._waited[digest]
+            places = self._waits.get(digest)
+            if places:
+                places.popleft()
+            if not places:
+                self._waits.pop(digest, None)
 
     def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
         """A tenant may hold so much from now on; None: as much as there is. O(records)."""
@@ -271,7 +279,7 @@ class WindowedFrequencyPolicy:
             return None
         passes = entry.terms.retention is Retention.PASSING
         warmed_to_spare = self._warmed_bytes - self._protected_bytes if passes else math.inf
-        with Choice(self._held, spared, self._waited, warmed_to_spare) as choice:
+        with Choice(self._held, spared, self._waits, warmed_to_spare) as choice:
             if over > 0:
                 choice.take(self._tenants[tenant], over)
                 over -= choice.freed_bytes
@@ -280,7 +288,7 @@ class WindowedFrequencyPolicy:
 
     def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
         """See `Policy`."""
-        with Choice(self._held, spared, self._waited, math.inf) as choice:
+        with Choice(self._held, spared, self._waits, math.inf) as choice:
             choice.take(self._everyone, bytes_needed)
             return choice.chosen
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Container, Iterable
 from typing import Any
 
@@ -79,8 +79,8 @@ class SlowWindowed:
         self.times: dict[bytes, list[int]] = {}
         self.last: dict[bytes, int] = {}
         self.window: set[bytes] = set()
-        self.waited: Counter[bytes] = Counter()
-        self.uses = self.moves = 0
+        self.waits: defaultdict[bytes, list[int]] = defaultdict(list)
+        self.uses = self.moves = self.places = 0
         self.now_s = -math.inf
 
     def on_use(self, digest: bytes) -> None:
@@ -111,11 +111,13 @@ class SlowWindowed:
         self.drop_expired_from_window()
 
     def on_wait(self, digests: Iterable[bytes]) -> None:
-        self.waited.update(digests)
+        self.places += 1
+        for digest in digests:
+            self.waits[digest].append(self.places)
 
     def on_wait_over(self, digests: Iterable[bytes]) -> None:
-        self.waited.subtract(digests)
-        self.waited = +self.waited
+        for digest in digests:
+            del self.waits[digest][:1]
 
     def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
         self.quotas.pop(tenant, None)
@@ -168,11 +170,11 @@ class SlowWindowed:
             stage, size = self.stage(digest), self.entries[digest].size_bytes
             if self.is_warmed(digest) and (stage in closed or size > spare):
                 closed.add(stage)
-            elif self.waited[digest] > 0:
+            elif self.waits[digest]:
                 later.append(digest)
             else:
                 choose(digest)
-        for digest in later:
+        for digest in sorted(later, key=lambda digest: -self.waits[digest][0]):
             choose(digest)
         return chosen, spare
 
