@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _CHATTY: Final = {
-    **dict.fromkeys(("bm25s", "httpx", "urllib3", "filelock"), logging.WARNING),
+    **dict.fromkeys(("httpx", "urllib3", "filelock"), logging.WARNING),
     "python_multipart": logging.ERROR,  # a line per broken form, of which its sender is told
 }
 """Libraries held back, and to which level; some set levels of their own."""
@@ -167,7 +167,7 @@ def _hold_back(logger: logging.Logger, least: int) -> None:
     for known in [f for f in logger.filters if isinstance(f, _AtLeast)]:
         logger.removeFilter(known)
     logger.setLevel(least)
-    logger.addFilter(_AtLeast(least))  # bm25s sets its level when it is imported: after this
+    logger.addFilter(_AtLeast(least))  # a library may set its level when it is imported: after this
 
 
 class _AtLeast(logging.Filter):

@@ -24,6 +24,7 @@ from chunkcache.retrieval.file_table import FileTable
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     import numpy as np
 
@@ -59,6 +60,10 @@ class Catalog:
     def close(self) -> None:
         """Close the file. Idempotent; later calls of other methods raise `ShuttingDown`."""
         self._database.close()
+
+    def together(self) -> AbstractContextManager[None]:
+        """Changes that this thread makes inside are one transaction; see `Database.together`."""
+        return self._database.together()
 
     # ------------------------------------------------------------ collections
 
@@ -225,12 +230,7 @@ class Catalog:
         """A document's entry in `documents`, or None."""
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
-            row = connection.execute(
-                f"SELECT {sql.INFO_COLUMNS} FROM documents WHERE collection = ? "
-                "AND document_id = ?",
-                (key, document_id),
-            ).fetchone()
-        return sql.document_info(collection, row) if row is not None else None
+            return sql.info_of(connection, key, collection, document_id)
 
     def document(self, tenant: str, collection: str, document_id: str) -> sql.StoredDocument | None:
         """A document with its text and how it was split, or None."""
@@ -268,13 +268,13 @@ class Catalog:
         """
         with self._database.writing() as connection:
             key = sql.writable_collection_key(connection, tenant, collection)
-            sql.put_document(connection, key, document, splitter)
+            sql.put_document(connection, key, document, splitter, chunks)
             sql.put_chunks(connection, key, document.document_id, chunks, vectors, space)
             sql.drop_former_passages(connection, self._keep_former_s)
             sql.raise_generation(connection, key)
-            stored = sql.stored_document(connection, key, collection, document.document_id)
-        assert stored is not None  # it was put in this transaction
-        return stored.info
+            info = sql.info_of(connection, key, collection, document.document_id)
+        assert info is not None  # it was put in this transaction
+        return info
 
     def replace_chunks(
         self,
@@ -296,7 +296,7 @@ class Catalog:
             now = sql.stored_document(connection, key, collection, read.info.document_id)
             if now is None or (now.info.sha256, now.splitter) != (read.info.sha256, read.splitter):
                 return False
-            sql.put_document(connection, key, now.document, splitter)
+            sql.put_document(connection, key, now.document, splitter, chunks)
             sql.put_chunks(connection, key, now.info.document_id, chunks, vectors, space)
             sql.drop_former_passages(connection, self._keep_former_s)
             sql.raise_generation(connection, key)
@@ -324,15 +324,16 @@ class Catalog:
                 sql.raise_generation(connection, key)
         return gone.rowcount > 0
 
-    def split_otherwise(self, tenant: str, collection: str, splitter: str) -> list[str]:
-        """Ids of documents whose chunks another splitter made."""
+    def split_otherwise(self, tenant: str, collection: str, splitter: str) -> list[tuple[str, int]]:
+        """Ids and sizes in bytes of documents whose chunks another splitter made."""
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             found = connection.execute(
-                "SELECT document_id FROM documents WHERE collection = ? AND splitter <> ?",
+                "SELECT document_id, size_bytes FROM documents "
+                "WHERE collection = ?1 AND (splitter < ?2 OR splitter > ?2)",  # by the index
                 (key, splitter),
             ).fetchall()
-        return [document_id for (document_id,) in found]
+        return found
 
     # ------------------------------------------------------------ chunks
 

@@ -22,6 +22,7 @@ from chunkcache.retrieval.documents import (
     DocumentKind,
     passage_digest,
     printable,
+    searched_text,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ CHUNK_COLUMNS = (
     "c.chunk_id, c.token_ids, c.text, d.document_id, c.title, c.url, c.start_char, c.end_char, "
     "c.headings, c.opening"
 )
+SEARCHED_COLUMNS = "c.title, c.headings, c.opening, c.text"
 SELECT_CHUNKS = f"SELECT {CHUNK_COLUMNS} FROM chunks c JOIN documents d ON d.key = c.document"
 
 
@@ -123,9 +125,21 @@ def chunk(row: Sequence[Any]) -> Chunk:
         url=url,
         start_char=start_char,
         end_char=end_char,
-        headings=tuple(json.loads(headings)) if headings != "[]" else (),
+        headings=_headings(headings),
         opening=opening,
     )
+
+
+def searched(row: Sequence[Any]) -> str:
+    """The searched text of a chunk, from `SEARCHED_COLUMNS`; columns after those are ignored."""
+    title, headings, opening, text = row[:4]
+    return searched_text(
+        Chunk("", (), text, title=title, headings=_headings(headings), opening=opening)
+    )
+
+
+def _headings(stored: str) -> tuple[str, ...]:
+    return tuple(json.loads(stored)) if stored != "[]" else ()
 
 
 def path_bytes(path: Path | None) -> bytes | None:
@@ -136,6 +150,17 @@ def path_bytes(path: Path | None) -> bytes | None:
 def path_of(stored: bytes | None) -> Path | None:
     """The path that was stored."""
     return Path(os.fsdecode(stored)) if stored is not None else None
+
+
+def info_of(
+    connection: sqlite3.Connection, key: int | None, collection: str, document_id: str
+) -> DocumentInfo | None:
+    """See `Catalog.document_info`."""
+    row = connection.execute(
+        f"SELECT {INFO_COLUMNS} FROM documents WHERE collection = ? AND document_id = ?",
+        (key, document_id),
+    ).fetchone()
+    return document_info(collection, row) if row is not None else None
 
 
 def stored_document(
@@ -169,24 +194,30 @@ def stored_document(
 
 
 def put_document(
-    connection: sqlite3.Connection, key: int, document: Document, splitter: str
+    connection: sqlite3.Connection,
+    key: int,
+    document: Document,
+    splitter: str,
+    chunks: Sequence[Chunk],
 ) -> None:
     """Write the document's own row. A replaced document keeps the time it was first added."""
     connection.execute(
         "INSERT INTO documents (collection, document_id, title, url, sha256, size_bytes, kind,"
         " text, attributes, reader, splitter, num_chunks, num_tokens, added_at, name, path,"
         " problems)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, ?, ?, ?, ?)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (collection, document_id) DO UPDATE SET title = excluded.title,"
         " url = excluded.url, sha256 = excluded.sha256, size_bytes = excluded.size_bytes,"
         " kind = excluded.kind, text = excluded.text, attributes = excluded.attributes,"
         " reader = excluded.reader, splitter = excluded.splitter, name = excluded.name,"
+        " num_chunks = excluded.num_chunks, num_tokens = excluded.num_tokens,"
         " path = excluded.path, problems = excluded.problems",
         (
             key, document.document_id, document.title, document.url, document.sha256,
             document.size_bytes, str(document.kind), document.text,
-            json.dumps(dict(document.attributes)), document.reader, splitter, time.time(),
-            document.name, path_bytes(document.path), json.dumps(document.problems),
+            json.dumps(dict(document.attributes)), document.reader, splitter,
+            len(chunks), sum(len(c.token_ids) for c in chunks), time.time(), document.name,
+            path_bytes(document.path), json.dumps(document.problems),
         ),
     )  # fmt: skip
 
@@ -199,7 +230,7 @@ def put_chunks(
     vectors: np.ndarray,
     space: str,
 ) -> None:
-    """Write a document's chunks and vectors in place of those it had, and count them."""
+    """Write a document's chunks and vectors in place of those it had."""
     (document_key,) = connection.execute(
         "SELECT key FROM documents WHERE collection = ? AND document_id = ?", (key, document_id)
     ).fetchone()
@@ -221,10 +252,6 @@ def put_chunks(
         ],
     )  # fmt: skip
     put_vectors(connection, range(first, first + len(chunks)), vectors, space)
-    connection.execute(
-        "UPDATE documents SET num_chunks = ?, num_tokens = ? WHERE key = ?",
-        (len(chunks), sum(len(c.token_ids) for c in chunks), document_key),
-    )
 
 
 def _keep_former_passages(

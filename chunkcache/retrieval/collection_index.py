@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 
 from chunkcache.errors import NotFound
-from chunkcache.retrieval.documents import SEARCHED_TEXT_VERSION, searched_text, vector_space
+from chunkcache.retrieval.documents import SEARCHED_TEXT_VERSION, vector_space
 from chunkcache.retrieval.index_folder import (
     INDEX_SUFFIX,
     remove_index_folder,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _Index = TypeVar("_Index")
 log = structlog.get_logger(__name__)
 
-_BATCH_ENTRIES = 16384
+_BATCH_ENTRIES = 4096  # texts or vectors in memory twice: as they are stored, and in the index
 _UNSAVED_ENTRIES = 256  # changes that are not worth a save; or a tenth of both indexes
 
 
@@ -145,9 +145,9 @@ class CollectionIndex:
         added = 0
         for start in range(0, len(missing), _BATCH_ENTRIES):
             batch = missing[start : start + _BATCH_ENTRIES]
-            chunks = self._catalog.entries.chunks(self._tenant, self._collection, batch)
-            self._words.add(list(chunks), [searched_text(chunk) for chunk in chunks.values()])
-            added += len(chunks)
+            texts = self._catalog.entries.searched_texts(self._tenant, self._collection, batch)
+            self._words.add(list(texts), list(texts.values()))
+            added += len(texts)
         return added
 
     def _save(self) -> None:

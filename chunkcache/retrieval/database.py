@@ -112,6 +112,11 @@ _UPGRADES: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
         "CREATE INDEX former_passages_by_age ON former_passages (replaced_at)",
     ),
+    (
+        # whether anything is of another splitter or embedder is asked before every search
+        "CREATE INDEX documents_by_splitter ON documents (collection, splitter)",
+        "CREATE INDEX vectors_by_embedder ON vectors (embedder)",
+    ),
 )
 SCHEMA_VERSION = 1 + len(_UPGRADES)
 
@@ -130,6 +135,7 @@ class Database:
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
         self._write_lock = threading.Lock()  # writers of this process queue here, not in SQLite
+        self._joined = threading.local()  # `connection`: of the transaction a thread is inside
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -146,6 +152,10 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A read transaction: everything read inside belongs to one moment."""
+        if (joined := self._own_transaction()) is not None:
+            with self._translated():
+                yield joined
+            return
         with self._borrowed() as connection, self._translated():
             connection.execute("BEGIN")
             try:
@@ -160,6 +170,10 @@ class Database:
         Raises:
             StoreError: the disk is full, or another process wrote for 30 s on end.
         """
+        if (joined := self._own_transaction()) is not None:
+            with self._translated(), _savepoint(joined):
+                yield joined
+            return
         with self._write_lock, self._borrowed() as connection, self._translated():
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -169,6 +183,26 @@ class Database:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """One write transaction, and one sync, of all that this thread reads and writes inside.
+
+        A `writing` inside is whole or absent by itself, and what it wrote is read inside. Others
+        see all of it when it ends, or nothing when it raises.
+
+        Raises:
+            StoreError: see `writing`; it must not be caught inside.
+        """
+        with self.writing() as connection:
+            self._joined.connection = connection
+            try:
+                yield
+            finally:
+                self._joined.connection = None
+
+    def _own_transaction(self) -> sqlite3.Connection | None:
+        return getattr(self._joined, "connection", None)
 
     def close(self) -> None:
         """Close every connection, those in use when they are given back. Idempotent."""
@@ -263,6 +297,20 @@ class Database:
                 f"catalog: {self.path} is damaged or no catalog: {error}. Hint: restore it from a "
                 "backup, or move it away and ingest again"
             ) from error
+
+
+@contextmanager
+def _savepoint(connection: sqlite3.Connection) -> Iterator[None]:
+    """A transaction inside another one."""
+    connection.execute("SAVEPOINT inner")
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:  # a full disk ends all of it
+            connection.execute("ROLLBACK TO inner")
+            connection.execute("RELEASE inner")
+        raise
+    connection.execute("RELEASE inner")
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chunkcache.retrieval import catalog_sql as sql
-from chunkcache.retrieval.documents import searched_text
 
 if TYPE_CHECKING:
     import sqlite3
@@ -94,13 +93,14 @@ class EntryTable:
         return [sql.chunk(row) for row in found]
 
     def without_vector(self, tenant: str, collection: str, space: str) -> Entries:
-        """Entries that have no vector in this space. Raises `NotFound`."""
+        """Entries whose vector is of another space. Raises `NotFound`."""
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             found = connection.execute(
-                "SELECT c.entry FROM chunks c JOIN documents d ON d.key = c.document "
-                "LEFT JOIN vectors v ON v.entry = c.entry AND v.embedder = ? "
-                "WHERE d.collection = ? AND v.entry IS NULL ORDER BY d.key, c.ordinal",
+                # crossed, so that the index of vectors is read first: few are of another space
+                "SELECT c.entry FROM vectors v CROSS JOIN chunks c ON c.entry = v.entry "
+                "CROSS JOIN documents d ON d.key = c.document WHERE d.collection = ?2 "
+                "AND (v.embedder < ?1 OR v.embedder > ?1) ORDER BY d.key, c.ordinal",
                 (space, key),
             ).fetchall()
         return np.array([entry for (entry,) in found], np.int64)
@@ -164,6 +164,23 @@ class EntryTable:
                     (key, batch),
                 ).fetchall()
             found.update({row[-1]: sql.chunk(row) for row in page})
+        return found
+
+    def searched_texts(
+        self, tenant: str, collection: str, entries: Sequence[int] | Entries
+    ) -> dict[int, str]:
+        """What is indexed of chunks of the collection, by entry. Those gone are left out."""
+        found: dict[int, str] = {}
+        for batch in _batches(entries):
+            with self._database.reading() as connection:
+                key = sql.collection_key(connection, tenant, collection)
+                page = connection.execute(
+                    f"SELECT {sql.SEARCHED_COLUMNS}, c.entry FROM chunks c "
+                    "JOIN documents d ON d.key = c.document WHERE d.collection = ? "
+                    "AND c.entry IN (SELECT value FROM json_each(?))",
+                    (key, batch),
+                ).fetchall()
+            found.update({row[-1]: sql.searched(row) for row in page})
         return found
 
     def stamp(self, tenant: str) -> Stamp:
@@ -250,14 +267,13 @@ class EntryTable:
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             found = connection.execute(
-                f"SELECT {sql.CHUNK_COLUMNS}, v.vector FROM chunks c "
+                f"SELECT {sql.SEARCHED_COLUMNS}, v.vector FROM chunks c "
                 "JOIN documents d ON d.key = c.document JOIN vectors v ON v.entry = c.entry "
                 "WHERE d.collection = ? AND d.document_id = ? AND v.embedder = ?",
                 (key, document_id, space),
             ).fetchall()
         return {
-            searched_text(sql.chunk(row)): np.frombuffer(row[-1], "<f4").astype(np.float32)
-            for row in found
+            sql.searched(row): np.frombuffer(row[-1], "<f4").astype(np.float32) for row in found
         }
 
 

@@ -1,7 +1,8 @@
-"""Files, uploads and texts → documents in the catalog, each in one transaction of its own.
+"""Files, uploads and texts → documents in the catalog, each absent or whole.
 
 Many documents go through a pipeline (`pipeline.py`): read and split ahead, embedded together,
-written in order. A document is acknowledged (counted, reported as progress) once it is written.
+written in order, some in one transaction. A document is acknowledged (counted, reported as
+progress) once it is written.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -38,15 +40,15 @@ from chunkcache.retrieval.identity import document_of_file, reads_the_same
 from chunkcache.retrieval.includes import with_includes
 from chunkcache.retrieval.loaders import READERS_VERSION, Extracted, check_size, load
 from chunkcache.retrieval.pipeline import embed_beside, read_ahead
+from chunkcache.retrieval.prepared import Prepared, Source
 from chunkcache.retrieval.refresh import refresh
 from chunkcache.retrieval.walk import find_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
 
-    from chunkcache.chunk import Chunk
     from chunkcache.config import RetrievalSettings
     from chunkcache.protocol import DocumentInfo, GivenDocument
     from chunkcache.retrieval.catalog import Catalog
@@ -55,44 +57,10 @@ if TYPE_CHECKING:
     from chunkcache.retrieval.refresh import Refreshed
     from chunkcache.retrieval.splitter import Splitter
 
+    _Written = tuple["Outcome", DocumentInfo]
+
 Outcome = Literal["added", "updated", "unchanged", "renamed"]
 _PROBLEMS_KEPT = 50  # of one document
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """One thing to ingest: where it goes, what it is called, its bytes."""
-
-    tenant: str
-    collection: str
-    document_id: str
-    name: str
-    data: bytes
-    sha256: str  # of the data
-    attributes: Attributes | None = None
-    path: Path | None = None  # of a file
-    renamed: bool = False  # known by its content; it was at another path
-
-    @property
-    def where(self) -> tuple[str, str]:
-        return self.tenant, self.collection
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A source that was read and split, and is yet to be embedded and written.
-
-    `problem`: it cannot be ingested. `before` alone: it is in the catalog already, as it is.
-    """
-
-    name: str  # as reports and progress show it
-    source: _Source | None = None
-    document: Document | None = None
-    chunks: Sequence[Chunk] = ()
-    known: Mapping[str, np.ndarray] = field(default_factory=dict)
-    texts: Sequence[str] = ()
-    before: DocumentInfo | None = None
-    problem: OSError | InvalidRequest | None = None
 
 
 class Ingestor:
@@ -145,16 +113,13 @@ class Ingestor:
         report = IngestReport(skipped=found.skipped, problems=found.problems)
         read = partial(self._prepare_file, tenant, collection, roots)
         prepared = read_ahead(read, ((_size_bytes(path), path) for path in found.files))
-        for done, (one, made) in enumerate(embed_beside(self._embedder, prepared), start=1):
-            try:
-                outcome, info = self._write_or_retract(one, made)
-                _count(report, outcome, info)
-                if outcome != "unchanged":
-                    report.problems += [f"{one.name}: {what}" for what in info.problems]
-            except (OSError, InvalidRequest) as error:
-                _note(report, one.name, error)
-            if on_progress is not None:
-                on_progress(done, len(found.files), one.name)
+        done = 0
+        for some, made in embed_beside(self._embedder, prepared):
+            for one, written in self._write_together(some, partial(self._write_or_retract, made)):
+                _count(report, one, written)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, len(found.files), one.name)
         return report
 
     def ingest_bytes(
@@ -181,11 +146,11 @@ class Ingestor:
         self.refresh(tenant=tenant, collection=collection)
         document_id = document_id_of("upload", f"{upload_id}\0{name}" if upload_id else name)
         sha256 = hashlib.sha256(data).hexdigest()
-        source = _Source(tenant, collection, document_id, name, data, sha256, attributes)
+        source = Source(tenant, collection, document_id, name, len(data), sha256, attributes)
         try:
             one = self._prepare(source, partial(self._extract, name, data))
             made = dict(zip(one.texts, self._embedder.embed(one.texts), strict=True))
-            return self._write(one, made)[1]
+            return self._write(made, one)[1]
         except InvalidRequest as error:
             raise InvalidRequest(f"{printable(name)}: {error}", param="file") from error
 
@@ -206,11 +171,9 @@ class Ingestor:
         report = IngestReport()
         read = partial(self._prepare_text, tenant, collection)
         prepared = read_ahead(read, ((len(one.given.text), one) for one in numbered(documents)))
-        for one, made in embed_beside(self._embedder, prepared):
-            try:
-                _count(report, *self._write(one, made))
-            except InvalidRequest as error:
-                _note(report, one.name, error)
+        for some, made in embed_beside(self._embedder, prepared):
+            for one, written in self._write_together(some, partial(self._write, made)):
+                _count(report, one, written)
         return report
 
     def refresh(
@@ -235,24 +198,25 @@ class Ingestor:
 
     def _prepare_file(
         self, tenant: str, collection: str, roots: Sequence[Path], path: Path
-    ) -> _Prepared:
+    ) -> Prepared:
         name = printable(path)
         try:
             data = with_includes(path, roots, self._read, self._limit_bytes)
             sha256 = hashlib.sha256(data).hexdigest()
             document_id, moved = document_of_file(self._catalog, tenant, collection, path, sha256)
-            source = _Source(
-                tenant, collection, document_id, path.name, data, sha256, path=path, renamed=moved
-            )
+            source = Source(
+                tenant, collection, document_id, path.name, len(data), sha256,
+                path=path, renamed=moved,
+            )  # fmt: skip
         except (OSError, InvalidRequest) as error:
-            return _Prepared(name, problem=error)
+            return Prepared(name, problem=error)
         try:
-            extract = partial(self._extract, source.name, source.data)
+            extract = partial(self._extract, source.name, data)
             return self._prepare(source, extract, name=name)
         except InvalidRequest as error:
-            return _Prepared(name, source, problem=error)
+            return Prepared(name, source, problem=error)
 
-    def _prepare_text(self, tenant: str, collection: str, numbered: NumberedText) -> _Prepared:
+    def _prepare_text(self, tenant: str, collection: str, numbered: NumberedText) -> Prepared:
         given = numbered.given
         name = printable(given.id) or str(numbered.index)
         try:
@@ -260,31 +224,31 @@ class Ingestor:
             data = json.dumps(content).encode()
             sha256 = hashlib.sha256(data).hexdigest()
             document_id = document_id_of("text", given.id or sha256)
-            source = _Source(tenant, collection, document_id, "", data, sha256)
+            source = Source(tenant, collection, document_id, "", len(data), sha256)
             return self._prepare(source, partial(extracted, given), name=name, again=numbered.again)
         except InvalidRequest as error:
-            return _Prepared(name, problem=error)
+            return Prepared(name, problem=error)
 
     def _prepare(
         self,
-        source: _Source,
+        source: Source,
         extract: Callable[[], Extracted],
         *,
         name: str = "",
         again: bool = False,
-    ) -> _Prepared:
+    ) -> Prepared:
         """Everything before embedding. `again`: what the catalog has is about to be replaced."""
         called = printable(source.name)
         before = self._catalog.document_info(*source.where, source.document_id)
         if before is not None and self._is_current(source, before) and not again:
-            return _Prepared(name, source, before=before)
+            return Prepared(name, source, before=before)
         found = extract()
         document = Document(
             document_id=source.document_id,
             title=found.title,
             url=found.url,
             sha256=source.sha256,
-            size_bytes=len(source.data),
+            size_bytes=source.size_bytes,
             kind=found.kind,
             text=valid_unicode("text", found.text),
             attributes=source.attributes or {},
@@ -301,20 +265,34 @@ class Ingestor:
         if not chunks:
             reason = document.problems[0] if document.problems else "there is no text in it"
             raise InvalidRequest(reason, param="file")
-        space = vector_space(self._embedder)
-        known = self._catalog.entries.vectors_by_text(*source.where, source.document_id, space)
+        known: Mapping[str, np.ndarray] = {}
+        if before is not None:
+            space = vector_space(self._embedder)
+            known = self._catalog.entries.vectors_by_text(*source.where, source.document_id, space)
         texts = texts_to_embed(chunks, known)
-        return _Prepared(name, source, document, chunks, known, texts)
+        return Prepared(name, source, document, chunks, known, texts)
 
-    def _is_current(self, source: _Source, before: DocumentInfo) -> bool:
+    def _is_current(self, source: Source, before: DocumentInfo) -> bool:
         """Whether the catalog has these bytes, and read as they would be now."""
         reader = self._catalog.reader(*source.where, source.document_id)
         same = (before.sha256, reader) == (source.sha256, READERS_VERSION)
         return same and reads_the_same(before, printable(source.name))
 
-    def _write(
-        self, one: _Prepared, made: Mapping[str, np.ndarray]
-    ) -> tuple[Outcome, DocumentInfo]:
+    def _write_together(
+        self, some: Sequence[Prepared], write: Callable[[Prepared], _Written]
+    ) -> Iterator[tuple[Prepared, _Written | OSError | InvalidRequest]]:
+        """What became of each, once all of them are in the catalog: one transaction."""
+        results: list[_Written | OSError | InvalidRequest] = []
+        changes = any(one.document is not None for one in some)
+        with self._catalog.together() if changes else nullcontext():
+            for one in some:
+                try:
+                    results.append(write(one))
+                except (OSError, InvalidRequest) as error:
+                    results.append(error)
+        yield from zip(some, results, strict=True)
+
+    def _write(self, made: Mapping[str, np.ndarray], one: Prepared) -> _Written:
         """The document into the catalog, unless it is there by now. Raises its `problem`."""
         if one.problem is not None:
             raise one.problem
@@ -338,7 +316,7 @@ class Ingestor:
             return "renamed", info
         return ("added" if before is None else "updated"), info
 
-    def _keep(self, source: _Source, before: DocumentInfo) -> DocumentInfo:
+    def _keep(self, source: Source, before: DocumentInfo) -> DocumentInfo:
         """The document as it is, under the name that its file has now."""
         where = (*source.where, source.document_id)
         if source.attributes is not None:
@@ -349,12 +327,10 @@ class Ingestor:
         self._catalog.files.name(*where, name, source.path)
         return before.model_copy(update={"name": name, "path": path})
 
-    def _write_or_retract(
-        self, one: _Prepared, made: Mapping[str, np.ndarray]
-    ) -> tuple[Outcome, DocumentInfo]:
+    def _write_or_retract(self, made: Mapping[str, np.ndarray], one: Prepared) -> _Written:
         """Of a file: what it was before is no answer any more when it cannot be read as text."""
         try:
-            return self._write(one, made)
+            return self._write(made, one)
         except InvalidRequest as error:
             source = one.source
             if source is not None and self._catalog.remove_document(
@@ -372,12 +348,6 @@ def _size_bytes(path: Path) -> int:
         return 0
 
 
-def _note(report: IngestReport, name: str, error: OSError | InvalidRequest) -> None:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    report.skipped += 1
-    report.problems.append(f"{name}: {reason}")
-
-
 def _first(problems: Sequence[str]) -> tuple[str, ...]:
     """What is kept of the problems of one document: a corpus may have millions of wrong lines."""
     more = len(problems) - _PROBLEMS_KEPT
@@ -385,8 +355,18 @@ def _first(problems: Sequence[str]) -> tuple[str, ...]:
     return (*kept, f"and {more} more") if more > 0 else kept
 
 
-def _count(report: IngestReport, outcome: Outcome, info: DocumentInfo) -> None:
+def _count(
+    report: IngestReport, one: Prepared, written: _Written | OSError | InvalidRequest
+) -> None:
+    if isinstance(written, (OSError, InvalidRequest)):
+        reason = written.strerror if isinstance(written, OSError) else str(written)
+        report.skipped += 1
+        report.problems.append(f"{one.name}: {reason}")
+        return
+    outcome, info = written
     setattr(report, outcome, getattr(report, outcome) + 1)
     if outcome in ("added", "updated"):
         report.chunks += info.num_chunks
         report.tokens += info.num_tokens
+    if outcome != "unchanged" and one.source is not None and one.source.path is not None:
+        report.problems += [f"{one.name}: {what}" for what in info.problems]

@@ -24,6 +24,7 @@ _AHEAD_ITEMS = 64
 _AHEAD_BYTES = 8 << 20  # beyond them, no other document is read ahead
 _FIRST_BATCH_TEXTS = 16  # batches double from here, so that a short job is not one long wait
 _BATCH_TEXTS = 256  # enough to keep cores busy; few, because a kill loses what is not written yet
+_TOGETHER = 32  # items given out at once: one sync for all, and no long wait for other writers
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -76,8 +77,8 @@ def read_ahead(
 
 def embed_beside(
     embedder: Embedder, items: Iterable[_Embeddable]
-) -> Iterator[tuple[_Embeddable, Mapping[str, np.ndarray]]]:
-    """Each item in order, with the vectors of its texts (and perhaps of others') by text.
+) -> Iterator[tuple[list[_Embeddable], Mapping[str, np.ndarray]]]:
+    """All items in order, some at once, with the vectors of their texts (and of others') by text.
 
     The texts of many items are embedded together, each once, in a thread beside: while one batch
     is embedded, the caller works on the one before and the one behind is gathered.
@@ -101,10 +102,10 @@ def embed_beside(
 
 def _embedded(
     batch: list[_Embeddable], vectors: Future[Mapping[str, np.ndarray]]
-) -> Iterator[tuple[_Embeddable, Mapping[str, np.ndarray]]]:
+) -> Iterator[tuple[list[_Embeddable], Mapping[str, np.ndarray]]]:
     made = vectors.result()
-    for item in batch:
-        yield item, made
+    for start in range(0, len(batch), _TOGETHER):
+        yield batch[start : start + _TOGETHER], made
 
 
 def _batches(items: Iterable[_Embeddable]) -> Iterator[list[_Embeddable]]:

@@ -69,10 +69,12 @@ def refresh(
         if stale:
             log.warning("documents_split_again", collection=collection, documents=len(stale))
         prepare = partial(_prepare, catalog, splitter, embedder, tenant, collection)
-        sizes = {d.document_id: d.size_bytes for d in catalog.documents(tenant, collection)}
-        prepared = read_ahead(prepare, ((sizes.get(each, 0), each) for each in stale))
-        for one, made in embed_beside(embedder, prepared):
-            documents += _replace(catalog, splitter, embedder, tenant, collection, one, made)
+        prepared = read_ahead(prepare, ((size_bytes, each) for each, size_bytes in stale))
+        for some, made in embed_beside(embedder, prepared):
+            with catalog.together():
+                for one in some:
+                    done = _replace(catalog, splitter, embedder, tenant, collection, one, made)
+                    documents += done
     vectors = _embed_again(catalog, embedder, tenant, collection)
     return Refreshed(documents, vectors)
 

@@ -129,6 +129,16 @@ def check_new(
     return new_ids, new_vectors
 
 
+def best_places(ids: Ids, scores: Vectors, k: int) -> npt.NDArray[np.intp]:
+    """Places of the `k` best scores, best first. All that tie with the last one compete by id."""
+    candidates = np.arange(len(scores))
+    if k < len(scores):
+        worst = np.partition(scores, len(scores) - k)[len(scores) - k]
+        candidates = np.flatnonzero(scores >= worst)
+    order = np.lexsort((ids[candidates], -scores[candidates]))
+    return candidates[order[:k]]
+
+
 def check_k(k: int) -> None:
     """Raises `ValueError` unless `k` is at least 1."""
     if k < 1:

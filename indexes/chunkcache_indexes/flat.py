@@ -9,6 +9,7 @@ import numpy as np
 from chunkcache_indexes.base import (
     NO_ID,
     Hits,
+    best_places,
     check_k,
     check_new,
     checked_ids,
@@ -101,14 +102,6 @@ def exact_search(ids: Ids, vectors: Vectors, queries: Vectors, k: int) -> Hits:
     for start in range(0, len(queries), step):
         block = queries[start : start + step] @ vectors.T
         for row, scores in enumerate(block, start):
-            best = _best(ids, scores, taken)
+            best = best_places(ids, scores, taken)
             found_ids[row, :taken], found_scores[row, :taken] = ids[best], scores[best]
     return Hits(found_ids, found_scores)
-
-
-def _best(ids: Ids, scores: Vectors, k: int) -> npt.NDArray[np.intp]:
-    """Indices of the `k` best scores, best first. All that tie with the last one compete by id."""
-    worst = np.partition(scores, len(scores) - k)[len(scores) - k]
-    candidates = np.flatnonzero(scores >= worst)
-    order = np.lexsort((ids[candidates], -scores[candidates]))
-    return candidates[order[:k]]

@@ -25,12 +25,12 @@ def test_a_library_that_sets_its_level_later_stays_quiet(level: LogLevel, seen: 
         def emit(self, record: logging.LogRecord) -> None:
             records.append(record.getMessage())
 
-    logger, keep = logging.getLogger("bm25s"), Keep()
+    logger, keep = logging.getLogger("filelock"), Keep()
     logger.addHandler(keep)
     try:
         for _ in range(2):  # configured twice, filtered once
             configure_logging(level, as_json=False)
-        logger.setLevel(logging.DEBUG)  # as bm25s does
+        logger.setLevel(logging.DEBUG)  # as bm25s did
         for name in ("debug", "info", "warning", "error"):
             getattr(logger, name)(name)
     finally:

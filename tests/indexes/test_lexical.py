@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import bm25s
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,6 +121,50 @@ def test_scores_are_those_of_the_formula() -> None:
         expected, rel=1e-5
     )
     assert hits.scores.tolist() == sorted(hits.scores.tolist(), reverse=True)
+
+
+def test_scores_are_those_of_bm25s() -> None:
+    """The slow twin, over texts that came and went in parts."""
+    draw = np.random.default_rng(0)
+    words = [f"w{n}" for n in range(60)]
+    texts = [" ".join(draw.choice(words, draw.integers(0, 30))) for _ in range(400)]
+    index = LexicalIndex()
+    for start in range(0, 400, 37):
+        part = texts[start : start + 37]
+        index.add(range(start, start + len(part)), part)
+    gone = draw.choice(400, 60, replace=False)
+    index.remove(gone)
+    left = np.setdiff1d(np.arange(400), gone)
+    twin = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
+    twin.index([texts[n].split() for n in left], show_progress=False)
+    for query in ("w0", "w1 w2 w3", " ".join(words)):
+        expected = twin.get_scores(query.split())
+        found = index.search(query, 400)
+        assert dict(zip(found.ids.tolist(), found.scores.tolist(), strict=True)) == pytest.approx(
+            {int(n): float(s) for n, s in zip(left, expected, strict=True) if s > 0}, rel=1e-5
+        )
+
+
+def test_rows_of_removed_texts_are_forgotten_when_they_are_many() -> None:
+    index = filled(*(f"common w{n}" for n in range(900)))
+    index.remove(range(10, 260))
+    assert len(index._ids) == 900  # not yet worth it
+    index.remove(range(260, 360))
+    assert len(index._ids) == len(index) == 550
+    index.add([5], ["common w1"])
+    assert index.search("w1", 9).ids.tolist() == [5]
+    assert index.search("w899", 9).ids.tolist() == [909]
+    assert len(index.search("common", 999).ids) == 551
+
+
+def test_adding_few_texts_to_many_touches_few() -> None:
+    """What is there already is neither copied nor weighed again."""
+    index = filled(*(f"common w{n}" for n in range(500)))
+    many = index._parts[0]
+    for n in range(8):
+        index.add([n], [f"common new{n}"])
+        assert index._parts[0] is many
+    assert index.search("common", 999).ids.tolist() == [*range(8), *range(10, 510)]
 
 
 def test_texts_without_a_common_word_are_not_hits() -> None:

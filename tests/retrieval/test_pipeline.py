@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from chunkcache.errors import StoreError
+from chunkcache.errors import InvalidRequest, StoreError
 from chunkcache.protocol import GivenDocument
+from chunkcache.retrieval import catalog_sql as sql
 from chunkcache.retrieval.catalog import Catalog
 from chunkcache.retrieval.documents import vector_space
 from chunkcache.retrieval.embedder import HashingEmbedder
@@ -19,7 +20,7 @@ from chunkcache.retrieval.ingest import Ingestor
 from chunkcache.retrieval.pipeline import embed_beside, read_ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 WHERE = ("public", "default")
@@ -29,6 +30,13 @@ WHERE = ("public", "default")
 class Item:
     number: int
     texts: list[str] = field(default_factory=list)
+
+
+def embedded(embedder: Any, items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
+    """One by one."""
+    for some, vectors in embed_beside(embedder, items):
+        assert 0 < len(some) <= 32
+        yield from ((item, vectors) for item in some)
 
 
 class Calls(HashingEmbedder):
@@ -92,7 +100,7 @@ def test_a_failure_comes_in_its_turn() -> None:
 def test_texts_of_many_items_are_embedded_together_and_each_once() -> None:
     embedder = Calls()
     items = [Item(n, [f"word {n} {part}" for part in range(n % 4)] + ["alike"]) for n in range(400)]
-    found = list(embed_beside(embedder, items))
+    found = list(embedded(embedder, items))
     assert [item.number for item, _ in found] == list(range(400))
     for item, vectors in found:
         for text in item.texts:
@@ -104,7 +112,7 @@ def test_texts_of_many_items_are_embedded_together_and_each_once() -> None:
 
 def test_items_without_texts_keep_their_place_and_cost_nothing() -> None:
     embedder = Calls()
-    found = [item.number for item, _ in embed_beside(embedder, [Item(n) for n in range(50)])]
+    found = [item.number for item, _ in embedded(embedder, [Item(n) for n in range(50)])]
     assert found == list(range(50)) and embedder.calls == []
 
 
@@ -116,7 +124,7 @@ def test_an_endless_source_is_taken_in_bounded_parts() -> None:
             taken.append(number)
             yield Item(number, [f"word {number}"])
 
-    embedding = embed_beside(Calls(), items())
+    embedding = embedded(Calls(), items())
     for _ in range(2000):
         next(embedding)
     assert len(taken) <= 2000 + 3 * 256
@@ -132,7 +140,7 @@ def test_what_was_embedded_before_a_failure_is_given_out() -> None:
 
     found = []
     with pytest.raises(RuntimeError, match="out of memory"):
-        for item, _ in embed_beside(Failing(), [Item(n, [f"word {n}"]) for n in range(500)]):
+        for item, _ in embedded(Failing(), [Item(n, [f"word {n}"]) for n in range(500)]):
             found.append(item.number)
     assert found == list(range(len(found))) and 0 < len(found) <= 40
 
@@ -188,10 +196,44 @@ def test_progress_is_told_of_what_is_written(
     def told(done: int, total: int, name: str) -> None:
         nonlocal readable
         readable += int(name[-6:-4]) % 7 > 0
-        assert len(catalog.documents(*WHERE)) == readable and total == 60
+        assert len(catalog.documents(*WHERE)) >= readable and total == 60
 
     ingestor.ingest_paths([tmp_path / "docs"], on_progress=told)
     assert readable == 51
+
+
+def test_documents_are_synced_together_and_never_so_many_that_others_wait_long(
+    ingestor: Ingestor, catalog: Catalog, tmp_path: Path, long_text: Any,
+) -> None:  # fmt: skip
+    write_folder(tmp_path / "docs", long_text)
+    seen: list[int] = []
+    ingestor.ingest_paths(
+        [tmp_path / "docs"],
+        on_progress=lambda *_: seen.append(len(catalog.documents(*WHERE))),
+    )
+    steps = np.diff([0, *dict.fromkeys(seen)])
+    assert len(steps) <= 6 and steps.max() <= 32 and sum(steps) == 51
+
+
+def test_a_document_that_fails_leaves_those_beside_it_whole(
+    ingestor: Ingestor, catalog: Catalog, tmp_path: Path, long_text: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It may have written something by then."""
+    write_folder(tmp_path / "docs", long_text)
+    put = sql.put_chunks
+
+    def failing(connection: Any, key: Any, document_id: str, chunks: Any, *more: Any) -> None:
+        put(connection, key, document_id, chunks, *more)
+        if chunks[0].title == "10.txt":
+            raise InvalidRequest("it is too strange")
+
+    monkeypatch.setattr(sql, "put_chunks", failing)
+    report = ingestor.ingest_paths([tmp_path / "docs"])
+    assert (report.added, report.skipped) == (50, 10)
+    titles = {chunk.title for chunk in catalog.chunks(*WHERE)}
+    assert len(titles) == 50 and "10.txt" not in titles
+    assert titles == {d.title for d in catalog.documents(*WHERE)}
 
 
 def test_when_the_catalog_fails_what_was_acknowledged_stays(

@@ -4,21 +4,28 @@
 
 #if defined(__AVX512BW__) && defined(__AVX512F__) && WIDTH == 16
 
-#define TILE 12   /* rows of a tile: 24 sums, two vectors of weights, one number of a row */
-#define LITTLE 4  /* rows of the tile for what is left over, if they are enough */
+#define TILE 6    /* rows of a product's tile: 24 sums, four vectors of weights, one pair of a row */
+#define LOOKS 12  /* rows that attend together: 24 sums, two vectors of keys, one number of a row */
+#define LITTLE 4  /* rows that attend together where there are no more */
 #define BLOCK 96  /* rows that go through a product together, while its weights are near; whole tiles */
 #define NOTHING (-1e30f)
 
+/* Rows rounded for a product. */
 typedef struct {
-    float *qkv;       /* [rows + TILE][3][width]: a tile may read, not use, what is behind the rows */
-    float *mixed;     /* [rows][width] */
-    float *out;       /* [BLOCK][width] */
-    float *up;        /* [BLOCK][terms of a block of `down`] */
-    int16_t *narrow;  /* [BLOCK][width], then as `up` */
-    float *row_steps; /* [BLOCK][blocks], then [BLOCK] */
-    float *keys;      /* [dim][padded longest] */
-    float *values;    /* [longest][dim] */
-    float *scores;    /* [TILE][padded longest] */
+    int16_t *numbers; /* [rows][terms] */
+    float *steps;     /* [rows][blocks] */
+} Narrow;
+
+typedef struct {
+    float *qkv;     /* [rows + LOOKS][3][width]: more rows may be read, not used, than there are */
+    float *mixed;   /* [rows][width] */
+    float *out;     /* [BLOCK][width] */
+    float *up;      /* [BLOCK][terms of a block of `down`] */
+    Narrow in;      /* [BLOCK][width] */
+    Narrow between; /* [BLOCK][terms of a block of `down`] */
+    float *keys;    /* [dim][padded longest] */
+    float *values;  /* [longest][dim] */
+    float *scores;  /* [LOOKS][padded longest] */
 } Scratch;
 
 static int padded(int count) { return (count + COLUMNS - 1) / COLUMNS * COLUMNS; }
@@ -29,131 +36,151 @@ static char *take(char **memory, int64_t bytes) {
     return taken;
 }
 
+static Narrow narrow_in(int terms, char **memory) {
+    return (Narrow){
+        .numbers = (int16_t *)take(memory, 2LL * BLOCK * terms),
+        .steps = (float *)take(memory, 4LL * BLOCK * (terms / COLUMNS)),
+    };
+}
+
 static Scratch scratch_in(const Encoder *of, int rows, int longest, char **memory) {
     const int dim = of->width / of->heads;
     return (Scratch){
-        .qkv = (float *)take(memory, 12LL * (rows + TILE) * of->width),
+        .qkv = (float *)take(memory, 12LL * (rows + LOOKS) * of->width),
         .mixed = (float *)take(memory, 4LL * rows * of->width),
         .out = (float *)take(memory, 4LL * BLOCK * of->width),
         .up = (float *)take(memory, 4LL * BLOCK * of->inner),
-        .narrow = (int16_t *)take(memory, 2LL * BLOCK * (of->width + of->inner)),
-        .row_steps = (float *)take(memory, 4LL * BLOCK * (of->width / COLUMNS + 1)),
+        .in = narrow_in(of->width, memory),
+        .between = narrow_in(of->inner, memory),
         .keys = (float *)take(memory, 4LL * dim * padded(longest)),
         .values = (float *)take(memory, 4LL * dim * longest),
-        .scores = (float *)take(memory, 4LL * TILE * padded(longest)),
+        .scores = (float *)take(memory, 4LL * LOOKS * padded(longest)),
     };
 }
 
 /* ---------------------------------------------------------------- products */
 
+typedef int32_t Pair __attribute__((may_alias, aligned(4)));
+
 /* Adds sixteen columns' pairs times one pair of a row. Written as an instruction where there is
  * one: through its intrinsic gcc keeps most of the sums in memory. */
-INLINE void add_pair(__m512i *sums, __m512i columns, const int16_t *pair) {
-    typedef int32_t Pair __attribute__((may_alias, aligned(2)));
+INLINE void add_pair(__m512i *sums, __m512i columns, __m512i pair) {
 #if defined(__AVX512VNNI__)
-    __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(*sums) : "v"(columns), "m"(*(const Pair *)pair));
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(*sums) : "v"(columns), "v"(pair));
 #else
-    const __m512i both = _mm512_set1_epi32(*(const Pair *)pair);
-    *sums = _mm512_add_epi32(*sums, _mm512_madd_epi16(columns, both));
+    *sums = _mm512_add_epi32(*sums, _mm512_madd_epi16(columns, pair));
 #endif
 }
 
-/* Rows of `count` numbers in steps of their own. */
-static void narrow_rows(const float *rows, int64_t stride, int num_rows, int count, int16_t *to,
-                        int64_t to_stride, float *steps, int step_stride) {
-    for (int r = 0; r < num_rows; r++) {
-        const float *row = rows + r * stride;
-        vf squares = {}, tops = {};
-        for (int i = 0; i < count; i += WIDTH) {
-            vf x = load_f32(row + i);
-            squares += x * x;
-            tops = larger(tops, (vf)_mm512_abs_ps((__m512)x));
-        }
-        const float norm = sqrtf(sum(squares)) / NORM, top = largest(tops) / LARGEST;
-        const float step = norm > top ? norm : top;
-        const float scale = step > 0.0f ? 1.0f / step : 0.0f;
-        for (int i = 0; i < count; i += WIDTH) {
-            __m512i whole = _mm512_cvtps_epi32((__m512)(load_f32(row + i) * scale));
-            _mm256_storeu_si256((__m256i *)(to + r * to_stride + i), _mm512_cvtepi32_epi16(whole));
-        }
-        steps[r * step_stride] = step;
+/* Terms of a row in steps of their own. */
+INLINE void narrow_row(const float *from, int terms, int16_t *to, float *step) {
+    vf squares = {}, tops = {};
+    for (int i = 0; i < terms; i += WIDTH) {
+        vf x = load_f32(from + i);
+        squares += x * x;
+        tops = larger(tops, (vf)_mm512_abs_ps((__m512)x));
+    }
+    const float norm = sqrtf(sum(squares)) / NORM, top = largest(tops) / LARGEST;
+    *step = norm > top ? norm : top;
+    const float scale = *step > 0.0f ? 1.0f / *step : 0.0f;
+    for (int i = 0; i < terms; i += WIDTH) {
+        __m512i whole = _mm512_cvtps_epi32((__m512)(load_f32(from + i) * scale));
+        _mm256_storeu_si256((__m256i *)(to + i), _mm512_cvtepi32_epi16(whole));
     }
 }
 
+/* Rows of `blocks` blocks of terms, each block in steps of its own. */
+static void narrow_rows(const float *rows, int64_t stride, int num_rows, int terms, int blocks,
+                        const Narrow *to) {
+    for (int r = 0; r < num_rows; r++)
+        for (int b = 0; b < blocks; b++) {
+            const int64_t at = (int64_t)r * blocks + b;
+            narrow_row(rows + r * stride + (int64_t)b * terms, terms, to->numbers + at * terms,
+                       to->steps + at);
+        }
+}
+
+/* A product of rounded rows with `blocks` blocks of a linear's terms, from the `block`th on, into
+ * `out`. `first`: bias + sums, else what is there + sums. */
 typedef struct {
-    const int16_t *narrow;
-    int64_t narrow_stride;
-    const float *row_steps;
-    int step_stride;
+    const Linear *linear;
+    const Narrow *rows;
+    int num_rows, block, blocks, first;
     float *out;
     int64_t out_stride;
-} Rows;
+} Product;
 
-/* One tile: `rows` rows, of which `live` are kept, by one panel and one block of terms. `first`
- * writes bias + sums, others add to what is there. */
-INLINE void tile(const Rows *of, int row, const int16_t *panel, int pairs, const float *steps,
-                 const float *bias, int column, int rows, int live, int first) {
-    __m512i sums[TILE][2];
-    const int16_t *in = of->narrow + row * of->narrow_stride;
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = _mm512_setzero_si512();
-    for (int p = 0; p < pairs; p++) {
-        const __m512i low = _mm512_loadu_si512(panel + (int64_t)p * 2 * COLUMNS);
-        const __m512i high = _mm512_loadu_si512(panel + (int64_t)p * 2 * COLUMNS + COLUMNS);
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++) {
-            add_pair(&sums[r][0], low, in + r * of->narrow_stride + 2 * p);
-            add_pair(&sums[r][1], high, in + r * of->narrow_stride + 2 * p);
-        }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < rows && r < live; r++) {
-        const float step = of->row_steps[(row + r) * of->step_stride];
-        float *to = of->out + (row + r) * of->out_stride + column;
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) {
-            /* written out, so that every tile rounds alike */
-            const vf scale = load_f32(steps + half * WIDTH) * step;
-            const vf before = load_f32(first ? bias + half * WIDTH : to + half * WIDTH);
-            const __m512 total = _mm512_cvtepi32_ps(sums[r][half]);
-            store_f32(to + half * WIDTH, (vf)_mm512_fmadd_ps(total, (__m512)scale, (__m512)before));
-        }
-    }
-}
-
-static void tiles(const Rows *of, int num_rows, const int16_t *panel, int pairs, const float *steps,
-                  const float *bias, int column, int first) {
-    for (int row = 0; row < num_rows; row += TILE) {
-        const int live = num_rows - row < TILE ? num_rows - row : TILE;
-        if (live > LITTLE)
-            tile(of, row, panel, pairs, steps, bias, column, TILE, live, first);
-        else
-            tile(of, row, panel, pairs, steps, bias, column, LITTLE, live, first);
-    }
-}
-
-/* Columns [begin, end) of rows that were narrowed, by one block of terms. */
-static void product(const Linear *linear, int block, int begin, int end, const Rows *of,
-                    int num_rows, int first) {
+/* One tile: TILE rows, of which `live` are kept, by the panel of `column` and, if there are four
+ * vectors, the next one. */
+INLINE void tile(const Product *of, int row, int column, int begin, int vectors, int live) {
+    const Linear *linear = of->linear;
     const int pairs = linear->in / linear->blocks / 2;
     const int64_t panel_numbers = (int64_t)pairs * 2 * COLUMNS;
-    const int16_t *numbers = linear->numbers + block * (linear->out / COLUMNS) * panel_numbers;
-    const float *steps = linear->steps + (int64_t)block * linear->out;
-    for (int column = begin; column < end; column += COLUMNS)
-        tiles(of, num_rows, numbers + column / COLUMNS * panel_numbers, pairs, steps + column,
-              linear->bias + column, column - begin, first);
+    const int64_t stride = (int64_t)of->blocks * pairs * 2;
+    const int16_t *in = of->rows->numbers + row * stride, *in_3 = in + 3 * stride;
+    /* the next panels are asked for meanwhile, a part of them by each tile */
+    const int64_t ahead = 2 * panel_numbers / ((of->num_rows + TILE - 1) / TILE) / pairs;
+    for (int b = 0; b < of->blocks; b++) {
+        const int64_t at = (int64_t)(of->block + b) * linear->out + column;
+        const int16_t *panel = linear->numbers + at / COLUMNS * panel_numbers;
+        const int16_t *next = panel + 2 * panel_numbers + row / TILE * ahead * pairs;
+        __m512i sums[TILE][4];
+#pragma GCC unroll 6
+        for (int r = 0; r < TILE; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) sums[r][v] = _mm512_setzero_si512();
+        for (int p = 0; p < pairs; p++, in += 2, in_3 += 2, panel += 2 * COLUMNS, next += ahead) {
+            /* so written, two registers and the stride address all rows */
+            const int16_t *rows[TILE] = {in,   in + stride,     in + 2 * stride,
+                                         in_3, in + 4 * stride, in_3 + 2 * stride};
+            __m512i columns[4];
+            _mm_prefetch(next, _MM_HINT_T1);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++)
+                columns[v] = _mm512_loadu_si512(panel + v / 2 * panel_numbers + v % 2 * COLUMNS);
+#pragma GCC unroll 6
+            for (int r = 0; r < TILE; r++) {
+                const __m512i pair = _mm512_set1_epi32(*(const Pair *)rows[r]);
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; v++) add_pair(&sums[r][v], columns[v], pair);
+            }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < TILE && r < live; r++) {
+            float *to = of->out + (row + r) * of->out_stride + column - begin;
+            const float *add = of->first && b == 0 ? linear->bias + column : to;
+            const float step = of->rows->steps[(int64_t)(row + r) * of->blocks + b];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) {
+                /* written out, so that every tile rounds alike */
+                const __m512 scale = (__m512)(load_f32(linear->steps + at + v * WIDTH) * step);
+                const __m512 before = (__m512)load_f32(add + v * WIDTH);
+                const __m512 total = _mm512_cvtepi32_ps(sums[r][v]);
+                store_f32(to + v * WIDTH, (vf)_mm512_fmadd_ps(total, scale, before));
+            }
+        }
+    }
 }
 
-/* out = rows . weights + bias, all blocks. */
+/* Columns [begin, end), two panels at a time. */
+static void product(const Product *of, int begin, int end) {
+    for (int column = begin; column < end; column += 2 * COLUMNS)
+        for (int row = 0; row < of->num_rows; row += TILE) {
+            const int live = of->num_rows - row < TILE ? of->num_rows - row : TILE;
+            if (end - column > COLUMNS)
+                tile(of, row, column, begin, 4, live);
+            else
+                tile(of, row, column, begin, 2, live);
+        }
+}
+
+/* out = rows . weights + bias. */
 static void linear_rows(const Linear *linear, const float *in, int num_rows, float *out,
                         const Scratch *scratch) {
-    const int terms = linear->in / linear->blocks;
-    for (int block = 0; block < linear->blocks; block++) {
-        narrow_rows(in + block * terms, linear->in, num_rows, terms, scratch->narrow, terms,
-                    scratch->row_steps, 1);
-        const Rows rows = {scratch->narrow, terms, scratch->row_steps, 1, out, linear->out};
-        product(linear, block, 0, linear->out, &rows, num_rows, block == 0);
-    }
+    const Product all = {linear, &scratch->in, num_rows, 0, linear->blocks, 1, out, linear->out};
+    narrow_rows(in, linear->in, num_rows, linear->in / linear->blocks, linear->blocks,
+                &scratch->in);
+    product(&all, 0, linear->out);
 }
 
 /* ---------------------------------------------------------------- one row at a time */
@@ -203,7 +230,7 @@ static void gelu_rows(float *x, int64_t count) {
  * `live` are kept. */
 INLINE void mix_tile(const float *a, int64_t a_stride, const float *b, int64_t b_stride, int terms,
                      float *out, int64_t out_stride, const float *scale, int rows, int live) {
-    vf sums[TILE][2];
+    vf sums[LOOKS][2];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = (vf){};
     for (int k = 0; k < terms; k++) {
@@ -225,7 +252,7 @@ INLINE void mix_tile(const float *a, int64_t a_stride, const float *b, int64_t b
 static void mix(const float *a, int64_t a_stride, const float *b, int64_t b_stride, int terms,
                 float *out, int64_t out_stride, const float *scale, int rows) {
     if (rows > LITTLE)
-        mix_tile(a, a_stride, b, b_stride, terms, out, out_stride, scale, TILE, rows);
+        mix_tile(a, a_stride, b, b_stride, terms, out, out_stride, scale, LOOKS, rows);
     else
         mix_tile(a, a_stride, b, b_stride, terms, out, out_stride, scale, LITTLE, rows);
 }
@@ -251,7 +278,7 @@ static void attend_head(const float *qkv, float *mixed, int length, int width, i
     const int across = padded(length);
     const float scale = 1.4426950408889634f / sqrtf((float)dim);
     const float *keys = qkv + width, *values = qkv + 2 * width;
-    float scales[TILE], shares[TILE];
+    float scales[LOOKS], shares[LOOKS];
     for (int t = 0; t < length; t++) {
         memcpy(scratch->values + t * dim, values + (int64_t)t * 3 * width, 4LL * dim);
         for (int d = 0; d < dim; d++)
@@ -259,9 +286,9 @@ static void attend_head(const float *qkv, float *mixed, int length, int width, i
     }
     for (int d = 0; d < dim; d++)
         for (int t = length; t < across; t++) scratch->keys[d * across + t] = 0.0f;
-    for (int r = 0; r < TILE; r++) scales[r] = scale;
-    for (int begin = 0; begin < length; begin += TILE) {
-        const int rows = length - begin < TILE ? length - begin : TILE;
+    for (int r = 0; r < LOOKS; r++) scales[r] = scale;
+    for (int begin = 0; begin < length; begin += LOOKS) {
+        const int rows = length - begin < LOOKS ? length - begin : LOOKS;
         const float *query = qkv + (int64_t)begin * 3 * width;
         for (int column = 0; column < across; column += COLUMNS)
             mix(query, 3 * width, scratch->keys + column, across, dim, scratch->scores + column,
@@ -278,23 +305,17 @@ static void attend_head(const float *qkv, float *mixed, int length, int width, i
 
 static void feed_forward(const Encoder *of, const EncoderLayer *layer, float *hidden, int rows,
                          const Scratch *scratch) {
-    const int terms = layer->down.in / layer->down.blocks, width = of->width;
-    int16_t *in = scratch->narrow, *between = in + (int64_t)BLOCK * width;
-    float *in_steps = scratch->row_steps, *steps = in_steps + BLOCK * layer->up.blocks;
-    const int in_terms = layer->up.in / layer->up.blocks;
-    for (int block = 0; block < layer->up.blocks; block++)
-        narrow_rows(hidden + block * in_terms, width, rows, in_terms, in + block * in_terms, width,
-                    in_steps + block, layer->up.blocks);
-    for (int part = 0; part < layer->down.blocks; part++) {
-        for (int block = 0; block < layer->up.blocks; block++) {
-            const Rows up = {in + block * in_terms, width, in_steps + block, layer->up.blocks,
-                             scratch->up, terms};
-            product(&layer->up, block, part * terms, (part + 1) * terms, &up, rows, block == 0);
-        }
+    const Linear *up = &layer->up, *down = &layer->down;
+    const int width = of->width, terms = down->in / down->blocks;
+    const Product widened = {up, &scratch->in, rows, 0, up->blocks, 1, scratch->up, terms};
+    narrow_rows(hidden, width, rows, up->in / up->blocks, up->blocks, &scratch->in);
+    for (int block = 0; block < down->blocks; block++) {
+        product(&widened, block * terms, (block + 1) * terms);
         gelu_rows(scratch->up, (int64_t)rows * terms);
-        narrow_rows(scratch->up, terms, rows, terms, between, terms, steps, 1);
-        const Rows down = {between, terms, steps, 1, scratch->out, width};
-        product(&layer->down, part, 0, width, &down, rows, part == 0);
+        narrow_rows(scratch->up, terms, rows, terms, 1, &scratch->between);
+        const Product narrowed = {down, &scratch->between, rows, block, 1, block == 0,
+                                  scratch->out, width};
+        product(&narrowed, 0, width);
     }
     for (int r = 0; r < rows; r++)
         norm_row(hidden + (int64_t)r * width, scratch->out + (int64_t)r * width, layer->down_norm,
