@@ -34,7 +34,9 @@ _VERSION = "splitter/2"  # part of the fingerprint: change it when the same text
 _BLANK_LINES = re.compile(r"\s*\n")
 _SENTENCE_START = re.compile(r"(?<=[.!?])\s+|\n\s*")
 _WORD_START = re.compile(r"\s+")
+_LEADING = re.compile(r"[^\S\x1c-\x1f]*")  # white space as Rust has it
 _LONG_CHARS = 10_000
+_PREFIX_CHARS = 6  # for each token of a chunk: more will hardly fit
 _SEGMENT_CHARS = 100_000  # the splitter's cost grows with the square of an unbroken run of letters
 
 
@@ -99,8 +101,20 @@ class Splitter:
         valid_unicode("text", text)
         if markdown:
             return self._split_markdown(text)
+        if (whole := self._whole(text)) is not None:
+            return [whole] if whole.token_ids else []
         pieces = [self._piece(text, start, end) for start, end in _cut(self._plain, text)]
         return [piece for piece in pieces if piece.token_ids]
+
+    def _whole(self, text: str) -> Piece | None:
+        """A text that fits one piece, tokenised once instead of four times; None: it may not."""
+        if len(text) > _PREFIX_CHARS * self.chunk_tokens:
+            return None
+        leading = _LEADING.match(text)
+        start, end = _trimmed(text, leading.end() if leading else 0, len(text))
+        token_ids = self.encode(text[start:end])
+        fits = len(token_ids) <= self.chunk_tokens
+        return Piece(text[start:end], token_ids, start, end) if fits else None
 
     def _split_markdown(self, text: str) -> list[Piece]:
         blocks = blocks_of(text)
@@ -143,17 +157,15 @@ class Splitter:
 
     def _piece(self, text: str, start: int, end: int) -> Piece:
         """Characters of a text without the blank lines around them."""
-        found = text[start:end].rstrip()
-        blank = _BLANK_LINES.match(found)
-        start += blank.end() if blank else 0
-        found = text[start : start + len(found) - (blank.end() if blank else 0)]
-        token_ids = self.encode(found) if found.strip() else ()
+        start, end = _trimmed(text, start, end)
+        found = text[start:end]
+        token_ids = self.encode(found)
         if len(token_ids) > self.chunk_tokens:
             raise InvalidRequest.of(
                 "text", found, f"cut into pieces of {self.chunk_tokens} tokens",
                 "raise retrieval.chunk_tokens",
             )  # fmt: skip
-        return Piece(found, token_ids, start, start + len(found))
+        return Piece(found, token_ids, start, end)
 
     def count(self, text: str) -> int:
         """Tokens of a text as it is, uncut. Cost: some 2 s per million characters."""
@@ -185,13 +197,20 @@ class Splitter:
         The splitter asks about whole paragraphs and documents, again and again, only to learn that
         they do not fit.
         """
-        prefix_chars = 6 * self.chunk_tokens
+        prefix_chars = _PREFIX_CHARS * self.chunk_tokens
         while prefix_chars < len(text):
             tokens = self.count(text[:prefix_chars])
             if tokens > self.chunk_tokens + self.chunk_tokens // 4:
                 return tokens
             prefix_chars *= 2
         return self.count(text)
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """A run of a text without the blank lines around it; empty if it is all white."""
+    end = start + len(text[start:end].rstrip())
+    blank = _BLANK_LINES.match(text, start, end)
+    return (blank.end() if blank else start), end
 
 
 def own_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

@@ -167,6 +167,8 @@ class LexicalIndex:
         """
         check_k(k)
         terms = {self._vocabulary[w] for w in words_of(query) if w in self._vocabulary}
+        if not terms or not self._parts:
+            return LexicalHits(np.empty(0, np.int64), np.empty(0, np.float32))
         scores = np.zeros(len(self._ids), np.float32)
         count = len(self)
         mean = float(self._lengths[self._alive].mean()) if count else 0.0

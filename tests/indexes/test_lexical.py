@@ -155,6 +155,8 @@ def test_rows_of_removed_texts_are_forgotten_when_they_are_many() -> None:
     assert index.search("w1", 9).ids.tolist() == [5]
     assert index.search("w899", 9).ids.tolist() == [909]
     assert len(index.search("common", 999).ids) == 551
+    assert index.remove(index.ids) == 551
+    assert len(index) == 0 and index.search("common", 9).ids.tolist() == []
 
 
 def test_adding_few_texts_to_many_touches_few() -> None:

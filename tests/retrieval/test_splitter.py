@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from chunkcache.errors import ConfigError, InvalidRequest, UnsupportedModel
 from chunkcache.retrieval.markdown import Kind, blocks_of
-from chunkcache.retrieval.splitter import Splitter
+from chunkcache.retrieval.splitter import Splitter, _cut
 
 AWKWARD = st.text(
     alphabet=st.one_of(
@@ -52,6 +52,26 @@ def test_pieces_are_exact_in_order_within_limits_and_cover_the_text(
     tokenizer: Any, text: str, chunk_tokens: int, markdown: bool
 ) -> None:
     check(Splitter(tokenizer, chunk_tokens), text, markdown=markdown)
+
+
+@given(text=AWKWARD)
+@settings(deadline=None, max_examples=150)
+def test_a_text_that_fits_is_the_piece_that_the_library_cuts(tokenizer: Any, text: str) -> None:
+    """What is not asked of it must be what it would say."""
+    splitter = Splitter(tokenizer, 2000)
+    cut = [splitter._piece(text, *span) for span in _cut(splitter._plain, text)]
+    assert splitter.split(text) == [piece for piece in cut if piece.token_ids]
+
+
+def test_a_text_that_fits_is_tokenised_once(
+    splitter: Splitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    encode = splitter.encode
+    monkeypatch.setattr(splitter, "encode", lambda text: asked.append(text) or encode(text))
+    monkeypatch.setattr(splitter, "count", asked.append)
+    assert [piece.text for piece in splitter.split("  The lazy dog.\n\n")] == ["The lazy dog."]
+    assert asked == ["The lazy dog."]
 
 
 @given(text=AWKWARD, overlap_tokens=st.integers(1, 11), markdown=st.booleans())
