@@ -46,17 +46,15 @@ class Ingests:
         }  # fmt: skip
 
     def search(self, told: dict[str, Any]) -> dict[str, Any]:
-        """The best passages of each query, as text and score."""
-        found = [
-            [
-                (passage.title + "\n" + passage.text, passage.score)
-                for passage in self._cache.search(
-                    query, top_k=told["top_k"], collection=told["collection"]
-                )
-            ]
-            for query in told["queries"]
-        ]
-        return {"found": found}
+        """The best passages of each query, as text and score; what each took, and the peak."""
+        found, took_ms = [], []
+        reset_peak()
+        for query in told["queries"]:
+            began = time.perf_counter()
+            passages = self._cache.search(query, top_k=told["top_k"], collection=told["collection"])
+            took_ms.append((time.perf_counter() - began) * 1000)
+            found.append([(p.title + "\n" + p.text, p.score) for p in passages])
+        return {"found": found, "took_ms": took_ms, "peak_bytes": memory()["peak_bytes"]}
 
     def forget(self, told: dict[str, Any]) -> dict[str, Any]:
         """Delete a collection."""

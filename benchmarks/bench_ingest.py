@@ -11,8 +11,10 @@ Documents are the paragraphs of HotpotQA's and MuSiQue's corpora in $CHUNKCACHE_
 The baseline takes one document at a time, in fp32 through torch: it is the slow twin, too. After
 the last round both are asked the same questions by vectors alone; `recall` is the share of its ten
 best that are among ours, `score` the largest difference of a score. Memory is the peak of a round
-above what the process held before it. `--large N` ingests N paragraphs once more, ours alone, and
-notes the peak as it goes.
+above what the process held before it. `--large N` ingests N paragraphs once more (where there are
+fewer, again, each with a number of its own), ours alone, and notes the peak as it goes; then it
+searches them, by vectors and words, and notes what the first search, which builds the indexes, and
+later ones take.
 """
 
 from __future__ import annotations
@@ -119,13 +121,27 @@ def compare(arms: list[Arm], collections: dict[str, str], queries: list[str]) ->
     return {"recall": round(shared / wanted, 4), "score": furthest}
 
 
-def measure_large(arm: Arm, folder: Path, documents: int) -> dict[str, Any]:
-    """Memory and speed over many documents: peaks after every tenth of them."""
+def numbered(paragraphs: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """So many paragraphs, no two alike."""
+    times = range(-(-count // len(paragraphs)))
+    copies = [(t, f"{text} ({n})" if n else text) for n in times for t, text in paragraphs]
+    return copies[:count]
+
+
+def measure_large(arm: Arm, folder: Path, documents: int, queries: list[str]) -> dict[str, Any]:
+    """Memory and speed over many documents: peaks after every tenth of them; then searches."""
     got = tell(arm, do="ingest", folder=str(folder), every=max(1, documents // 10))
+    search = {"do": "search", "collection": got["collection"], "top_k": TOP_K}
+    first = tell(arm, **search, queries=queries[:1])
+    later = tell(arm, **search, queries=queries)
+    took_ms = sorted(later["took_ms"])
     return {
         "cell": "large", "documents": got["documents"], "chunks": got["chunks"],
         "chunks_per_s": round(got["chunks"] / got["seconds"], 2),
         "rss_before_bytes": got["rss_before_bytes"], "peaks_bytes": got["peaks"],
+        "first_search_ms": first["took_ms"][0], "search_peak_bytes": first["peak_bytes"],
+        "search_p50_ms": took_ms[len(took_ms) // 2],
+        "search_p95_ms": took_ms[len(took_ms) * 95 // 100],
     }  # fmt: skip
 
 
@@ -134,7 +150,10 @@ def show(row: dict[str, Any]) -> None:
     if row["cell"] == "large":
         sizes = [f"{b / 2**20:.0f}" for b in (row["rss_before_bytes"], *row["peaks_bytes"])]
         print(f"large: {row['chunks']} chunks, {row['chunks_per_s']:.1f} chunks/s; "
-              f"MiB before and peaks: {' '.join(sizes)}", flush=True)  # fmt: skip
+              f"MiB before and peaks: {' '.join(sizes)}; first search {row['first_search_ms']:.0f} "
+              f"ms, peak {row['search_peak_bytes'] / 2**20:.0f} MiB, later p50 "
+              f"{row['search_p50_ms']:.1f}, p95 {row['search_p95_ms']:.1f} ms",
+              flush=True)  # fmt: skip
         return
     for name, arm in row["arms"].items():
         rate, added = arm["chunks_per_s"], arm["added_bytes"][0] / 2**20
@@ -147,12 +166,14 @@ def show(row: dict[str, Any]) -> None:
               f"{row['recall']:.4f}, scores within {row['score']:.1e}", flush=True)  # fmt: skip
 
 
-def open_arm(name: str, checkout: Path, folder: Path, stack: ExitStack) -> Arm:
-    """An arm with a home of its own, searching by vectors alone."""
+def open_arm(
+    name: str, checkout: Path, folder: Path, stack: ExitStack, mode: str = "vector"
+) -> Arm:
+    """An arm with a home of its own."""
     settings = {
         "home": str(folder / name / "home"), "cache": str(folder / name / "cache"),
         "model": {"name": str(resolve_model(EMBEDDED_MODEL, load_settings().cache))},
-        "retrieval": {"mode": "vector"},
+        "retrieval": {"mode": mode},
     }  # fmt: skip
     arm = Arm(name, "ingest", {"checkout": str(checkout), "open": settings}, folder)
     if arm.refused:
@@ -193,8 +214,9 @@ def main() -> int:
             rows.append(measure(cell, arms, folder / cell, queries, given.rounds))
             show(rows[-1])
         if given.large and arms[0].name == "ours":
-            count = write_cell("paragraphs", paragraphs[: given.large], folder / "large")
-            rows.append(measure_large(arms[0], folder / "large", count))
+            count = write_cell("paragraphs", numbered(paragraphs, given.large), folder / "large")
+            arm = open_arm("large", ROOT, folder, stack, mode="hybrid")
+            rows.append(measure_large(arm, folder / "large", count, queries))
             show(rows[-1])
     emit(
         {

@@ -33,6 +33,7 @@ class Source:
 
     @property
     def where(self) -> tuple[str, str]:
+        """Tenant and collection."""
         return self.tenant, self.collection
 
 
