@@ -16,6 +16,7 @@ import llguidance
 import numpy as np
 import torch
 
+from chunkcache.engine.unions import told_apart
 from chunkcache.errors import InvalidRequest
 from chunkcache.forms import CallForm, JsonForm
 
@@ -29,12 +30,12 @@ MAX_SCHEMA_CHARS = 1 << 16
 MAX_SCHEMA_DEPTH = 48
 _KEPT = 32  # compiled grammars
 # One way to write a value, the one models know best. Where white space is free, a small model
-# may write nothing else until it runs out of tokens. `oneOf` is read as `anyOf`: no grammar can
-# say "not both", and the unions that clients make of classes cannot be both.
-_STYLE: Json = {
-    "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
-    "coerce_one_of": True,
-}  # fmt: skip
+# may write nothing else until it runs out of tokens.
+_STYLE: Json = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_ONE_OF = (
+    "an answer could fit two options of a oneOf, and a grammar cannot say 'not both'. Hint: write "
+    "anyOf, or give every option a required property with a const of its own"
+)
 
 
 class Grammars:
@@ -143,10 +144,9 @@ def _schema(schema: Json, field: str) -> str:
     """The schema as text, within bounds, and in our style whatever it says itself."""
     if _is_deeper(schema, MAX_SCHEMA_DEPTH):
         raise _refused(field, f"it is nested more than {MAX_SCHEMA_DEPTH} levels deep")
-    text = json.dumps({**schema, "x-guidance": _STYLE})
-    if len(text) > MAX_SCHEMA_CHARS:
-        raise _refused(field, f"it has {len(text)} characters, at most {MAX_SCHEMA_CHARS} are read")
-    return text
+    if (size := len(json.dumps(schema))) > MAX_SCHEMA_CHARS:
+        raise _refused(field, f"it has {size} characters, at most {MAX_SCHEMA_CHARS} are read")
+    return json.dumps({**told_apart(schema), "x-guidance": _STYLE})
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
@@ -160,5 +160,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 def _refused(field: str, reason: str) -> InvalidRequest:
+    if reason.startswith("oneOf"):
+        reason = _ONE_OF  # of llguidance's words half are about its own options
     said = " ".join(reason.replace("<non-verbose/>", "").split())[:300].rstrip(".")
     return InvalidRequest(f"{field}: the schema cannot be followed: {said}.", param=field)

@@ -13,6 +13,7 @@ import torch
 from chunkcache.engine import grammar
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.grammar import Grammars
+from chunkcache.engine.unions import told_apart
 from chunkcache.engine.vocabulary import Vocabulary
 from chunkcache.errors import InvalidRequest
 from chunkcache.forms import CallForm, Function, JsonForm
@@ -233,6 +234,67 @@ def test_a_union_of_classes_is_followed(grammars: Grammars, tiny: DecoderModel) 
     form = JsonForm(json_schema=union)
     answers = {random_answer(grammars, form, tiny, seed) for seed in range(20)}
     assert answers == {'{"kind": "a"}', '{"kind": "b"}'}
+
+
+def a_class(kinds: list[str], **more: Any) -> dict[str, Any]:
+    """As clients write a class whose field says which of a union it is."""
+    kind = {"const": kinds[0]} if len(kinds) == 1 else {"enum": kinds}
+    number = {"type": "integer", "minimum": 0, "maximum": 9}
+    return {"type": "object", "properties": {"kind": kind, "n": number}, "required": ["kind", "n"],
+            "additionalProperties": False, **more}  # fmt: skip
+
+
+UNIONS = {
+    "types": {"oneOf": [{"type": "integer", "minimum": 0, "maximum": 99}, {"type": "null"}]},
+    "one of each": {"oneOf": [a_class(["a"]), a_class(["b"])]},
+    "several kinds": {"oneOf": [a_class(["a", "b"]), a_class(["c"])]},
+    "a default": {  # which a class may leave out, but not in a union
+        "oneOf": [a_class(["a"], required=["n"]), a_class(["b"], required=["n"])],
+        "discriminator": {"propertyName": "kind"},
+    },
+    "references": {
+        "$defs": {"x/y": a_class(["a", "b"]), "z": {"$ref": "#/$defs/z2"}, "z2": a_class(["c"])},
+        "type": "array", "minItems": 1, "maxItems": 2,
+        "items": {"oneOf": [{"$ref": "#/$defs/x~1y"}, {"$ref": "#/$defs/z"}]},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(UNIONS))
+def test_one_of_several_is_one_and_no_other(
+    grammars: Grammars, tiny: DecoderModel, name: str
+) -> None:
+    form = JsonForm(json_schema=UNIONS[name])
+    written = [random_answer(grammars, form, tiny, seed) for seed in range(12)]
+    answers = [json.loads(answer) for answer in written if answer is not None]
+    assert len({json.dumps(answer) for answer in answers}) > 1
+    for answer in answers:
+        jsonschema.validate(answer, UNIONS[name])  # which tells oneOf from anyOf
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [{"type": "integer"}, {"type": "number"}],
+        [a_class(["a", "b"]), a_class(["b", "c"])],
+        [a_class(["a"], required=["n"]), a_class(["b"], required=["n"])],
+        [a_class(["a", "b"], type=["object", "null"]), a_class(["c"], type=["object", "null"])],
+        [{"$ref": "#/oneOf/1"}, {"$ref": "#/oneOf/0"}],
+    ],
+)
+def test_where_two_could_be_meant_it_is_refused(grammars: Grammars, options: Any) -> None:
+    form = JsonForm(json_schema={"oneOf": options}, field="the.field")
+    with pytest.raises(InvalidRequest, match=r"the\.field: .*") as caught:
+        grammars.compile(form)
+    if "$ref" not in options[0]:
+        assert "oneOf" in caught.value.message and "write anyOf" in caught.value.message
+
+
+def test_what_only_looks_like_a_union_stays_as_it_is() -> None:
+    value = {"oneOf": [a_class(["a"]), a_class(["b"])]}
+    schema = {"type": "object", "properties": {"oneOf": {"const": value}, "x": {"enum": [value]}}}
+    assert told_apart(schema) == schema
+    assert told_apart(value) == {"anyOf": value["oneOf"]} and "oneOf" in value
 
 
 def test_a_schema_cannot_choose_its_own_limits_or_style(
