@@ -30,9 +30,7 @@ def split_document(splitter: Splitter, document: Document) -> list[Chunk]:
 
 
 def _chunk(document: Document, ordinal: int, piece: Piece) -> Chunk:
-    headings = piece.headings
-    if headings and " ".join(headings[0].split()) in document.title:
-        headings = headings[1:]  # the title says it already
+    headings = headings_below(document.title, piece.headings)
     lead = "\n".join((*headings, piece.opening) if piece.opening else headings)
     return Chunk(
         chunk_id=chunk_id_of(document.document_id, ordinal, piece.text, lead),
@@ -46,6 +44,11 @@ def _chunk(document: Document, ordinal: int, piece: Piece) -> Chunk:
         headings=headings,
         opening=piece.opening,
     )
+
+
+def headings_below(title: str, headings: tuple[str, ...]) -> tuple[str, ...]:
+    """The headings without the outermost one if the title says it already."""
+    return headings[1:] if headings and " ".join(headings[0].split()) in title else headings
 
 
 def take_chunks(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from chunkcache.errors import InvalidRequest
 from chunkcache.retrieval.documents import DocumentKind, valid_unicode
 from chunkcache.retrieval.loaders import Extracted
+from chunkcache.retrieval.markdown import looks_like_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,9 +35,11 @@ def numbered(documents: Sequence[GivenDocument]) -> Iterator[NumberedText]:
 
 
 def extracted(given: GivenDocument) -> Extracted:
-    """The text as a loader would have found it. Raises `InvalidRequest`."""
+    """The text as it is, Markdown if it looks so. Raises `InvalidRequest`."""
     title = " ".join(valid_unicode("title", given.title).split())
     valid_unicode("url", given.url)
     if not given.text.strip():
         raise InvalidRequest("there is no text in it", param="text")
-    return Extracted(given.text, DocumentKind.PLAIN, title, given.url)
+    is_markdown = looks_like_markdown(given.text)
+    kind = DocumentKind.MARKDOWN if is_markdown else DocumentKind.PLAIN
+    return Extracted(given.text, kind, title, given.url)

@@ -26,6 +26,9 @@ _HEADING_SOURCE_CHARS = 2000  # of a heading with its links and pictures
 _HTML_HEADING = re.compile(r"<h([1-6])\b[^<>]{0,500}>(.{0,2000}?)</h\1\s*>", re.I | re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>")
 _LINK = re.compile(r"(!?)\[([^\[\]]*)\]\([^()\s]*(?:\s\"[^\"]*\")?\)")
+_FENCE = re.compile(r"^ {0,3}(?:`{3}|~{3})", re.M)
+_BELOW_HEADER = re.compile(r"^[|:\- \t]*$", re.M)  # of a table, or nothing of the kind
+_LONE_HEADING = re.compile(r"(?:\A|\n[ \t\r]*\n)#{1,6}[ \t][^\n]*(?:\Z|\n[ \t\r]*(?:\n|\Z))")
 _ANCHOR = re.compile(r"\s*\{[#.:][^{}]*\}$")  # of Pandoc, Python-Markdown and others
 
 
@@ -121,6 +124,17 @@ class Outline:
 def first_heading(text: str) -> str:
     """The words of the first heading, or ''. One inside code or a comment is none."""
     return next((block.heading for block in blocks_of(text) if block.heading), "")
+
+
+def looks_like_markdown(text: str) -> bool:
+    """Whether a text of unknown kind is Markdown: it has a table, a fence, or a heading on its own.
+
+    `# words` right above or below other lines may be a comment of a program's as well.
+    """
+    if _FENCE.search(text) or _LONE_HEADING.search(text):
+        return True
+    ruled = (line[0] for line in _BELOW_HEADER.finditer(text.replace("\r", "")))
+    return any("|" in line and "-" in line for line in ruled)
 
 
 class _Lines:

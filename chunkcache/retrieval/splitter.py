@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from chunkcache.errors import ConfigError, InvalidRequest, UnsupportedModel
 from chunkcache.retrieval.documents import valid_unicode
-from chunkcache.retrieval.markdown import Outline, blocks_of, sections_of
+from chunkcache.retrieval.markdown import Outline, blocks_of, looks_like_markdown, sections_of
 from chunkcache.retrieval.packing import Packer
 
 if TYPE_CHECKING:
@@ -86,8 +86,10 @@ class Splitter:
         self._tokenizer.encode_special_tokens = True
         self._plain = TextSplitter.from_callback(self._size, chunk_tokens, overlap_tokens)
 
-    def split(self, text: str, *, markdown: bool = False) -> list[Piece]:
+    def split(self, text: str, *, markdown: bool | None = False) -> list[Piece]:
         """The pieces of a text, in order. White space around pieces is left out.
+
+        With `markdown` None, whether it is Markdown is seen from the text.
 
         Without overlap, pieces do not intersect, and all that is not white space is in one of them,
         except characters for which the tokenizer has no token at all and, in Markdown, headings
@@ -99,7 +101,7 @@ class Splitter:
                 `chunk_tokens` tokens, or a special token cannot be kept out (see `encode`).
         """
         valid_unicode("text", text)
-        if markdown:
+        if looks_like_markdown(text) if markdown is None else markdown:
             return self._split_markdown(text)
         if (whole := self._whole(text)) is not None:
             return [whole] if whole.token_ids else []

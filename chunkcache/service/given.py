@@ -1,5 +1,7 @@
 """Documents in a request's body, split like any other; what was split lately is not split again.
 
+Nothing says what kind of text they are: one that looks like Markdown is split as Markdown is.
+
 Applications send the same passages with every question. Splitting takes longer than looking their
 KV up: some 10 ms per 1,000 tokens.
 """
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from chunkcache.chunk import Chunk
 from chunkcache.errors import PromptTooLong
+from chunkcache.retrieval.chunking import headings_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -83,6 +86,8 @@ class GivenDocuments:
                 url=document.url,
                 start_char=piece.start_char,
                 end_char=piece.end_char,
+                headings=headings_below(document.title, piece.headings),
+                opening=piece.opening,
             )
             for index, document in enumerate(documents)
             for piece in self._split(document.text, tenant)
@@ -109,7 +114,7 @@ class GivenDocuments:
         known = self._known(key)
         if known is not None:
             return known
-        pieces = self._splitter.split(text)  # outside the lock: it takes its time
+        pieces = self._splitter.split(text, markdown=None)  # outside the lock: it takes its time
         with self._lock:
             if key not in self._pieces and len(text) <= self._capacity_chars:
                 self._pieces[key] = (len(text), pieces)

@@ -11,6 +11,7 @@ from chunkcache.errors import InvalidRequest
 from chunkcache.retrieval.documents import DocumentKind
 from chunkcache.retrieval.includes import Includer
 from chunkcache.retrieval.loaders import Extracted, load
+from chunkcache.retrieval.markdown import looks_like_markdown
 from chunkcache.retrieval.markdown_reader import read_markdown
 from chunkcache.retrieval.rst_reader import rst_to_html
 
@@ -323,3 +324,25 @@ def test_includes_that_include_each_other_end(expand: Callable[..., str]) -> Non
 def test_more_text_than_may_be_read_is_refused(expand: Callable[..., str]) -> None:
     with pytest.raises(InvalidRequest, match=r"raise retrieval\.max_file_bytes"):
         expand(".. include:: ../shared.txt\n" * 20, limit=100)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_markdown"),
+    [
+        ("# A\n\ntext", True),
+        ("text\n\n## B\n\ntext", True),
+        ("text\r\n\r\n## B\r\n\r\ntext", True),
+        ("## B", True),
+        ("text\n\n```py\nx = 1\n```\n", True),
+        ("a | b\n--|--\n1 | 2", True),
+        ("", False),
+        ("text\n\nmore text", False),
+        ("#include <x>\n\nint y;", False),
+        ("x = 1\n# a comment\ny = 2", False),
+        ("# a comment\ny = 2", False),
+        ("    indented\n    lines", False),
+        ("A title\n=======\n\ntext", False),
+    ],
+)
+def test_what_looks_like_markdown(text: str, is_markdown: bool) -> None:
+    assert looks_like_markdown(text) == is_markdown

@@ -8,7 +8,7 @@ import pytest
 
 from chunkcache.errors import InvalidRequest
 from chunkcache.protocol import GivenDocument
-from chunkcache.retrieval.splitter import Piece
+from chunkcache.retrieval.splitter import Piece, Splitter
 from chunkcache.service.given import GivenDocuments
 
 
@@ -18,7 +18,8 @@ class Words:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def split(self, text: str) -> list[Piece]:
+    def split(self, text: str, *, markdown: bool | None) -> list[Piece]:
+        assert markdown is None
         self.asked.append(text)
         if text == "bad":
             raise InvalidRequest("text: bad")
@@ -71,3 +72,27 @@ def test_a_text_that_cannot_be_split_is_refused_each_time() -> None:
         with pytest.raises(InvalidRequest):
             given.chunks([GivenDocument(text="bad")], "t")
     assert words.asked == ["bad", "bad"]
+
+
+def test_markdown_keeps_its_headings_and_its_tables(tokenizer: Any) -> None:
+    rows = "".join(f"| q{i} | the limit of queue {i} is {i} |\n" for i in range(40))
+    text = f"# Queues\n\nAll of them.\n\n## Audit\n\n| queue | limit |\n|---|---|\n{rows}"
+    given = GivenDocuments(Splitter(tokenizer, 96))
+    chunks = given.chunks([GivenDocument(text=text, title="The Queues guide")], "t")
+    assert len(chunks) > 2
+    assert all(text[chunk.start_char : chunk.end_char] == chunk.text for chunk in chunks)
+    assert chunks[-1].headings == ("Audit",)  # the title says the other one
+    assert chunks[-1].opening == "| queue | limit |\n|---|---|"
+    assert all(line.endswith("|") for chunk in chunks[2:] for line in chunk.text.splitlines())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["limit = 5\n# the limit of the queue\nx = 1\n" * 40, "One line, and another one.\n\n" * 40],
+)
+def test_other_texts_are_split_as_plain_text(tokenizer: Any, text: str) -> None:
+    splitter = Splitter(tokenizer, 64)
+    chunks = GivenDocuments(splitter).chunks([GivenDocument(text=text)], "t")
+    plain = [(piece.text, piece.token_ids) for piece in splitter.split(text)]
+    assert len(plain) > 1 and [(chunk.text, chunk.token_ids) for chunk in chunks] == plain
+    assert {(chunk.headings, chunk.opening) for chunk in chunks} == {((), "")}

@@ -84,7 +84,9 @@ def test_messages_far_too_long_are_refused_before_anything_is_searched(
     cache: ChunkCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched: list[str] = []
-    monkeypatch.setattr(cache, "_search", lambda query, *rest: searched.append(query) or [])
+    monkeypatch.setattr(
+        cache, "_search", lambda query, *rest, **where: searched.append(query) or []
+    )
     with pytest.raises(PromptTooLong, match="messages: got") as caught:
         cache.ask("word " * 800_000, max_tokens=2)
     assert caught.value.param == "messages"
