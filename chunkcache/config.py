@@ -260,10 +260,10 @@ class ServerSettings(_Section):
         "annotations",
     )
     responses_bytes: int = Field(
-        64 * MIB, ge=0, description="answers of /v1/responses kept in memory; 0: none"
+        64 * MIB, ge=0, description="answers of /v1/responses kept on disk; 0: none"
     )
     responses_ttl_s: float = Field(
-        86_400.0, gt=0, description="how long they are kept; a restart forgets them"
+        86_400.0, gt=0, description="how long they are kept, for GET and previous_response_id"
     )
     allowed_hosts: str = Field(
         "",
@@ -286,6 +286,9 @@ class ServerSettings(_Section):
     )
     max_bodies_bytes: int = Field(
         256 * MIB, ge=1024, description="all request bodies in memory together; then 429"
+    )
+    head_timeout_s: float = Field(
+        20.0, gt=0, description="line and headers of a request must be there by then, or it ends"
     )
     body_timeout_s: float = Field(
         30.0, gt=0, description="a body may take so long, and a second more for each KiB of it"

@@ -11,6 +11,7 @@ import structlog
 import uvicorn
 
 from chunkcache.server.app import create_app
+from chunkcache.server.slow_heads import impatient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +101,7 @@ def serve(
         "access_log": False,  # the Envelope layer logs requests, with their ids
         "log_config": None,  # its lines go where everybody's go
         "log_level": "warning",
+        "http": impatient(settings.head_timeout_s),
         "lifespan": "off",
         "timeout_graceful_shutdown": _FLUSH_TIMEOUT_S,
     }

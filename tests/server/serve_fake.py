@@ -1,10 +1,11 @@
 """A script: serves a fake service on a free port, prints its address, notes how it ended.
 
-Arguments: home folder, file of the note, seconds of the drain, seconds until a reader has stalled.
+Arguments: home folder, file of the note, and server settings as JSON.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,11 +17,7 @@ from chunkcache.server.run import serve
 
 def main() -> int:
     home, note = Path(sys.argv[1]), Path(sys.argv[2])
-    drain_timeout_s, stalled_timeout_s = map(float, sys.argv[3:])
-    server = {
-        "port": 0, "drain_timeout_s": drain_timeout_s, "stalled_timeout_s": stalled_timeout_s
-    }  # fmt: skip
-    settings = Settings(home=home, server=server)
+    settings = Settings(home=home, server={"port": 0, **json.loads(sys.argv[3])})
     service = fake_service.FakeService(settings)
     code = serve(service, on_ready=lambda url: print(url, flush=True))
     note.write_text(f"drained={service.drained} closed={service.closed}")

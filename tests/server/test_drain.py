@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +54,11 @@ def asking(question: str, *, stream: bool = False) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(
-    tmp_path: Path, drain_timeout_s: float, stalled_timeout_s: float = 60
-) -> Iterator[Process]:
+def serving(tmp_path: Path, drain_timeout_s: float, **server: float) -> Iterator[Process]:
     note = tmp_path / "note"
-    numbers = (str(drain_timeout_s), str(stalled_timeout_s))
+    server["drain_timeout_s"] = drain_timeout_s
     child = subprocess.Popen(
-        [sys.executable, str(FAKE), str(tmp_path / "home"), str(note), *numbers],
+        [sys.executable, str(FAKE), str(tmp_path / "home"), str(note), json.dumps(server)],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with child:
@@ -131,6 +130,54 @@ def test_a_reader_that_never_reads_is_let_go(tmp_path: Path) -> None:
             assert stalled.recv(100).startswith(b"HTTP/1.1 200")
             process.child.send_signal(signal.SIGTERM)
             assert process.stopped() == (0, "drained=True closed=True")
+
+
+def ending(connection: socket.socket, drip: bytes = b"") -> bytes:
+    """What comes before the other side ends the connection, to which bytes are sent meanwhile."""
+    came = b""
+    for _ in range(500):
+        if not select.select([connection], [], [], 0.02)[0]:
+            connection.send(drip)
+            continue
+        try:
+            part = connection.recv(4096)
+        except ConnectionResetError:
+            return came
+        if not part:
+            return came
+        came += part
+    raise AssertionError("it has not ended")
+
+
+def test_a_head_that_does_not_come_ends_its_connection(tmp_path: Path) -> None:
+    """Else any number of them are held for as long as their clients like."""
+    body = json.dumps(asking("where is the cat")).encode()
+    with serving(tmp_path, drain_timeout_s=0, head_timeout_s=0.5) as process, ExitStack() as stack:
+        url = httpx.URL(process.url)
+        silent, dripping, partial, second, slow_body = (
+            stack.enter_context(socket.create_connection((url.host, url.port), timeout=20))
+            for _ in range(5)
+        )
+        slow_body.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        )
+        second.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        first = second.recv(4096)
+        while not first.endswith(b"}"):
+            first += second.recv(4096)
+        assert first.startswith(b"HTTP/1.1 200")
+        for connection in (second, partial):
+            connection.sendall(b"GET /health HTTP/1.1\r\nhost: loc")
+        assert ending(silent) == b""
+        ending(dripping, drip=b"x")
+        for connection in (second, partial):
+            head, _, told = ending(connection).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 408 ") and b"connection: close" in head
+            assert json.loads(told)["error"]["code"] == "request_timeout"
+            assert "server.head_timeout_s" in json.loads(told)["error"]["message"]
+        slow_body.sendall(body)  # its head was there in time
+        assert slow_body.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_a_taken_port_is_exit_code_1_and_the_service_is_closed(
