@@ -41,7 +41,9 @@ def create_app(service: Service, host: str | None = None) -> FastAPI:
     app.state.assets = load_assets()
     app.state.shelf = FileShelf(settings.home / "files")
     limits = settings.server
-    app.state.responses = ResponseStore(limits.responses_bytes, limits.responses_ttl_s)
+    app.state.responses = ResponseStore(
+        settings.home / "responses.sqlite", limits.responses_bytes, limits.responses_ttl_s
+    )
     app.state.lane = Lane(settings.server.working_limit)
     errors.install(app)
     describe(app)

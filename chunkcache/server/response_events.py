@@ -10,7 +10,7 @@ from chunkcache.server.errors import body_of, incident_body
 from chunkcache.server.sse import frame
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from chunkcache.protocol import AnswerEvent, AnswerStarted, Json
     from chunkcache.server.response_reply import Files, ResponseReply
@@ -23,7 +23,9 @@ class ResponseEvents:
         keep: is given the whole response before it is sent.
     """
 
-    def __init__(self, reply: ResponseReply, files: Files, keep: Callable[[Json], None]) -> None:
+    def __init__(
+        self, reply: ResponseReply, files: Files, keep: Callable[[Json], Awaitable[None]]
+    ) -> None:
         self._reply = reply
         self._files = files
         self._keep = keep
@@ -43,8 +45,11 @@ class ResponseEvents:
                     for kind, content in self._piece(event.text, event.call):
                         yield self._frame(kind, content)
                 elif isinstance(event, AnswerFinished):
-                    for kind, content in self._closing(event):
+                    response = self._reply.finished(event, self._files)
+                    for kind, content in self._closing(event, response["output"][-1]):
                         yield self._frame(kind, content)
+                    await self._keep(response)
+                    yield self._frame(f"response.{response['status']}", {"response": response})
         except ChunkCacheError as error:
             yield self._failed(body_of(error))
         except Exception as error:
@@ -86,7 +91,7 @@ class ResponseEvents:
         yield "response.output_item.added", self._item(reply.message("in_progress"))
         yield "response.content_part.added", {**self._at, "part": reply.part("")}
 
-    def _closing(self, answer: AnswerFinished) -> Iterator[tuple[str, Json]]:
+    def _closing(self, answer: AnswerFinished, item: Json) -> Iterator[tuple[str, Json]]:
         call = answer.call
         yield from self._open(call.name if call else None)
         if call is None:
@@ -94,10 +99,7 @@ class ResponseEvents:
         else:
             said = {"name": call.name, "arguments": call.arguments}
             yield "response.function_call_arguments.done", {**self._call_at, **said}
-        response = self._reply.finished(answer, self._files)
-        yield "response.output_item.done", self._item(response["output"][-1])
-        self._keep(response)
-        yield f"response.{response['status']}", {"response": response}
+        yield "response.output_item.done", self._item(item)
 
     def _closing_text(self, answer: AnswerFinished) -> Iterator[tuple[str, Json]]:
         reply = self._reply

@@ -1,14 +1,21 @@
-"""Responses are kept for a while, in bounded memory, and no tenant pushes another's out."""
+"""Responses are kept for a while, in bounded room, and no tenant pushes another's out."""
 
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunkcache.errors import NotFound
+from chunkcache.errors import NotFound, StoreError
+from chunkcache.forms import FunctionCall
 from chunkcache.protocol import Message
 from chunkcache.server.response_store import ResponseStore
 
@@ -23,6 +30,11 @@ class Clock:
         return self.now_s
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "responses.sqlite"
+
+
 def keep(store: ResponseStore, tenant: str, name: str, chars: int = 10) -> None:
     turns = [Message(role="user", content="x" * chars)]
     store.keep(tenant, {"id": name}, [{"id": "msg"}], turns)
@@ -35,19 +47,33 @@ def has(store: ResponseStore, tenant: str, name: str) -> bool:
         return False
 
 
-def test_what_is_kept_is_what_was_given() -> None:
-    store = ResponseStore(64 * KIB, 60)
-    keep(store, "a", "r1")
+def test_what_is_kept_is_what_was_given_also_after_a_restart(path: Path) -> None:
+    call = FunctionCall(name="look", arguments="{}", id="call_1")
+    turns = [
+        Message(role="user", content="the cät\0 😀"),
+        Message(role="assistant", content="", calls=(call,)),
+        Message(role="tool", content="there", call_id="call_1"),
+    ]
+    ResponseStore(path, 64 * KIB, 60).keep("a", {"id": "r1"}, [{"id": "msg"}], turns)
+    store = ResponseStore(path, 64 * KIB, 60)
     kept = store.get("a", "r1")
     assert json.loads(kept.body) == {"id": "r1"}
     assert json.loads(kept.input_items) == [{"id": "msg"}]
-    assert kept.turns == (Message(role="user", content="x" * 10),)
+    assert kept.turns == tuple(turns)
     assert not has(store, "b", "r1")
 
 
-def test_time_takes_them_in_turn() -> None:
+def test_nothing_is_written_before_something_is_kept(path: Path) -> None:
+    store = ResponseStore(path, 64 * KIB, 60)
+    assert not has(store, "a", "r1")
+    with pytest.raises(NotFound):
+        store.delete("a", "r1")
+    assert not path.parent.exists()
+
+
+def test_time_takes_them_in_turn(path: Path) -> None:
     clock = Clock()
-    store = ResponseStore(64 * KIB, 60, clock)
+    store = ResponseStore(path, 64 * KIB, 60, clock)
     keep(store, "a", "r1")
     clock.now_s = 30
     keep(store, "a", "r2")
@@ -60,8 +86,8 @@ def test_time_takes_them_in_turn() -> None:
         store.delete("a", "r1")
 
 
-def test_whoever_takes_most_room_loses_the_oldest() -> None:
-    store = ResponseStore(20 * KIB, 60)
+def test_whoever_takes_most_room_loses_the_oldest(path: Path) -> None:
+    store = ResponseStore(path, 20 * KIB, 60)
     keep(store, "small", "s1")
     for number in range(40):
         keep(store, "large", f"l{number}")
@@ -69,16 +95,61 @@ def test_whoever_takes_most_room_loses_the_oldest() -> None:
     assert not has(store, "large", "l0")
 
 
-def test_what_is_larger_than_all_the_room_is_not_kept_and_pushes_nothing_out() -> None:
-    store = ResponseStore(4 * KIB, 60)
+def test_what_is_larger_than_all_the_room_is_not_kept_and_pushes_nothing_out(path: Path) -> None:
+    store = ResponseStore(path, 4 * KIB, 60)
     keep(store, "a", "r1")
     keep(store, "a", "r2", chars=4 * KIB)
     assert has(store, "a", "r1") and not has(store, "a", "r2")
-    nothing = ResponseStore(0, 60)
-    keep(nothing, "a", "r1")
-    assert not has(nothing, "a", "r1")
+    nothing = ResponseStore(path, 0, 60)
+    keep(nothing, "a", "r3")
+    assert not has(nothing, "a", "r3")
 
 
+def test_what_is_forgotten_is_not_in_the_file(path: Path) -> None:
+    store = ResponseStore(path, 64 * KIB, 60)
+    for name in ("secret-one", "other"):
+        store.keep("a", {"id": name, "text": name * 50}, [], [])
+    assert b"secret-one" in path.read_bytes()
+    store.delete("a", "secret-one")
+    assert b"secret-one" not in path.read_bytes() and has(store, "a", "other")
+
+
+def test_servers_on_one_home_keep_side_by_side(path: Path) -> None:
+    def run(server: int) -> None:
+        store = ResponseStore(path, 64 * KIB, 60)
+        for number in range(5):
+            keep(store, "a", f"r{server}-{number}")
+
+    threads = [Thread(target=run, args=(server,)) for server in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store = ResponseStore(path, 64 * KIB, 60)
+    assert all(has(store, "a", f"r{s}-{n}") for s in range(4) for n in range(5))
+
+
+def test_a_damaged_file_costs_no_answer_and_says_what_to_do(path: Path, logged: Any) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"no database " * 100)
+    store = ResponseStore(path, 64 * KIB, 60)
+    keep(store, "a", "r1")
+    assert [entry["event"] for entry in logged] == ["response_not_kept"]
+    with pytest.raises(StoreError, match="may be deleted"):
+        store.get("a", "r1")
+
+
+def test_what_another_version_kept_is_dropped(path: Path) -> None:
+    store = ResponseStore(path, 64 * KIB, 60)
+    keep(store, "a", "r1")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    assert not has(store, "a", "r1")
+    keep(store, "a", "r2")
+    assert has(store, "a", "r2")
+
+
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -86,20 +157,25 @@ def test_what_is_larger_than_all_the_room_is_not_kept_and_pushes_nothing_out() -
             st.sampled_from("ab"),
             st.integers(0, 9),
             st.integers(0, 5000),
-        )
+        ),
+        max_size=12,
     )
 )
 def test_no_order_of_events_makes_it_grow(steps: list[tuple[str, str, int, int]]) -> None:
     clock, capacity_bytes = Clock(), 16 * KIB
-    store = ResponseStore(capacity_bytes, 10, clock)
-    for step, (what, tenant, number, size) in enumerate(steps):
-        if what == "keep":
-            keep(store, tenant, f"r{step}", size)
-            assert has(store, tenant, f"r{step}")
-        elif what == "wait":
-            clock.now_s += number
-        elif has(store, tenant, f"r{number}"):
-            store.delete(tenant, f"r{number}")
-        kept = [k for held in store._kept.values() for k in held.values()]
-        assert sum(k.size_bytes for k in kept) == sum(store._sizes_bytes.values())
-        assert sum(store._sizes_bytes.values()) <= capacity_bytes
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "responses.sqlite"
+        store = ResponseStore(path, capacity_bytes, 10, clock)
+        for step, (what, tenant, number, size) in enumerate(steps):
+            if what == "keep":
+                keep(store, tenant, f"r{step}", size)
+                assert has(store, tenant, f"r{step}")
+            elif what == "wait":
+                clock.now_s += number
+            elif has(store, tenant, f"r{number}"):
+                store.delete(tenant, f"r{number}")
+                assert not has(store, tenant, f"r{number}")
+        if path.exists():
+            with closing(sqlite3.connect(path)) as connection:
+                sizes = "SELECT coalesce(sum(size_bytes), 0) FROM responses"
+                assert connection.execute(sizes).fetchone()[0] <= capacity_bytes
