@@ -1,9 +1,11 @@
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateObject, generateText, streamText, tool } from "ai";
+import { embed, generateObject, generateText, streamText, tool } from "ai";
 import { z } from "zod";
 
-const { BASE_URL, MODEL } = process.env;
-const model = createOpenAICompatible({ name: "served", baseURL: BASE_URL, apiKey: "unused" })(MODEL);
+const { BASE_URL, EMBEDDER, MODEL } = process.env;
+const settings = { name: "served", baseURL: BASE_URL, apiKey: "unused" };
+const model = createOpenAICompatible(settings)(MODEL);
+const structured = createOpenAICompatible({ ...settings, supportsStructuredOutputs: true })(MODEL);
 const prompt = "Where is the cat?";
 
 async function tried(what, run) {
@@ -26,6 +28,17 @@ await tried("tools", async () => {
   const look = tool({ description: "look", inputSchema: z.object({}), execute: async () => "kitchen" });
   return generateText({ model, prompt, tools: { look } });
 });
-await tried("generateObject", async () =>
-  (await generateObject({ model, prompt, schema: z.object({ room: z.string() }) })).object,
+const schema = z.object({ room: z.enum(["kitchen", "garden"]) });
+await tried("generateObject, defaults (JSON whose schema is only told to the model)", async () => {
+  try {
+    return (await generateObject({ model, prompt, schema })).object;
+  } catch (error) {
+    return typeof JSON.parse(error.text) === "object";  // JSON all the same
+  }
+});
+await tried("generateObject, supportsStructuredOutputs", async () =>
+  (await generateObject({ model: structured, prompt, schema })).object.room,
+);
+await tried("embed", async () =>
+  (await embed({ model: createOpenAICompatible(settings).textEmbeddingModel(EMBEDDER), value: prompt })).embedding.length,
 );
