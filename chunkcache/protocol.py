@@ -14,6 +14,7 @@ from chunkcache.chunk import Rung, SpanKind
 from chunkcache.config import PassageOrder, RepairPolicyName
 from chunkcache.filters import AttributeFilter
 from chunkcache.forms import CallForm, FunctionCall, JsonForm
+from chunkcache.ranking import Ranking
 
 Json = dict[str, Any]
 MAX_CHOICES = 16
@@ -152,6 +153,7 @@ class Citation(_Wire):
     text: str
     score: float
     collection: str = Field("", description="where it is; empty: where the request asked")
+    headings: list[str] = Field(default_factory=list, description="above it, outermost first")
 
 
 class AnswerReport(Report):
@@ -216,8 +218,10 @@ class AnswerRequest(_Wire):
     documents: list[GivenDocument] | None = None
     tenant: str = "public"
     collection: str = "default"
+    also: tuple[str, ...] = Field((), description="collections searched together with it")
     top_k: int | None = Field(None, ge=0, le=64, description="0: no retrieval")
     filters: AttributeFilter | None = Field(None, description="of the documents searched")
+    ranking: Ranking | None = Field(None, description="null: as the settings say")
     sampling: Sampling = Sampling()
     form: JsonForm | CallForm | None = Field(None, description="of the answer; null: any text")
     notes: tuple[str, ...] = Field((), description="to be passed on in the report")
@@ -321,6 +325,7 @@ class Passage(_Wire):
     score: float
     start_char: int
     end_char: int
+    headings: list[str] = Field(default_factory=list, description="above it, outermost first")
 
 
 class IngestReport(_Wire):

@@ -18,12 +18,11 @@ from chunkcache.retrieval.index_folder import (
 )
 from chunkcache_indexes.ann import HnswIndex
 from chunkcache_indexes.flat import FlatIndex
-from chunkcache_indexes.hybrid import reciprocal_rank_fusion
 from chunkcache_indexes.index_file import IndexFileError
 from chunkcache_indexes.lexical import WORDS_VERSION, LexicalIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Literal
 
@@ -32,8 +31,7 @@ if TYPE_CHECKING:
     from chunkcache.retrieval.catalog import Catalog
     from chunkcache.retrieval.embedder import Embedder
     from chunkcache_indexes.base import VectorIndex
-
-    Mode = Literal["hybrid", "vector", "lexical"]
+    from chunkcache_indexes.lexical import WordCounts
 
 _Index = TypeVar("_Index")
 log = structlog.get_logger(__name__)
@@ -96,36 +94,34 @@ class CollectionIndex:
         elif self._unsaved > max(_UNSAVED_ENTRIES, len(entries) // 5):
             self._save()
 
-    def search(
-        self,
-        query: str,
-        vector: np.ndarray,
-        depth: int,
-        mode: Mode,
-        among: frozenset[int] | None = None,
+    def by_vector(
+        self, vector: np.ndarray, depth: int, among: frozenset[int] | None = None
     ) -> list[tuple[int, float]]:
-        """At most `depth` entries with their scores, best first; only those `among`, if given.
+        """At most `depth` entries with their inner products, best first; only those `among`.
 
-        Scores are inner products (vector), BM25 (lexical), or reciprocal ranks (hybrid). Cost: with
-        `among`, searches four times as deep each until enough is found or nothing is left.
+        Cost: with `among`, searches four times as deep each until enough is found or nothing is
+        left.
         """
 
-        def by_vector(deep: int) -> list[tuple[int, float]]:
+        def search(deep: int) -> list[tuple[int, float]]:
             found = self._vectors.search(vector[None], deep)
             return _pairs(found.ids[0], found.scores[0])
 
-        def by_words(deep: int) -> list[tuple[int, float]]:
+        return _first(search, depth, len(self._vectors), among)
+
+    def by_words(
+        self, query: str, depth: int, among: frozenset[int] | None = None
+    ) -> list[tuple[int, float]]:
+        """The same with BM25's scores, of entries that share a word with the query."""
+
+        def search(deep: int) -> list[tuple[int, float]]:
             return _pairs(*self._words.search(query, deep))
 
-        rankings = []
-        if mode != "lexical":
-            rankings.append(_first(by_vector, depth, len(self._vectors), among))
-        if mode != "vector":
-            rankings.append(_first(by_words, depth, len(self._words), among))
-        if len(rankings) == 1:
-            return rankings[0]
-        fused = reciprocal_rank_fusion([entry for entry, _ in ranking] for ranking in rankings)
-        return fused[:depth]
+        return _first(search, depth, len(self._words), among)
+
+    def count_words(self, query: str, entries: Sequence[int]) -> WordCounts:
+        """What a ranking of several collections by words needs of these entries."""
+        return self._words.count(query, entries)
 
     def _remove(self, entries: npt.NDArray[np.int64]) -> int:
         removed = self._vectors.remove(np.setdiff1d(self._vectors.ids, entries))

@@ -12,17 +12,20 @@ import numpy as np
 from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.retrieval.collection_index import CollectionIndex
 from chunkcache.retrieval.documents import DEFAULT_COLLECTION, PUBLIC_TENANT, valid_unicode
+from chunkcache.retrieval.fusion import Rankings, fused, mode_of
 from chunkcache.retrieval.index_folder import index_folder, remove_index_folder
 from chunkcache.retrieval.refresh import refresh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from chunkcache.chunk import Chunk
     from chunkcache.config import RetrievalSettings
+    from chunkcache.ranking import Ranking
     from chunkcache.retrieval.catalog import Catalog
     from chunkcache.retrieval.embedder import Embedder
+    from chunkcache.retrieval.fusion import Mode
     from chunkcache.retrieval.splitter import Splitter
 
 _OPEN_COLLECTIONS = 64  # indexes held in memory; the least recently searched is let go
@@ -66,14 +69,18 @@ class Retriever:
         top_k: int,
         tenant: str = PUBLIC_TENANT,
         collection: str = DEFAULT_COLLECTION,
+        also: Sequence[str] = (),
         passes: Callable[[dict[str, str | float | bool]], bool] | None = None,
+        ranking: Ranking | None = None,
     ) -> list[Chunk]:
         """The best chunks, best first, each with its score; fewer when there are fewer.
 
-        With `passes`, only of documents whose attributes do.
+        With `also`, of those collections too, ranked as if they were one; their chunks name the
+        collection they are in. With `passes`, only of documents whose attributes do.
 
         Scores compare within one result only: reciprocal ranks (hybrid), cosines (vector) or BM25
-        (lexical), as `settings.mode` says. Chunks with the same text may all be returned.
+        (lexical), as `settings.mode` or `ranking` says. Chunks with the same text may all be
+        returned.
 
         Cost: embedding the query, a scan or graph search, and before that bringing the index level
         with the catalog if it changed. After a change of tokenizer, chunk size or embedder the
@@ -87,20 +94,29 @@ class Retriever:
             raise InvalidRequest.of("top_k", top_k, "at least 1", "ask for one passage or more")
         if not valid_unicode("query", query).strip():
             raise InvalidRequest.of("query", query, "a text with words", "ask something")
-        index = self._index(tenant, collection)
+        indexes = {name: self._index(tenant, name) for name in dict.fromkeys((collection, *also))}
+        mode = mode_of(self._settings.mode, ranking)
         vector = np.empty(0, np.float32)
-        if self._settings.mode != "lexical":
+        if mode != "lexical":
             vector = self._embedder.embed_query(query)
+        depth = max(_CANDIDATES, 2 * top_k)
         chunks: list[Chunk] = []
         for _ in range(_ATTEMPTS):
-            with index.lock:
-                self._update(index, tenant, collection)
-                depth = max(_CANDIDATES, 2 * top_k)
-                among = (
-                    self._catalog.entries.passing(tenant, collection, passes) if passes else None
-                )
-                hits = index.search(query, vector, depth, self._settings.mode, among)[:top_k]
-            found = self._catalog.entries.chunks(tenant, collection, [entry for entry, _ in hits])
+            rankings, places = [], dict[int, str]()
+            for name, index in indexes.items():
+                with index.lock:
+                    self._update(index, tenant, name)
+                    among = self._catalog.entries.passing(tenant, name, passes) if passes else None
+                    one = _rankings(index, query, vector, depth, mode, among, len(indexes) > 1)
+                rankings.append(one)
+                places |= dict.fromkeys((e for e, _ in (*one.by_vector, *one.by_words)), name)
+            hits = fused(rankings, depth, mode, ranking)[:top_k]
+            found: dict[int, Chunk] = {}
+            for name in indexes:
+                here = [entry for entry, _ in hits if places[entry] == name]
+                held = self._catalog.entries.chunks(tenant, name, here)
+                elsewhere = "" if name == collection else name
+                found |= {e: replace(chunk, collection=elsewhere) for e, chunk in held.items()}
             chunks = [replace(found[e], score=score) for e, score in hits if e in found]
             if len(chunks) == len(hits):
                 break
@@ -139,3 +155,16 @@ class Retriever:
         for folder in self._root.glob("*"):
             if folder.name not in known:
                 remove_index_folder(folder)
+
+
+def _rankings(
+    index: CollectionIndex, query: str, vector: np.ndarray, depth: int, mode: Mode,
+    among: frozenset[int] | None, is_one_of_several: bool,
+) -> Rankings:  # fmt: skip
+    by_vector = [] if mode == "lexical" else index.by_vector(vector, depth, among)
+    if mode == "vector":
+        return Rankings(by_vector, [])
+    by_words = index.by_words(query, depth, among)
+    entries = [entry for entry, _ in by_words]
+    counts = index.count_words(query, entries) if is_one_of_several else None
+    return Rankings(by_vector, by_words, counts)

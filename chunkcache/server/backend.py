@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         DocumentInfo,
         Passage,
     )
+    from chunkcache.ranking import Ranking
 
 
 class RunningAnswer(Protocol):
@@ -121,6 +122,7 @@ class Service(Protocol):
         tenant: str,
         collection: str,
         filters: Comparison | Membership | Compound | None = None,
+        ranking: Ranking | None = None,
     ) -> list[Passage]:
         """The best passages, best first, of documents that pass the filters.
 

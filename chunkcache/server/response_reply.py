@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from chunkcache.server.citations import Citer
     from chunkcache.server.shapes.responses import ResponseRequest
 
-Files = dict[str, tuple[str, str, "Mapping[str, object]"]]
-"""By document id: the file's id, its name, its attributes."""
+Files = dict[tuple[str, str], tuple[str, str, "Mapping[str, object]"]]
+"""By ids of vector store and document: the file's id, its name, its attributes."""
 
 
 class ResponseReply:
@@ -29,11 +29,12 @@ class ResponseReply:
         request: what was asked.
         model: the id it was asked for by.
         citer: makes annotations, and the list of sources if that is asked for.
+        store: the vector store that passages are from unless they say another.
         query: what was searched for; None: no `file_search` was asked for.
     """
 
     def __init__(
-        self, request: ResponseRequest, model: str, citer: Citer, query: str | None
+        self, request: ResponseRequest, model: str, citer: Citer, store: str, query: str | None
     ) -> None:
         self.id = _fresh("resp")
         self.message_id = _fresh("msg")
@@ -41,6 +42,7 @@ class ResponseReply:
         self.function_id = _fresh("fc")
         self._call_id = _fresh("call")
         self.query = query
+        self._store = store
         self._citer = citer
         self._request = request
         self._model = model
@@ -160,9 +162,9 @@ class ResponseReply:
         """The item that says what was searched for, and if asked for what was found."""
         results = None
         if self._request.wants_results and files is not None:
-            # what has a collection of its own stood in a message, and was not searched for
-            searched = [citation for citation in citations if not citation.collection]
-            results = [_result(citation, files) for citation in searched]
+            # what has no score stood in a message, and was not searched for
+            searched = [citation for citation in citations if citation.score]
+            results = [self._result(citation, files) for citation in searched]
         return {
             "id": self.search_id,
             "type": "file_search_call",
@@ -180,7 +182,7 @@ class ResponseReply:
         if self.query is None:
             urls = self._citer.annotations(answer.citations, len(answer.text))
             return [{"type": "url_citation", **url["url_citation"]} for url in urls]
-        cited = dict.fromkeys(_file_of(citation, files)[:2] for citation in answer.citations)
+        cited = dict.fromkeys(self._file_of(citation, files)[:2] for citation in answer.citations)
         return [
             {
                 "type": "file_citation",
@@ -190,6 +192,20 @@ class ResponseReply:
             }
             for file_id, filename in cited
         ]
+
+    def _result(self, citation: Citation, files: Files) -> Json:
+        file_id, filename, attributes = self._file_of(citation, files)
+        return {
+            "file_id": file_id,
+            "filename": filename,
+            "score": citation.score,
+            "text": citation.text,
+            "attributes": dict(attributes),
+        }
+
+    def _file_of(self, citation: Citation, files: Files) -> tuple[str, str, Mapping[str, object]]:
+        place = (citation.collection or self._store, citation.document_id)
+        return files.get(place, (citation.document_id, label(citation), {}))
 
 
 def input_items(request: ResponseRequest) -> list[Json]:
@@ -220,23 +236,6 @@ def _input_part(role: str, text: str) -> Json:
     if role == "assistant":
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     return {"type": "input_text", "text": text}
-
-
-def _result(citation: Citation, files: Files) -> Json:
-    file_id, filename, attributes = _file_of(citation, files)
-    return {
-        "file_id": file_id,
-        "filename": filename,
-        "score": citation.score,
-        "text": citation.text,
-        "attributes": dict(attributes),
-    }
-
-
-def _file_of(citation: Citation, files: Files) -> tuple[str, str, Mapping[str, object]]:
-    if citation.document_id in files:
-        return files[citation.document_id]
-    return citation.document_id, label(citation), {}
 
 
 def _usage(answer: AnswerFinished) -> Json:

@@ -229,9 +229,12 @@ class ChunkCache(Library):
         question = request.question
         if top_k == 0 or not question.strip():
             return []
-        where, depth = (request.tenant, request.collection, request.filters), 2 * top_k
+        depth = 2 * top_k
         while True:  # deeper where copies took the places of others
-            ranked = self._search(question, depth, *where)
+            ranked = self._search(
+                question, depth, tenant=request.tenant, collection=request.collection,
+                also=request.also, filters=request.filters, ranking=request.ranking,
+            )  # fmt: skip
             found = distinct(ranked)[:top_k]
             if len(found) == top_k or len(ranked) < depth or depth >= _DEEPEST * top_k:
                 return found

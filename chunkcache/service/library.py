@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from chunkcache.chunk import Chunk
     from chunkcache.config import Settings
     from chunkcache.filters import Comparison, Compound, Membership
+    from chunkcache.ranking import Ranking
     from chunkcache.retrieval.catalog import Catalog
 
 PUBLIC = "public"
@@ -258,33 +259,45 @@ class Library:
         tenant: str = PUBLIC,
         collection: str = DEFAULT,
         filters: Comparison | Membership | Compound | None = None,
+        ranking: Ranking | None = None,
     ) -> list[Passage]:
-        """The best passages for a query, best first; only of documents that pass the filters."""
+        """The best passages for a query, best first; only of documents that pass the filters.
+
+        `ranking` None: as the settings say.
+        """
+        found = self._search(
+            query, top_k, tenant=tenant, collection=collection, filters=filters, ranking=ranking
+        )
         return [
             Passage(
                 chunk_id=c.chunk_id, document_id=c.document_id, title=c.title, url=c.url,
                 text=c.text, score=c.score, start_char=c.start_char, end_char=c.end_char,
+                headings=list(c.headings),
             )
-            for c in self._search(query, top_k, tenant, collection, filters)
+            for c in found
         ]  # fmt: skip
 
     def _search(
         self,
         query: str,
         top_k: int,
+        *,
         tenant: str,
         collection: str,
+        also: Sequence[str] = (),
         filters: Comparison | Membership | Compound | None = None,
+        ranking: Ranking | None = None,
     ) -> list[Chunk]:
-        can_expire = self._check_alive(tenant, collection).expires_after_days is not None
+        searched = [self._check_alive(tenant, name) for name in (collection, *also)]
         with self._lock:
             retriever = self._retriever
         found = retriever.search(
-            query, top_k=top_k, tenant=tenant, collection=collection,
-            passes=filters.matches if filters else None,
+            query, top_k=top_k, tenant=tenant, collection=collection, also=also,
+            passes=filters.matches if filters else None, ranking=ranking,
         )  # fmt: skip
-        if can_expire:
-            self.catalog.note_use(tenant, collection)
+        for info in searched:
+            if info.expires_after_days is not None:
+                self.catalog.note_use(tenant, info.id)
         return found
 
     def _check_alive(self, tenant: str, collection: str) -> CollectionInfo:

@@ -28,6 +28,7 @@ def citation(chunk: Chunk) -> Citation:
         text=chunk.text,
         score=chunk.score,
         collection=chunk.collection,
+        headings=list(chunk.headings),
     )
 
 

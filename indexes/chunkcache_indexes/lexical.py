@@ -102,6 +102,16 @@ class LexicalHits(NamedTuple):
     scores: Vectors  # [m], all above zero
 
 
+class WordCounts(NamedTuple):
+    """What several indexes must know of each other to score as one would: counts, no scores."""
+
+    counts: npt.NDArray[np.int64]  # [m, w]: of each of the query's words in each text
+    lengths: npt.NDArray[np.int32]  # [m]: terms of each text
+    texts_with: npt.NDArray[np.int64]  # [w]: texts of the index that have the word
+    num_texts: int  # of the whole index
+    num_terms: int
+
+
 class LexicalIndex:
     """BM25 over texts under int64 ids. Searches may run side by side; a change runs alone.
 
@@ -173,12 +183,7 @@ class LexicalIndex:
         count = len(self)
         mean = float(self._lengths[self._alive].mean()) if count else 0.0
         for term in sorted(terms):
-            found = [part.of_term(term) for part in self._parts]
-            rows = np.concatenate([rows for rows, _ in found])
-            frequencies = np.concatenate([times for _, times in found])
-            if count < len(self._ids):
-                living = self._alive[rows]
-                rows, frequencies = rows[living], frequencies[living]
+            rows, frequencies = self._holding(term)
             if len(rows):
                 rarity = math.log(1.0 + (count - len(rows) + 0.5) / (len(rows) + 0.5))
                 longer = self._lengths[rows].astype(np.float32) * np.float32(_K1 * _B / mean)
@@ -187,6 +192,39 @@ class LexicalIndex:
         matching = np.flatnonzero(scores > 0)
         best = matching[best_places(self._ids[matching], scores[matching], k)]
         return LexicalHits(self._ids[best], scores[best])
+
+    def count(self, query: str, ids: Sequence[int]) -> WordCounts:
+        """The query's distinct words, in their order of spelling, in the texts under `ids`.
+
+        Raises:
+            KeyError: an id is not held.
+        """
+        words = sorted(set(words_of(query)))
+        rows = np.flatnonzero(self._alive & np.isin(self._ids, np.array(ids, np.int64)))
+        row_of = dict(zip(self._ids[rows].tolist(), rows.tolist(), strict=True))
+        rows = np.array([row_of[text_id] for text_id in ids], np.int64)
+        place_of = np.full(len(self._ids), -1)
+        place_of[rows] = np.arange(len(ids))
+        counts = np.zeros((len(ids), len(words)), np.int64)
+        texts_with = np.zeros(len(words), np.int64)
+        for column, word in enumerate(words):
+            if word in self._vocabulary and self._parts:
+                holding, frequencies = self._holding(self._vocabulary[word])
+                texts_with[column] = len(holding)
+                places = place_of[holding]
+                counts[places[places >= 0], column] = frequencies[places >= 0]
+        num_terms = int(self._lengths[self._alive].sum())
+        return WordCounts(counts, self._lengths[rows], texts_with, len(self), num_terms)
+
+    def _holding(self, term: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Rows of the texts that have a term, and how often each has it."""
+        found = [part.of_term(term) for part in self._parts]
+        rows = np.concatenate([rows for rows, _ in found])
+        frequencies = np.concatenate([times for _, times in found])
+        if len(self) < len(self._ids):
+            living = self._alive[rows]
+            rows, frequencies = rows[living], frequencies[living]
+        return rows, frequencies
 
     def save(self, path: Path) -> None:
         """Write one file, atomically; words that no text has any more are left out.
@@ -237,3 +275,19 @@ class LexicalIndex:
         self._parts = [part for part in parts if len(part)]
         self._ids, self._lengths = self._ids[self._alive], self._lengths[self._alive]
         self._alive = np.ones(len(self._ids), np.bool_)
+
+
+def joint_scores(parts: Sequence[WordCounts]) -> list[Vectors]:
+    """BM25 of each part's texts, as one index that holds all the parts' texts would score them."""
+    num_texts = sum(part.num_texts for part in parts)
+    num_terms = sum(part.num_terms for part in parts)
+    if not num_terms:
+        return [np.zeros(len(part.lengths), np.float32) for part in parts]
+    texts_with = np.sum([part.texts_with for part in parts], axis=0)
+    rarity = np.log1p((num_texts - texts_with + 0.5) / (texts_with + 0.5))
+    scores = []
+    for part in parts:
+        damping = _K1 * (1 - _B + _B * part.lengths * num_texts / num_terms)
+        saturated = part.counts / (part.counts + damping[:, None])
+        scores.append((saturated @ rarity).astype(np.float32))
+    return scores

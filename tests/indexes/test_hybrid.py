@@ -20,6 +20,18 @@ def test_scores_are_the_sums_of_reciprocal_ranks() -> None:
     ]
 
 
+def test_weights_say_how_much_each_ranking_counts() -> None:
+    fused = reciprocal_rank_fusion([[7, 8], [8, 9]], weights=[3, 1])
+    assert fused == [
+        (8, pytest.approx(3 / 62 + 1 / 61)),
+        (7, pytest.approx(3 / 61)),
+        (9, pytest.approx(1 / 62)),
+    ]
+    assert [i for i, _ in reciprocal_rank_fusion([[7, 8], [8, 9]], weights=[0, 1])] == [8, 9]
+    with pytest.raises(ValueError, match="weights: got"):
+        reciprocal_rank_fusion([[7]], weights=[-1])
+
+
 @given(st.lists(ranking, max_size=4))
 @settings(deadline=None, max_examples=100)
 def test_every_id_comes_once_and_best_first(rankings: list[list[int]]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chunkcache_indexes.lexical import LexicalIndex, words_of
+from chunkcache_indexes.lexical import LexicalIndex, joint_scores, words_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,6 +167,26 @@ def test_adding_few_texts_to_many_touches_few() -> None:
         index.add([n], [f"common new{n}"])
         assert index._parts[0] is many
     assert index.search("common", 999).ids.tolist() == [*range(8), *range(10, 510)]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["red", "blue", "os.path", "x"]), max_size=6), max_size=9),
+    st.integers(0, 9),
+)
+@settings(deadline=None, max_examples=30)
+def test_parts_of_a_corpus_score_as_the_whole(texts: list[list[str]], cut: int) -> None:
+    written = [" ".join(words) for words in texts]
+    whole, query = filled(*written), "blue path os.path none"
+    expected = whole.search(query, 99)
+    parts, found = [filled(*written[:cut], "blue and gone"), filled(*written[cut:])], {}
+    parts[0].remove([10 + len(written[:cut])])
+    hits = [part.search(query, 99).ids.tolist() for part in parts]
+    counts = [part.count(query, ids) for part, ids in zip(parts, hits, strict=True)]
+    for shift, ids, scores in zip((0, cut), hits, joint_scores(counts), strict=True):
+        found |= dict(zip((i + shift for i in ids), scores.tolist(), strict=True))
+    assert found == pytest.approx(
+        dict(zip(expected.ids.tolist(), expected.scores.tolist(), strict=True)), rel=1e-5
+    )
 
 
 def test_texts_without_a_common_word_are_not_hits() -> None:

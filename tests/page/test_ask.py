@@ -126,9 +126,9 @@ def test_titles_texts_and_questions_are_never_markup(
     ask(page, f"owls {HOSTILE}")
     status(page, "Answered.")
     assert HOSTILE in page.locator("#ask-text").inner_text()
-    assert page.locator("#ask-passages .title").inner_text() == HOSTILE
+    assert page.locator("#ask-passages .title").inner_text() == f"{HOSTILE} › Pets › Cats"
     page.locator("#ask-passages button").click()
-    assert page.locator("#passage-title").inner_text() == f"[1] {HOSTILE}"
+    assert page.locator("#passage-title").inner_text() == f"[1] {HOSTILE} › Pets › Cats"
     assert "<script>alert(2)</script>" in page.locator("#passage-text").inner_text()
     page.get_by_role("button", name="Close").click()
     for section in ("corpus", "requests"):

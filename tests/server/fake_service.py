@@ -47,10 +47,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 WARM_CHUNKS = 4
+Found = tuple[str, Passage]  # where, if not in the collection that was asked, and what
 
 
 class FakeAnswer:
-    def __init__(self, service: FakeService, request: AnswerRequest, found: list[Passage]) -> None:
+    def __init__(self, service: FakeService, request: AnswerRequest, found: list[Found]) -> None:
         self.service = service
         self.request = request
         self.cancelled = threading.Event()
@@ -59,7 +60,7 @@ class FakeAnswer:
         self.deltas_read = 0
         self._on_end = service.console.follow(request)
         self._citations = [
-            Citation(**passage.model_dump(exclude={"text"}), text=passage.text) for passage in found
+            Citation(**passage.model_dump(), collection=place) for place, passage in found
         ]
 
     def cancel(self) -> None:
@@ -154,6 +155,7 @@ class FakeService:
         self.created_at = 1_700_000_000.0
         self.answers: list[FakeAnswer] = []
         self.requests: list[AnswerRequest] = []
+        self.rankings: list[Any] = []  # one for each search
         self.ingested: list[tuple[str, Any]] = []
         self.drained = False
         self.closed = False
@@ -218,23 +220,21 @@ class FakeService:
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.preparing) >= count, timeout=10)
 
-    def _passages_for(self, request: AnswerRequest) -> list[Passage]:
+    def _passages_for(self, request: AnswerRequest) -> list[Found]:
         if request.documents is not None:
             return [
-                Passage(
-                    chunk_id=f"given-{i}", document_id=given.id or f"d{i}", title=given.title,
-                    url=given.url, text=given.text, score=1.0, start_char=0,
-                    end_char=len(given.text),
-                )
+                ("", _passage(f"given-{i}", given.id or f"d{i}", given, given.text, 1.0))
                 for i, given in enumerate(request.documents)
-            ]  # fmt: skip
-        return self.search(
-            request.messages[-1].content,
-            top_k=4 if request.top_k is None else request.top_k,
-            tenant=request.tenant,
-            collection=request.collection,
-            filters=request.filters,
-        )
+            ]
+        top_k = 4 if request.top_k is None else request.top_k
+        wish: Any = {"top_k": top_k, "filters": request.filters, "ranking": request.ranking}
+        question, tenant = request.messages[-1].content, request.tenant
+        found = [
+            (place if place in request.also else "", passage)
+            for place in (request.collection, *request.also)
+            for passage in self.search(question, tenant=tenant, collection=place, **wish)
+        ]
+        return sorted(found, key=lambda one: -one[1].score)[:top_k]
 
     def ended(self, answer: FakeAnswer) -> None:
         with self._changed:
@@ -248,11 +248,13 @@ class FakeService:
             return self.answers[count - 1]
 
     def search(
-        self, query: str, *, top_k: int, tenant: str, collection: str, filters: Any = None
-    ) -> list[Passage]:
+        self, query: str, *, top_k: int, tenant: str, collection: str, filters: Any = None,
+        ranking: Any = None,
+    ) -> list[Passage]:  # fmt: skip
         self.collection(collection, tenant=tenant)
         if not query.strip():
             raise InvalidRequest.of("query", query, "a text with words", "ask something")
+        self.rankings.append(ranking)
         words = set(query.lower().split())
         held = self._documents.get((tenant, collection), {}).values()
         scored = [
@@ -262,28 +264,19 @@ class FakeService:
         ]
         scored.sort(key=lambda item: (-item[0], item[1].document_id))
         return [
-            Passage(
-                chunk_id=f"{info.document_id}-0", document_id=info.document_id, title=info.title,
-                url=info.url, text=text, score=float(score), start_char=0, end_char=len(text),
-            )
+            _passage(f"{info.document_id}-0", info.document_id, info, text, float(score))
             for score, info, text in scored[:top_k]
             if score
-        ]  # fmt: skip
+        ]
 
     def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         vectors = [[len(text) / 7, *(b / 255 for b in _digest(text)[:3])] for text in texts]
         return vectors, sum(len(text.split()) for text in texts)
 
     def ingest_bytes(
-        self,
-        name: str,
-        data: bytes,
-        *,
-        tenant: str,
-        collection: str,
+        self, name: str, data: bytes, *, tenant: str, collection: str, upload_id: str = "",
         attributes: dict[str, str | float | bool] | None = None,
-        upload_id: str = "",
-    ) -> DocumentInfo:
+    ) -> DocumentInfo:  # fmt: skip
         self.collection(collection, tenant=tenant)
         try:
             text = data.decode()
@@ -330,13 +323,9 @@ class FakeService:
         return held.pop(document_id, None) is not None
 
     def create_collection(
-        self,
-        name: str,
-        *,
-        tenant: str,
-        metadata: dict[str, str] | None = None,
+        self, name: str, *, tenant: str, metadata: dict[str, str] | None = None,
         expires_after_days: int | None = None,
-    ) -> CollectionInfo:
+    ) -> CollectionInfo:  # fmt: skip
         self._num_created += 1
         store_id = f"vs_{self._num_created}"
         made = CollectionInfo(
@@ -397,3 +386,10 @@ class FakeService:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
+
+
+def _passage(chunk_id: str, document_id: str, of: Any, text: str, score: float) -> Passage:
+    return Passage(
+        chunk_id=chunk_id, document_id=document_id, title=of.title, url=of.url, text=text,
+        score=score, start_char=0, end_char=len(text), headings=["Pets", "Cats"],
+    )  # fmt: skip

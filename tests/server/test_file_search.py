@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import openai
 import pytest
+
+from chunkcache.ranking import Ranking
 
 QUESTION = "where is the cat"
 
 
-def a_store(served: Any) -> str:
-    """A vector store with a red and a blue file about the cat."""
+def a_store(served: Any, *colours: str) -> str:
+    """A vector store with a red and a blue file about the cat, or with these."""
     client = served.client()
     store = client.vector_stores.create(name="cats")
-    for colour in ("red", "blue"):
+    for colour in colours or ("red", "blue"):
         file = client.files.create(file=(f"{colour}.txt", b"the cat"), purpose="assistants")
         client.vector_stores.files.create(store.id, file_id=file.id, attributes={"colour": colour})
     return str(store.id)
@@ -38,6 +41,44 @@ def test_only_files_that_pass_are_drawn_on(served: Any) -> None:
     assert found(served, vector_store_ids=stores, filters=both) == {"red.txt", "blue.txt"}
     none = {"type": "and", "filters": [red, blue]}
     assert found(served, vector_store_ids=stores, filters=none) == set()
+
+
+def test_several_stores_are_searched_together(served: Any) -> None:
+    first, second = a_store(served, "red"), a_store(served, "blue")
+    done = served.client().responses.create(
+        model="tiny-chat", input=QUESTION, include=["file_search_call.results"],
+        tools=[{"type": "file_search", "vector_store_ids": [first, second]}],
+    )  # fmt: skip
+    search, message = done.output
+    results = {(hit.filename, hit.attributes["colour"]) for hit in search.results}
+    assert results == {("red.txt", "red"), ("blue.txt", "blue")}
+    cited = {note.filename for note in message.content[0].annotations}
+    assert cited == {"red.txt", "blue.txt"}
+    citations = done.chunkcache["citations"]  # type: ignore[attr-defined]
+    assert {one["collection"] for one in citations} == {"", second}
+    assert [one["headings"] for one in citations] == [["Pets", "Cats"]] * 2
+
+
+def test_one_unknown_store_of_several_is_named(served: Any) -> None:
+    with pytest.raises(openai.NotFoundError, match="vs_none"):
+        found(served, vector_store_ids=[a_store(served), "vs_none"])
+
+
+@pytest.mark.parametrize(
+    ("options", "ranking"),
+    [
+        ({}, None),
+        ({"ranker": "auto", "score_threshold": 0.0}, None),
+        ({"ranker": "default-2024-11-15", "score_threshold": 0.5}, Ranking(least_score=0.5)),
+        ({"hybrid_search": {"embedding_weight": 1, "text_weight": 3}}, Ranking(weights=(1, 3))),
+        ({"hybrid_search": {"text_weight": 0}}, Ranking(weights=(1, 0))),
+    ],
+)
+def test_ranking_options_reach_both_searches(served: Any, options: Any, ranking: Any) -> None:
+    store = a_store(served, "red")
+    found(served, vector_store_ids=[store], ranking_options=options)
+    served.client().vector_stores.search(store, query="cat", ranking_options=options)
+    assert served.service.rankings == [ranking] * 2
 
 
 def test_an_answer_without_a_filter_is_not_filtered_by_the_last_one(served: Any) -> None:

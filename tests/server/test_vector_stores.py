@@ -147,8 +147,14 @@ def test_search_shows_attributes(served: Any) -> None:
         ("/default/search", {"query": "a", "filters": {}}, "filters"),
         ("/default/search", {"query": "a", "filters": {"type": "like", "key": "k", "value": 1}},
          "filters"),
-        ("/default/search", {"query": "a", "ranking_options": {"score_threshold": 0.5}},
+        ("/default/search", {"query": "a", "ranking_options": {"score_threshold": 1.5}},
          "ranking_options.score_threshold"),
+        ("/default/search", {"query": "a", "ranking_options": {"ranker": "mine"}},
+         "ranking_options.ranker"),
+        ("/default/search", {"query": "a", "ranking_options": {
+            "hybrid_search": {"embedding_weight": 0, "text_weight": 0}}}, None),
+        ("/default/search", {"query": "a", "ranking_options": {
+            "score_threshold": 0.5, "hybrid_search": {}}}, None),
         ("/default/search", {"query": "a", "rewrite_query": True}, "rewrite_query"),
         ("/default/search", {"query": "a", "max_num_results": 51}, "max_num_results"),
     ],

@@ -4,7 +4,7 @@ import { answer } from "./answers.js";
 import { showComparison } from "./comparison.js";
 import { byId, el, figures, say } from "./elements.js";
 import { count, milliseconds, percent } from "./format.js";
-import { openPassage } from "./passage.js";
+import { openPassage, placeOf } from "./passage.js";
 import { ribbon } from "./ribbon.js";
 import { refreshStores } from "./stores.js";
 
@@ -145,7 +145,7 @@ function showPassages(citations, links, report) {
         "button",
         { type: "button", on: { click: open } },
         el("span", { class: "number" }, `${index + 1}`),
-        el("span", { class: "title" }, citation.title || citation.document_id),
+        el("span", { class: "title" }, placeOf(citation)),
         el("span", { class: "snippet" }, citation.text),
       ),
     );

@@ -7,7 +7,7 @@ byId("passage-close").addEventListener("click", () => byId("passage").close());
 
 /** Show a citation. `span`: what the passage got in the prompt, if that is known. */
 export function openPassage(citation, number, link, span) {
-  show(`[${number}] ${citation.title || citation.document_id}`, citation.text, link, [
+  show(`[${number}] ${placeOf(citation)}`, citation.text, link, [
     `characters ${count(citation.start_char)} to ${count(citation.end_char)}`,
     ...(span ? [`${span.rung}: ${rowWords(span)}`] : []),
     ...(span?.tier ? [`from ${span.tier}`] : []),
@@ -15,9 +15,9 @@ export function openPassage(citation, number, link, span) {
   ]);
 }
 
-/** Where a chunk stands: its document's title and the headings above it. */
+/** Where a chunk stands: its document's title, or else id, and the headings above it. */
 export const placeOf = (chunk) =>
-  [...new Set([chunk.title, ...chunk.headings])].filter(Boolean).join(" › ") || chunk.chunk_id;
+  [...new Set([chunk.title || chunk.document_id, ...(chunk.headings ?? [])])].filter(Boolean).join(" › ") || chunk.chunk_id;
 
 /** Show a chunk of the corpus. */
 export function openChunk(chunk) {

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import anyio.to_thread
+from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
@@ -45,48 +44,50 @@ async def create_response(
 ) -> Response:
     """Answer the last message, from the vector store of a `file_search` or as a chat would."""
     model = models.chat(body.model)
-    earlier = _earlier(responses, tenant, body.previous_response_id)
+    earlier: Sequence[Message] = ()
+    if body.previous_response_id is not None:
+        earlier = await to_thread.run_sync(_earlier, responses, tenant, body.previous_response_id)
     top_k = service.settings.retrieval.top_k
     asked = body.to_answer_request(tenant, model, earlier, top_k)
     searches = body.file_search is not None
     citer = citer_of(asked, body, request, service)
-    reply = ResponseReply(body, model.id, citer, asked.question if searches else None)
-    files = await _files(service, shelf, tenant, asked.collection) if searches else {}
+    query = asked.question if searches else None
+    reply = ResponseReply(body, model.id, citer, asked.collection, query)
+    stores = (asked.collection, *asked.also) if searches else ()
+    files = await to_thread.run_sync(_files, service, shelf, tenant, stores)
     pump = pump_of(asked, request, service)
 
-    def keep(response: Json) -> None:
+    async def keep(response: Json) -> None:
         if body.store is False:
             return
         turns = [*earlier, *body.turns(), reply.turn(response["output"][-1])]
-        responses.keep(tenant, response, input_items(body), turns)
+        await to_thread.run_sync(responses.keep, tenant, response, input_items(body), turns)
 
     if body.stream:
         started = await begun(pump)
         events = ResponseEvents(reply, files, keep)
         return EventStream(events.frames(started, pump), pump)
     response = reply.finished(await finished(pump), files)
-    keep(response)
+    await keep(response)
     return JSONResponse(response)
 
 
 @router.get("/{response_id}", response_model=None)
-async def get_response(response_id: str, responses: ResponsesDep, tenant: TenantDep) -> Response:
+def get_response(response_id: str, responses: ResponsesDep, tenant: TenantDep) -> Response:
     """A response that was kept."""
     kept = responses.get(tenant, response_id)
     return Response(kept.body, media_type="application/json")
 
 
 @router.delete("/{response_id}", response_model=None)
-async def delete_response(
-    response_id: str, responses: ResponsesDep, tenant: TenantDep
-) -> JSONResponse:
+def delete_response(response_id: str, responses: ResponsesDep, tenant: TenantDep) -> JSONResponse:
     """Forget a response; those that went on from it stay."""
     responses.delete(tenant, response_id)
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
 @router.get("/{response_id}/input_items", response_model=None)
-async def list_input_items(
+def list_input_items(
     response_id: str,
     query: Annotated[PageQuery, Query()],
     responses: ResponsesDep,
@@ -97,9 +98,7 @@ async def list_input_items(
     return JSONResponse(page(json.loads(kept.input_items), query))
 
 
-def _earlier(responses: ResponseStore, tenant: str, response_id: str | None) -> Sequence[Message]:
-    if response_id is None:
-        return ()
+def _earlier(responses: ResponseStore, tenant: str, response_id: str) -> Sequence[Message]:
     try:
         return responses.get(tenant, response_id).turns
     except NotFound as error:
@@ -108,18 +107,15 @@ def _earlier(responses: ResponseStore, tenant: str, response_id: str | None) -> 
         raise refused from error
 
 
-async def _files(service: Service, shelf: FileShelf, tenant: str, store_id: str) -> Files:
-    return await anyio.to_thread.run_sync(partial(_read_files, service, shelf, tenant, store_id))
-
-
-def _read_files(service: Service, shelf: FileShelf, tenant: str, store_id: str) -> Files:
-    """The files of a vector store by their documents, which is what passages name."""
+def _files(service: Service, shelf: FileShelf, tenant: str, store_ids: Sequence[str]) -> Files:
+    """The files of vector stores by store and document, which is what passages name."""
     return {
-        held.document.document_id: (
+        (store_id, held.document.document_id): (
             file_id,
             shelf.name(tenant, file_id) or held.document.title or file_id,
             held.attributes,
         )
+        for store_id in store_ids
         for file_id, held in attachments_of(service, shelf, tenant, store_id).items()
         if held.document is not None
     }

@@ -114,15 +114,15 @@ def search_vector_store(
     store_id: str, body: SearchQuery, service: ServiceDep, shelf: ShelfDep, tenant: TenantDep
 ) -> JSONResponse:
     """The best passages, best first; of several queries each passage's best score counts."""
-    least = _least_score(service, body)
+    ranking = body.ranking_options.to_ranking() if body.ranking_options else None
     best: dict[str, Passage] = {}
     for query in body.query:
         for passage in service.search(
             query, top_k=body.max_num_results, tenant=tenant, collection=store_id,
-            filters=body.filters,
+            filters=body.filters, ranking=ranking,
         ):  # fmt: skip
             known = best.get(passage.chunk_id)
-            if passage.score >= least and (known is None or passage.score > known.score):
+            if known is None or passage.score > known.score:
                 best[passage.chunk_id] = passage
     ranked = sorted(best.values(), key=lambda passage: -passage.score)[: body.max_num_results]
     holders = {
@@ -144,24 +144,6 @@ def search_vector_store(
             "next_page": None,
         }
     )
-
-
-def _least_score(service: Service, body: SearchQuery) -> float:
-    """The score below which hits are left out.
-
-    Raises:
-        InvalidRequest: a threshold, where scores are ranks and say nothing of how well one fits.
-    """
-    options = body.ranking_options
-    threshold = (options and options.score_threshold) or 0.0
-    mode = service.settings.retrieval.mode
-    if threshold and mode != "vector":
-        raise InvalidRequest.of(
-            "ranking_options.score_threshold", threshold,
-            f"0 where retrieval.mode is {mode!r}, whose scores are no similarities",
-            "leave it out, or have the server run with retrieval.mode = 'vector'",
-        )  # fmt: skip
-    return threshold or float("-inf")
 
 
 def _days(expiry: ExpiresAfter | None) -> int | None:

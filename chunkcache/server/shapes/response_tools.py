@@ -17,23 +17,18 @@ from chunkcache.filters import AttributeFilter, Comparison, Compound, Membership
 from chunkcache.forms import CallForm, Function, JsonForm
 from chunkcache.server.errors import UNSUPPORTED
 from chunkcache.server.shapes.body import Body, stated
+from chunkcache.server.shapes.ranking import RankingOptions
 from chunkcache.server.shapes.response_items import kind_of
 
 _MOST_FIELDS = 8  # of an object that chooses a tool
-
-
-class RankingOptions(Body):
-    """There is one ranking, and it cuts nothing off."""
-
-    ranker: str | None = None
-    score_threshold: Annotated[float, Field(ge=0.0, le=0.0)] | None = None
+_MOST_STORES = 16  # each is searched
 
 
 class FileSearchTool(Body):
-    """Retrieve from this vector store, before the answer and without asking the model."""
+    """Retrieve from these vector stores, before the answer and without asking the model."""
 
     type: Literal["file_search"]
-    vector_store_ids: list[str] = Field(min_length=1, max_length=1)
+    vector_store_ids: list[str] = Field(min_length=1, max_length=_MOST_STORES)
     max_num_results: int | None = Field(None, ge=1, le=50)
     ranking_options: RankingOptions | None = None
     filters: AttributeFilter | None = None

@@ -177,11 +177,14 @@ class ResponseRequest(AnyRequest):
                 "tools", "file_search", f"left out with the model {model.id!r}, it never retrieves",
                 "choose the model without its suffix",
             )  # fmt: skip
+        ranking = search.ranking_options
         wanted = (asked.top_k, search.max_num_results, default_top_k, _DEFAULT_TOP_K)
         return asked.model_copy(
             update={
                 "collection": search.vector_store_ids[0],
+                "also": tuple(search.vector_store_ids[1:]),
                 "top_k": next(number for number in wanted if number),
                 "filters": search.filters,
+                "ranking": ranking.to_ranking() if ranking else None,
             }
         )

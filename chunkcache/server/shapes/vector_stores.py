@@ -8,6 +8,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from chunkcache.filters import AttributeFilter, Comparison, Compound, Membership, excess
 from chunkcache.server.shapes.body import Body, JsonBody, stated
+from chunkcache.server.shapes.ranking import RankingOptions
 
 MAX_FILES = 500
 MAX_QUERIES = 16
@@ -106,13 +107,6 @@ class CreateFileBatch(JsonBody):
             )
             for file_id in dict.fromkeys(self.file_ids or ())
         ]
-
-
-class RankingOptions(Body):
-    """The server's own ranking is the only one; a threshold needs scores that mean something."""
-
-    ranker: Literal["auto", "default-2024-08-21", "default-2024-11-15", "none"] | None = None
-    score_threshold: float | None = Field(None, ge=0.0, le=1.0)
 
 
 _TEXTS_SCHEMA = {
