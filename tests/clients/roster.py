@@ -39,6 +39,12 @@ CLIENTS = (
     Client("autogen-ext", ("autogen-ext[openai]==0.7.5", "autogen-agentchat==0.7.5"), "autogen.py"),
     Client("guidellm", ("guidellm==0.8.1",), "guidellm_.py"),
     Client(
+        "lmcache bench", ("lmcache-cli==0.5.7rc3.dev0", "transformers==5.24.0"), "lmcache_.py"
+    ),
+    Client(
+        "Open WebUI", ("open-webui==0.12.4", "playwright==1.65.2"), "open_webui.py"
+    ),
+    Client(
         "ai SDK", ("ai@7.0.173", "@ai-sdk/openai-compatible@3.0.92", "zod@4.1.12"), "ai_sdk.mjs",
         "npm",
     ),

@@ -54,7 +54,7 @@ def test_the_page_keeps_what_is_known_of_clients_not_tried(
 
 @pytest.mark.clients
 @pytest.mark.skipif(not URL, reason="CHUNKCACHE_CLIENTS_URL names no server")
-@pytest.mark.parametrize("index", range(16))
+@pytest.mark.parametrize("index", range(18))
 def test_a_client_gets_what_it_asks_for(try_clients: Any, index: int) -> None:
     found = try_clients.tried(try_clients.CLIENTS[index], FOLDER, URL)
     assert found and [pair for pair in found if pair[1] != "works"] == []

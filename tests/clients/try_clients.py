@@ -3,8 +3,9 @@
     python tests/clients/try_clients.py URL FOLDER [NAME ...]
 
 URL is that of a running server (`http://127.0.0.1:8321`), FOLDER is where environments are made and
-kept. Without names all of the roster are tried. Writes docs/reference/clients.md; what is known of
-clients that were not tried this time stays in it.
+kept. Without names all of the roster are tried. MODEL_FOLDER names a folder with the tokenizer of
+the served model, which lmcache's benchmark counts with. Writes docs/reference/clients.md; what is
+known of clients that were not tried this time stays in it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from roster import CLIENTS, Client
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "reference" / "clients.md"
 INSTALL_TIMEOUT_S = 900
-TRY_TIMEOUT_S = 300
+_PASSED_ON = ("PATH", "HOME", "LANG", "MODEL_FOLDER")
+TRY_TIMEOUT_S = 900
 HEAD = """# Clients
 
 <!-- made by tests/clients/try_clients.py -->
@@ -70,7 +72,7 @@ def tried(client: Client, folder: Path, url: str) -> list[tuple[str, str]]:
         "BASE_URL": f"{url}/v1", "MODEL": ids["chat"], "EMBEDDER": ids["embedding"],
         "OPENAI_API_KEY": "unused",
     }  # fmt: skip
-    known = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    known = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     home = folder / re.sub(r"\W+", "-", client.name)
     script = (home if client.kind == "npm" else HERE / "cases") / client.script
     try:
