@@ -1,8 +1,8 @@
 """`oneOf` whose options exclude each other, as the `anyOf` that it then is.
 
 A grammar cannot say "this option and none of the others". It need not where no answer fits two of
-them. llguidance sees that by itself for types, single constants and closed objects; here it is
-seen for objects that are told apart by a property's text, as classes in unions are.
+them. llguidance sees that by itself for types, constants and closed objects, but behind `$ref` only
+for single constants; here it is seen for all objects that a property's text tells apart.
 """
 
 from __future__ import annotations
