@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from chunkcache.chunk import ChunkKey, ChunkKV
     from chunkcache.metrics import Metrics
     from chunkcache.store.base import RecordReader, Tier, TierUsage
+    from chunkcache.store.write_behind import NewQueue
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +67,8 @@ class TieredStore:
         tiers: each name once; at most one is in memory, the first.
         write_queue_limit: records that may wait for one durable tier.
         write_queue_bytes: KV that may wait for one durable tier.
+        queue: makes what takes writes off the request's path; a replay of a trace writes at once.
+        clock: seconds, by which loads are timed; a replay has a clock of its own.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class TieredStore:
         *,
         write_queue_limit: int = 64,
         write_queue_bytes: int = 256 * 1024 * 1024,
+        queue: NewQueue = WriteBehind,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         names = [tier.name for tier in tiers]
         assert len(set(names)) == len(names), f"two tiers of one name: {names}"
@@ -82,9 +87,10 @@ class TieredStore:
         self._tiers = tuple(tiers)
         self._durable = tuple(tier for tier in tiers if tier.durable)
         self._metrics = metrics
+        self._clock = clock
         self._limits = (write_queue_limit, write_queue_bytes)
         self._behind = {
-            tier.name: WriteBehind(
+            tier.name: queue(
                 partial(self._write, tier), *self._limits, name=f"chunkcache-writer-{tier.name}"
             )
             for tier in self._durable
@@ -174,7 +180,7 @@ class TieredStore:
 
     def _fetch_from(self, tier: Tier, key: ChunkKey) -> ChunkKV | str:
         """The record, or the reason there is none in this tier."""
-        began = time.perf_counter()
+        began = self._clock()
         reader = self._open_in(tier, key)
         if isinstance(reader, str):
             return reader
@@ -184,7 +190,7 @@ class TieredStore:
         except StoreError as error:
             return self.failed(tier.name, key, error)
         if tier.durable:
-            self.cost.observe_load(tier.name, record.num_tokens, time.perf_counter() - began)
+            self.cost.observe_load(tier.name, record.num_tokens, self._clock() - began)
         self._metrics.chunk_hits.labels(tier.name).inc()
         return record
 

@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from chunkcache.errors import StoreError
 
@@ -14,6 +14,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chunkcache.chunk import ChunkKV
+
+
+class WriteQueue(Protocol):
+    """Takes records and writes them, sooner or later; `WriteBehind` says what the verbs do."""
+
+    def offer(self, record: ChunkKV, *, wait_for_place: bool) -> Future[bool] | None:
+        """Take a record. None: there is no place."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until all that was taken is written."""
+        ...
+
+    def close(self) -> None:
+        """Write what is left and take no more."""
+        ...
+
+
+class NewQueue(Protocol):
+    """Makes the queue of one tier; `WriteBehind` says what the arguments are."""
+
+    def __call__(
+        self, write: Callable[[ChunkKV], bool], limit: int, limit_bytes: int, *, name: str
+    ) -> WriteQueue: ...
 
 
 class WriteBehind:
