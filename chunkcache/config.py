@@ -164,6 +164,12 @@ class StoreSettings(_Section):
         256 * MIB, ge=MIB, description="memory of records that wait to be written, for each tier"
     )
     codec: Literal["raw"] = Field("raw", description="how records are coded on disk")
+    lookup_log_bytes: int = Field(
+        16 * MIB,
+        ge=0,
+        description="disk for the digests of the passages that requests looked up, from which "
+        "chunkcache hitrate advises on sizes; no text; 0: none",
+    )
 
 
 class RetrievalSettings(_Section):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chunkcache.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +36,26 @@ class Sizing(BaseModel):
     made_at: float = Field(description="seconds since the epoch")
     trace: str = Field(max_length=200, description="which requests were replayed, in words")
     points: list[SizingPoint] = Field(min_length=2, max_length=200, description="by capacity")
+
+
+def write_sizing(home: Path, sizing: Sizing) -> Path:
+    """Keep a curve for the page; whoever reads meanwhile sees the old one or the new one.
+
+    Returns: the file.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    path = home / FILE_NAME
+    partial = home / f"{FILE_NAME}.{os.getpid()}.partial"
+    try:
+        partial.write_text(sizing.model_dump_json(), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"home: {path} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
 
 
 def read_sizing(home: Path) -> Sizing | None:

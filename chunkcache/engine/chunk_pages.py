@@ -134,6 +134,16 @@ class ChunkPages:
             return TierUsage(len(self._residents), held * self._page_bytes, capacity)
 
     @property
+    def page_bytes(self) -> int:
+        """What a page takes on the device."""
+        return self._page_bytes
+
+    @property
+    def page_tokens(self) -> int:
+        """How many tokens it holds."""
+        return self._pool.page_tokens
+
+    @property
     def leased(self) -> int:
         """Leases that have not been given back."""
         with self._lock:

@@ -13,6 +13,7 @@ from chunkcache.repair import policy_named
 from chunkcache.service.answer import AnswerHandle, Preparation, chunk_spans, elapsed_ms
 from chunkcache.service.calibration import CALIBRATED_POLICY
 from chunkcache.service.calls import told_messages
+from chunkcache.service.lookups import logged_parts
 from chunkcache.service.order import RankedPassage
 from chunkcache.service.recognition import Recognised, Recogniser
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import Chunk
     from chunkcache.config import RepairSettings, Settings
+    from chunkcache.console.lookup_log import LookupLog
     from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.prompt import Prompt
     from chunkcache.metrics import Metrics
@@ -44,12 +46,18 @@ class Asker:
     """Lays out the prompt, finds chunk KV, queues the generation."""
 
     def __init__(
-        self, runtime: Runtime, settings: Settings, metrics: Metrics, matcher: PassageMatcher
+        self,
+        runtime: Runtime,
+        settings: Settings,
+        metrics: Metrics,
+        matcher: PassageMatcher,
+        lookups: LookupLog | None = None,
     ) -> None:
         self._runtime = runtime
         self._settings = settings
         self._metrics = metrics
         self._recogniser = Recogniser(runtime, matcher)
+        self._lookups = lookups
 
     def start(
         self,
@@ -218,6 +226,8 @@ class Asker:
         spans = chunk_spans(prompt)
         keys = [self._runtime.key(prompt.spans[i].record_ids, salt) for i in spans]
         residents = {}
+        if self._lookups is not None:
+            self._lookups.note(logged_parts(prompt, dict(zip(spans, keys, strict=True)), salt))
         for index, found in zip(spans, self._runtime.find(keys, salt, gone), strict=True):
             if found.resident is not None:
                 residents[index] = found.resident

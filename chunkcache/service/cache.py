@@ -14,6 +14,7 @@ import structlog
 
 from chunkcache.config import Settings, load_settings
 from chunkcache.console import Console
+from chunkcache.console.lookup_log import LookupLog
 from chunkcache.engine.model import model_ids
 from chunkcache.errors import ShuttingDown
 from chunkcache.metrics import Metrics
@@ -26,6 +27,7 @@ from chunkcache.service.asking import Asker, Measure
 from chunkcache.service.given import check_tokens, counts
 from chunkcache.service.kv_states import KVStates
 from chunkcache.service.library import DEFAULT, PUBLIC, Library
+from chunkcache.service.lookups import record_facts
 from chunkcache.service.order import distinct
 from chunkcache.service.runtime import Runtime
 from chunkcache.service.tenants import link_key, load_secret, tenant_salt
@@ -93,6 +95,13 @@ class ChunkCache(Library):
     @cached_property
     def _runtime(self) -> Runtime:
         return Runtime(self.settings, self.metrics)
+
+    @cached_property
+    def _lookups(self) -> LookupLog | None:
+        limit_bytes = self.settings.store.lookup_log_bytes
+        if not limit_bytes:
+            return None
+        return LookupLog(self.settings.home, limit_bytes, record_facts(self.runtime))
 
     @property
     def runtime(self) -> Runtime:
@@ -174,7 +183,10 @@ class ChunkCache(Library):
             raise ShuttingDown("the service is shutting down and admits nothing new")
         with self._lock:
             matcher = self._matcher
-        asker = Asker(self.runtime, self.settings, self.metrics, matcher)
+        asker = Asker(
+            self.runtime, self.settings, self.metrics, matcher,
+            lookups=None if measure else self._lookups,
+        )  # fmt: skip
         with self.runtime.engine.reserve() as submit:
             self._check_messages(request)
             return asker.start(
@@ -275,6 +287,9 @@ class ChunkCache(Library):
                 return
             self._closed = True
         self.console.close()
+        lookups: LookupLog | None = self.__dict__.get("_lookups")
+        if lookups is not None:
+            lookups.close()
         if "_runtime" in self.__dict__:
             self._runtime.close()
         if "catalog" in self.__dict__:
