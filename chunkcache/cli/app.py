@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from chunkcache.cli import answers, chunks, demo, doctor, documents, evaluation, serving
+from chunkcache.cli import answers, chunks, demo, doctor, documents, evaluation, hitrate, serving
 from chunkcache.cli.context import Shared, assign
 from chunkcache.cli.logging import LogLevel, configure_logging
 from chunkcache.config import load_settings
@@ -35,6 +35,7 @@ for command in (
     app.command()(command)
 app.command("eval")(evaluation.evaluate)
 app.command()(evaluation.calibrate)
+app.command()(hitrate.hitrate)
 
 
 def _print_version(wanted: bool) -> None:

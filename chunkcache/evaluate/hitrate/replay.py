@@ -1,0 +1,233 @@
+"""A trace through the simulated service: who was hit where, and what it saved."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chunkcache.evaluate.hitrate.simulated import SimulatedRecord, SimulatedService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chunkcache.evaluate.hitrate.simulated import TierSpec
+    from chunkcache.evaluate.hitrate.trace import RecordSizes, Trace, TracedRequest
+    from chunkcache.store.policy import Policy
+
+GPU_TOKENS_PER_S = 20_000.0
+"""Prefill of an 8B model on one large GPU, 50 µs a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierCount:
+    """What one tier did."""
+
+    name: str
+    capacity_bytes: int
+    hits: int
+    hit_tokens: int
+    written_bytes: int
+    evicted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What came of a trace with these tiers.
+
+    `time_s` is what loads and computing took, `cold_s` what computing everything would have.
+    """
+
+    policy: str
+    tiers: tuple[TierCount, ...]
+    requests: int
+    accesses: int
+    tokens: int
+    size_bytes: int  # of all accesses together
+    missed_bytes: int
+    time_s: float
+    cold_s: float
+    wall_s: float
+
+    @property
+    def hits(self) -> int:
+        """Accesses that some tier served."""
+        return sum(tier.hits for tier in self.tiers)
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of passage tokens that some tier served."""
+        return sum(tier.hit_tokens for tier in self.tiers) / max(self.tokens, 1)
+
+    @property
+    def object_hit_rate(self) -> float:
+        """Share of accesses that some tier served."""
+        return self.hits / max(self.accesses, 1)
+
+    @property
+    def byte_miss_rate(self) -> float:
+        """Share of bytes that no tier served."""
+        return self.missed_bytes / max(self.size_bytes, 1)
+
+    @property
+    def time_saved(self) -> float:
+        """Share of the time of computing everything that was saved."""
+        return 1.0 - self.time_s / self.cold_s if self.cold_s else 0.0
+
+    @property
+    def accesses_per_s(self) -> float:
+        """How fast the replay was."""
+        return self.accesses / max(self.wall_s, 1e-9)
+
+    def as_dict(self) -> dict[str, object]:
+        """For a JSON line."""
+        return {
+            "policy": self.policy,
+            "hit_rate": round(self.hit_rate, 4),
+            "object_hit_rate": round(self.object_hit_rate, 4),
+            "byte_miss_rate": round(self.byte_miss_rate, 4),
+            "time_saved": round(self.time_saved, 4),
+            "accesses_per_s": round(self.accesses_per_s),
+            "tiers": [
+                {
+                    "name": tier.name, "capacity_bytes": tier.capacity_bytes,
+                    "hit_rate": round(tier.hit_tokens / max(self.tokens, 1), 4),
+                    "written_bytes": tier.written_bytes, "evicted": tier.evicted,
+                }
+                for tier in self.tiers
+            ],
+        }  # fmt: skip
+
+
+class Prompt:
+    """A request's records, as every setting is to see them."""
+
+    __slots__ = ("accesses", "at_s", "passages", "repeated", "size_bytes", "tokens")
+
+    def __init__(self, at_s: float, records: Sequence[SimulatedRecord]) -> None:
+        self.at_s = at_s  # since the first request
+        self.passages = list(dict.fromkeys(records))
+        self.accesses = len(records)
+        self.repeated: list[SimulatedRecord] = []  # as often as they stand there again
+        if len(self.passages) < len(records):
+            self.repeated = list((Counter(records) - Counter(self.passages)).elements())
+        self.tokens = sum(record.num_tokens for record in records)
+        self.size_bytes = sum(record.size_bytes for record in records)
+
+
+class _Records:
+    """The record of every chunk seen: some 300 bytes each, and nothing that grows with accesses."""
+
+    def __init__(self, sizes: RecordSizes) -> None:
+        self._sizes = sizes
+        self._known: dict[int | str, SimulatedRecord] = {}
+        self._begin_s: float | None = None
+
+    def prompt(self, request: TracedRequest) -> Prompt:
+        if self._begin_s is None:
+            self._begin_s = request.at_s
+        known = self._known
+        records = [
+            known.get(chunk) or self._new(chunk, tokens) for chunk, tokens in request.passages()
+        ]
+        return Prompt(request.at_s - self._begin_s, records)
+
+    def _new(self, chunk: int | str, tokens: int) -> SimulatedRecord:
+        record = SimulatedRecord(len(self._known), tokens, self._sizes.in_memory(tokens))
+        self._known[chunk] = record
+        return record
+
+
+class Replaying:
+    """One setting of tiers and policy, while a trace goes through it.
+
+    Args:
+        specs: from fast to slow, at least one.
+        policy: name of what `new_policy` makes.
+        tokens_per_s: at which what no tier has is computed.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TierSpec],
+        policy: str,
+        new_policy: Callable[[int], Policy],
+        *,
+        tokens_per_s: float = GPU_TOKENS_PER_S,
+    ) -> None:
+        self._service = SimulatedService(specs, new_policy, tokens_per_s)
+        self._policy = policy
+        self._tokens_per_s = tokens_per_s
+        self._top = self._service.tiers[0].name
+        self._hits = {tier.name: 0 for tier in self._service.tiers}
+        self._hit_tokens = dict(self._hits)
+        self._requests = self._accesses = self._tokens = 0
+        self._size_bytes = self._missed_bytes = 0
+        self._idle_s = self._wall_s = 0.0
+
+    def see(self, prompt: Prompt) -> None:
+        """A request: its passages are looked up, then those missing are computed and kept.
+
+        One that stands twice in a prompt is looked up once, and is a hit of the pages then.
+        """
+        began = time.perf_counter()
+        service, hits, hit_tokens = self._service, self._hits, self._hit_tokens
+        idle_s = prompt.at_s - service.clock.now_s
+        if idle_s > 0:
+            self._idle_s += idle_s
+            service.clock.now_s = prompt.at_s
+        missing: list[SimulatedRecord] = []
+        for record in prompt.passages:
+            tier = service.bring_up(record)
+            if tier is None:
+                missing.append(record)
+            else:
+                hits[tier] += 1
+                hit_tokens[tier] += record.num_tokens
+        for record in prompt.repeated:
+            hits[self._top] += 1
+            hit_tokens[self._top] += record.num_tokens
+        for record in missing:
+            service.compute(record)
+            self._missed_bytes += record.size_bytes
+        self._requests += 1
+        self._accesses += prompt.accesses
+        self._tokens += prompt.tokens
+        self._size_bytes += prompt.size_bytes
+        self._wall_s += time.perf_counter() - began
+
+    def result(self) -> Replay:
+        """What came of the requests seen."""
+        tiers = tuple(
+            TierCount(
+                tier.name, tier.capacity_bytes, self._hits[tier.name],
+                self._hit_tokens[tier.name], tier.written_bytes, tier.evicted,
+            )
+            for tier in self._service.tiers
+        )  # fmt: skip
+        return Replay(
+            self._policy, tiers, self._requests, self._accesses, self._tokens, self._size_bytes,
+            self._missed_bytes, time_s=self._service.clock.now_s - self._idle_s,
+            cold_s=self._tokens / self._tokens_per_s, wall_s=self._wall_s,
+        )  # fmt: skip
+
+
+def replay(
+    trace: Trace,
+    sizes: RecordSizes,
+    settings: Sequence[Replaying],
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> list[Replay]:
+    """Read a trace once and let every setting see it. Memory: the distinct chunks, and the tiers'.
+
+    Raises:
+        InvalidRequest: as the trace's source says.
+    """
+    records = _Records(sizes)
+    for number, request in enumerate(trace, start=1):
+        prompt = records.prompt(request)
+        for setting in settings:
+            setting.see(prompt)
+        on_progress(number)
+    return [setting.result() for setting in settings]

@@ -1,0 +1,215 @@
+"""The service's tiers and policies with records that have sizes and no contents.
+
+What decides is the real code: `TieredStore` looks up, promotes and writes, `HostTier` evicts as its
+policy says, `CostModel` refuses tiers that lose. Simulated are the clock and what a device takes.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from chunkcache.chunk import USUAL_TERMS, ChunkKey
+from chunkcache.store.host import HostTier
+from chunkcache.store.tiered import TieredStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chunkcache.chunk import ChunkKV
+    from chunkcache.metrics import Metrics
+    from chunkcache.store.policy import Policy
+
+
+class SimulatedClock:
+    """Seconds that pass only when something is said to take them."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What a tier is on. The default is memory that is read in place and costs nothing."""
+
+    bytes_per_s: float = math.inf
+    latency_s: float = 0.0
+
+    def seconds(self, size_bytes: int) -> float:
+        """To read a record of that size."""
+        return self.latency_s + size_bytes / self.bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class TierSpec:
+    """A tier to be simulated."""
+
+    name: str
+    capacity_bytes: int
+    device: Device = Device()
+    durable: bool = False
+
+
+class _NoTensor:
+    """In the place of a record's KV: it has no bytes."""
+
+    def untyped_storage(self) -> _NoTensor:
+        return self
+
+    def nbytes(self) -> int:
+        return 0
+
+
+_NO_TENSOR = _NoTensor()
+
+
+class SimulatedRecord:
+    """A `ChunkKV` as far as tiers and policies look at one: key, sizes and terms."""
+
+    __slots__ = ("geometry", "key", "kv", "num_tokens", "size_bytes", "stats", "terms")
+
+    def __init__(self, number: int, num_tokens: int, size_bytes: int) -> None:
+        ids = cast("tuple[int, ...]", range(num_tokens))  # has a length, and takes no memory
+        self.key = ChunkKey(number.to_bytes(8, "big"), ids)
+        self.num_tokens = num_tokens
+        self.size_bytes = size_bytes
+        self.kv = _NO_TENSOR
+        self.geometry = self.stats = None
+        self.terms = USUAL_TERMS
+
+
+class SimulatedTier(HostTier):
+    """A `HostTier` that counts what is written to it, and takes no time."""
+
+    def __init__(self, spec: TierSpec, policy: Policy) -> None:
+        super().__init__(spec.capacity_bytes, policy, on_evict=self._count_evicted)
+        self.name = spec.name
+        self.durable = spec.durable
+        self.capacity_bytes = spec.capacity_bytes
+        self.written_bytes = 0
+        self.evicted = 0
+
+    def put(self, record: ChunkKV) -> bool:
+        """See `Tier`. Takes no time: writes are off the request's path."""
+        before = self._records.get(record.key.digest)
+        kept = super().put(record)
+        if kept and before is None:
+            self.written_bytes += record.size_bytes
+        return kept
+
+    def _count_evicted(self, records: int) -> None:
+        self.evicted += records
+
+
+class TimedTier(SimulatedTier):
+    """One on a device whose reads take time."""
+
+    def __init__(self, spec: TierSpec, policy: Policy, clock: SimulatedClock) -> None:
+        super().__init__(spec, policy)
+        self._device = spec.device
+        self._clock = clock
+
+    def get(self, key: ChunkKey) -> ChunkKV | None:
+        """See `Tier`. Takes the device's time."""
+        record = super().get(key)
+        if record is not None:
+            self._clock.now_s += self._device.seconds(record.size_bytes)
+        return record
+
+
+class WriteAtOnce:
+    """A `WriteQueue` that writes while it is offered a record, so that a replay is repeatable."""
+
+    def __init__(
+        self, write: Callable[[ChunkKV], bool], limit: int, limit_bytes: int, *, name: str
+    ) -> None:
+        self._write = write
+        self._outcomes: dict[bool, Future[bool]] = {}
+        for outcome in (False, True):
+            self._outcomes[outcome] = Future()
+            self._outcomes[outcome].set_result(outcome)
+
+    def offer(self, record: ChunkKV, *, wait_for_place: bool) -> Future[bool]:
+        """See `WriteQueue`."""
+        return self._outcomes[self._write(record)]
+
+    def flush(self) -> None:
+        """See `WriteQueue`."""
+
+    def close(self) -> None:
+        """See `WriteQueue`."""
+
+
+class _Uncounted:
+    """In the place of a metric, whose counting would take longer than a look-up."""
+
+    def labels(self, *_: str) -> _Uncounted:
+        return self
+
+    def inc(self, _: float = 1) -> None:
+        pass
+
+    def set_function(self, _: Callable[[], float]) -> None:
+        pass
+
+
+class _NoMetrics:
+    def __init__(self) -> None:
+        self._metric = _Uncounted()
+
+    def __getattr__(self, _: str) -> _Uncounted:
+        return self._metric
+
+
+class SimulatedService:
+    """Pages over a tiered store, as `Runtime` has them.
+
+    Args:
+        specs: from fast to slow; the first are the pages of chunks, the others the store's tiers.
+        new_policy: makes the policy of a tier of that many bytes.
+        tokens_per_s: at which what no tier has is computed.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TierSpec],
+        new_policy: Callable[[int], Policy],
+        tokens_per_s: float,
+    ) -> None:
+        self.clock = SimulatedClock()
+        self._tokens_per_s = tokens_per_s
+        self.tiers = [self._tier(spec, new_policy(spec.capacity_bytes)) for spec in specs]
+        self._pages, *below = self.tiers
+        self._store = TieredStore(
+            below, cast("Metrics", _NoMetrics()),
+            queue=WriteAtOnce, clock=self.clock,
+        )  # fmt: skip
+
+    def _tier(self, spec: TierSpec, policy: Policy) -> SimulatedTier:
+        if spec.device == Device():
+            return SimulatedTier(spec, policy)
+        return TimedTier(spec, policy, self.clock)
+
+    def bring_up(self, record: SimulatedRecord) -> str | None:
+        """Look for a record from the top down. Returns: the tier it was in."""
+        real = cast("ChunkKV", record)
+        if self._pages.get(record.key) is not None:
+            return self._pages.name
+        lookup = self._store.fetch(record.key)
+        if lookup.record is not None:
+            self._pages.put(real)
+        return lookup.tier
+
+    def compute(self, record: SimulatedRecord) -> None:
+        """A record that was in no tier is made, and kept."""
+        seconds = record.num_tokens / self._tokens_per_s
+        self.clock.now_s += seconds
+        self._store.cost.observe_prefill(record.num_tokens, seconds)
+        real: Any = record
+        self._store.offer(real)
+        self._pages.put(real)
