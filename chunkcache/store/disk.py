@@ -140,8 +140,7 @@ class DiskTier:
             entry, header, slabs = self._encode(record)
             if entry.size_bytes > self._capacity_bytes:
                 return False
-            self._writer.publish(digest, entry, header, slabs)
-            return True
+            return self._writer.publish(digest, entry, header, slabs)
 
     def contains(self, key: ChunkKey) -> bool:
         """See `Tier`. Reads the header alone; damage to the slabs is found by `get`."""
@@ -264,7 +263,9 @@ class DiskTier:
         )  # fmt: skip
         size_bytes = sum(pages_bytes(len(value)) for value in (header, *slabs))
         now = time.time_ns()
-        entry = MetaEntry(size_bytes, record.num_tokens, now, self._fingerprint, self._codec.name)
+        entry = MetaEntry(
+            size_bytes, record.num_tokens, now, self._fingerprint, self._codec.name, record.terms
+        )
         return entry, header, slabs
 
     def _load_mirror(self) -> None:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import xxhash
 
+from chunkcache.chunk import USUAL_TERMS, Retention, Terms
 from chunkcache.errors import CorruptRecord
 
 PAGE_BYTES = 4096
 _PAGE_HEADER_BYTES = 16
 _HEADER_SUFFIX = b"\xff\xff"
 _ENTRY = struct.Struct("<QIQHH")
+_TERMS = struct.Struct("<bBd")
 _MIN_MAP_BYTES = 16 * 1024 * 1024
 
 
@@ -31,6 +33,7 @@ class MetaEntry:
     created_ns: int  # Unix time
     fingerprint: bytes  # of the model
     codec: str
+    terms: Terms = USUAL_TERMS  # takes no bytes if usual, as entries were before there were terms
 
     def pack(self) -> bytes:
         """Bytes with a checksum of their own."""
@@ -38,7 +41,7 @@ class MetaEntry:
         fixed = _ENTRY.pack(
             self.size_bytes, self.num_tokens, self.created_ns, len(self.fingerprint), len(codec)
         )
-        body = fixed + self.fingerprint + codec
+        body = fixed + self.fingerprint + codec + _packed_terms(self.terms)
         return body + xxhash.xxh3_64_digest(body)
 
     @classmethod
@@ -49,10 +52,32 @@ class MetaEntry:
             raise CorruptRecord("meta entry: checksum does not match")
         size, tokens, created, fp_length, codec_length = _ENTRY.unpack_from(body)
         fingerprint = body[_ENTRY.size : _ENTRY.size + fp_length]
-        codec = body[_ENTRY.size + fp_length :]
+        end = _ENTRY.size + fp_length + codec_length
+        codec = body[_ENTRY.size + fp_length : end]
         if len(fingerprint) != fp_length or len(codec) != codec_length:
             raise CorruptRecord("meta entry: length does not match")
-        return cls(size, tokens, created, fingerprint, codec.decode("utf-8", "replace"))
+        terms = _unpacked_terms(body[end:])
+        return cls(size, tokens, created, fingerprint, codec.decode("utf-8", "replace"), terms)
+
+
+def _packed_terms(terms: Terms) -> bytes:
+    if terms == USUAL_TERMS:
+        return b""
+    fixed = _TERMS.pack(terms.priority, terms.retention, terms.expires_s)
+    return fixed + terms.tenant.encode("utf-8", "surrogatepass")
+
+
+def _unpacked_terms(buffer: bytes) -> Terms:
+    if not buffer:
+        return USUAL_TERMS
+    if len(buffer) < _TERMS.size:
+        raise CorruptRecord("meta entry: length does not match")
+    priority, firmness, expires_s = _TERMS.unpack_from(buffer)
+    try:
+        tenant = buffer[_TERMS.size :].decode("utf-8", "surrogatepass")
+        return Terms(tenant, priority, Retention(firmness), expires_s)
+    except ValueError as error:
+        raise CorruptRecord(f"meta entry: {error}") from error
 
 
 def padded(value: bytes) -> bytes:

@@ -77,6 +77,28 @@ class Mirror:
         with self._lock:
             self._policy.on_use(digest)
 
+    def admit(
+        self, digest: bytes, entry: MetaEntry, bytes_needed: int, at_most_bytes: int
+    ) -> list[list[bytes]] | None:
+        """Whom to evict so that a record may come in, worst first; None: it is not to.
+
+        In batches of at most `at_most_bytes`, or of one record.
+        """
+        with self._lock:
+            self._policy.on_time(entry.created_ns / 1e9)
+            victims = self._policy.admit(digest, _known_of(entry), bytes_needed)
+            if victims is None:
+                return None
+            batches: list[list[bytes]] = []
+            room = 0
+            for victim in victims:
+                room -= self._sizes[victim]
+                if room < 0:
+                    batches.append([])
+                    room = at_most_bytes - self._sizes[victim]
+                batches[-1].append(victim)
+            return batches
+
     def victims(self, bytes_needed: int, at_most_bytes: int) -> list[bytes]:
         """Digests to evict, worst first, to free `bytes_needed`, as far as `at_most_bytes` go.
 
@@ -95,7 +117,7 @@ class Mirror:
     def _add(self, digest: bytes, packed: bytes, entry: MetaEntry) -> None:
         self._entries[digest] = packed
         self._sizes[digest] = entry.size_bytes
-        self._policy.on_put(digest, Entry(entry.size_bytes, entry.num_tokens))
+        self._policy.on_put(digest, _known_of(entry))
 
     def _forget(self, digest: bytes) -> None:
         if self._entries.pop(digest, None) is not None:
@@ -105,3 +127,8 @@ class Mirror:
     def _follow(self, commit: int) -> None:
         if self._commit == commit - 1:
             self._commit = commit
+
+
+def _known_of(entry: MetaEntry) -> Entry:
+    """What a policy is to know of a record: a hit saves its tokens."""
+    return Entry(entry.size_bytes, entry.num_tokens, entry.terms)

@@ -7,14 +7,14 @@ asking changes nothing.
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from chunkcache.chunk import USUAL_TERMS, Retention
-from chunkcache.store.choice import Choice, Held, Pools, Stage
 from chunkcache.store.popularity import Popularity
 from chunkcache.store.ranking import Ranking
+from chunkcache.store.victims import Held, Pools, Stage, Stages, Victims
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
@@ -140,6 +140,15 @@ class LruPolicy:
         return chosen
 
 
+@dataclass(slots=True)
+class _BoundTenant:
+    """A tenant with a quota, and its records apart from all others."""
+
+    limit_bytes: int
+    pools: Pools
+    held_bytes: int = 0
+
+
 class WindowedFrequencyPolicy:
     """An LRU window in front of a main part ordered by decayed uses × saved ÷ bytes.
 
@@ -185,13 +194,11 @@ class WindowedFrequencyPolicy:
         self._now_s = -math.inf
         self._waits: dict[bytes, deque[int]] = {}  # places in the queue, first one first
         self._places = 0
-        self._quotas: dict[str, int] = {}
-        self._tenant_bytes: Counter[str] = Counter()
         self._window_bytes = 0
         self._warmed_bytes = 0
         self._expiring = Ranking(self._expiry)
         self._everyone = self._new_pools()
-        self._tenants: dict[str, Pools] = {}
+        self._bound: dict[str, _BoundTenant] = {}
         for tenant, limit_bytes in (quotas or {}).items():
             self.on_quota(tenant, limit_bytes)
 
@@ -211,15 +218,14 @@ class WindowedFrequencyPolicy:
             self._popularity.count(digest)
         self._now += 1
         self._used[digest] = self._now
-        self._held[digest] = held = Held(entry)
-        self._tenant_bytes[entry.terms.tenant] += entry.size_bytes
+        self._held[digest] = held = Held(entry, self._rankings(entry))
+        self._account(entry, entry.size_bytes)
         if entry.terms.expires_s < math.inf:
             self._expiring.add(digest)
-        if entry.terms.retention is Retention.WARMED:
-            self._warmed_bytes += entry.size_bytes
         if entry.terms.retention is not Retention.PINNED:
             self._move(digest, held, Stage.WINDOW)
-        self._expire()
+        if len(self._expiring):
+            self._expire()
         self._shrink_window()
 
     def on_delete(self, digest: bytes) -> None:
@@ -230,10 +236,7 @@ class WindowedFrequencyPolicy:
         self._move(digest, held, None)
         self._expiring.discard(digest)
         del self._used[digest]
-        entry = held.entry
-        self._tenant_bytes[entry.terms.tenant] -= entry.size_bytes
-        if entry.terms.retention is Retention.WARMED:
-            self._warmed_bytes -= entry.size_bytes
+        self._account(held.entry, -held.entry.size_bytes)
 
     def on_time(self, now_s: float) -> None:
         """See `Policy`."""
@@ -257,15 +260,16 @@ class WindowedFrequencyPolicy:
 
     def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
         """A tenant may hold so much from now on; None: as much as there is. O(records)."""
-        self._quotas.pop(tenant, None)
-        self._tenants.pop(tenant, None)
-        if limit_bytes is None:
-            return
-        self._quotas[tenant] = limit_bytes
-        self._tenants[tenant] = pools = self._new_pools()
+        self._bound.pop(tenant, None)
+        if limit_bytes is not None:
+            self._bound[tenant] = _BoundTenant(limit_bytes, self._new_pools())
         for digest, held in self._held.items():
-            if held.entry.terms.tenant == tenant and held.stage is not None:
-                pools.of(held.entry)[held.stage].add(digest)
+            if held.entry.terms.tenant == tenant:
+                held.rankings = self._rankings(held.entry)
+                if limit_bytes is not None:
+                    self._bound[tenant].held_bytes += held.entry.size_bytes
+                    if held.stage is not None:
+                        held.rankings[1][held.stage].add(digest)
 
     # ------------------------------------------------------------ who leaves
 
@@ -273,24 +277,28 @@ class WindowedFrequencyPolicy:
         self, digest: bytes, entry: Entry, bytes_needed: int, spared: Container[bytes] = ()
     ) -> list[bytes] | None:
         """See `Policy`. Above its quota a tenant's own records leave first."""
-        tenant = entry.terms.tenant
-        over = self._tenant_bytes[tenant] + entry.size_bytes - self._quotas.get(tenant, math.inf)
-        if entry.size_bytes > self._capacity or self._popularity.uses(digest) < self._min_uses:
+        if entry.size_bytes > self._capacity:
             return None
+        if self._min_uses and self._popularity.uses(digest) < self._min_uses:
+            return None
+        bound = self._bound.get(entry.terms.tenant)
+        over = bound.held_bytes + entry.size_bytes - bound.limit_bytes if bound else 0
         passes = entry.terms.retention is Retention.PASSING
         warmed_to_spare = self._warmed_bytes - self._protected_bytes if passes else math.inf
-        with Choice(self._held, spared, self._waits, warmed_to_spare) as choice:
-            if over > 0:
-                choice.take(self._tenants[tenant], over)
-                over -= choice.freed_bytes
-            choice.take(self._everyone, bytes_needed)
-            return choice.chosen if over <= 0 and choice.freed_bytes >= bytes_needed else None
+        chosen = Victims(self._held, spared, self._waits, warmed_to_spare)
+        if bound and over > 0:
+            chosen.take(bound.pools, over)
+            over -= chosen.freed_bytes
+        chosen.take(self._everyone, bytes_needed)
+        chosen.restore()
+        return chosen.digests if over <= 0 and chosen.freed_bytes >= bytes_needed else None
 
     def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
         """See `Policy`."""
-        with Choice(self._held, spared, self._waits, math.inf) as choice:
-            choice.take(self._everyone, bytes_needed)
-            return choice.chosen
+        chosen = Victims(self._held, spared, self._waits, math.inf)
+        chosen.take(self._everyone, bytes_needed)
+        chosen.restore()
+        return chosen.digests
 
     # ------------------------------------------------------------
 
@@ -303,18 +311,31 @@ class WindowedFrequencyPolicy:
     def _worth(self, digest: bytes) -> float:
         return self._popularity.weight(digest) + self._held[digest].log2_density
 
+    def _rankings(self, entry: Entry) -> tuple[Stages, ...]:
+        """Those of everyone, and those of its tenant if that has a quota."""
+        bound = self._bound.get(entry.terms.tenant)
+        everyone = self._everyone.of(entry)
+        return (everyone, bound.pools.of(entry)) if bound else (everyone,)
+
+    def _account(self, entry: Entry, size_bytes: int) -> None:
+        """So many bytes came in on the terms of `entry`, or went if below 0."""
+        if entry.terms.retention is Retention.WARMED:
+            self._warmed_bytes += size_bytes
+        if self._bound and (bound := self._bound.get(entry.terms.tenant)):
+            bound.held_bytes += size_bytes
+
     def _move(self, digest: bytes, held: Held, stage: Stage | None) -> None:
         """Between the rankings of the record's pools; None: it is in none."""
-        pools = [self._everyone.of(held.entry)]
-        if (own := self._tenants.get(held.entry.terms.tenant)) is not None:
-            pools.append(own.of(held.entry))
-        for rankings in pools:
-            if held.stage is not None:
-                rankings[held.stage].discard(digest)
+        before = held.stage
+        for rankings in held.rankings:
+            if before is not None:
+                rankings[before].discard(digest)
             if stage is not None:
                 rankings[stage].add(digest)
-        in_window = (stage is Stage.WINDOW) - (held.stage is Stage.WINDOW)
-        self._window_bytes += in_window * held.entry.size_bytes
+        if before is Stage.WINDOW:
+            self._window_bytes -= held.entry.size_bytes
+        if stage is Stage.WINDOW:
+            self._window_bytes += held.entry.size_bytes
         held.stage = stage
 
     def _shrink_window(self) -> None:

@@ -53,8 +53,11 @@ class RecordWriter:
 
     def publish(
         self, digest: bytes, entry: MetaEntry, header: bytes, slabs: Sequence[bytes]
-    ) -> None:
+    ) -> bool:
         """Make room within the budget and write a record in one transaction.
+
+        Returns:
+            Whether the policy let it in.
 
         Raises:
             StoreError: map or disk full, or another failure; nothing of the record is there.
@@ -62,13 +65,15 @@ class RecordWriter:
         size = entry.size_bytes
         room = self._capacity_bytes - size
         with self._lock:
+            if not self._make_way(digest, entry):
+                return False
             map_full = 0
             for _ in range(_RACES):
                 used = self._evict(room)
                 try:
                     if self._put(digest, entry, header, slabs):
                         self._eviction_helps = True
-                        return
+                        return True
                 except MapFull:
                     # Free pages lie apart, or a reader that hangs keeps them from reuse. In the
                     # second case evicting is in vain, and is not tried again until a put succeeds.
@@ -132,6 +137,28 @@ class RecordWriter:
         self._mirror.added(commit, digest, entry)
         self._unsynced.set()
         return True
+
+    def _make_way(self, digest: bytes, entry: MetaEntry) -> bool:
+        """Evict those whom the policy gives up for a record. False: it is not to come in.
+
+        What other processes put meanwhile is evicted by `_evict`, whoever it is.
+        """
+        with self._env.reading() as txn:
+            needed = self._env.used_bytes(txn) + entry.size_bytes - self._capacity_bytes
+            damaged: list[bytes] = []
+            if not self._mirror.is_current(txn.id()):
+                damaged = self._mirror.replace(txn.id(), self._env.entries(txn))
+        batches = self._mirror.admit(digest, entry, needed, _DELETE_BATCH_BYTES)
+        for batch in [damaged] * bool(damaged) + (batches or []):
+            with self._env.writing() as txn:
+                for victim in batch:
+                    self._env.remove(txn, victim)
+                commit = txn.id()
+            self._mirror.removed(commit, batch)
+            self._unsynced.set()
+            self._on_evict(len(batch))
+            self._free_pages()
+        return batches is not None
 
     def _evict(self, down_to_bytes: int) -> int:
         """Evict until no more than `down_to_bytes` are used. Returns: the bytes used then."""

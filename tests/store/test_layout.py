@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chunkcache.chunk import Retention, Terms
 from chunkcache.errors import CorruptRecord
 from chunkcache.store.layout import (
     PAGE_BYTES,
@@ -26,6 +29,13 @@ entries = st.builds(
     created_ns=st.integers(0, 2**64 - 1),
     fingerprint=st.binary(max_size=64),
     codec=st.text(max_size=12),
+    terms=st.builds(
+        Terms,
+        tenant=st.text(max_size=12),
+        priority=st.integers(-128, 127),
+        retention=st.sampled_from(Retention),
+        expires_s=st.floats(allow_nan=False),
+    ),
 )
 
 
@@ -36,7 +46,8 @@ def test_an_entry_unpacks_to_what_was_packed(entry: MetaEntry) -> None:
 
 
 def test_every_single_byte_corruption_of_an_entry_is_rejected() -> None:
-    packed = MetaEntry(8192, 5, 123, b"fingerprint", "raw").pack()
+    terms = Terms("tenant", 1, Retention.WARMED, 1e9)
+    packed = MetaEntry(8192, 5, 123, b"fingerprint", "raw", terms).pack()
     for at in range(len(packed)):
         damaged = bytearray(packed)
         damaged[at] ^= 0x40
@@ -73,3 +84,9 @@ def test_entries_differ_when_any_field_does() -> None:
         replace(entry, created_ns=1), replace(entry, fingerprint=b"f", codec="praw"),
     ]  # fmt: skip
     assert len({each.pack() for each in (entry, *others)}) == 5
+
+
+def test_an_entry_written_before_there_were_terms_has_the_usual_ones() -> None:
+    body = struct.pack("<QIQHH", 4096, 5, 123, 2, 3) + b"fpraw"
+    entry = MetaEntry.unpack(body + xxhash.xxh3_64_digest(body))
+    assert entry == MetaEntry(4096, 5, 123, b"fp", "raw") and entry.terms == Terms()

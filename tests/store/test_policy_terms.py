@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from chunkcache.chunk import Retention, Terms
+from chunkcache.store import ranking
 from chunkcache.store.policy import Entry, LruPolicy, Policy, WindowedFrequencyPolicy
 from chunkcache.store.popularity import Popularity
 
@@ -116,3 +121,36 @@ def test_novelty_does_not_wash_out_what_is_warm(retention: Retention) -> None:
     assert sum(hits[900:]) >= sum(hits[:100])
     if retention is Retention.PASSING:
         assert all(b"warm%d" % number in held for number in range(warm_chunks))
+
+
+@pytest.mark.parametrize("records", [200, 4000])
+def test_work_for_an_access_does_not_grow_with_the_records(
+    records: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moves in heaps, each O(log n); what is warmed is not waded through for what may not go."""
+    moves = 0
+
+    def counted(verb: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any) -> Any:
+            nonlocal moves
+            moves += 1
+            return verb(*args)
+
+        return counting
+
+    policy = WindowedFrequencyPolicy(10 * records, quotas={"bound": 10 * records // 4})
+    for number in range(records):
+        tenant, warmed = "bound" if number % 8 == 0 else "", number % 2 == 0
+        terms = Terms(tenant, retention=Retention.WARMED if warmed else Retention.NORMAL)
+        policy.on_put(b"%d" % number, Entry(10, terms=terms))
+    monkeypatch.setattr(ranking.heapq, "heappush", counted(heapq.heappush))
+    monkeypatch.setattr(ranking.heapq, "heappop", counted(heapq.heappop))
+    accesses = 2000
+    for number in range(accesses):
+        policy.on_use(b"%d" % (number * 7 % records))
+        passing = Terms("bound" if number % 3 else "", retention=Retention.PASSING)
+        entry = Entry(10, terms=passing)
+        for victim in policy.admit(b"new %d" % number, entry, 10) or ():
+            policy.on_delete(victim)
+        policy.on_put(b"new %d" % number, entry)
+    assert moves <= 12 * accesses

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -25,16 +24,20 @@ class Stage(IntEnum):
     WINDOW = 2
 
 
-@dataclass(slots=True)
+Stages = tuple[Ranking, Ranking, Ranking]  # one for each stage
+_WORST_FIRST = tuple(Stage)
+
+
 class Held:
-    """A record in the tier and its stage; none: pinned."""
+    """A record in the tier and its stage (none: pinned), in the rankings of one or two pools."""
 
-    entry: Entry
-    stage: Stage | None = None
-    log2_density: float = field(init=False)  # of what it saves by bytes, priority included
+    __slots__ = ("entry", "log2_density", "rankings", "stage")
 
-    def __post_init__(self) -> None:
-        entry = self.entry
+    def __init__(self, entry: Entry, rankings: tuple[Stages, ...]) -> None:
+        self.entry = entry
+        self.rankings = rankings
+        self.stage: Stage | None = None
+        # of what it saves by bytes, priority included
         density = max(entry.saved, 1e-12) / max(entry.size_bytes, 1)
         self.log2_density = math.log2(density) + entry.terms.priority
 
@@ -51,7 +54,7 @@ class Pools:
         self.others = (Ranking(expiry), Ranking(worth), Ranking(used))
         self.warmed = (Ranking(expiry), Ranking(worth), Ranking(used))
 
-    def of(self, entry: Entry) -> tuple[Ranking, Ranking, Ranking]:
+    def of(self, entry: Entry) -> Stages:
         """The rankings a record belongs to, by stage."""
         return self.warmed if entry.terms.retention is Retention.WARMED else self.others
 
@@ -65,8 +68,8 @@ class Pools:
         return min(place for place in heads if place is not None)[1]
 
 
-class Choice:
-    """Victims, gathered from one set of pools after another; at the end everything is put back.
+class Victims:
+    """Victims, gathered from one set of pools after another; `restore` puts everything back.
 
     Args:
         held: the records of the tier.
@@ -83,7 +86,7 @@ class Choice:
         waits: Mapping[bytes, Sequence[int]],
         warmed_to_spare: float,
     ) -> None:
-        self.chosen: list[bytes] = []
+        self.digests: list[bytes] = []
         self.freed_bytes = 0
         self._held = held
         self._spared = spared
@@ -92,17 +95,15 @@ class Choice:
         self._is_chosen: set[bytes] = set()
         self._popped: list[tuple[Ranking, Place]] = []
 
-    def __enter__(self) -> Choice:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def restore(self) -> None:
+        """Leave the pools as they were."""
         for ranking, place in self._popped:
             ranking.restore(place)
 
     def take(self, pools: Pools, bytes_needed: float) -> None:
-        """Choose from `pools` until this choice frees `bytes_needed`, as far as they go."""
+        """Choose from `pools` until they free `bytes_needed`, as far as they go."""
         later: list[bytes] = []
-        for stage in Stage:
+        for stage in _WORST_FIRST:
             while self.freed_bytes < bytes_needed:
                 digest = self._pop(pools, stage)
                 if digest is None:
@@ -138,5 +139,5 @@ class Choice:
                 return
             self._warmed_to_spare -= held.entry.size_bytes
         self._is_chosen.add(digest)
-        self.chosen.append(digest)
+        self.digests.append(digest)
         self.freed_bytes += held.entry.size_bytes

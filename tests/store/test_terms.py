@@ -1,0 +1,133 @@
+"""Terms of records, in every tier that evicts: what was warmed, whose it is, until when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from chunkcache.chunk import ChunkKV, Retention, Terms
+from chunkcache.store.disk import DiskTier
+from chunkcache.store.host import HostTier
+from chunkcache.store.policy import WindowedFrequencyPolicy
+
+ROOM = 8  # records
+Make = Callable[..., Any]
+
+
+@pytest.fixture(params=["host", "disk"])
+def new_tier(
+    request: pytest.FixtureRequest, open_tier: Callable[..., DiskTier], records: ModuleType,
+    tmp_path: Path,
+) -> Make:  # fmt: skip
+    """A tier with room for `ROOM` records; its policy is made from its capacity and options."""
+
+    made = count()
+
+    def make(**options: Any) -> HostTier | DiskTier:
+        record = records.make_record(0)
+        if request.param == "host":
+            capacity = ROOM * record.size_bytes
+            return HostTier(capacity, WindowedFrequencyPolicy(capacity, **options))
+        trial = open_tier(path=tmp_path / f"trial {next(made)}")
+        trial.put(record)
+        capacity = ROOM * trial.usage().size_bytes
+        policy = WindowedFrequencyPolicy(capacity, **options)
+        return open_tier(capacity, path=tmp_path / f"{next(made)}", policy=policy)
+
+    return make
+
+
+def on(terms: Terms, record: ChunkKV) -> ChunkKV:
+    return replace(record, terms=terms)
+
+
+def test_documents_of_requests_never_push_out_what_was_warmed(
+    new_tier: Make, records: ModuleType
+) -> None:
+    tier = new_tier()
+    corpus = Terms(retention=Retention.WARMED)
+    warmed = [on(corpus, records.make_record(n)) for n in range(ROOM - 2)]
+    assert all(tier.put(record) for record in warmed)
+    for number in range(100, 130):
+        passing = on(Terms(retention=Retention.PASSING), records.make_record(number))
+        for _ in range(3):  # asked for more often than any of the corpus
+            if tier.get(passing.key) is None:
+                assert tier.put(passing), "there are two places for them"
+    assert all(tier.contains(record.key) for record in warmed)
+    for number in range(200, 202):
+        assert tier.put(on(corpus, records.make_record(number)))
+    passing = on(Terms(retention=Retention.PASSING), records.make_record(300))
+    assert not tier.put(passing) and not tier.contains(passing.key), "the corpus fills the tier"
+    assert tier.usage().records == ROOM
+
+
+def test_pinned_records_stay_and_expired_ones_go_first_but_are_served_until_then(
+    new_tier: Make, records: ModuleType
+) -> None:
+    tier = new_tier()
+    pinned = on(Terms(retention=Retention.PINNED), records.make_record(0))
+    expired = on(Terms(expires_s=1.0), records.make_record(1))
+    for record in (pinned, *(records.make_record(n) for n in range(2, ROOM)), expired):
+        assert tier.put(record)
+    for _ in range(5):
+        assert tier.get(expired.key) is not None
+    assert tier.put(records.make_record(50))
+    assert not tier.contains(expired.key) and tier.contains(records.make_record(2).key)
+    for number in range(60, 80):
+        assert tier.put(records.make_record(number))
+    assert tier.get(pinned.key) is not None
+    assert tier.delete(pinned.key)
+
+
+def test_above_its_quota_a_tenant_evicts_its_own_and_no_other_s(
+    new_tier: Make, records: ModuleType
+) -> None:
+    tier = new_tier()
+    first = records.make_record(0)
+    tier.put(first)
+    quota = 2 * tier.usage().size_bytes
+    tier = new_tier(quotas={"greedy": quota})
+    other = on(Terms("other"), records.make_record(1))
+    assert tier.put(other)
+    for number in range(10, 20):
+        assert tier.put(on(Terms("greedy"), records.make_record(number)))
+        assert tier.contains(other.key)
+    assert tier.usage().records == 3, "though there is room for more"
+
+
+def test_terms_outlive_a_restart(open_tier: Callable[..., DiskTier], records: ModuleType) -> None:
+    tier = open_tier()
+    tier.put(records.make_record(0))
+    capacity = 6 * tier.usage().size_bytes
+    tier.close()
+    tier = open_tier(capacity)
+    warmed = [on(Terms(retention=Retention.WARMED), records.make_record(n)) for n in range(1, 6)]
+    assert all(tier.put(record) for record in warmed)
+    tier.close()
+    tier = open_tier(capacity)
+    for number in range(100, 110):
+        tier.put(on(Terms(retention=Retention.PASSING), records.make_record(number)))
+    assert all(tier.contains(record.key) for record in warmed)
+
+
+def test_asking_whether_a_record_is_there_changes_no_order(
+    new_tier: Make, records: ModuleType
+) -> None:
+    tiers = [new_tier(), new_tier()]
+    made = [records.make_record(n) for n in range(3 * ROOM)]
+    for tier in tiers:
+        for record in made[:ROOM]:
+            tier.put(record)
+    for _ in range(10):
+        assert tiers[0].contains(made[0].key)
+        assert not tiers[0].contains(made[-1].key)
+    for record in made[ROOM:]:
+        for tier in tiers:
+            tier.put(record)
+        assert set(tiers[0].scan()) == set(tiers[1].scan())
