@@ -156,6 +156,9 @@ class StoreSettings(_Section):
     disk_capacity_bytes: int = Field(
         8 * GIB, ge=0, description="chunk KV held in LMDB; 0 = no disk"
     )
+    quota_bytes: tuple[Annotated[str, Field(pattern=r"^.+=[0-9]+$")], ...] = Field(
+        (), description="TENANT=BYTES: what a tenant may hold in each tier; others have no limit"
+    )
     sync_interval_s: float = Field(5.0, gt=0, description="background fsync of LMDB")
     write_queue_limit: int = Field(
         64, ge=1, description="records that may wait to be written, for each tier below memory"
@@ -170,6 +173,12 @@ class StoreSettings(_Section):
         description="disk for the digests of the passages that requests looked up, from which "
         "chunkcache hitrate advises on sizes; no text; 0: none",
     )
+
+    @property
+    def quotas(self) -> dict[str, int]:
+        """`quota_bytes` by tenant."""
+        parts = (quota.rpartition("=") for quota in self.quota_bytes)
+        return {tenant: int(size_bytes) for tenant, _, size_bytes in parts}
 
 
 class RetrievalSettings(_Section):

@@ -21,7 +21,7 @@ from chunkcache.store.policy import Entry, WindowedFrequencyPolicy
 from chunkcache_kernels import turned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats
     from chunkcache.engine.angles import RotaryAngles
@@ -53,6 +53,7 @@ class ChunkPages:
         arena: where they lie; written by whoever calls `hold`, read by the engine thread.
         turned_layers: for every layer, whether its keys have positions.
         on_evict: called with the number of chunks evicted, under the lock.
+        quotas: bytes that a tenant may hold here; unlimited for those not named.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ChunkPages:
         turned_layers: Sequence[bool],
         *,
         on_evict: Callable[[int], None] = lambda _: None,
+        quotas: Mapping[str, int] | None = None,
     ) -> None:
         self._arena = arena
         self._angles = angles
@@ -73,7 +75,7 @@ class ChunkPages:
         self._pool = PagePool(arena.num_pages, arena.page_tokens)
         capacity_bytes = arena.num_pages * self._page_bytes
         # requests need pages to run at all: what is warm gives the window's share to any of them
-        self._policy = WindowedFrequencyPolicy(capacity_bytes, protected_share=0.9)
+        self._policy = WindowedFrequencyPolicy(capacity_bytes, protected_share=0.9, quotas=quotas)
         self._residents: dict[bytes, Resident] = {}
 
     def lease(self, key: ChunkKey) -> Resident | None:

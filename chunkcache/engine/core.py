@@ -34,7 +34,7 @@ from chunkcache.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
@@ -54,7 +54,8 @@ class Engine:
 
     `on_prefill(rows, seconds)` is told, on the engine thread, of every full-depth pass of many
     rows: how fast this machine computes, for whoever weighs loading against computing.
-    `chunk_capacity_bytes` stands in for the setting of that name.
+    `chunk_capacity_bytes` stands in for the setting of that name, `chunk_quotas` are bytes that
+    tenants may hold of it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Engine:
         *,
         on_prefill: Callable[[int, float], None] = lambda rows, seconds: None,
         chunk_capacity_bytes: int = 0,
+        chunk_quotas: Mapping[str, int] | None = None,
     ) -> None:
         self.model = model
         self._settings = settings
@@ -79,7 +81,7 @@ class Engine:
         self.pool = model.new_pool(self.pages.num_pages, chunk_bytes, settings, self._team)
         self.chunks = ChunkPages(
             self.pool.chunks, model.angles, [f.turned for f in model.facts],
-            on_evict=metrics.evictions.labels(self.chunk_tier).inc,
+            on_evict=metrics.evictions.labels(self.chunk_tier).inc, quotas=chunk_quotas,
         )  # fmt: skip
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._waiting: deque[Request] = deque()

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chunkcache.chunk import content_digest
+from chunkcache.chunk import Retention, Terms, content_digest
 from chunkcache.engine.generation import Generation
 from chunkcache.errors import InvalidRequest, PromptTooLong
 from chunkcache.repair import policy_named
@@ -113,7 +113,9 @@ class Asker:
             calibration=runtime.calibration,
         )
         policy = policy_named(name, self._repair(options))
-        residents = {} if exact_only else self._find(prompt, salt, preparation, gone)
+        given = request.documents is not None
+        terms = Terms(request.tenant, retention=Retention.PASSING if given else Retention.NORMAL)
+        residents = {} if exact_only else self._find(prompt, salt, terms, preparation, gone)
         if shares and options.mode != "full" and not measure.leaves_no_prefix:
             preparation.on_exact = lambda: runtime.orders.remember(root, order)
         generation = Generation(
@@ -220,7 +222,12 @@ class Asker:
         return calibration.curve.residual_for(drift)
 
     def _find(
-        self, prompt: Prompt, salt: bytes, into: Preparation, gone: threading.Event | None
+        self,
+        prompt: Prompt,
+        salt: bytes,
+        terms: Terms,
+        into: Preparation,
+        gone: threading.Event | None,
     ) -> dict[int, Resident]:
         began = time.perf_counter()
         spans = chunk_spans(prompt)
@@ -228,7 +235,7 @@ class Asker:
         residents = {}
         if self._lookups is not None:
             self._lookups.note(logged_parts(prompt, dict(zip(spans, keys, strict=True)), salt))
-        for index, found in zip(spans, self._runtime.find(keys, salt, gone), strict=True):
+        for index, found in zip(spans, self._runtime.find(keys, salt, gone, terms), strict=True):
             if found.resident is not None:
                 residents[index] = found.resident
             if found.tier is not None:

@@ -154,6 +154,7 @@ class ChunkCache(Library):
             self.runtime,
             self.catalog.chunks(tenant, collection),
             self._salt(tenant),
+            tenant=tenant,
             shard=shard or Shard(),
             on_progress=on_progress,
         )

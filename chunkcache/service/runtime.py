@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
 
-from chunkcache.chunk import ChunkKey
+from chunkcache.chunk import USUAL_TERMS, ChunkKey
 from chunkcache.cores import in_own_thread, one_core
 from chunkcache.engine.core import Engine
 from chunkcache.engine.gate import Verdict, run_gate, store_verdict, stored_verdict
@@ -27,7 +27,7 @@ from chunkcache.store import open_store
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from chunkcache.chunk import ChunkKV
+    from chunkcache.chunk import ChunkKV, Terms
     from chunkcache.config import Settings
     from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.decoder import DecoderModel
@@ -69,6 +69,7 @@ class Runtime:
             self.model, settings.engine, metrics,
             on_prefill=self.store.cost.observe_prefill,
             chunk_capacity_bytes=settings.engine.chunk_capacity_bytes or room,
+            chunk_quotas=settings.store.quotas,
         )  # fmt: skip
         self._metrics = metrics
         used = metrics.tier_bytes.labels(self.engine.chunk_tier)
@@ -95,10 +96,15 @@ class Runtime:
         )
 
     def find(
-        self, keys: Sequence[ChunkKey], salt: bytes, gone: threading.Event | None = None
+        self,
+        keys: Sequence[ChunkKey],
+        salt: bytes,
+        gone: threading.Event | None = None,
+        terms: Terms = USUAL_TERMS,
     ) -> list[Found]:
         """Every chunk, leased; computed where no tier has it, and offered to the tiers then.
 
+        What is computed is kept on `terms`; what is there stays on those it came in on.
         Misses run together, batched by the engine. Raises what `compute` raises, with no lease left
         behind; what was computed until then has been offered.
         """
@@ -113,6 +119,7 @@ class Runtime:
                 found[key] = hit
                 leases += [hit.resident] if hit.resident else []
             for record in self.compute(list(missing), salt, gone):
+                record = replace(record, terms=terms)
                 self.store.offer(record)
                 with one_core():  # beside the engine
                     resident = self.engine.chunks.hold(record)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from chunkcache.chunk import Retention, Terms
 from chunkcache.errors import StoreError
 from chunkcache.protocol import WarmReport
 
@@ -44,6 +45,7 @@ def warm_chunks(
     chunks: Iterable[Chunk],
     salt: bytes,
     *,
+    tenant: str,
     shard: Shard,
     on_progress: Callable[[WarmProgress], None],
 ) -> WarmReport:
@@ -54,6 +56,7 @@ def warm_chunks(
     why, when the disk budget is reached; it never evicts one warmed chunk for another.
     """
     started = time.perf_counter()
+    terms = Terms(tenant, retention=Retention.WARMED)
     keys = [runtime.key(runtime.prompts.chunk_ids(chunk), salt) for chunk in chunks]
     keys = [key for key in dict.fromkeys(keys) if shard.takes(key)]
     todo = [key for key in keys if not runtime.is_warm(key)]
@@ -68,7 +71,7 @@ def warm_chunks(
             )
             break
         try:
-            stored = runtime.keep(record)
+            stored = runtime.keep(replace(record, terms=terms))
         except StoreError as error:
             report.failed += 1
             report.stopped_reason = error.message

@@ -37,17 +37,20 @@ def open_store(
     from chunkcache.store.codec import codec_named
     from chunkcache.store.disk import DiskTier
     from chunkcache.store.host import HostTier
+    from chunkcache.store.policy import WindowedFrequencyPolicy
     from chunkcache.store.tiered import TieredStore
 
     store = settings.store
     tiers: list[Tier] = []
     if with_host:
         evicted = metrics.evictions.labels("host").inc
-        tiers.append(HostTier(store.host_capacity_bytes, on_evict=evicted))
+        policy = WindowedFrequencyPolicy(store.host_capacity_bytes, quotas=store.quotas)
+        tiers.append(HostTier(store.host_capacity_bytes, policy, on_evict=evicted))
     if store.disk_capacity_bytes:
         disk = DiskTier(
             store_path(settings), store.disk_capacity_bytes, codec_named(store.codec),
             fingerprint=fingerprint, sync_interval_s=store.sync_interval_s,
+            policy=WindowedFrequencyPolicy(store.disk_capacity_bytes, quotas=store.quotas),
             on_evict=metrics.evictions.labels("disk").inc,
         )  # fmt: skip
         tiers.append(disk)

@@ -72,6 +72,11 @@ class Mirror:
                 self._forget(digest)
             self._follow(commit)
 
+    def held_bytes(self) -> int:
+        """Bytes of all records. O(records)."""
+        with self._lock:
+            return sum(self._sizes.values())
+
     def used(self, digest: bytes) -> None:
         """A record was wanted, whether it was there or not."""
         with self._lock:

@@ -158,7 +158,8 @@ class RecordWriter:
             self._unsynced.set()
             self._on_evict(len(batch))
             self._free_pages()
-        return batches is not None
+        # where no eviction would do, `_evict` says why
+        return batches is not None or needed > self._mirror.held_bytes()
 
     def _evict(self, down_to_bytes: int) -> int:
         """Evict until no more than `down_to_bytes` are used. Returns: the bytes used then."""

@@ -60,11 +60,12 @@ def test_documents_of_requests_never_push_out_what_was_warmed(
             if tier.get(passing.key) is None:
                 assert tier.put(passing), "there are two places for them"
     assert all(tier.contains(record.key) for record in warmed)
-    for number in range(200, 202):
-        assert tier.put(on(corpus, records.make_record(number)))
+    full = new_tier()
+    for number in range(ROOM):
+        assert full.put(on(corpus, records.make_record(number)))
     passing = on(Terms(retention=Retention.PASSING), records.make_record(300))
-    assert not tier.put(passing) and not tier.contains(passing.key), "the corpus fills the tier"
-    assert tier.usage().records == ROOM
+    assert not full.put(passing) and not full.contains(passing.key), "the corpus fills the tier"
+    assert full.usage().records == ROOM
 
 
 def test_pinned_records_stay_and_expired_ones_go_first_but_are_served_until_then(

@@ -46,7 +46,8 @@ class _Known:
         by_age = np.log2(age + 1) * _PER_DOUBLING
         by_count = (np.log2(count + 1e-9) + 6) * _PER_DOUBLING
         column = by_count.astype(np.int64).clip(0, _COUNTS - 1)
-        return by_age.astype(np.int64).clip(0, _AGES - 1) * _COUNTS + column
+        row = by_age.astype(np.int64).clip(0, _AGES - 1)
+        return np.asarray(row * _COUNTS + column, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,4 +128,4 @@ def _smoothed(
     hits, time = hits.reshape(_AGES, _COUNTS), time.reshape(_AGES, _COUNTS)
     whole = hits.sum() / max(time.sum(), 1.0)
     of_age = (hits.sum(1, keepdims=True) + weight * whole) / (time.sum(1, keepdims=True) + weight)
-    return (hits + weight * of_age) / (time + weight)
+    return np.asarray((hits + weight * of_age) / (time + weight))

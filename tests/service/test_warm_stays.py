@@ -1,0 +1,53 @@
+"""What was warmed stays, whatever documents requests bring; a tenant has its quota."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from chunkcache import ChunkCache
+
+Open = Callable[..., ChunkCache]
+
+
+def novel(number: int) -> list[str]:
+    return [f"Document {number} of a body, part {part}, never seen before." for part in range(3)]
+
+
+def disk_bytes(cache: ChunkCache) -> int:
+    return cache.runtime.store.tiers[-1].usage().size_bytes
+
+
+def test_documents_of_bodies_never_push_out_a_warmed_corpus(open_cache: Open, pages: Path) -> None:
+    cache = open_cache()
+    cache.ingest([pages])
+    chunks = cache.warm().chunks
+    corpus = disk_bytes(cache)
+    cache.close()
+    room = corpus + 4 * corpus // chunks
+    cache = open_cache(store={"disk_capacity_bytes": room})
+    for number in range(6):
+        cache.ask("why?", documents=novel(number))
+    cache.runtime.store.flush()
+    assert corpus < disk_bytes(cache) <= room, "they have the place that the corpus leaves"
+    report = cache.warm()
+    assert (report.already_warm, report.computed) == (chunks, 0)
+    cache.close()
+    cache = open_cache(store={"disk_capacity_bytes": room})  # terms outlive the process
+    cache.ask("why?", documents=novel(99))
+    assert cache.warm().already_warm == chunks
+
+
+def test_a_tenant_holds_no_more_than_its_quota(open_cache: Open) -> None:
+    cache = open_cache()
+    cache.ask("why?", documents=novel(0), tenant="other")
+    cache.runtime.store.flush()
+    three = disk_bytes(cache)
+    cache.close()
+    cache = open_cache(store={"quota_bytes": [f"greedy={2 * three}"]})
+    for number in range(1, 6):
+        cache.ask("why?", documents=novel(number), tenant="greedy")
+    cache.runtime.store.flush()
+    assert disk_bytes(cache) == 3 * three, "two requests' documents beside the other tenant's"
+    spans = cache.ask("why?", documents=novel(0), tenant="other").report.spans
+    assert {span.miss for span in spans if span.kind == "chunk"} == {None}
