@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats
     from chunkcache.engine.angles import RotaryAngles
+    from chunkcache.store.popularity import Popularity
     from chunkcache_kernels import Arena
 
 
@@ -54,6 +55,7 @@ class ChunkPages:
         turned_layers: for every layer, whether its keys have positions.
         on_evict: called with the number of chunks evicted, under the lock.
         quotas: bytes that a tenant may hold here; unlimited for those not named.
+        popularity: where uses are counted, for tiers below to know them.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ChunkPages:
         *,
         on_evict: Callable[[int], None] = lambda _: None,
         quotas: Mapping[str, int] | None = None,
+        popularity: Popularity | None = None,
     ) -> None:
         self._arena = arena
         self._angles = angles
@@ -75,7 +78,9 @@ class ChunkPages:
         self._pool = PagePool(arena.num_pages, arena.page_tokens)
         capacity_bytes = arena.num_pages * self._page_bytes
         # requests need pages to run at all: what is warm gives the window's share to any of them
-        self._policy = WindowedFrequencyPolicy(capacity_bytes, protected_share=0.9, quotas=quotas)
+        self._policy = WindowedFrequencyPolicy(
+            capacity_bytes, popularity=popularity, protected_share=0.9, quotas=quotas
+        )
         self._residents: dict[bytes, Resident] = {}
 
     def lease(self, key: ChunkKey) -> Resident | None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache.engine.request import Request
     from chunkcache.metrics import Metrics
+    from chunkcache.store.popularity import Popularity
 
 _MANY_ROWS = 64  # below that a pass is bound by reading the weights and says little of prefill
 
@@ -55,7 +56,7 @@ class Engine:
     `on_prefill(rows, seconds)` is told, on the engine thread, of every full-depth pass of many
     rows: how fast this machine computes, for whoever weighs loading against computing.
     `chunk_capacity_bytes` stands in for the setting of that name, `chunk_quotas` are bytes that
-    tenants may hold of it.
+    tenants may hold of it. Uses of chunks are counted in `popularity`.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Engine:
         on_prefill: Callable[[int, float], None] = lambda rows, seconds: None,
         chunk_capacity_bytes: int = 0,
         chunk_quotas: Mapping[str, int] | None = None,
+        popularity: Popularity | None = None,
     ) -> None:
         self.model = model
         self._settings = settings
@@ -82,6 +84,7 @@ class Engine:
         self.chunks = ChunkPages(
             self.pool.chunks, model.angles, [f.turned for f in model.facts],
             on_evict=metrics.evictions.labels(self.chunk_tier).inc, quotas=chunk_quotas,
+            popularity=popularity,
         )  # fmt: skip
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._waiting: deque[Request] = deque()

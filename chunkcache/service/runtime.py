@@ -23,6 +23,7 @@ from chunkcache.errors import Cancelled, ChunkCacheError, GateFailed
 from chunkcache.service.calibration import load_calibration
 from chunkcache.service.order import OrderBook
 from chunkcache.store import open_store
+from chunkcache.store.popularity import Popularity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,16 +61,18 @@ class Runtime:
         self.vocabulary = Vocabulary(self.model.tokenizer, self.model.eos_ids)
         self.grammars = Grammars(self.vocabulary)
         # on a CPU the pages of chunks are the tier in host memory
+        popularity = Popularity()  # a chunk that never leaves the device is no stranger to the disk
         self.store = open_store(
-            settings, self.model.fingerprint, metrics, with_host=self.model.device.type != "cpu"
-        )
+            settings, self.model.fingerprint, metrics,
+            with_host=self.model.device.type != "cpu", popularity=popularity,
+        )  # fmt: skip
         on_cpu = self.model.device.type == "cpu"
         room = settings.store.host_capacity_bytes if on_cpu else settings.engine.kv_capacity_bytes
         self.engine = Engine(
             self.model, settings.engine, metrics,
             on_prefill=self.store.cost.observe_prefill,
             chunk_capacity_bytes=settings.engine.chunk_capacity_bytes or room,
-            chunk_quotas=settings.store.quotas,
+            chunk_quotas=settings.store.quotas, popularity=popularity,
         )  # fmt: skip
         self._metrics = metrics
         used = metrics.tier_bytes.labels(self.engine.chunk_tier)

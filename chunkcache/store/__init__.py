@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from chunkcache.store.check import CheckReport, check_store
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from chunkcache.config import Settings
     from chunkcache.metrics import Metrics
     from chunkcache.store.base import Tier
+    from chunkcache.store.popularity import Popularity
     from chunkcache.store.tiered import TieredStore
 
 __all__ = ["CheckReport", "check_store", "open_store", "store_path"]
@@ -23,11 +25,17 @@ def store_path(settings: Settings) -> Path:
 
 
 def open_store(
-    settings: Settings, fingerprint: bytes, metrics: Metrics, *, with_host: bool = True
+    settings: Settings,
+    fingerprint: bytes,
+    metrics: Metrics,
+    *,
+    with_host: bool = True,
+    popularity: Popularity | None = None,
 ) -> TieredStore:
     """Host tier over LMDB; no LMDB where `store.disk_capacity_bytes` is 0. Loads torch.
 
-    Without a host tier the caller keeps chunks in memory by itself.
+    Without a host tier the caller keeps chunks in memory by itself. Who counts uses in a
+    `popularity` of his own gives it: what is used above must not look unused on disk.
 
     Raises:
         StoreError: the LMDB environment cannot be opened.
@@ -38,19 +46,24 @@ def open_store(
     from chunkcache.store.disk import DiskTier
     from chunkcache.store.host import HostTier
     from chunkcache.store.policy import WindowedFrequencyPolicy
+    from chunkcache.store.popularity import Popularity
     from chunkcache.store.tiered import TieredStore
 
     store = settings.store
+    counts_uses = popularity is None  # the first tier here does, if nobody above
+    popularity = popularity or Popularity()
+    policy_of = partial(WindowedFrequencyPolicy, popularity=popularity, quotas=store.quotas)
     tiers: list[Tier] = []
     if with_host:
         evicted = metrics.evictions.labels("host").inc
-        policy = WindowedFrequencyPolicy(store.host_capacity_bytes, quotas=store.quotas)
+        policy = policy_of(store.host_capacity_bytes, counts_uses=counts_uses)
+        counts_uses = False
         tiers.append(HostTier(store.host_capacity_bytes, policy, on_evict=evicted))
     if store.disk_capacity_bytes:
         disk = DiskTier(
             store_path(settings), store.disk_capacity_bytes, codec_named(store.codec),
             fingerprint=fingerprint, sync_interval_s=store.sync_interval_s,
-            policy=WindowedFrequencyPolicy(store.disk_capacity_bytes, quotas=store.quotas),
+            policy=policy_of(store.disk_capacity_bytes, counts_uses=counts_uses),
             on_evict=metrics.evictions.labels("disk").inc,
         )  # fmt: skip
         tiers.append(disk)

@@ -165,8 +165,9 @@ class WindowedFrequencyPolicy:
         capacity_bytes: of the tier.
         window_share: of it, for newcomers; at least four records.
         half_life_uses: after so many uses of any record one weighs half; see `Popularity`.
-        popularity: where uses are counted, when several tiers share it; they must then see to it
-            that each use is counted once.
+        popularity: where uses are counted, when several tiers share it.
+        counts_uses: False in all tiers but the first of those that share it: that one is asked for
+            every record, so each use is counted once, and lower ones know what is used above them.
         protected_share: of the tier, up to which warmed records are safe from passing ones.
         quotas: bytes that a tenant may hold here; unlimited for those not named.
         min_uses: decayed uses a record must have to be admitted, to spare a medium writes.
@@ -179,6 +180,7 @@ class WindowedFrequencyPolicy:
         window_share: float = 0.1,
         half_life_uses: float = 8000,
         popularity: Popularity | None = None,
+        counts_uses: bool = True,
         protected_share: float = 1.0,
         quotas: Mapping[str, int] | None = None,
         min_uses: float = 0.0,
@@ -186,6 +188,7 @@ class WindowedFrequencyPolicy:
         self._capacity = capacity_bytes
         self._window_capacity = int(capacity_bytes * window_share)
         self._popularity = popularity or Popularity(half_life_uses)
+        self._counts_uses = counts_uses
         self._protected_bytes = int(capacity_bytes * protected_share)
         self._min_uses = min_uses
         self._held: dict[bytes, Held] = {}
@@ -206,7 +209,8 @@ class WindowedFrequencyPolicy:
 
     def on_use(self, digest: bytes) -> None:
         """See `Policy`."""
-        self._popularity.count(digest)
+        if self._counts_uses:
+            self._popularity.count(digest)
         if digest in self._used:
             self._now += 1
             self._used[digest] = self._now

@@ -38,6 +38,23 @@ def test_documents_of_bodies_never_push_out_a_warmed_corpus(open_cache: Open, pa
     assert cache.warm().already_warm == chunks
 
 
+def test_what_never_leaves_memory_stays_on_disk_too(open_cache: Open) -> None:
+    """A disk of some ten records sees one use of each; the ones asked for again are hit above."""
+    cache = open_cache()
+    cache.ask("why?", documents=novel(0))
+    cache.runtime.store.flush()
+    three = disk_bytes(cache)
+    cache.close()
+    cache = open_cache(store={"disk_capacity_bytes": 4 * three})
+    for number in range(1, 9):
+        cache.ask("why?", documents=novel(number))
+        cache.ask("why?", documents=novel(0))
+    cache.close()
+    cache = open_cache()
+    spans = cache.ask("why?", documents=novel(0)).report.spans
+    assert {span.tier for span in spans if span.kind == "chunk"} == {"disk"}
+
+
 def test_a_tenant_holds_no_more_than_its_quota(open_cache: Open) -> None:
     cache = open_cache()
     cache.ask("why?", documents=novel(0), tenant="other")

@@ -70,11 +70,13 @@ def test_the_heap_of_a_much_used_record_is_bounded() -> None:
 def test_tiers_that_share_their_counts_know_a_record_that_comes_down() -> None:
     popularity = Popularity()
     upper = WindowedFrequencyPolicy(100, popularity=popularity)
-    lower = WindowedFrequencyPolicy(100, popularity=popularity, window_share=0.0)
+    lower = WindowedFrequencyPolicy(100, popularity=popularity, counts_uses=False, window_share=0.0)
     for _ in range(3):
         upper.on_use(b"warm")
     for digest in (b"warm", b"a", b"b", b"c", b"d", b"e"):
         lower.on_put(digest, Entry(10))
+    for _ in range(5):
+        lower.on_use(b"a")  # the upper one was asked first, and has counted what is to be counted
     assert lower.victims(10) == [b"a"]
 
 

@@ -46,14 +46,16 @@ class Outcome:
 
 
 class _Tier:
-    def __init__(self, spec: CascadeTier) -> None:
+    def __init__(self, spec: CascadeTier, compute_cost: float, by_size: bool) -> None:
         self.spec = spec
+        self._saves = compute_cost - spec.load_cost
+        self._by_size = by_size
         self.sizes: dict[bytes, int] = {}
         self.used = 0
 
-    def put(self, digest: bytes, size: int, compute_cost: float) -> list[bytes]:
+    def put(self, digest: bytes, size: int) -> list[bytes]:
         """Who must go further down for it: those evicted, or itself."""
-        entry = Entry(size, size * (compute_cost - self.spec.load_cost))
+        entry = Entry(size, self._saves * size if self._by_size else self._saves)
         excess = self.used + size - self.spec.capacity
         evicted = self.spec.policy.admit(digest, entry, excess)
         if evicted is None:
@@ -79,6 +81,7 @@ def replay_cascade(
     compute_cost: float,
     look_ahead: int = 0,
     shares_popularity: bool = False,
+    saves_by_size: bool = True,
 ) -> Outcome:
     """Replay a trace, given as for `Intervals.of`, with whole numbers as sizes.
 
@@ -86,10 +89,12 @@ def replay_cascade(
         tiers: from the first one down.
         compute_cost: of one unit of size.
         look_ahead: requests behind the present one that the policies are told of.
+        saves_by_size: policies are told that a hit saves more of a larger chunk; False: as much
+            of any, for those who count objects.
         shares_popularity: the policies count uses in one place, so only the first one is told.
     """
     queue = _by_request(chunks, sizes, requests)
-    held = [_Tier(spec) for spec in tiers]
+    held = [_Tier(spec, compute_cost, saves_by_size) for spec in tiers]
     policies = [tier.policy for tier in tiers]
     told = policies[:1] if shares_popularity else policies
     size_of: dict[bytes, int] = {}
@@ -116,9 +121,7 @@ def replay_cascade(
                 going_down = [digest]
                 for tier in held:
                     going_down = [
-                        further
-                        for each in going_down
-                        for further in tier.put(each, size_of[each], compute_cost)
+                        further for each in going_down for further in tier.put(each, size_of[each])
                     ]
     saved = sum(
         (compute_cost - tier.load_cost) * size for tier, size in zip(tiers, found_size, strict=True)
