@@ -31,6 +31,7 @@ from pydantic_settings import (
 )
 
 from chunkcache.errors import ConfigError
+from chunkcache.policy_names import PassageOrder, RepairPolicyName
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -38,10 +39,6 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
-RepairPolicyName = Literal[
-    "none", "first_k", "question", "deviation", "gradual", "cfo", "focused", "all"
-]
-PassageOrder = Literal["relevance", "cache_friendly"]
 PLAIN = ":plain"
 """What follows a decoder's id to name the same model without retrieval."""
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from chunkcache.chunk import Rung, SpanKind
-from chunkcache.config import PassageOrder, RepairPolicyName
-from chunkcache.filters import AttributeFilter
-from chunkcache.forms import CallForm, FunctionCall, JsonForm
-from chunkcache.ranking import Ranking
+from .chunk import Rung, SpanKind
+from .filters import AttributeFilter
+from .forms import CallForm, FunctionCall, JsonForm
+from .policy_names import PassageOrder, RepairPolicyName
+from .ranking import Ranking
 
 Json = dict[str, Any]
 MAX_CHOICES = 16
@@ -284,6 +284,7 @@ class AnswerDelta(_Wire):
     completion_tokens: int = Field(0, description="tokens of all choices so far")
     index: int = 0
     call: str | None = None
+    call_id: str = Field("", description="of the call; empty before it has one")
     logprobs: list[ChosenToken] | None = Field(None, description="null: not asked for")
 
 

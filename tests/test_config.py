@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from chunkcache.config import RepairPolicyName, Settings, load_settings
+from chunkcache.config import Settings, load_settings
 from chunkcache.engine.model import model_ids
 from chunkcache.errors import ConfigError
+from chunkcache.policy_names import RepairPolicyName
 from chunkcache.repair import policy_named
 
 SECTIONS: dict[str, type[BaseModel]] = {

@@ -14,7 +14,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "docker/*.md", "kernels/*.md", "indexes/*.md")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "docker/*.md",
+        "kernels/*.md",
+        "indexes/*.md",
+        "client/*.md",
+        "integrations/*/*.md",
+    )
     for path in ROOT.glob(pattern)
 )
 

@@ -69,6 +69,22 @@ def test_documents_in_the_request(environment: dict[str, str], server: str) -> N
     assert "'exact'" in out and "host" in out
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "said"),
+    [
+        ("04_langchain.py", "langchain_chunkcache", "found: ['clock']"),
+        ("05_llamaindex.py", "llama_index.llms.chunkcache", "cited: ['clock'"),
+        ("06_haystack.py", "haystack_integrations.components.generators.chunkcache", "['clock'"),
+    ],
+)
+def test_an_integration(request: pytest.FixtureRequest, name: str, module: str, said: str) -> None:
+    """tests/integrations/try_integrations.py runs them in environments that have the framework."""
+    pytest.importorskip(module, reason=f"{module} is not installed")
+    given = (request.getfixturevalue(one) for one in ("server", "environment"))
+    out = run(name, next(given), environment=next(given))
+    assert said in out and "rung" in out
+
+
 def test_no_example_is_left_out() -> None:
     tested = set(re.findall(r'"(\d\d_\w+\.py)"', Path(__file__).read_text()))
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested

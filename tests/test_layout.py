@@ -5,16 +5,23 @@ from __future__ import annotations
 import ast
 import importlib.machinery
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCE_ROOTS = {"chunkcache": ROOT, "chunkcache_kernels": ROOT / "kernels",
                 "chunkcache_indexes": ROOT / "indexes"}  # fmt: skip
-FOLDERS = ["chunkcache", "kernels", "indexes", "tests", "benchmarks", "docs", "docker", "examples"]
+CLIENT_ROOTS = {"chunkcache_client": ROOT / "client",
+                "langchain_chunkcache": ROOT / "integrations" / "langchain",
+                "llama_index": ROOT / "integrations" / "llamaindex",
+                "haystack_integrations": ROOT / "integrations" / "haystack"}  # fmt: skip
+FOLDERS = ["chunkcache", "kernels", "indexes", "client", "integrations", "tests", "benchmarks",
+           "docs", "docker", "examples"]  # fmt: skip
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 70
 
@@ -31,17 +38,18 @@ def files(*suffixes: str) -> list[Path]:
     )
 
 
-def modules() -> dict[str, Path]:
-    """Every module of the three packages, by its dotted name."""
+def modules(roots: dict[str, Path]) -> dict[str, Path]:
+    """Every module of the packages under these roots, by its dotted name."""
     found = {}
-    for package, root in SOURCE_ROOTS.items():
+    for package, root in roots.items():
         for path in (root / package).rglob("*.py"):
             parts = path.relative_to(root).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
-MODULES = modules()
+MODULES = modules(SOURCE_ROOTS)
+PUBLIC = MODULES | modules(CLIENT_ROOTS)
 PYTHON = files(".py")
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PYTHON}
 
@@ -69,7 +77,8 @@ def test_the_rules_are_held_against_the_whole_project() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["kernels", "indexes", "docker", "benchmarks", "examples", "docs"]
+    "folder",
+    ["kernels", "indexes", "client", "integrations", "docker", "benchmarks", "examples", "docs"],
 )
 def test_a_folder_that_is_no_package_has_no_init(folder: str) -> None:
     assert not (ROOT / folder / "__init__.py").exists()
@@ -87,8 +96,10 @@ def test_hugging_faces_kernels_package_is_not_shadowed(tmp_path: Path) -> None:
 
 
 def test_a_typed_package_says_so() -> None:
-    for package, root in SOURCE_ROOTS.items():
-        assert (root / package / "py.typed").is_file()
+    for package, root in {**SOURCE_ROOTS, **CLIENT_ROOTS}.items():
+        inits = [path.parent for path in (root / package).rglob("__init__.py")]
+        tops = [path for path in inits if not any(other in path.parents for other in inits)]
+        assert tops and all((path / "py.typed").is_file() for path in tops)
 
 
 def test_what_modules_read_beside_them_is_installed_with_them() -> None:
@@ -114,6 +125,59 @@ def imported_by(path: Path, name: str) -> set[str]:
                 base = ".".join([*above, base] if base else above)
             found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
     return found - {name}
+
+
+def test_a_namespace_that_others_share_has_no_init() -> None:
+    for package in ("llama_index", "haystack_integrations"):
+        inits = list((CLIENT_ROOTS[package] / package).rglob("__init__.py"))
+        assert inits and {path.parent.name for path in inits} == {"chunkcache"}
+
+
+def settings_of(folder: str) -> dict[str, Any]:
+    return tomllib.loads((ROOT / folder / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def imports_when_run(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports of a module, but for those that only type checkers see."""
+    for node in TREES[path].body:
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield from (n for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom))
+
+
+def test_the_clients_modules_import_only_each_other() -> None:
+    """They are shipped under another name too: an absolute import would lead back to this one."""
+    settings = settings_of("client")
+    allowed = {re.split(r"[^\w-]", text)[0] for text in settings["project"]["dependencies"]}
+    listed = settings["tool"]["chunkcache-client"]["modules"]
+    names = {f"chunkcache.{module.removesuffix('.py')}" for module in listed}
+    for name, path in MODULES.items():
+        if ".".join(name.split(".")[:2]) not in names:
+            continue
+        for node in imports_when_run(path):
+            if isinstance(node, ast.Import) or not node.level:
+                found = [alias.name for alias in node.names]
+                tops = {str(getattr(node, "module", None) or one).split(".")[0] for one in found}
+                assert tops <= allowed | sys.stdlib_module_names, where(path, node)
+        reached = {".".join(found.split(".")[:2]) for found in imported_by(path, name)}
+        assert reached & {".".join(one.split(".")[:2]) for one in MODULES} <= names | {
+            "chunkcache"
+        }, where(path)
+    assert names <= set(MODULES)
+
+
+def test_an_integration_depends_on_its_core_and_the_client_alone() -> None:
+    cores = {"langchain": "langchain-core", "llamaindex": "llama-index-core",
+             "haystack": "haystack-ai"}  # fmt: skip
+    assert {path.parent.name for path in (ROOT / "integrations").glob("*/pyproject.toml")} == set(
+        cores
+    )
+    version = settings_of("client")["project"]["version"]
+    for folder, core in cores.items():
+        project = settings_of(f"integrations/{folder}")["project"]
+        asked = {re.split(r"[^\w-]", text)[0]: text for text in project["dependencies"]}
+        assert set(asked) == {core, "chunkcache-client"}
+        assert asked["chunkcache-client"] == f"chunkcache-client=={version}"
+        assert project["version"] == version
 
 
 def test_every_module_is_imported_by_another() -> None:
@@ -157,7 +221,7 @@ def public_definitions(body: list[ast.stmt]) -> Iterator[ast.ClassDef | Function
 
 def test_every_module_and_every_public_name_is_explained() -> None:
     silent = []
-    for path in MODULES.values():
+    for path in PUBLIC.values():
         tree = TREES[path]
         if tree.body and not ast.get_docstring(tree):
             silent.append(where(path))

@@ -12,7 +12,7 @@ from rich.table import Table
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import AsJson, Collection, Tenant
 from chunkcache.cli.screen import console, legend, ribbon, visible
-from chunkcache.config import RepairPolicyName
+from chunkcache.policy_names import RepairPolicyName
 from chunkcache.protocol import AnswerDelta, AnswerFinished
 
 if TYPE_CHECKING:

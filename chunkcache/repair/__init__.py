@@ -12,7 +12,8 @@ from chunkcache.repair.gradual import FallingRows
 from chunkcache.repair.scored import DeviatingRows, QuestionRows
 
 if TYPE_CHECKING:
-    from chunkcache.config import RepairPolicyName, RepairSettings
+    from chunkcache.config import RepairSettings
+    from chunkcache.policy_names import RepairPolicyName
 
 __all__ = ["RepairPolicy", "RepairTask", "ReusedChunk", "Scoring", "Step", "policy_named"]
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from chunkcache.sdk.client import AsyncClient, Client
-from chunkcache.sdk.results import Answer, ModelInfo, StreamEvent, Usage
+from .client import AsyncClient, Client
+from .results import Answer, ModelInfo, StreamEvent, Usage
+from .texts import Hit, StoredText, Text
 
-__all__ = ["Answer", "AsyncClient", "Client", "ModelInfo", "StreamEvent", "Usage"]
+__all__ = [
+    "Answer", "AsyncClient", "Client", "Hit", "ModelInfo", "StoredText", "StreamEvent", "Text",
+    "Usage",
+]  # fmt: skip

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from chunkcache.errors import InvalidRequest
+from ..errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from chunkcache.protocol import Json
-    from chunkcache.sdk.sources import Source
+    from ..protocol import Json
+    from .sources import Source
 
 DEFAULT_URL: Final = "http://127.0.0.1:8321"
 

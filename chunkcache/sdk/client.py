@@ -5,23 +5,25 @@ Requests and results are made in `flows` and `documents`; sending and waiting is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx
 
-from chunkcache.sdk import documents, flows
-from chunkcache.sdk.calls import DEFAULT_URL, client_options
-from chunkcache.sdk.driver import AsyncDriver, Driver
-from chunkcache.sdk.failures import RetryRule
-from chunkcache.sdk.wishes import chat_call
+from . import documents, flows
+from . import texts as text_flows
+from .calls import DEFAULT_URL, client_options
+from .driver import AsyncDriver, Driver
+from .failures import RetryRule
+from .wishes import chat_call
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 
-    from chunkcache.protocol import DocumentInfo, IngestReport, Json, Passage
-    from chunkcache.sdk.results import Answer, ModelInfo, StreamEvent
-    from chunkcache.sdk.sources import Given
-    from chunkcache.sdk.wishes import Question, Wishes
+    from ..protocol import DocumentInfo, IngestReport, Json
+    from .results import Answer, ModelInfo, StreamEvent
+    from .sources import Given
+    from .texts import Hit, StoredText, Text
+    from .wishes import Question, Wishes
 
 _DEFAULT_STORE = "default"
 
@@ -102,10 +104,19 @@ class Client:
         return self._driver.run(flows.embed(texts))
 
     def search(
-        self, query: str, *, top_k: int = 4, vector_store_id: str = _DEFAULT_STORE
-    ) -> list[Passage]:
-        """The best passages, best first; at most 50."""
-        return self._driver.run(flows.search(query, top_k, vector_store_id))
+        self,
+        query: str,
+        *,
+        top_k: int = 4,
+        vector_store_id: str = _DEFAULT_STORE,
+        filters: Mapping[str, Any] | None = None,
+    ) -> list[Hit]:
+        """The best passages, best first; at most 50.
+
+        `filters` are OpenAI's, on the attributes of documents: `{"type": "eq", "key": "language",
+        "value": "de"}`, with `and` and `or` around several.
+        """
+        return self._driver.run(flows.search(query, top_k, vector_store_id, filters))
 
     def ingest(
         self, paths: Given | Iterable[Given], *, vector_store_id: str = _DEFAULT_STORE
@@ -132,6 +143,45 @@ class Client:
         False: it was not there.
         """
         return self._driver.run(documents.remove(document_id, vector_store_id))
+
+    def put_texts(
+        self, texts: Iterable[Text], *, vector_store_id: str = _DEFAULT_STORE
+    ) -> list[str]:
+        """Keep texts under ids of your own and make them searchable; returns the ids.
+
+        A text with a known id takes its place. What is there already, with the same text, title and
+        attributes, is not sent. An error leaves the texts before it kept.
+
+        Raises:
+            InvalidRequest: the server cannot keep a text or an attribute; the message names it.
+            NotFound: there is no such vector store.
+        """
+        return self._driver.run(text_flows.put(texts, vector_store_id))
+
+    def texts(self, *, vector_store_id: str = _DEFAULT_STORE) -> list[StoredText]:
+        """What a vector store holds, oldest first, by ids and attributes."""
+        return self._driver.run(text_flows.stored(vector_store_id))
+
+    def read_texts(
+        self, ids: Sequence[str], *, vector_store_id: str = _DEFAULT_STORE
+    ) -> list[Text]:
+        """The texts with these ids, in this order; those that are not there are left out."""
+        return self._driver.run(text_flows.read(ids, vector_store_id))
+
+    def discard_texts(self, ids: Iterable[str], *, vector_store_id: str = _DEFAULT_STORE) -> int:
+        """Take texts out, with their uploads; returns how many were there."""
+        return self._driver.run(text_flows.discard(ids, vector_store_id))
+
+    def create_vector_store(self, name: str = "") -> str:
+        """A new, empty vector store; returns its id. Names need not differ."""
+        return self._driver.run(documents.create_store(name))
+
+    def delete_vector_store(self, vector_store_id: str) -> bool:
+        """Forget a vector store and its documents, and uploads that are in no other.
+
+        False: it was not there.
+        """
+        return self._driver.run(documents.delete_store(vector_store_id))
 
     def health(self) -> Json:
         """The server's own statement, also while it is draining."""
@@ -194,10 +244,15 @@ class AsyncClient:
         return await self._driver.run(flows.embed(texts))
 
     async def search(
-        self, query: str, *, top_k: int = 4, vector_store_id: str = _DEFAULT_STORE
-    ) -> list[Passage]:
+        self,
+        query: str,
+        *,
+        top_k: int = 4,
+        vector_store_id: str = _DEFAULT_STORE,
+        filters: Mapping[str, Any] | None = None,
+    ) -> list[Hit]:
         """See `Client.search`."""
-        return await self._driver.run(flows.search(query, top_k, vector_store_id))
+        return await self._driver.run(flows.search(query, top_k, vector_store_id, filters))
 
     async def ingest(
         self, paths: Given | Iterable[Given], *, vector_store_id: str = _DEFAULT_STORE
@@ -212,6 +267,36 @@ class AsyncClient:
     async def remove(self, document_id: str, *, vector_store_id: str = _DEFAULT_STORE) -> bool:
         """See `Client.remove`."""
         return await self._driver.run(documents.remove(document_id, vector_store_id))
+
+    async def put_texts(
+        self, texts: Iterable[Text], *, vector_store_id: str = _DEFAULT_STORE
+    ) -> list[str]:
+        """See `Client.put_texts`."""
+        return await self._driver.run(text_flows.put(texts, vector_store_id))
+
+    async def texts(self, *, vector_store_id: str = _DEFAULT_STORE) -> list[StoredText]:
+        """See `Client.texts`."""
+        return await self._driver.run(text_flows.stored(vector_store_id))
+
+    async def read_texts(
+        self, ids: Sequence[str], *, vector_store_id: str = _DEFAULT_STORE
+    ) -> list[Text]:
+        """See `Client.read_texts`."""
+        return await self._driver.run(text_flows.read(ids, vector_store_id))
+
+    async def discard_texts(
+        self, ids: Iterable[str], *, vector_store_id: str = _DEFAULT_STORE
+    ) -> int:
+        """See `Client.discard_texts`."""
+        return await self._driver.run(text_flows.discard(ids, vector_store_id))
+
+    async def create_vector_store(self, name: str = "") -> str:
+        """See `Client.create_vector_store`."""
+        return await self._driver.run(documents.create_store(name))
+
+    async def delete_vector_store(self, vector_store_id: str) -> bool:
+        """See `Client.delete_vector_store`."""
+        return await self._driver.run(documents.delete_store(vector_store_id))
 
     async def health(self) -> Json:
         """See `Client.health`."""

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from chunkcache.errors import ServerUnreachable
-from chunkcache.protocol import AnswerDelta, AnswerStarted
-from chunkcache.sdk.failures import error_of_object
-from chunkcache.sdk.results import answer_of, model_of, reading
+from ..errors import ServerUnreachable
+from ..protocol import AnswerDelta, AnswerStarted
+from .failures import error_of_object
+from .results import answer_of, model_of, reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from chunkcache.protocol import Json
-    from chunkcache.sdk.results import StreamEvent
+    from ..protocol import Json
+    from .results import StreamEvent
 
 
 class AnswerDecoder:
@@ -29,6 +29,7 @@ class AnswerDecoder:
         self._name = ""
         self._data: list[str] = []
         self._texts: list[str] = []
+        self._calls: list[Json] = []
         self._completion: Json | None = None  # filled as chunks come
         self._done = False
 
@@ -94,6 +95,7 @@ class AnswerDecoder:
             if delta.get("content"):
                 self._texts.append(delta["content"])
                 events.append(AnswerDelta(text=delta["content"]))
+            events += [self._call(call) for call in delta.get("tool_calls", [])]
             if choice["finish_reason"] is not None:
                 self._completion["choice"] = {
                     "finish_reason": choice["finish_reason"],
@@ -101,11 +103,21 @@ class AnswerDecoder:
                 }
         return events
 
+    def _call(self, piece: Json) -> AnswerDelta:
+        """A piece of a call's arguments; the first one of a call names it."""
+        text = piece["function"]["arguments"]
+        if piece["index"] == len(self._calls):
+            named = {"name": piece["function"]["name"], "arguments": ""}
+            self._calls.append({"id": piece["id"], "function": named})
+        call = self._calls[piece["index"]]
+        call["function"]["arguments"] += text
+        return AnswerDelta(text=text, call=call["function"]["name"], call_id=call["id"])
+
     def _completed(self) -> Json:
         """The stream as the `chat.completion` object that it stands for."""
         if self._completion is None:
             raise LookupError("no chunk before the end")
         completion = dict(self._completion)
         choice = completion.pop("choice")
-        message = {**choice["message"], "content": "".join(self._texts)}
+        message = {**choice["message"], "content": "".join(self._texts), "tool_calls": self._calls}
         return {**completion, "choices": [{**choice, "message": message}]}

@@ -1,57 +1,57 @@
-"""Flows over documents: ingest, list, remove. See `flows` for what a flow is."""
+"""Flows over documents and vector stores: ingest, list, remove. See `flows` for what a flow is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chunkcache.errors import InvalidRequest, NotFound
-from chunkcache.protocol import DocumentInfo, IngestReport
-from chunkcache.sdk.calls import Call, segment
-from chunkcache.sdk.results import model_of, reading
-from chunkcache.sdk.sources import sources_of
+from ..errors import InvalidRequest, NotFound
+from ..protocol import DocumentInfo, IngestReport
+from .calls import Call, segment
+from .results import model_of, reading
+from .sources import sources_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from chunkcache.protocol import Json
-    from chunkcache.sdk.flows import Flow
-    from chunkcache.sdk.sources import Given, Source
+    from ..protocol import Json
+    from .flows import Flow
+    from .sources import Given, Source
 
+Attributes = Mapping[str, str | float | bool]
 _PAGE = 100  # the most that a list of a vector store's files gives at once
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class Held:
     """A document in a vector store. It was not uploaded when it has no `filename`."""
 
     file_id: str
     filename: str | None
     document: DocumentInfo
+    attributes: Attributes
 
 
 def documents(vector_store_id: str) -> Flow[list[DocumentInfo]]:
     """All documents of a vector store, each once."""
-    held = yield from _held(vector_store_id)
+    held = yield from held_in(vector_store_id)
     return list({item.document.document_id: item.document for item in held}.values())
 
 
 def remove(document_id: str, vector_store_id: str) -> Flow[bool]:
     """Take a document out, and delete the uploads that are in no other vector store."""
-    held = yield from _held(vector_store_id)
+    held = yield from held_in(vector_store_id)
     mine = [item for item in held if item.document.document_id == document_id]
     for item in mine:
-        if item.filename is None:
-            yield Call("DELETE", f"{_files_path(vector_store_id)}/{segment('id', item.file_id)}")
-        else:
-            yield from _release(item.file_id, vector_store_id)
+        yield from let_go(item, vector_store_id)
     return bool(mine)
 
 
 def ingest(given: Given | Iterable[Given], vector_store_id: str) -> Flow[IngestReport]:
     """Upload what is new or has changed; what cannot be read is a problem in the report."""
     sources = sources_of(given)
-    held = yield from _held(vector_store_id)
+    held = yield from held_in(vector_store_id)
     before = {item.filename: item for item in held if item.filename is not None}
     report = IngestReport()
     for source in sources:
@@ -65,18 +65,40 @@ def ingest(given: Given | Iterable[Given], vector_store_id: str) -> Flow[IngestR
 
 
 def _ingest_one(
-    source: Source, before: dict[str, _Held], vector_store_id: str, report: IngestReport
+    source: Source, before: dict[str, Held], vector_store_id: str, report: IngestReport
 ) -> Flow[None]:
     sha256 = source.sha256()
     known = before.get(source.name)
     if known is not None and known.document.sha256 == sha256:
         report.unchanged += 1
         return
+    name, made = yield from upload(source, vector_store_id)
+    older = before.get(name)  # under the name that the server gave it
+    before[name] = made
+    _count(report, older, made.document)
+    report.problems += [f"{name}: {problem}" for problem in made.document.problems]
+    if older is not None:
+        yield from let_go(older, vector_store_id)
+
+
+def upload(
+    source: Source, vector_store_id: str, attributes: Attributes | None = None
+) -> Flow[tuple[str, Held]]:
+    """Send a file into a vector store; the name that the server gave it, and what it is now.
+
+    Raises:
+        InvalidRequest: the server cannot read it; it is left nowhere.
+    """
     # Not repeatable: every upload is a file of its own.
     uploaded = yield Call("POST", "/v1/files", upload=source, repeatable=False)
     with reading("the uploaded file"):
         file_id, name = str(uploaded["id"]), str(uploaded["filename"])
-    attached = yield Call("POST", _files_path(vector_store_id), {"file_id": file_id})
+    body: Json = {"file_id": file_id, **({"attributes": dict(attributes)} if attributes else {})}
+    try:
+        attached = yield Call("POST", files_path(vector_store_id), body)
+    except InvalidRequest:
+        yield Call("DELETE", f"/v1/files/{segment('id', file_id)}")
+        raise
     with reading("the attached file"):
         problem, document = attached["last_error"], attached["chunkcache"]["document"]
         reason = str(problem["message"]) if document is None else ""
@@ -84,15 +106,10 @@ def _ingest_one(
     if info is None:
         yield Call("DELETE", f"/v1/files/{segment('id', file_id)}")
         raise InvalidRequest(reason.removeprefix(f"{name}: "), param="file")
-    older = before.get(name)  # under the name that the server gave it
-    before[name] = _Held(file_id, name, info)
-    _count(report, older, info)
-    report.problems += [f"{name}: {problem}" for problem in info.problems]
-    if older is not None:
-        yield from _release(older.file_id, vector_store_id)
+    return name, Held(file_id, name, info, dict(attributes or {}))
 
 
-def _count(report: IngestReport, older: _Held | None, info: DocumentInfo) -> None:
+def _count(report: IngestReport, older: Held | None, info: DocumentInfo) -> None:
     if older is not None and older.document.sha256 == info.sha256:
         report.unchanged += 1
         return
@@ -102,24 +119,28 @@ def _count(report: IngestReport, older: _Held | None, info: DocumentInfo) -> Non
     report.tokens += info.num_tokens
 
 
-def _release(file_id: str, vector_store_id: str) -> Flow[None]:
-    """Delete an upload, or only detach it when it is in another vector store too."""
-    file = segment("id", file_id)
+def let_go(item: Held, vector_store_id: str) -> Flow[None]:
+    """Take a document out, and delete its upload unless another vector store has that too."""
+    file = segment("id", item.file_id)
+    attached = f"{files_path(vector_store_id)}/{file}"
     try:
-        upload = yield Call("GET", f"/v1/files/{file}")
+        if item.filename is None:
+            yield Call("DELETE", attached)
+            return
+        kept = yield Call("GET", f"/v1/files/{file}")
         with reading("the file"):
-            elsewhere = set(upload["chunkcache"]["vector_store_ids"]) - {vector_store_id}
-        where = _files_path(vector_store_id) if elsewhere else "/v1/files"
-        yield Call("DELETE", f"{where}/{file}")
+            elsewhere = set(kept["chunkcache"]["vector_store_ids"]) - {vector_store_id}
+        yield Call("DELETE", attached if elsewhere else f"/v1/files/{file}")
     except NotFound:
         return  # somebody else was first
 
 
-def _held(vector_store_id: str) -> Flow[list[_Held]]:
+def held_in(vector_store_id: str) -> Flow[list[Held]]:
+    """Everything in a vector store that could be read, oldest first."""
     query: dict[str, str | int] = {"limit": _PAGE, "order": "asc"}
-    found: list[_Held] = []
+    found: list[Held] = []
     while True:
-        reply = yield Call("GET", _files_path(vector_store_id), query=dict(query))
+        reply = yield Call("GET", files_path(vector_store_id), query=dict(query))
         with reading("the list of files"):
             found += [_held_of(item) for item in reply["data"] if item["status"] == "completed"]
             if not reply["has_more"]:
@@ -127,10 +148,31 @@ def _held(vector_store_id: str) -> Flow[list[_Held]]:
             query["after"] = str(reply["last_id"])
 
 
-def _held_of(item: Json) -> _Held:
+def _held_of(item: Json) -> Held:
     more = item["chunkcache"]
-    return _Held(item["id"], more["filename"], model_of(DocumentInfo, more["document"]))
+    info = model_of(DocumentInfo, more["document"])
+    return Held(item["id"], more["filename"], info, item["attributes"])
 
 
-def _files_path(vector_store_id: str) -> str:
+def create_store(name: str) -> Flow[str]:
+    """A new, empty vector store; its id."""
+    made = yield Call("POST", "/v1/vector_stores", {"name": name}, repeatable=False)
+    with reading("the vector store"):
+        return str(made["id"])
+
+
+def delete_store(vector_store_id: str) -> Flow[bool]:
+    """Forget a vector store, and the uploads that are in no other."""
+    try:
+        held = yield from held_in(vector_store_id)
+        for item in held:
+            yield from let_go(item, vector_store_id)
+        yield Call("DELETE", f"/v1/vector_stores/{segment('vector_store_id', vector_store_id)}")
+    except NotFound:
+        return False
+    return True
+
+
+def files_path(vector_store_id: str) -> str:
+    """Where the files of a vector store are."""
     return f"/v1/vector_stores/{segment('vector_store_id', vector_store_id)}/files"

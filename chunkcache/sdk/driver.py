@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
-from chunkcache.errors import ChunkCacheError
-from chunkcache.sdk.decoder import AnswerDecoder
-from chunkcache.sdk.failures import Failure, RetryRule, json_of
+from ..errors import ChunkCacheError
+from .decoder import AnswerDecoder
+from .failures import Failure, RetryRule, json_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
-    from chunkcache.sdk.calls import Call
-    from chunkcache.sdk.flows import Flow
-    from chunkcache.sdk.results import StreamEvent
+    from .calls import Call
+    from .flows import Flow
+    from .results import StreamEvent
 
 _T = TypeVar("_T")
 

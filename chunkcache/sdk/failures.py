@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 import httpx
 
-from chunkcache import errors
-from chunkcache.errors import (
+from .. import errors
+from ..errors import (
     ChunkCacheError,
     InvalidRequest,
     InvalidResponse,
@@ -31,7 +31,7 @@ from chunkcache.errors import (
 )
 
 if TYPE_CHECKING:
-    from chunkcache.protocol import Json
+    from ..protocol import Json
 
 _BY_CODE: dict[str, type[ChunkCacheError]] = {
     cls.code: cls

@@ -7,19 +7,21 @@ the error), and returns the method's result. It never waits, so it is neither sy
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from chunkcache.errors import InvalidRequest
-from chunkcache.protocol import Json, Passage
-from chunkcache.sdk.calls import Call, segment
-from chunkcache.sdk.results import answer_of, model_info_of, model_of, reading, vector_of
-from chunkcache.sdk.wishes import chat_call
+from ..errors import InvalidRequest
+from ..protocol import Json
+from .calls import Call, segment
+from .results import answer_of, model_info_of, reading, vector_of
+from .texts import hit_of
+from .wishes import chat_call
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from chunkcache.sdk.results import Answer, ModelInfo
-    from chunkcache.sdk.wishes import Question, Wishes
+    from .results import Answer, ModelInfo
+    from .texts import Hit
+    from .wishes import Question, Wishes
 
 _T = TypeVar("_T")
 Flow = Generator[Call, Json, _T]
@@ -56,13 +58,17 @@ def embed(texts: Sequence[str]) -> Flow[list[list[float]]]:
     return vectors
 
 
-def search(query: str, top_k: int, vector_store_id: str) -> Flow[list[Passage]]:
+def search(
+    query: str, top_k: int, vector_store_id: str, filters: Mapping[str, Any] | None
+) -> Flow[list[Hit]]:
     """The best passages, best first."""
     store = segment("vector_store_id", vector_store_id)
     body: Json = {"query": query, "max_num_results": top_k}
+    if filters is not None:
+        body["filters"] = dict(filters)
     reply = yield Call("POST", f"/v1/vector_stores/{store}/search", body)
     with reading("the search result"):
-        return [model_of(Passage, hit["chunkcache"]) for hit in reply["data"]]
+        return [hit_of(hit) for hit in reply["data"]]
 
 
 def health() -> Flow[Json]:

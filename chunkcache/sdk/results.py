@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from chunkcache.errors import InvalidResponse
-from chunkcache.protocol import AnswerDelta, AnswerReport, AnswerStarted
+from ..errors import InvalidResponse
+from ..forms import FunctionCall
+from ..protocol import AnswerDelta, AnswerReport, AnswerStarted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from chunkcache.protocol import Citation, Json
+    from ..protocol import Citation, Json
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -42,11 +43,12 @@ class Answer:
     id: str
     model: str
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     citations: tuple[Citation, ...]  # the passages in the prompt, in prompt order
     links: tuple[str, ...]  # where a reader finds each of them, in the same order
     report: AnswerReport
     usage: Usage
+    calls: tuple[FunctionCall, ...] = ()  # the text is empty where there are any
 
     def __str__(self) -> str:
         return self.text
@@ -88,19 +90,24 @@ def answer_of(completion: Json) -> Answer:
     with reading("the answer"):
         (choice,) = completion["choices"]
         message, usage = choice["message"], completion["usage"]
+        calls = [(call["id"], call["function"]) for call in message.get("tool_calls", [])]
         report = model_of(AnswerReport, completion["chunkcache"])
         return Answer(
             id=completion["id"],
             model=completion["model"],
-            text=message["content"],
+            text=message["content"] or "",
             finish_reason=choice["finish_reason"],
             citations=tuple(report.citations),
-            links=tuple(note["url_citation"]["url"] for note in message["annotations"]),
+            links=tuple(note["url_citation"]["url"] for note in message.get("annotations", [])),
             report=report,
             usage=Usage(
                 prompt_tokens=usage["prompt_tokens"],
                 completion_tokens=usage["completion_tokens"],
                 cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
+            ),
+            calls=tuple(
+                FunctionCall(id=call_id, name=called["name"], arguments=called["arguments"])
+                for call_id, called in calls
             ),
         )
 

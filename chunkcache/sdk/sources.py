@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chunkcache.errors import InvalidRequest
+from ..errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

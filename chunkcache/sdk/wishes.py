@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from chunkcache.protocol import GivenDocument, Message
-from chunkcache.sdk.calls import Call
+from ..protocol import GivenDocument, Message
+from .calls import Call
 
 if TYPE_CHECKING:
-    from chunkcache.config import PassageOrder, RepairPolicyName
-    from chunkcache.protocol import Json
+    from ..policy_names import PassageOrder, RepairPolicyName
+    from ..protocol import Json
 
-Question = str | Sequence[Message | Mapping[str, str]]
+Question = str | Sequence[Message | Mapping[str, Any]]
 """The question alone, or a conversation whose last turn is the question."""
 Documents = Sequence[str | GivenDocument | Mapping[str, str]]
 
@@ -22,7 +22,7 @@ class Wishes(TypedDict, total=False):
 
     `top_k`, `vector_store_id`, `mode`, `policy`, `budget`, `cfo_alpha`, `exactness`, `order` and
     `match_messages` are those of `ChunkCacheOptions`; `top_k` passages are retrieved (0: none) and
-    `documents` are used instead of retrieval.
+    `documents` are used instead of retrieval. Forms and tools are OpenAI's objects.
     """
 
     documents: Documents | None
@@ -49,6 +49,9 @@ class Wishes(TypedDict, total=False):
     repetition_penalty: float | None
     logit_bias: Mapping[int, float] | None
     response_format: Json | None
+    tools: Sequence[Json] | None
+    tool_choice: str | Json | None
+    parallel_tool_calls: bool | None
 
 
 _OPTIONS = (
@@ -78,6 +81,8 @@ def chat_call(question: Question, wishes: Wishes, *, stream: bool = False) -> Ca
     body: Json = {**said, "messages": _messages(question)}
     if "documents" in said:
         body["documents"] = [_document(document) for document in said["documents"]]
+    if "tools" in said:
+        body["tools"] = list(said["tools"])
     if "stop" in said and not isinstance(said["stop"], str):
         body["stop"] = list(said["stop"])
     if "logit_bias" in said:

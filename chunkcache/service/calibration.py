@@ -20,7 +20,8 @@ from chunkcache.repair.drift_curve import DriftCurve
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chunkcache.config import RepairPolicyName, Settings
+    from chunkcache.config import Settings
+    from chunkcache.policy_names import RepairPolicyName
 
 log = structlog.get_logger(__name__)
 

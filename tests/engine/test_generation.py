@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from chunkcache.chunk import ChunkKV
-from chunkcache.config import RepairPolicyName
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.outcome import Outcome
 from chunkcache.errors import ChunkCacheError
+from chunkcache.policy_names import RepairPolicyName
 from chunkcache.protocol import Sampling
 
 TIGHT = 2e-4  # fp32 logits of the tiny models have a spread of about 5

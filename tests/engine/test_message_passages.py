@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from chunkcache.chunk import Rung, SpanKind
-from chunkcache.config import RepairPolicyName
 from chunkcache.engine.cut import Cut, cut_out
 from chunkcache.engine.planner import span_rung
 from chunkcache.engine.prompt import Prompt
+from chunkcache.policy_names import RepairPolicyName
 
 TIGHT = 2e-4
 LENGTHS = (70, 25, 40)

@@ -11,17 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkcache.chunk import ChunkStats
-from chunkcache.config import RepairPolicyName, RepairSettings
+from chunkcache.config import RepairSettings
+from chunkcache.policy_names import RepairPolicyName
 from chunkcache.repair import RepairTask, ReusedChunk, Scoring, policy_named
 from chunkcache.repair.cfo import FixOverhead, outward, share
 from chunkcache.repair.fixed import FirstK
-from chunkcache.repair.select import (
-    residual,
-    reusable_positions,
-    rows_until,
-    smoothed,
-    top_rows,
-)
+from chunkcache.repair.select import residual, reusable_positions, rows_until, smoothed, top_rows
 
 NAMES = get_args(RepairPolicyName)
 LETTERS = [bytes([c]) * 16 for c in b"abcd"]

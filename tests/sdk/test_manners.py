@@ -96,8 +96,9 @@ def methods(client: type) -> dict[str, inspect.Signature]:
 def test_both_clients_have_the_same_methods_and_arguments() -> None:
     sync, aio = methods(Client), methods(AsyncClient)
     assert set(sync) == set(aio) == {
-        "ask", "close", "documents", "embed", "health", "ingest", "models", "remove", "search",
-        "stream", "version",
+        "ask", "close", "create_vector_store", "delete_vector_store", "discard_texts", "documents",
+        "embed", "health", "ingest", "models", "put_texts", "read_texts", "remove", "search",
+        "stream", "texts", "version",
     }  # fmt: skip
     for name, signature in sync.items():
         assert signature.parameters == aio[name].parameters, name

@@ -99,8 +99,9 @@ def test_search_gives_passages_best_first(served: Any) -> None:
     hits = list(page)
     assert [(hit.filename, hit.score) for hit in hits] == [("cats.txt", 2.0), ("dogs.txt", 1.0)]
     assert hits[0].content[0].text == "the cat sat on the mat"
-    passage = Passage.model_validate(hits[0].chunkcache)
+    passage = Passage.model_validate(hits[0].chunkcache, extra="ignore")
     assert (passage.start_char, passage.end_char) == (0, 22)
+    assert hits[0].chunkcache["num_chunks"] == 1
     assert len(list(client.vector_stores.search(store.id, query="the", max_num_results=1))) == 1
     assert list(client.vector_stores.search(store.id, query="zebra")) == []
     assert list(client.vector_stores.search("default", query="cat")) == []

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from chunkcache.config import RepairPolicyName
 from chunkcache.errors import InvalidRequest
+from chunkcache.policy_names import RepairPolicyName
 from chunkcache.protocol import ChunkCacheOptions, Exactness
 from chunkcache.service.calibration import CALIBRATED_POLICY
 

@@ -28,7 +28,7 @@ from chunkcache.server.shapes.vector_stores import (
 if TYPE_CHECKING:
     from chunkcache.protocol import CollectionInfo, Json, Passage
     from chunkcache.server.backend import Service
-    from chunkcache.server.files import Attributes, FileShelf
+    from chunkcache.server.files import Attachment, FileShelf
 
 router = APIRouter(prefix="/v1/vector_stores", route_class=BoundedRoute)
 
@@ -126,15 +126,15 @@ def search_vector_store(
                 best[passage.chunk_id] = passage
     ranked = sorted(best.values(), key=lambda passage: -passage.score)[: body.max_num_results]
     holders = {
-        attachment.document.document_id: (file_id, attachment.attributes)
+        attachment.document.document_id: (file_id, attachment)
         for file_id, attachment in attachments_of(service, shelf, tenant, store_id).items()
         if attachment.document is not None
     }
     data = []
     for passage in ranked:
-        file_id, attributes = holders.get(passage.document_id, (passage.document_id, {}))
+        file_id, holder = holders.get(passage.document_id, (passage.document_id, None))
         name = shelf.name(tenant, file_id) or passage.title
-        data.append(_hit(passage, file_id, name, attributes))
+        data.append(_hit(passage, file_id, name, holder))
     return JSONResponse(
         {
             "object": "vector_store.search_results.page",
@@ -176,12 +176,17 @@ def _store_object(service: Service, shelf: FileShelf, tenant: str, store: Collec
     }
 
 
-def _hit(passage: Passage, file_id: str, name: str, attributes: Attributes) -> Json:
+def _hit(passage: Passage, file_id: str, name: str, holder: Attachment | None) -> Json:
+    """OpenAI's hit; `chunkcache` has the passage, and how many chunks its document has."""
+    document = holder.document if holder else None
     return {
         "file_id": file_id,
         "filename": name,
         "score": passage.score,
-        "attributes": attributes,
+        "attributes": holder.attributes if holder else {},
         "content": [{"type": "text", "text": passage.text}],
-        "chunkcache": passage.model_dump(mode="json"),
+        "chunkcache": {
+            **passage.model_dump(mode="json"),
+            "num_chunks": document.num_chunks if document else None,
+        },
     }
