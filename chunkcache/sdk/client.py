@@ -110,13 +110,17 @@ class Client:
         top_k: int = 4,
         vector_store_id: str = _DEFAULT_STORE,
         filters: Mapping[str, Any] | None = None,
+        score_threshold: float | None = None,
     ) -> list[Hit]:
         """The best passages, best first; at most 50.
 
         `filters` are OpenAI's, on the attributes of documents: `{"type": "eq", "key": "language",
-        "value": "de"}`, with `and` and `or` around several.
+        "value": "de"}`, with `and` and `or` around several. With a `score_threshold` above 0
+        passages are ranked by their cosine with the query alone, and those below it are left out.
         """
-        return self._driver.run(flows.search(query, top_k, vector_store_id, filters))
+        return self._driver.run(
+            flows.search(query, top_k, vector_store_id, filters, score_threshold)
+        )
 
     def ingest(
         self, paths: Given | Iterable[Given], *, vector_store_id: str = _DEFAULT_STORE
@@ -250,9 +254,12 @@ class AsyncClient:
         top_k: int = 4,
         vector_store_id: str = _DEFAULT_STORE,
         filters: Mapping[str, Any] | None = None,
+        score_threshold: float | None = None,
     ) -> list[Hit]:
         """See `Client.search`."""
-        return await self._driver.run(flows.search(query, top_k, vector_store_id, filters))
+        return await self._driver.run(
+            flows.search(query, top_k, vector_store_id, filters, score_threshold)
+        )
 
     async def ingest(
         self, paths: Given | Iterable[Given], *, vector_store_id: str = _DEFAULT_STORE

@@ -59,13 +59,19 @@ def embed(texts: Sequence[str]) -> Flow[list[list[float]]]:
 
 
 def search(
-    query: str, top_k: int, vector_store_id: str, filters: Mapping[str, Any] | None
+    query: str,
+    top_k: int,
+    vector_store_id: str,
+    filters: Mapping[str, Any] | None,
+    score_threshold: float | None,
 ) -> Flow[list[Hit]]:
     """The best passages, best first."""
     store = segment("vector_store_id", vector_store_id)
     body: Json = {"query": query, "max_num_results": top_k}
     if filters is not None:
         body["filters"] = dict(filters)
+    if score_threshold is not None:
+        body["ranking_options"] = {"score_threshold": score_threshold}
     reply = yield Call("POST", f"/v1/vector_stores/{store}/search", body)
     with reading("the search result"):
         return [hit_of(hit) for hit in reply["data"]]

@@ -47,10 +47,12 @@ def test_a_known_id_is_replaced_and_the_same_is_not_sent(served: Any, caller: An
     assert [one.text for one in caller("read_texts", ["2"])] == ["last"]
 
 
-def test_searches_can_be_filtered(caller: Any) -> None:
+def test_searches_can_be_filtered(served: Any, caller: Any) -> None:
     caller("put_texts", [CAT, DOG])
     later = {"type": "gt", "key": "page", "value": 4}
     assert [hit.text_id for hit in caller("search", "the cat", filters=later)] == ["2"]
+    caller("search", "the cat", score_threshold=0.5)
+    assert served.service.rankings[-1].least_score == 0.5
     with pytest.raises(InvalidRequest, match="filters"):
         caller("search", "the cat", filters={"type": "like", "key": "page", "value": 4})
 

@@ -13,13 +13,16 @@ from langchain_chunkcache.embeddings import ChunkCacheEmbeddings
 from langchain_chunkcache.filters import server_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Self
 
     from langchain_core.documents import Document
     from langchain_core.embeddings import Embeddings
 
     from chunkcache_client import Client
+
+
+_ANY_COSINE = 1e-6
 
 
 class ChunkCacheVectorStore(VectorStore):
@@ -137,13 +140,22 @@ class ChunkCacheVectorStore(VectorStore):
             param="search_type",
         )
 
-    def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        raise UnsupportedField(
-            "search_type 'similarity_score_threshold' is not supported: the server's scores are "
-            "ranks put together and say nothing of how well one passage fits. "
-            "Hint: use 'similarity'.",
-            param="search_type",
+    def _similarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, *, filter: Any = None, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """By cosine with the query alone, which is the score; passages without any are left out.
+
+        The scores of other searches are ranks put together and say nothing of how well one fits.
+        """
+        _refuse_others("similarity_search_with_relevance_scores", kwargs)
+        hits = self.client.search(
+            query,
+            top_k=k,
+            vector_store_id=self.vector_store_id,
+            filters=server_filter(filter),
+            score_threshold=_ANY_COSINE,
         )
+        return [(passage_of_text(hit), min(hit.score, 1.0)) for hit in hits]
 
 
 def _refuse_others(method: str, kwargs: dict[str, Any]) -> None:

@@ -94,6 +94,17 @@ def test_from_texts_and_filters_and_scores(store_id: str) -> None:
     assert passage.metadata["document_id"] == "owl" and passage.metadata["page"] == 1
 
 
+def test_a_threshold_is_a_cosine(store: ChunkCacheVectorStore) -> None:
+    store.add_texts(["Owls hunt at night.", "A recipe for bread."], ids=["owl", "bread"])
+    found = store.similarity_search_with_relevance_scores("Owls hunt at night.")
+    (first, best), *others = found
+    assert first.id == "owl" and 0.6 < best <= 1.0 and all(score < best for _, score in others)
+    retriever = store.as_retriever(
+        search_type="similarity_score_threshold", search_kwargs={"score_threshold": best - 0.01}
+    )
+    assert [one.id for one in retriever.invoke("Owls hunt at night.")] == ["owl"]
+
+
 def test_a_long_document_is_found_by_its_passages(store: ChunkCacheVectorStore) -> None:
     content = " ".join(f"Sentence {number} is about the owl." for number in range(120))
     store.add_texts([content], ids=["long"])
@@ -112,8 +123,6 @@ def test_what_cannot_be_kept_or_done_is_refused_by_name(store: ChunkCacheVectorS
         ChunkCacheVectorStore.from_texts(["x"], DeterministicFakeEmbedding(size=3), base_url=URL)
     with pytest.raises(UnsupportedField, match="'mmr' is not supported"):
         store.as_retriever(search_type="mmr").invoke("x")
-    with pytest.raises(UnsupportedField, match="similarity_score_threshold"):
-        store.similarity_search_with_relevance_scores("x")
     with pytest.raises(UnsupportedField, match="there is no 'fetch'"):
         store.similarity_search("x", fetch=3)
     with pytest.raises(InvalidRequest, match="ids: got None"):
