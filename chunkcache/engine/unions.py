@@ -1,8 +1,9 @@
 """`oneOf` whose options exclude each other, as the `anyOf` that it then is.
 
 A grammar cannot say "this option and none of the others". It need not where no answer fits two of
-them. llguidance sees that by itself for types, constants and closed objects, but behind `$ref` only
-for single constants; here it is seen for all objects that a property's text tells apart.
+them. llguidance sees that by itself for types, constants and objects, but not behind `$ref`, which
+is how classes are written; here it is seen for types and for objects that a property's text tells
+apart, behind references too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _MOST_HOPS = 16  # from reference to reference
 
 
 def told_apart(schema: Json) -> Json:
-    """The schema with `anyOf` for every `oneOf` whose options are told apart by a property's text.
+    """The schema with `anyOf` for every `oneOf` whose options are told apart by type or a text.
 
     Where a `discriminator` names that property, every option must have it from then on: whoever
     leaves it out has not said which one is meant. All else stays as it is.
@@ -78,7 +79,14 @@ def _require_discriminator(union: Json, options: Sequence[Json]) -> None:
 
 
 def _exclude_each_other(options: Sequence[Json]) -> bool:
-    """Whether all must have a property whose texts differ from option to option."""
+    """Whether all have types of their own, or a property whose texts are."""
+    types = [option.get("type") for option in options]
+    if (
+        all(isinstance(t, str) for t in types)
+        and len(set(types)) == len(types)
+        and not {"integer", "number"} <= set(types)
+    ):
+        return True
     possible = [_texts(option) for option in options]
     for name in possible[0] if possible else ():
         texts = [found.get(name, frozenset()) for found in possible]

@@ -252,6 +252,10 @@ UNIONS = {
         "oneOf": [a_class(["a"], required=["n"]), a_class(["b"], required=["n"])],
         "discriminator": {"propertyName": "kind"},
     },
+    "references to types": {
+        "$defs": {"a": {"type": "integer", "minimum": 0, "maximum": 99}, "b": {"type": "null"}},
+        "oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}],
+    },
     "references": {
         "$defs": {"x/y": a_class(["a", "b"]), "z": {"$ref": "#/$defs/z2"}, "z2": a_class(["c"])},
         "type": "array", "minItems": 1, "maxItems": 2,
