@@ -71,6 +71,8 @@ def test_what_is_not_supported_is_refused_by_name(
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_object"}}, "tool_choice": "required",
           "tools": [{"type": "function", "name": "f"}]}, "exclude each other"),
+        ({"text": {"format": {"type": "json_object"}}, "ignore_eos": True}, "ignore_eos"),
+        ({"stop": list("abcde")}, "at most 4"),
         ({"include": ["message.output_text.logprobs"]}, "logprobs"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": 3}, "temperature"),

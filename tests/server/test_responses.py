@@ -8,6 +8,8 @@ import httpx
 import openai
 import pytest
 
+from chunkcache.protocol import Sampling
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -323,6 +325,19 @@ def test_values_that_ask_for_nothing_are_taken(served: Any) -> None:
     done = post(served, **NEUTRAL).json()
     assert done["chunkcache"]["notes"] == [] and post(served).status_code == 200
     assert served.service.requests[0] == served.service.requests[1]
+
+
+def test_tokens_are_drawn_as_in_a_chat(served: Any) -> None:
+    wishes = {
+        "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "seed": 7, "stop": ["\n"],
+        "frequency_penalty": 0.1, "presence_penalty": 0.2, "repetition_penalty": 1.1,
+        "logit_bias": {"5": -100}, "min_tokens": 1, "ignore_eos": True,
+    }  # fmt: skip
+    post(served, **wishes, max_output_tokens=9)
+    chat = {"messages": [{"role": "user", "content": QUESTION}], **wishes, "max_tokens": 9}
+    httpx.post(f"{served.url}/v1/chat/completions", json=chat)
+    response, completion = served.service.requests
+    assert response.sampling == completion.sampling != Sampling()
 
 
 def test_nulls_stand_for_defaults(served: Any) -> None:

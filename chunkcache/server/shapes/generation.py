@@ -132,10 +132,9 @@ class AnyRequest(JsonBody):
         )
 
 
-class GenerationRequest(AnyRequest):
-    """What chat and text completions say alike."""
+class SampledRequest(AnyRequest):
+    """How tokens are drawn, in the words of chat completions and of other engines."""
 
-    max_tokens: int | None = Field(None, ge=1, lt=2**31)
     top_k: int | None = Field(None, ge=0, lt=2**31, description="sampling cut-off; 0: none")
     min_p: float | None = Field(None, ge=0.0, le=1.0)
     frequency_penalty: float | None = Field(None, ge=-2.0, le=2.0)
@@ -146,13 +145,26 @@ class GenerationRequest(AnyRequest):
     logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = Field(
         None, max_length=MAX_BIASES, description="by token id of the served model"
     )
-    n: int | None = Field(
-        None, ge=1, le=MAX_CHOICES, description="choices; the prompt is computed once"
-    )
     min_tokens: int | None = Field(None, ge=0, lt=2**31)
     ignore_eos: bool | None = Field(None, description="go on to max_tokens")
     stop: _Stops | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+
+    def _sampling(self, max_tokens: int | None) -> Sampling:
+        names = set(Sampling.model_fields) - {"logprobs", "max_tokens"}
+        wishes = {name: getattr(self, name, None) for name in names}
+        wishes["max_tokens"] = max_tokens
+        said = {name: value for name, value in wishes.items() if value is not None}
+        return Sampling.model_validate(said)
+
+
+class GenerationRequest(SampledRequest):
+    """What chat and text completions say alike."""
+
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    n: int | None = Field(
+        None, ge=1, le=MAX_CHOICES, description="choices; the prompt is computed once"
+    )
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
@@ -160,10 +172,3 @@ class GenerationRequest(AnyRequest):
         if self.stream_options is not None and not self.stream:
             raise stated("stream_options is only allowed with stream=true")
         return self
-
-    def _sampling(self, max_tokens: int | None) -> Sampling:
-        names = set(Sampling.model_fields) - {"logprobs", "max_tokens"}
-        wishes = {name: getattr(self, name) for name in names}
-        wishes["max_tokens"] = max_tokens
-        said = {name: value for name, value in wishes.items() if value is not None}
-        return Sampling.model_validate(said)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from chunkcache.errors import InvalidRequest
-from chunkcache.protocol import AnswerRequest, Message, Sampling
+from chunkcache.protocol import AnswerRequest, Message
 from chunkcache.server.shapes.body import Body, stated
-from chunkcache.server.shapes.generation import AnyRequest, Neutral
+from chunkcache.server.shapes.generation import Neutral, SampledRequest
 from chunkcache.server.shapes.response_items import InputItem, turns_of
 from chunkcache.server.shapes.response_tools import (
     FileSearchTool,
@@ -50,8 +50,8 @@ class ResponseStreamOptions(Body):
     include_obfuscation: Literal[False] = False
 
 
-class ResponseRequest(AnyRequest):
-    """`POST /v1/responses`. A null stands for the default."""
+class ResponseRequest(SampledRequest):
+    """`POST /v1/responses`, and how other engines let tokens be drawn. A null is the default."""
 
     NEUTRAL: ClassVar[Neutral] = {
         "background": (False,),
@@ -102,6 +102,8 @@ class ResponseRequest(AnyRequest):
             raise stated("tools: more than one file_search; send one of them")
         if call_form_of(self.tools or [], self.tool_choice) and self._json_form():
             raise stated("text.format and a call that tool_choice forces exclude each other")
+        if self.form is not None and (self.ignore_eos or self.min_tokens):
+            raise stated("ignore_eos and min_tokens cannot be had with JSON or a forced call")
         options = self.chunkcache
         if searches and (self.documents is not None or (options and options.vector_store_id)):
             raise stated("tools: file_search replaces documents and chunkcache.vector_store_id")
@@ -153,12 +155,6 @@ class ResponseRequest(AnyRequest):
             InvalidRequest: it asks for passages from a model that never retrieves, or nobody asks.
         """
         opening = [Message(role="system", content=self.instructions)] if self.instructions else []
-        wishes = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "max_tokens": self.max_output_tokens,
-        }
-        said = {name: value for name, value in wishes.items() if value is not None}
         messages = [*opening, *earlier, *self.turns()]
         if all(message.role != "user" for message in messages):
             raise InvalidRequest(
@@ -166,7 +162,7 @@ class ResponseRequest(AnyRequest):
                 "previous_response_id.",
                 param="input",
             )
-        asked = self._asked(messages, Sampling.model_validate(said), tenant, model)
+        asked = self._asked(messages, self._sampling(self.max_output_tokens), tenant, model)
         asked = asked.model_copy(update={"form": self.form})
         search = self.file_search
         if search is None:
