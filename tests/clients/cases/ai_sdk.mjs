@@ -29,7 +29,7 @@ await tried("tools", async () => {
   return generateText({ model, prompt, tools: { look } });
 });
 const schema = z.object({ room: z.enum(["kitchen", "garden"]) });
-await tried("generateObject, defaults (JSON whose schema is only told to the model)", async () => {
+await tried("generateObject, defaults (any JSON: it sends no schema)", async () => {
   try {
     return (await generateObject({ model, prompt, schema })).object;
   } catch (error) {
