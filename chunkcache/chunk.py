@@ -163,7 +163,8 @@ class ChunkKV:
     """A chunk's KV as made once: K before RoPE (after any k-norm), V, and attention statistics.
 
     `kv` is a CPU tensor `[num_layers, 2, num_tokens, num_kv_heads, head_dim]`, index 0 of the
-    second axis is K; it must not be written to after construction.
+    second axis is K; it must not be written to after construction. `rounded_by` is the lossy codec
+    that it was read through; None: it is as it was computed, bit for bit.
     """
 
     key: ChunkKey
@@ -171,6 +172,7 @@ class ChunkKV:
     kv: torch.Tensor
     stats: ChunkStats
     terms: Terms = USUAL_TERMS
+    rounded_by: str | None = None
 
     @property
     def num_tokens(self) -> int:

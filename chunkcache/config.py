@@ -30,6 +30,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from chunkcache.codec_spec import CODEC_NAMES, parse_codec
 from chunkcache.errors import ConfigError
 from chunkcache.policy_names import PassageOrder, RepairPolicyName
 
@@ -141,6 +142,10 @@ class RepairSettings(_Section):
     first_k_tokens: int = Field(32, ge=1, description="EPIC: rows per chunk, within the budget")
 
 
+def _canonical_codec(text: str) -> str:
+    return str(parse_codec(text))
+
+
 class StoreSettings(_Section):
     """Tiers below the device."""
 
@@ -163,7 +168,11 @@ class StoreSettings(_Section):
     write_queue_bytes: int = Field(
         256 * MIB, ge=MIB, description="memory of records that wait to be written, for each tier"
     )
-    codec: Literal["raw"] = Field("raw", description="how records are coded on disk")
+    codec: Annotated[str, AfterValidator(_canonical_codec)] = Field(
+        "raw",
+        description=f"how records are coded on disk, with parameters: {', '.join(CODEC_NAMES)}. "
+        "All but raw and zstd over raw round: what is read through them is repaired, never exact",
+    )
     lookup_log_bytes: int = Field(
         16 * MIB,
         ge=0,

@@ -93,6 +93,9 @@ class SpanReport(_Wire):
     computed: int = Field(description="rows that were in no cache")
     tier: str | None = Field(None, description="prefix, host or disk; null when computed")
     miss: str | None = Field(None, description="absent, corrupt, disabled, ...; null on a hit")
+    codec: str | None = Field(
+        None, description="lossy codec that its reused rows were stored in; null: as computed"
+    )
     chunk_id: str | None = None
     document_id: str | None = None
     title: str | None = None

@@ -38,6 +38,7 @@ class Resident:
     pages: np.ndarray  # int32, whole pages; the last one may be partly empty
     size_bytes: int
     is_exact: bool  # its rows are as they were computed, not rounded to fewer bits
+    codec: str | None = None  # the lossy one that it was read through
     leases: int = 0
     is_listed: bool = True  # found by its key; else it ends with its last lease
 
@@ -114,7 +115,8 @@ class ChunkPages:
             raise
         array = np.array(pages, dtype=np.int32)
         resident = Resident(
-            record.key, record.stats, array, entry.size_bytes, self._is_exact,
+            record.key, record.stats, array, entry.size_bytes,
+            is_exact=self._is_exact and record.rounded_by is None, codec=record.rounded_by,
             leases=1, is_listed=listed,
         )  # fmt: skip
         return self._list(resident, entry) if listed else resident

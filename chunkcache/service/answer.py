@@ -51,6 +51,7 @@ class Preparation:
     load_ms: float = 0.0
     tiers: dict[int, str] = field(default_factory=dict)  # by span index
     misses: dict[int, str] = field(default_factory=dict)
+    codecs: dict[int, str] = field(default_factory=dict)  # lossy ones that chunks came through
     notes: list[str] = field(default_factory=list)
     calibration: Calibration | None = None
     on_exact: Callable[[], None] = lambda: None  # the answer is exact: its prefix is shared now
@@ -200,6 +201,7 @@ class AnswerHandle:
             budget=before.budget,
             tiers=before.tiers,
             misses=before.misses,
+            codecs=before.codecs,
             notes=[*before.notes, *_scoring_note(outcome)],
             predicted_drift=_predicted_drift(before.calibration, outcome),
             timings=Timings(

@@ -238,6 +238,8 @@ class Asker:
         for index, found in zip(spans, self._runtime.find(keys, salt, gone, terms), strict=True):
             if found.resident is not None:
                 residents[index] = found.resident
+                if found.resident.codec is not None:
+                    into.codecs[index] = found.resident.codec
             if found.tier is not None:
                 into.tiers[index] = found.tier
             if found.miss is not None:

@@ -39,17 +39,18 @@ def build_report(
     budget: float,
     tiers: Mapping[int, str],
     misses: Mapping[int, str],
+    codecs: Mapping[int, str],
     timings: Timings,
     notes: Sequence[str],
     predicted_drift: float | None,
 ) -> Report:
-    """The `chunkcache` object. `tiers` and `misses` are by span index.
+    """The `chunkcache` object. `tiers`, `misses` and `codecs` are by span index.
 
     A chunk that was in no tier was computed on its own before the prompt ran; its rows count as
     computed, except those repaired afterwards, which ran twice and count as recomputed.
     """
     spans = [
-        _span_report(plan, outcome, tiers.get(index), misses.get(index))
+        _span_report(plan, outcome, tiers.get(index), misses.get(index), codecs.get(index))
         for index, plan in enumerate(outcome.plan.spans)
     ]
     return Report(
@@ -70,7 +71,7 @@ def build_report(
 
 
 def _span_report(
-    plan: SpanPlan, outcome: Outcome, tier: str | None, miss: str | None
+    plan: SpanPlan, outcome: Outcome, tier: str | None, miss: str | None, codec: str | None
 ) -> SpanReport:
     recomputed = rows_in(plan, outcome.recomputed)
     fresh = plan.placed if miss is not None else 0
@@ -87,6 +88,7 @@ def _span_report(
         computed=plan.computed + max(0, fresh - len(recomputed)),
         tier=tier,
         miss=miss,
+        codec=codec if plan.placed > len(recomputed) else None,
         chunk_id=span.chunk.chunk_id if span.chunk else None,
         document_id=span.chunk.document_id if span.chunk else None,
         matched=span.passage_ids is not None,

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from chunkcache.store.popularity import Popularity
     from chunkcache.store.tiered import TieredStore
 
-__all__ = ["CheckReport", "check_store", "open_store", "store_path"]
+__all__ = ["CheckReport", "bases_path", "check_store", "open_store", "store_path"]
 
 
 def store_path(settings: Settings) -> Path:
     """The LMDB folder."""
     return settings.home / "kv"
+
+
+def bases_path(settings: Settings) -> Path:
+    """The folder of fitted bases (codec `basis`)."""
+    return settings.home / "bases"
 
 
 def open_store(
@@ -61,7 +66,8 @@ def open_store(
         tiers.append(HostTier(store.host_capacity_bytes, policy, on_evict=evicted))
     if store.disk_capacity_bytes:
         disk = DiskTier(
-            store_path(settings), store.disk_capacity_bytes, codec_named(store.codec),
+            store_path(settings), store.disk_capacity_bytes,
+            codec_named(store.codec, bases_path(settings)),
             fingerprint=fingerprint, sync_interval_s=store.sync_interval_s,
             policy=policy_of(store.disk_capacity_bytes, counts_uses=counts_uses),
             on_evict=metrics.evictions.labels("disk").inc,

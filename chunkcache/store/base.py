@@ -45,6 +45,7 @@ class RecordReader(Protocol):
     key: ChunkKey
     geometry: KVGeometry
     stats: ChunkStats
+    rounded_by: str | None  # the lossy codec it is read through, see `ChunkKV`
 
     @property
     def num_tokens(self) -> int:

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from chunkcache.codec_spec import is_lossless
 from chunkcache.errors import CorruptRecord, InvalidRequest
 from chunkcache.store.layout import MetaEntry, map_bytes_for
 from chunkcache.store.lmdb_env import DATA_FILE, RecordEnv
@@ -27,7 +28,7 @@ class CheckReport:
     ok: int = 0
     corrupt: int = 0
     orphans: int = 0  # digests with slabs and no entry
-    stale: int = 0  # sound, but of another model, tokenizer, RoPE or codec than was asked for
+    stale: int = 0  # sound, but of another model, tokenizer, RoPE or lossy codec than was asked for
     models: int = 0  # different fingerprints among the sound ones
     removed: int = 0
     size_bytes: int = 0  # pages in use, after what was removed
@@ -58,7 +59,7 @@ def check_store(
         path: the LMDB folder.
         capacity_bytes: as configured; sizes the map.
         fingerprint: the current model's; records of others are stale.
-        codec: the current codec; records of others are stale.
+        codec: the current codec; records of other lossy ones are stale.
         fix: remove what is wrong; a damaged file is set aside.
         drop_stale: remove what is stale.
 
@@ -138,9 +139,8 @@ class _Check:
         self.report.ok += 1
         self._fingerprints.add(entry.fingerprint)
         self.report.models = len(self._fingerprints)
-        if not (
-            self._fingerprint in (None, entry.fingerprint) and self._codec in (None, entry.codec)
-        ):
+        is_read = self._codec in (None, entry.codec) or is_lossless(entry.codec)
+        if not is_read or self._fingerprint not in (None, entry.fingerprint):
             self.report.stale += 1
             self.stale[digest] = packed
 

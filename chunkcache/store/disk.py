@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ import structlog
 import torch
 
 from chunkcache.chunk import ChunkKV, pack_token_ids
+from chunkcache.codec_spec import is_lossless, stored_under
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.base import TierUsage
+from chunkcache.store.codec import codec_named
 from chunkcache.store.layout import MetaEntry, map_bytes_for, padded, pages_bytes
 from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.mirror import Mirror
@@ -50,7 +53,8 @@ class DiskTier:
     Args:
         path: folder of the environment.
         capacity_bytes: budget in file pages, for the records of all models.
-        codec: how new records are coded; records of another codec are not found.
+        codec: how new records are coded. Records of lossless codecs are found too, and come
+            first; those of another lossy codec are not.
         fingerprint: of the model; records of another model are not found.
         policy: who leaves first; `WindowedFrequencyPolicy` unless given.
         on_evict: called with the number of records evicted.
@@ -85,6 +89,7 @@ class DiskTier:
         self._writer = RecordWriter(self._env, self._mirror, capacity_bytes, on_evict)
         self._verbs = Turnstile()
         self._closed = False
+        self._largest_share = 0.0  # of a record's KV that its coded layers took, so far
         self._stop = threading.Event()
         try:
             self._load_mirror()
@@ -114,29 +119,38 @@ class DiskTier:
             StoreError: the environment cannot be read.
         """
         with self._using():
-            seen = None
-            try:
-                with self._env.reading() as txn:
-                    seen = self._env.entry(txn, key.digest)
-                    record = self._load(txn, key)
-            except CorruptRecord:
-                self._drop_corrupt(key.digest, seen)
-                raise
-            self._mirror.used(key.digest)
+            places, record = self._places(key), None
+            for digest in places:
+                seen = None
+                try:
+                    with self._env.reading() as txn:
+                        seen = self._env.entry(txn, digest)
+                        record = self._load(txn, key, digest)
+                except CorruptRecord:
+                    self._drop_corrupt(digest, seen)
+                    raise
+                if record is not None:
+                    break
+            self._mirror.used(digest)  # or where it will be put
             return record
 
     def put(self, record: ChunkKV) -> bool:
         """See `Tier`. When it returns, the record survives a kill of the process.
+
+        A record that another codec rounded is not admitted: its bytes would pass for better ones.
 
         Raises:
             StoreError: map or disk full, LMDB failed, or the record contradicts itself; it was
                 dropped whole.
         """
         with self._using():
-            digest = record.key.digest
-            if self._holds(record.key, if_corrupt=False):
-                self._mirror.used(digest)
+            held_at = self._place_of(record.key, if_corrupt=False)
+            if held_at is not None:
+                self._mirror.used(held_at)
                 return True
+            if record.rounded_by not in (None, self._codec.name):
+                return False
+            digest = stored_under(record.key.digest, self._codec.name)
             entry, header, slabs = self._encode(record)
             if entry.size_bytes > self._capacity_bytes:
                 return False
@@ -145,18 +159,19 @@ class DiskTier:
     def contains(self, key: ChunkKey) -> bool:
         """See `Tier`. Reads the header alone; damage to the slabs is found by `get`."""
         with self._using():
-            return self._holds(key, if_corrupt=False)
+            return self._place_of(key, if_corrupt=False) is not None
 
     def delete(self, key: ChunkKey) -> bool:
         """See `Tier`. A damaged record was there too."""
         with self._using():
-            if not self._holds(key, if_corrupt=True):
-                return False
-            self._writer.remove(key.digest)
-            return True
+            was_there = False
+            while (digest := self._place_of(key, if_corrupt=True)) is not None:
+                self._writer.remove(digest)
+                was_there = True
+            return was_there
 
     def scan(self) -> Iterator[bytes]:
-        """See `Tier`. Records of this model and codec."""
+        """See `Tier`. Records of this model that this codec's tier reads, as they are stored."""
         with self._using(), self._env.reading() as txn:
             return iter([d for d, packed in self._env.entries(txn) if self._is_ours(packed)])
 
@@ -168,9 +183,13 @@ class DiskTier:
             )
 
     def has_room(self, size_bytes: int) -> bool:
-        """See `Tier`. On disk a record takes a little more: 1 % and 256 KiB are allowed for."""
+        """See `Tier`. On disk a record takes a little more: 1 % and 256 KiB are allowed for.
+
+        It is taken for coded no better than the worst that this process has written.
+        """
         usage = self.usage()
-        needed = size_bytes + size_bytes // 100 + _OVERHEAD_BYTES
+        coded_bytes = math.ceil(size_bytes * (self._largest_share or 1.0) * 1.01)
+        needed = coded_bytes + _OVERHEAD_BYTES
         return usage.size_bytes + needed <= usage.capacity_bytes
 
     def close(self) -> None:
@@ -207,38 +226,59 @@ class DiskTier:
             entry = MetaEntry.unpack(packed)
         except CorruptRecord:
             return False
-        return (entry.fingerprint, entry.codec) == (self._fingerprint, self._codec.name)
+        return self._reads(entry)
 
-    def _header(self, txn: lmdb.Transaction[memoryview], key: ChunkKey) -> RecordHeader | None:
+    def _reads(self, entry: MetaEntry) -> bool:
+        codec = entry.codec
+        is_read = codec == self._codec.name or is_lossless(codec)
+        return is_read and entry.fingerprint == self._fingerprint
+
+    def _places(self, key: ChunkKey) -> tuple[bytes, ...]:
+        """Digests that a chunk's record may lie under, the most exact one first."""
+        own = stored_under(key.digest, self._codec.name)
+        return (key.digest,) if own == key.digest else (key.digest, own)
+
+    def _header(
+        self, txn: lmdb.Transaction[memoryview], key: ChunkKey, digest: bytes
+    ) -> RecordHeader | None:
         """The header of the very record `key` names. Raises `CorruptRecord`."""
-        packed = self._env.entry(txn, key.digest)
+        packed = self._env.entry(txn, digest)
         if packed is None:
             return None
         entry = MetaEntry.unpack(packed)
-        if (entry.fingerprint, entry.codec) != (self._fingerprint, self._codec.name):
+        if not self._reads(entry):
             return None
-        header = self._env.header(txn, key.digest)
+        header = self._env.header(txn, digest)
         if (header.fingerprint, header.codec) != (entry.fingerprint, entry.codec):
             raise CorruptRecord(f"record {key.hex}: its header is of another model or codec")
         if header.packed_token_ids != pack_token_ids(key.token_ids):
             return None  # two chunks with one digest
         return header
 
-    def _holds(self, key: ChunkKey, *, if_corrupt: bool) -> bool:
-        try:
-            with self._env.reading() as txn:
-                return self._header(txn, key) is not None
-        except CorruptRecord:
-            return if_corrupt
+    def _place_of(self, key: ChunkKey, *, if_corrupt: bool) -> bytes | None:
+        """The digest that a record which can be read lies under."""
+        for digest in self._places(key):
+            try:
+                with self._env.reading() as txn:
+                    if self._header(txn, key, digest) is not None:
+                        return digest
+            except CorruptRecord:
+                if if_corrupt:
+                    return digest
+        return None
 
-    def _load(self, txn: lmdb.Transaction[memoryview], key: ChunkKey) -> ChunkKV | None:
-        header = self._header(txn, key)
+    def _load(
+        self, txn: lmdb.Transaction[memoryview], key: ChunkKey, digest: bytes
+    ) -> ChunkKV | None:
+        header = self._header(txn, key, digest)
         if header is None:
             return None
-        geometry = header.geometry
+        geometry, name = header.geometry, header.codec
+        codec = self._codec if name == self._codec.name else codec_named(name)
         kv = torch.empty(kv_shape(geometry, header.num_tokens), dtype=DTYPES[geometry.dtype])
-        self._codec.decode_layers(self._env.slabs(txn, header), kv)
-        return ChunkKV(key, geometry, kv, header.stats)
+        for layer, slab in enumerate(self._env.slabs(txn, header)):
+            codec.decode_layer(layer, slab, kv[layer])
+        return ChunkKV(key, geometry, kv, header.stats, None if is_lossless(name) else name)
 
     # ------------------------------------------------------------ writing
 
@@ -251,10 +291,12 @@ class DiskTier:
             )
         lengths: list[int] = []
         slabs: list[bytes] = []
-        for layer in record.kv:
-            coded = self._codec.encode_layer(layer)
+        for layer, kv in enumerate(record.kv):
+            coded = self._codec.encode_layer(layer, kv, record.stats)
             lengths.append(len(coded))
             slabs.append(padded(coded))
+        share = sum(lengths) / max(1, record.size_bytes)
+        self._largest_share = max(self._largest_share, share)
         header = padded(
             encode_header(
                 record, fingerprint=self._fingerprint, codec=self._codec.name,

@@ -274,7 +274,7 @@ class RecordEnv:
         if len(buffer) != stored_length(length) or buffer[length:].strip(b"\0"):
             raise CorruptRecord(f"{name}: the header is padded wrongly")
         header = decode_header(buffer[:length])
-        if header.digest != digest:
+        if header.stored_digest != digest:
             raise CorruptRecord(f"{name}: the header is another record's")
         return header
 
@@ -286,12 +286,13 @@ class RecordEnv:
         Raises:
             CorruptRecord: missing, or its checksum, which covers its length, does not match.
         """
+        digest = header.stored_digest
         lengths_and_checksums = zip(header.slab_lengths, header.slab_checksums, strict=True)
         for layer, (length, expected) in enumerate(lengths_and_checksums):
-            found = txn.get(slab_key(header.digest, layer), db=self._slabs)
+            found = txn.get(slab_key(digest, layer), db=self._slabs)
             if found is None or checksum(found) != expected:
                 problem = "missing" if found is None else "checksum does not match"
-                raise CorruptRecord(f"record {header.digest.hex()} layer {layer}: {problem}")
+                raise CorruptRecord(f"record {digest.hex()} layer {layer}: {problem}")
             yield found[:length]
 
     # ------------------------------------------------------------ upkeep

@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from chunkcache.chunk import ChunkStats, KVGeometry, pack_token_ids
+from chunkcache.codec_spec import stored_under
 from chunkcache.errors import CorruptRecord, StoreError
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ def checksum(buffer: bytes | memoryview) -> bytes:
 class RecordHeader:
     """What is known of a record before its slabs are read."""
 
-    digest: bytes
+    digest: bytes  # of the chunk
     fingerprint: bytes  # of the model
     packed_token_ids: bytes
     geometry: KVGeometry
-    codec: str
+    codec: str  # with its parameters
     stats: ChunkStats
     slab_lengths: tuple[int, ...]  # bytes of each layer as stored
     slab_checksums: tuple[bytes, ...]
@@ -53,6 +54,11 @@ class RecordHeader:
     def num_tokens(self) -> int:
         """Tokens in the chunk."""
         return len(self.packed_token_ids) // 4
+
+    @property
+    def stored_digest(self) -> bytes:
+        """What the record lies under: the chunk's digest, or of it and a lossy codec."""
+        return stored_under(self.digest, self.codec)
 
 
 def encode_header(

@@ -39,6 +39,12 @@ def records() -> ModuleType:
     return _load("records")
 
 
+@pytest.fixture(scope="session")
+def naive() -> ModuleType:
+    """The module naive_codecs.py."""
+    return _load("naive_codecs")
+
+
 class OtherProcess:
     """A process that obeys one command at a time (other_process.py)."""
 

@@ -15,7 +15,7 @@ from chunkcache.store.host import HostTier
 from chunkcache.store.tiered import TieredStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
     from types import ModuleType
 
@@ -65,11 +65,11 @@ class MeddledWith(RawCodec):
     def __init__(self, meanwhile: Callable[[], None]) -> None:
         self._meanwhile: Callable[[], None] | None = meanwhile
 
-    def decode_layers(self, buffers: Iterable[memoryview], out: torch.Tensor) -> None:
+    def decode_layer(self, layer: int, buffer: memoryview, out: torch.Tensor) -> None:
         if self._meanwhile is not None:
             meanwhile, self._meanwhile = self._meanwhile, None
             meanwhile()
-        super().decode_layers(buffers, out)
+        super().decode_layer(layer, buffer, out)
 
 
 def test_a_look_up_that_finds_damage_leaves_what_was_put_since(

@@ -27,7 +27,7 @@ MIB = 1024 * 1024
 
 
 class OtherCodec(RawCodec):
-    name = "raw2"
+    name = "raw of a later version"
 
 
 def test_records_survive_a_restart_with_their_order_of_age(
@@ -53,17 +53,17 @@ def test_records_of_another_model_or_codec_are_not_found_and_take_part_in_the_bu
     open_tier: OpenTier, records: ModuleType
 ) -> None:
     record = records.make_record(1)
-    tier = open_tier()
+    tier = open_tier(codec=OtherCodec())
     tier.put(record)
     used = tier.usage().size_bytes
-    for other in ({"fingerprint": b"model-b"}, {"codec": OtherCodec()}):
+    for other in ({"fingerprint": b"model-b", "codec": OtherCodec()}, {"codec": RawCodec()}):
         tier.close()
         tier = open_tier(used, **other)
         assert tier.get(record.key) is None and not tier.contains(record.key)
         assert not tier.delete(record.key) and not list(tier.scan())
         assert tier.usage().size_bytes == used
     tier.close()
-    tier = open_tier(used, fingerprint=b"model-b")
+    tier = open_tier(used, fingerprint=b"model-b", codec=RawCodec())
     assert tier.put(records.make_record(2))  # the other model's record makes room
     assert tier.usage().records == 1
 

@@ -4,21 +4,52 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chunkcache.codec_spec import CODEC_NAMES, CodecSpec, parse_codec
 from chunkcache.errors import ConfigError
+from chunkcache.store.codec.basis import BasisCodec
+from chunkcache.store.codec.bits import BitsCodec
+from chunkcache.store.codec.gear import GearCodec
+from chunkcache.store.codec.mikv import MikvCodec
 from chunkcache.store.codec.raw import RawCodec
+from chunkcache.store.codec.zstd import ZstdCodec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from chunkcache.store.codec.base import Codec
 
-CODEC_NAMES = ("raw",)
+__all__ = ["CODEC_NAMES", "codec_named"]
 
 
-def codec_named(name: str) -> Codec:
-    """The codec with that name.
+def codec_named(name: str, bases: Path | None = None) -> Codec:
+    """The codec with that name, parameters left out at their defaults.
+
+    Args:
+        bases: the folder of fitted bases, of which `basis` needs one.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or a parameter is wrong.
     """
-    if name == RawCodec.name:
+    try:
+        spec = parse_codec(name)
+    except ValueError as error:
+        raise ConfigError(
+            f"store.codec: got {name[:200]!r}. {error}. Hint: docs/concepts/store.md lists them."
+        ) from error
+    return _made(spec, bases)
+
+
+def _made(spec: CodecSpec, bases: Path | None) -> Codec:
+    if spec.over is not None:
+        return ZstdCodec(_made(spec.over, bases), str(spec), spec.count("level"))
+    if spec.name == "basis":
+        if bases is None:
+            raise ConfigError(f"store.codec: got {spec}, and no folder of bases. Hint: int4")
+        return BasisCodec(spec, bases)
+    if spec.name == "gear":
+        return GearCodec(spec)
+    if spec.name == "mikv":
+        return MikvCodec(spec)
+    if spec.name == RawCodec.name:
         return RawCodec()
-    raise ConfigError(f"store.codec: got {name!r}, must be one of {', '.join(CODEC_NAMES)}.")
+    return BitsCodec(spec)

@@ -1,31 +1,37 @@
-"""What a codec is. To add one, write a class with these and list it in `codec/__init__.py`."""
+"""What a codec is. To add one, write a class with these, list it in `codec/__init__.py`, and give
+it a name and limits of its parameters in `chunkcache/codec_spec.py`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import torch
+
+    from chunkcache.chunk import ChunkStats
 
 
 class Codec(Protocol):
-    """KV of one layer ⇄ bytes. Stateless and thread-safe."""
+    """KV of one layer ⇄ bytes, each layer by itself. Immutable and thread-safe."""
 
-    name: str  # written into every record; a codec that changes its bytes changes its name
+    name: str  # with all parameters; in every record. A codec that changes its bytes changes it
 
-    def encode_layer(self, kv: torch.Tensor) -> bytes:
-        """Bytes of one layer's KV, `[2, num_tokens, num_kv_heads, head_dim]` on the CPU."""
-        ...
+    def encode_layer(self, layer: int, kv: torch.Tensor, stats: ChunkStats) -> bytes:
+        """Bytes of one layer's KV, `[2, num_tokens, num_kv_heads, head_dim]` on the CPU.
 
-    def decode_layers(self, buffers: Iterable[memoryview], out: torch.Tensor) -> None:
-        """Decode a run of layers into `out`, `[layers, 2, num_tokens, num_kv_heads, head_dim]`.
-
-        `out` is a contiguous CPU tensor of the encoded dtype. One buffer a layer; each is valid
-        only until the next one is asked for.
+        Args:
+            layer: which one, from 0.
+            stats: of the chunk; what says which of its tokens matter.
 
         Raises:
-            CorruptRecord: a buffer is not what this codec makes for such a layer.
+            StoreError: there is a number in it that this codec cannot code.
+        """
+        ...
+
+    def decode_layer(self, layer: int, buffer: memoryview, out: torch.Tensor) -> None:
+        """Decode into `out`, a contiguous CPU tensor of the shape and dtype that was encoded.
+
+        Raises:
+            CorruptRecord: the buffer is not what this codec makes for such a layer.
         """
         ...

@@ -10,7 +10,7 @@ import torch
 from chunkcache.errors import CorruptRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from chunkcache.chunk import ChunkStats
 
 
 class RawCodec:
@@ -18,19 +18,16 @@ class RawCodec:
 
     name = "raw"
 
-    def encode_layer(self, kv: torch.Tensor) -> bytes:
+    def encode_layer(self, layer: int, kv: torch.Tensor, stats: ChunkStats) -> bytes:
         """See `Codec`."""
         return _octets(kv.contiguous()).tobytes()
 
-    def decode_layers(self, buffers: Iterable[memoryview], out: torch.Tensor) -> None:
+    def decode_layer(self, layer: int, buffer: memoryview, out: torch.Tensor) -> None:
         """See `Codec`."""
-        rows = _octets(out).reshape(len(out), -1)
-        for row, buffer in zip(rows, buffers, strict=True):
-            if len(buffer) != len(row):
-                raise CorruptRecord(
-                    f"raw codec: a layer has {len(buffer)} bytes, expected {len(row)}"
-                )
-            row[:] = np.frombuffer(buffer, np.uint8)
+        into = _octets(out).reshape(-1)
+        if len(buffer) != len(into):
+            raise CorruptRecord(f"raw codec: a layer has {len(buffer)} bytes, expected {len(into)}")
+        into[:] = np.frombuffer(buffer, np.uint8)
 
 
 def _octets(tensor: torch.Tensor) -> np.ndarray:

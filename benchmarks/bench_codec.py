@@ -1,0 +1,241 @@
+"""Codecs of stored chunks: bytes, speed, error of K and V, drift of answers; on real KV of a model.
+
+    python benchmarks/bench_codec.py --model FOLDER --set hotpotqa --questions 24
+
+Bytes, speed and error are of bfloat16 KV of the questions' passages: bytes as a share of that KV,
+GB of it a second (encoding and decoding by turns over all codecs, median of five), and the error of
+K before RoPE and of V relative to their norm. `basis` is fitted to passages of other questions.
+
+Drift is that of the model in its own number type, every chunk read through the codec: mean KL to
+full recompute along its answer, without repair and with `question` at `--budget`. Both are compared
+with `raw` question by question: the mean difference, and the ratio of means, with 95 % intervals
+(bootstrap over questions).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from bench_quality import asked, question_settings
+from lab import Lab
+from reporting import command_line, emit, surroundings
+
+from chunkcache import ChunkCache
+from chunkcache.config import EMBEDDED_MODEL, RepairSettings
+from chunkcache.evaluate.drift import drift_between
+from chunkcache.evaluate.quality.summary import bootstrap
+from chunkcache.repair import policy_named
+from chunkcache.store.codec import codec_named
+from chunkcache.store.codec.basis import fit_basis, write_basis
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chunkcache.chunk import ChunkKV
+    from chunkcache.engine.prompt import Prompt
+    from chunkcache.evaluate.quality import Interval
+    from chunkcache.store.codec.base import Codec
+
+CODECS = (
+    "raw", "zstd", "int8", "int4", "int4(group=64)", "bits(k=3,v=4,group=64)",
+    "bits(k=2,v=3,group=64)", "gear(bits=2)", "mikv(low=2)", "basis(k=2,v=4)", "basis(k=1,v=3)",
+    "zstd(over=int4)",
+)  # fmt: skip
+TURNS = 5
+FIT_QUESTIONS = 12
+RESAMPLES = 2000
+
+
+def coded(codec: Codec, record: ChunkKV) -> list[bytes]:
+    """A record's layers, coded."""
+    return [codec.encode_layer(n, kv, record.stats) for n, kv in enumerate(record.kv)]
+
+
+def restored(codec: Codec, record: ChunkKV, layers: Sequence[bytes]) -> torch.Tensor:
+    """The KV of a record whose layers were coded."""
+    kv = torch.empty_like(record.kv)
+    for number, layer in enumerate(layers):
+        codec.decode_layer(number, memoryview(layer), kv[number])
+    return kv
+
+
+def through(codec: Codec, records: dict[int, ChunkKV]) -> dict[int, ChunkKV]:
+    """Records as they come back from a store with that codec."""
+    return {
+        index: replace(record, kv=restored(codec, record, coded(codec, record)))
+        for index, record in records.items()
+    }
+
+
+def costs(codecs: dict[str, Codec], records: list[ChunkKV]) -> dict[str, dict[str, float]]:
+    """Bytes, rates and errors of every codec on the same KV, in bfloat16."""
+    records = [replace(record, kv=record.kv.to(torch.bfloat16)) for record in records]
+    plain = sum(record.kv.numel() * 2 for record in records)
+    seconds: dict[tuple[str, str], list[float]] = {}
+    found: dict[str, dict[str, float]] = {}
+    for turn in range(TURNS + 1):
+        for name, codec in codecs.items():
+            began = time.perf_counter()
+            layers = [coded(codec, record) for record in records]
+            encoded_at = time.perf_counter()
+            back = [restored(codec, r, ls) for r, ls in zip(records, layers, strict=True)]
+            ended_at = time.perf_counter()
+            if not turn:  # only warms up
+                found[name] = {
+                    "share": sum(len(layer) for ls in layers for layer in ls) / plain,
+                    **errors(records, back),
+                }
+                continue
+            seconds.setdefault((name, "encode"), []).append(encoded_at - began)
+            seconds.setdefault((name, "decode"), []).append(ended_at - encoded_at)
+    for (name, verb), values in seconds.items():
+        found[name][f"{verb}_gb_per_s"] = plain / statistics.median(values) / 1e9
+    return found
+
+
+def errors(records: list[ChunkKV], back: list[torch.Tensor]) -> dict[str, float]:
+    """Norm of the difference as a share of the norm, of K and of V."""
+    sums = np.zeros((2, 2))
+    for record, kv in zip(records, back, strict=True):
+        was, now = record.kv.float(), kv.float()
+        for part in (0, 1):
+            sums[part, 0] += float((now[:, part] - was[:, part]).square().sum())
+            sums[part, 1] += float(was[:, part].square().sum())
+    key, value = np.sqrt(sums[:, 0] / sums[:, 1])
+    return {"key_error": float(key), "value_error": float(value)}
+
+
+def drifts(
+    lab: Lab, prompt: Prompt, codecs: dict[str, Codec], records: dict[int, ChunkKV], budget: float
+) -> dict[str, dict[str, float]]:
+    """Mean KL of one prompt, by codec, without and with repair."""
+    none, question = (policy_named(name, RepairSettings()) for name in ("none", "question"))
+    full = lab.answer(prompt, {}, none, 0.0, keep_logits=True)
+    assert full.step_logits is not None
+    found: dict[str, dict[str, float]] = {}
+    for name, codec in codecs.items():
+        read = through(codec, records)
+        for way, policy, share in (("alone", none, 0.0), ("repaired", question, budget)):
+            outcome = lab.answer(prompt, read, policy, share, forced_ids=full.token_ids)
+            assert outcome.step_logits is not None
+            kl = drift_between(full.step_logits, outcome.step_logits).mean_kl
+            found.setdefault(name, {})[way] = kl
+    return found
+
+
+def ratio_of_means(values: Sequence[float], reference: Sequence[float]) -> Interval:
+    """Mean of one over mean of the other, paired, with its 95 % interval."""
+    pair = np.array([values, reference])
+    draw = np.random.default_rng(0).integers(0, pair.shape[1], (RESAMPLES, pair.shape[1]))
+    above, below = pair[:, draw].mean(axis=2)
+    low, high = np.percentile(above / below, [2.5, 97.5])
+    mean = pair.mean(axis=1)
+    return float(mean[0] / mean[1]), float(low), float(high)
+
+
+def compared(lines: list[dict[str, dict[str, float]]], name: str) -> dict[str, Any]:
+    """Drift of a codec: its mean, and beside raw."""
+    said: dict[str, Any] = {}
+    for way in ("alone", "repaired"):
+        own = [line[name][way] for line in lines]
+        raw = [line["raw"][way] for line in lines]
+        said[f"kl_{way}"] = bootstrap(own)
+        said[f"kl_{way}_less_raw"] = bootstrap([a - b for a, b in zip(own, raw, strict=True)])
+        said[f"kl_{way}_times_raw"] = ratio_of_means(own, raw)
+    return said
+
+
+def all_codecs(names: Sequence[str], records: list[ChunkKV], folder: Path) -> dict[str, Codec]:
+    """By the names given on the command line; `basis` gets the one that is fitted to `records`."""
+    digest = write_basis(fit_basis(records), folder)
+    made = {}
+    for name in ("raw", *(n for n in names if n != "raw")):
+        whole = name.replace("basis(", f"basis(file={digest},")
+        made[name] = codec_named(whole, folder)
+    return made
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """One line a codec."""
+    print(f"{'codec':<26}{'of bf16':>9}{'enc GB/s':>9}{'dec':>7}{'K error':>9}{'V error':>9}"
+          f"{'alone':>8}{'times raw':>19}{'repaired':>10}{'times raw':>19}")  # fmt: skip
+    for row in rows:
+        print(
+            f"{row['codec']:<26}{row['share']:>9.3f}{row['encode_gb_per_s']:>9.2f}"
+            f"{row['decode_gb_per_s']:>7.2f}{row['key_error']:>9.4f}{row['value_error']:>9.4f}"
+            f"{row['kl_alone'][0]:>8.4f}{_shown(row['kl_alone_times_raw']):>19}"
+            f"{row['kl_repaired'][0]:>10.4f}{_shown(row['kl_repaired_times_raw']):>19}"
+        )
+
+
+def _shown(interval: Interval) -> str:
+    mean, low, high = interval
+    return f"{mean:.2f} [{low:.2f},{high:.2f}]"
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="as model.name")
+    parser.add_argument("--set", default="hotpotqa", help="name of a file in the qa folder")
+    parser.add_argument("--split", default="report", choices=("tune", "report"))
+    parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--passages", type=int, default=5)
+    parser.add_argument("--budget", type=float, default=0.15)
+    parser.add_argument("--codecs", nargs="+", default=list(CODECS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="append the JSON line to this file")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Fit, measure, print."""
+    given = arguments()
+    others, questions = asked(given, "tune"), asked(given, given.split)
+    if others is None or questions is None:
+        return 0
+    others, questions = others[-FIT_QUESTIONS:], questions[: given.questions]
+    lines: list[dict[str, dict[str, float]]] = []
+    sample: list[ChunkKV] = []
+    with (
+        tempfile.TemporaryDirectory() as home,
+        ChunkCache(question_settings(Path(home), given.model)) as cache,
+    ):
+        lab = Lab(cache)
+        fitted = [record for q in others for record in lab.records(lab.prompt(q)).values()]
+        codecs = all_codecs(given.codecs, fitted, Path(home))
+        for number, question in enumerate(questions, start=1):
+            prompt = lab.prompt(question)
+            records = lab.records(prompt)
+            sample += [] if number > 1 else list(records.values())
+            lines.append(drifts(lab, prompt, codecs, records, given.budget))
+            shown = {name: round(line["repaired"], 4) for name, line in lines[-1].items()}
+            print(number, shown, flush=True)
+        measured = costs(codecs, sample)
+        model, dtype = cache.model_id, cache.runtime.model.geometry.dtype
+    rows = [{"codec": n, **measured[n], **compared(lines, n)} for n in codecs]
+    print_table(rows)
+    emit(
+        {
+            "benchmark": "codec", "command": command_line(), "model": model, "dtype": dtype,
+            "set": given.set, "split": given.split, "seed": given.seed, "questions": len(lines),
+            "passages": given.passages, "budget": given.budget,
+            "chunk_tokens": [record.num_tokens for record in sample],
+            "fitted_tokens": sum(record.num_tokens for record in fitted), "rows": rows,
+            **surroundings("transformers", "chunkcache", "zstandard"),
+        },
+        given.out,
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
