@@ -82,6 +82,7 @@ def show_report(out: Console, report: Report) -> None:
     )  # fmt: skip
     for span in report.spans:
         origin = span.tier or (f"computed ({span.miss})" if span.miss else "computed")
+        origin += f", {span.codec}" if span.codec else ""
         figures = (span.tokens, span.rung, span.reused, span.recomputed, span.computed)
         name = f"{span.kind} {span.title or ''}".strip()
         table.add_row(name, *map(str, figures), origin)

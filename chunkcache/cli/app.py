@@ -26,6 +26,7 @@ for command in (
     documents.rm,
     documents.search,
     chunks.warm,
+    chunks.fit_basis,
     chunks.check,
     answers.ask,
     serving.serve,

@@ -1,4 +1,4 @@
-"""`warm`, `check`: the chunk KV."""
+"""`warm`, `fit-basis`, `check`: the chunk KV."""
 
 from __future__ import annotations
 
@@ -52,6 +52,18 @@ def warm(
     if report.stopped_reason:
         out.print(f"stopped: {report.stopped_reason}", style="yellow")
         raise typer.Exit(1)
+
+
+def fit_basis(
+    context: typer.Context,
+    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks looked at.")] = 200,
+    tenant: Tenant = "public",
+    collection: Collection = "default",
+) -> None:
+    """Fit a basis to the chunks of a collection, for the codec `basis`; prints the setting."""
+    with shared(context).open() as cache:
+        digest = cache.fit_basis(tenant=tenant, collection=collection, most_chunks=chunks)
+    console().print(f'store.codec = "basis(file={digest})"', soft_wrap=True, markup=False)
 
 
 def check(

@@ -24,6 +24,7 @@ from chunkcache.protocol import (
     WarmReport,
 )
 from chunkcache.service.asking import Asker, Measure
+from chunkcache.service.corpus_basis import fit_corpus_basis
 from chunkcache.service.given import check_tokens, counts
 from chunkcache.service.kv_states import KVStates
 from chunkcache.service.library import DEFAULT, PUBLIC, Library
@@ -33,6 +34,7 @@ from chunkcache.service.runtime import Runtime
 from chunkcache.service.tenants import link_key, load_secret, tenant_salt
 from chunkcache.service.warm import Shard, WarmProgress, warm_chunks
 from chunkcache.service.wishes import answer_request
+from chunkcache.store import bases_path
 
 if TYPE_CHECKING:
     import threading
@@ -158,6 +160,18 @@ class ChunkCache(Library):
             shard=shard or Shard(),
             on_progress=on_progress,
         )
+
+    def fit_basis(
+        self, *, tenant: str = PUBLIC, collection: str = DEFAULT, most_chunks: int = 200
+    ) -> str:
+        """Fit the basis of the codec `basis` to a collection; returns its name, for `store.codec`.
+
+        Raises:
+            NotFound: the collection has no chunks.
+        """
+        chunks, folder = self.catalog.chunks(tenant, collection), bases_path(self.settings)
+        salt = self._salt(tenant)
+        return fit_corpus_basis(self.runtime, chunks, salt, folder, most_chunks=most_chunks)
 
     def _salt(self, tenant: str) -> bytes:
         return tenant_salt(self._secret, tenant)

@@ -11,6 +11,7 @@ export function openPassage(citation, number, link, span) {
     `characters ${count(citation.start_char)} to ${count(citation.end_char)}`,
     ...(span ? [`${span.rung}: ${rowWords(span)}`] : []),
     ...(span?.tier ? [`from ${span.tier}`] : []),
+    ...(span?.codec ? [`rounded by ${span.codec}`] : []),
     ...(span?.miss ? [`miss: ${reason(span.miss)}`] : []),
   ]);
 }

@@ -116,8 +116,13 @@ function spanRow(span, cited, links) {
     el("td", {}, spanName(span, cited, links)),
     ...cells.map((n) => el("td", { class: "n" }, count(n))),
     el("td", {}, span.rung),
-    el("td", {}, span.tier ?? (span.miss ? `miss: ${reason(span.miss)}` : "–")),
+    el("td", {}, originOf(span)),
   );
+}
+
+function originOf(span) {
+  const tier = span.tier ?? (span.miss ? `miss: ${reason(span.miss)}` : "–");
+  return span.codec ? `${tier}, ${span.codec}` : tier;
 }
 
 function spanName(span, cited, links) {
