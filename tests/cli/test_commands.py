@@ -221,6 +221,23 @@ def test_what_needs_no_model_loads_none(
         assert "2 records of 1 models" in done.stdout
 
 
+def test_a_basis_is_fitted_to_the_corpus_and_named_as_a_setting(
+    run: Callable[..., Any], pages: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(NotFound, match="no chunks to fit"):
+        run("fit-basis")
+    run("ingest", str(pages))
+    setting, _, value = run("fit-basis", "--chunks", "1").stdout.strip().partition(" = ")
+    assert setting == "store.codec" and value.startswith('"basis(file=')
+    codec = value.strip('"')
+    assert [file.name for file in (tmp_path / "home" / "bases").iterdir()] == [
+        f"{codec.removeprefix('basis(file=').removesuffix(')')}.basis"
+    ]
+    assert "0 failed" in run("--set", f"store.codec={codec}", "warm").stdout
+    shown = run("--set", f"store.codec={codec}", "ask", "owls?", "--max-tokens", "2").stdout
+    assert "disk, basis(" in shown
+
+
 def test_stale_records_are_told_from_others_only_when_they_are_to_go(
     run: Callable[..., Any], pages: Path
 ) -> None:

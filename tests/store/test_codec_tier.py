@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +15,13 @@ import torch
 from chunkcache.chunk import ChunkKV
 from chunkcache.codec_spec import stored_under
 from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.metrics import Metrics
 from chunkcache.store import check_store
 from chunkcache.store.codec import codec_named
 from chunkcache.store.disk import DiskTier
+from chunkcache.store.host import HostTier
 from chunkcache.store.layout import header_key, slab_key
+from chunkcache.store.tiered import TieredStore
 
 OpenTier = Callable[..., DiskTier]
 CAPACITY = 64 * 1024 * 1024
@@ -176,3 +180,36 @@ def test_check_takes_records_for_stale_that_the_codec_in_use_does_not_read(
 
     assert (stale("raw"), stale(INT4), stale("int8(group=64)")) == (2, 1, 1)
     assert stale(INT4, drop_stale=True) == 1 and stale("raw") == 1
+
+
+class Far(DiskTier):
+    name = "far"
+
+
+def test_a_record_stays_rounded_on_its_way_through_the_tiers(
+    open_tier: OpenTier, record: ChunkKV, metrics: Metrics, tmp_path: Path, records: ModuleType
+) -> None:
+    far = Far(tmp_path / "far", CAPACITY, codec_named(INT4), fingerprint=records.FINGERPRINT)
+    far.put(record)
+    near = open_tier()
+    with closing(TieredStore([HostTier(CAPACITY), near, far], metrics)) as store:
+        assert store.fetch(record.key).tier == "far"
+        store.flush()
+        assert not near.contains(record.key)  # raw, it would pass for what was computed
+        again = store.fetch(record.key)
+        assert again.tier == "host" and again.record.rounded_by == INT4
+        opened = store.open(record.key)
+        assert opened.reader.rounded_by == INT4
+
+
+def test_there_is_room_for_what_records_take_once_coded(
+    open_tier: OpenTier, record: ChunkKV, records: ModuleType
+) -> None:
+    long = records.make_record(1, 800)
+    made = replace(long, kv=record.kv.repeat(1, 1, 40, 1, 1))
+    size = made.size_bytes
+    tight = 256 * 1024 + 3 * size // 4
+    tier = open_tier(tight, codec=codec_named("int4(group=64)"))
+    assert not tier.has_room(size)  # nothing was coded yet
+    tier.put(made)
+    assert tier.has_room(size) and not tier.has_room(3 * size)
