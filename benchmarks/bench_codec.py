@@ -29,11 +29,12 @@ from lab import Lab
 from reporting import command_line, emit, surroundings
 
 from chunkcache import ChunkCache
+from chunkcache.codec_spec import parse_codec
 from chunkcache.config import EMBEDDED_MODEL, RepairSettings
 from chunkcache.evaluate.drift import drift_between
 from chunkcache.evaluate.quality.summary import bootstrap
 from chunkcache.repair import policy_named
-from chunkcache.store.codec import codec_named
+from chunkcache.store.codec import codec_named, read_through
 from chunkcache.store.codec.basis import fit_basis, write_basis
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ if TYPE_CHECKING:
     from chunkcache.store.codec.base import Codec
 
 CODECS = (
-    "raw", "zstd", "int8", "int4", "int4(group=64)", "bits(k=3,v=4,group=64)",
-    "bits(k=2,v=3,group=64)", "gear(bits=2)", "mikv(low=2)", "basis(k=2,v=4)", "basis(k=1,v=3)",
-    "zstd(over=int4)",
+    "raw", "zstd", "int8", "int4", "zstd(over=int4)", "bits(k=3,v=4,group=64)",
+    "bits(k=2,v=3,group=64)", "gear(bits=2)", "mikv(low=2)", "basis(k=3,v=4.7)", "basis(k=2,v=3.5)",
+    "basis(k=1,v=2.75)",
 )  # fmt: skip
 TURNS = 5
 FIT_QUESTIONS = 12
@@ -65,14 +66,6 @@ def restored(codec: Codec, record: ChunkKV, layers: Sequence[bytes]) -> torch.Te
     for number, layer in enumerate(layers):
         codec.decode_layer(number, memoryview(layer), kv[number])
     return kv
-
-
-def through(codec: Codec, records: dict[int, ChunkKV]) -> dict[int, ChunkKV]:
-    """Records as they come back from a store with that codec."""
-    return {
-        index: replace(record, kv=restored(codec, record, coded(codec, record)))
-        for index, record in records.items()
-    }
 
 
 def costs(codecs: dict[str, Codec], records: list[ChunkKV]) -> dict[str, dict[str, float]]:
@@ -116,13 +109,18 @@ def errors(records: list[ChunkKV], back: list[torch.Tensor]) -> dict[str, float]
 def drifts(
     lab: Lab, prompt: Prompt, codecs: dict[str, Codec], records: dict[int, ChunkKV], budget: float
 ) -> dict[str, dict[str, float]]:
-    """Mean KL of one prompt, by codec, without and with repair."""
+    """Mean KL of one prompt, by codec, without and with repair; once for what reads alike."""
     none, question = (policy_named(name, RepairSettings()) for name in ("none", "question"))
     full = lab.answer(prompt, {}, none, 0.0, keep_logits=True)
     assert full.step_logits is not None
     found: dict[str, dict[str, float]] = {}
     for name, codec in codecs.items():
-        read = through(codec, records)
+        below = str(parse_codec(codec.name).over)
+        alike = next((n for n in found if codecs[n].name == below), None)
+        if alike is not None:
+            found[name] = found[alike]
+            continue
+        read = {index: read_through(codec, record) for index, record in records.items()}
         for way, policy, share in (("alone", none, 0.0), ("repaired", question, budget)):
             outcome = lab.answer(prompt, read, policy, share, forced_ids=full.token_ids)
             assert outcome.step_logits is not None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from chunkcache.engine.outcome import Outcome
     from chunkcache.protocol import AnswerEvent, AnswerRequest
     from chunkcache.service import ChunkCache
+    from chunkcache.store.codec.base import Codec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,17 +54,19 @@ def cached_answer(
     on_event: Callable[[AnswerEvent], None] | None = None,
     *,
     takes_prefix: bool = True,
+    codec: Codec | None = None,
 ) -> Comparison:
     """Answer as the request asks, and measure drift along the reference's own tokens.
 
     The cost of measuring (one pass over the reference's tokens) falls after the first token's
     time was taken. Without `takes_prefix` the outcome does not depend on what was asked before;
-    the head is then computed, as it is for the reference.
+    the head is then computed, as it is for the reference. `codec`: see `Measure.reads_through`.
     """
     measure = Measure(
         forced_ids=reference.outcome.token_ids,
         takes_no_prefix=not takes_prefix,
         leaves_no_prefix=True,
+        reads_through=codec,
     )
     answer, outcome = _run(cache, request, measure, on_event)
     assert reference.outcome.step_logits is not None and outcome.step_logits is not None
@@ -71,9 +74,12 @@ def cached_answer(
     return Comparison(answer, outcome, drift, answer.text == reference.answer.text)
 
 
-def lone_answer(cache: ChunkCache, request: AnswerRequest) -> AnswerFinished:
+def lone_answer(
+    cache: ChunkCache, request: AnswerRequest, codec: Codec | None = None
+) -> AnswerFinished:
     """Answer without taking an exact prefix or leaving one; chunk records are stored as ever."""
-    answer, _ = _run(cache, request, Measure(takes_no_prefix=True, leaves_no_prefix=True))
+    measure = Measure(takes_no_prefix=True, leaves_no_prefix=True, reads_through=codec)
+    answer, _ = _run(cache, request, measure)
     return answer
 
 

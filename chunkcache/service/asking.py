@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from chunkcache.protocol import AnswerFinished, AnswerRequest, ChunkCacheOptions
     from chunkcache.retrieval.passage_matcher import PassageMatcher
     from chunkcache.service.runtime import Runtime
+    from chunkcache.store.codec.base import Codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Measure:
     keep_logits: bool = False
     takes_no_prefix: bool = False  # an arm must not be served by what was asked before it
     leaves_no_prefix: bool = False  # nor hand its exact pages to the next one
+    reads_through: Codec | None = None  # chunks that are computed now come as if from this store
 
 
 class Asker:
@@ -115,7 +117,9 @@ class Asker:
         policy = policy_named(name, self._repair(options))
         given = request.documents is not None
         terms = Terms(request.tenant, retention=Retention.PASSING if given else Retention.NORMAL)
-        residents = {} if exact_only else self._find(prompt, salt, terms, preparation, gone)
+        codec, residents = measure.reads_through, {}
+        if not exact_only:
+            residents = self._find(prompt, salt, terms, preparation, gone, codec)
         if shares and options.mode != "full" and not measure.leaves_no_prefix:
             preparation.on_exact = lambda: runtime.orders.remember(root, order)
         generation = Generation(
@@ -228,6 +232,7 @@ class Asker:
         terms: Terms,
         into: Preparation,
         gone: threading.Event | None,
+        codec: Codec | None,
     ) -> dict[int, Resident]:
         began = time.perf_counter()
         spans = chunk_spans(prompt)
@@ -235,7 +240,8 @@ class Asker:
         residents = {}
         if self._lookups is not None:
             self._lookups.note(logged_parts(prompt, dict(zip(spans, keys, strict=True)), salt))
-        for index, found in zip(spans, self._runtime.find(keys, salt, gone, terms), strict=True):
+        hits = self._runtime.find(keys, salt, gone, terms, codec)
+        for index, found in zip(spans, hits, strict=True):
             if found.resident is not None:
                 residents[index] = found.resident
                 if found.resident.codec is not None:

@@ -23,6 +23,7 @@ from chunkcache.errors import Cancelled, ChunkCacheError, GateFailed
 from chunkcache.service.calibration import load_calibration
 from chunkcache.service.order import OrderBook
 from chunkcache.store import open_store
+from chunkcache.store.codec import read_through
 from chunkcache.store.popularity import Popularity
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache.metrics import Metrics
+    from chunkcache.store.codec.base import Codec
 
 log = structlog.get_logger(__name__)
 
@@ -104,10 +106,13 @@ class Runtime:
         salt: bytes,
         gone: threading.Event | None = None,
         terms: Terms = USUAL_TERMS,
+        codec: Codec | None = None,
     ) -> list[Found]:
         """Every chunk, leased; computed where no tier has it, and offered to the tiers then.
 
-        What is computed is kept on `terms`; what is there stays on those it came in on.
+        What is computed is kept on `terms`; what is there stays on those it came in on. With
+        `codec`, it is held as it would come back through it (to measure that).
+
         Misses run together, batched by the engine. Raises what `compute` raises, with no lease left
         behind; what was computed until then has been offered.
         """
@@ -124,6 +129,7 @@ class Runtime:
             for record in self.compute(list(missing), salt, gone):
                 record = replace(record, terms=terms)
                 self.store.offer(record)
+                record = record if codec is None else read_through(codec, record)
                 with one_core():  # beside the engine
                     resident = self.engine.chunks.hold(record)
                 leases += [resident] if resident else []

@@ -209,3 +209,20 @@ def test_an_evaluation_leaves_no_prefix_to_those_who_ask_after_it(
     given = list(question.contexts or ())
     report = cache.ask(question.text, documents=given, mode="exact").report
     assert {span.rung for span in report.spans if span.kind == "chunk"} == {"full"}
+
+
+def test_answers_are_measured_as_read_through_the_codec_of_the_store(
+    cache: ChunkCache, tiny_settings: Callable[..., Any], question_file: Path, tmp_path: Path
+) -> None:
+    arms, questions = tuple(parse_arms(["none", "all"], [])), read_questions(question_file, limit=2)
+    coarse = tiny_settings(home=tmp_path / "other", store={"codec": "bits(k=2,v=2)"})
+    with ChunkCache(coarse) as other:
+        beside = [Beside("coarse", other, arms)]
+        evaluation = Evaluation(arms, max_tokens=4)
+        lines = evaluate(cache, questions, evaluation, tmp_path / "out.jsonl", beside=beside)
+    for line in lines:
+        found = line["arms"]
+        assert found["all coarse"]["mean_kl"] < 1e-6  # all was recomputed
+        assert found["none coarse"]["mean_kl"] != found["none"]["mean_kl"]
+        # the first chunk would be exact where it stands, but for the codec
+        assert found["none coarse"]["reusable_rows"] > found["none"]["reusable_rows"]

@@ -6,11 +6,14 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from chunkcache.codec_spec import is_lossless
 from chunkcache.evaluate.compare import cached_answer, full_answer, lone_answer
 from chunkcache.evaluate.quality.facts import arm_names, corpus_digest, installation_facts
 from chunkcache.evaluate.quality.results import Line, ResultsFile
 from chunkcache.evaluate.quality.scores import exact_match, is_unanswered, rouge_l, token_f1
 from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
+from chunkcache.store import bases_path
+from chunkcache.store.codec import codec_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from chunkcache.evaluate.quality.facts import Facts
     from chunkcache.evaluate.quality.questions import Question
     from chunkcache.service import ChunkCache
+    from chunkcache.store.codec.base import Codec
 
 # all that it is asked for is that the chunks' records are stored
 _STORING = {"sampling": Sampling(max_tokens=1), "options": ChunkCacheOptions(policy="none")}
@@ -113,8 +117,9 @@ def evaluate_question(
 ) -> Line:
     """One question: without documents, in full, and in every arm.
 
-    The reference and the chunk KV are computed once and shared by all arms. No answer takes or
-    leaves an exact prefix: what an arm comes to does not depend on what was asked before it.
+    The reference and the chunk KV are computed once and shared by all arms, which read it as it
+    comes from the store: through its codec. No answer takes or leaves an exact prefix: what an arm
+    comes to does not depend on what was asked before it.
     """
     request = _request(question, evaluation)
     bare = lone_answer(cache, request.model_copy(update={"documents": [], "top_k": None}))
@@ -124,10 +129,11 @@ def evaluate_question(
         (cache, evaluation.arms, ""),
         *((other.cache, other.arms, f" {other.name}") for other in beside),
     ]:
-        lone_answer(where, request.model_copy(update=_STORING))
+        codec = _codec_of(where)
+        lone_answer(where, request.model_copy(update=_STORING), codec)
         for arm in asks:
             asked = request.model_copy(update={"options": arm.options})
-            found = cached_answer(where, asked, reference, takes_prefix=False)
+            found = cached_answer(where, asked, reference, takes_prefix=False, codec=codec)
             arms[arm.name + suffix] = _arm_line(found, reference, question)
     full = reference.answer
     return {
@@ -144,6 +150,12 @@ def evaluate_question(
         "no_documents": _scores(bare.text, question),
         "arms": arms,
     }
+
+
+def _codec_of(cache: ChunkCache) -> Codec | None:
+    """The lossy codec of the installation: a warm answer has read its chunks through it."""
+    name = cache.settings.store.codec
+    return None if is_lossless(name) else codec_named(name, bases_path(cache.settings))
 
 
 def _request(question: Question, evaluation: Evaluation) -> AnswerRequest:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from chunkcache.codec_spec import CODEC_NAMES, CodecSpec, parse_codec
+import torch
+
+from chunkcache.codec_spec import CODEC_NAMES, CodecSpec, is_lossless, parse_codec
 from chunkcache.errors import ConfigError
 from chunkcache.store.codec.basis import BasisCodec
 from chunkcache.store.codec.bits import BitsCodec
@@ -16,9 +19,10 @@ from chunkcache.store.codec.zstd import ZstdCodec
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from chunkcache.chunk import ChunkKV
     from chunkcache.store.codec.base import Codec
 
-__all__ = ["CODEC_NAMES", "codec_named"]
+__all__ = ["CODEC_NAMES", "codec_named", "read_through"]
 
 
 def codec_named(name: str, bases: Path | None = None) -> Codec:
@@ -37,6 +41,16 @@ def codec_named(name: str, bases: Path | None = None) -> Codec:
             f"store.codec: got {name[:200]!r}. {error}. Hint: docs/concepts/store.md lists them."
         ) from error
     return _made(spec, bases)
+
+
+def read_through(codec: Codec, record: ChunkKV) -> ChunkKV:
+    """The record as it comes back from a store with that codec. Raises `StoreError`."""
+    kv = torch.empty(record.kv.shape, dtype=record.kv.dtype)
+    for layer, numbers in enumerate(record.kv):
+        coded = codec.encode_layer(layer, numbers, record.stats)
+        codec.decode_layer(layer, memoryview(coded), kv[layer])
+    rounded_by = record.rounded_by if is_lossless(codec.name) else codec.name
+    return replace(record, kv=kv, rounded_by=rounded_by)
 
 
 def _made(spec: CodecSpec, bases: Path | None) -> Codec:
