@@ -186,10 +186,10 @@ class _Reader:
             self._next()
         values: list[tuple[str, Value]] = []
         for parameter, kind in known.items():
-            value = said.get(parameter, kind.default)
-            if value is None:
+            chosen = said.get(parameter, kind.default)
+            if chosen is None:
                 raise ValueError(f"{name}.{parameter} must be given")
-            values.append((parameter, value))
+            values.append((parameter, chosen))
         return CodecSpec(name, tuple(values))
 
     def _parameter(self, codec: str) -> tuple[str, Value]:

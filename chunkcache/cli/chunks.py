@@ -70,7 +70,7 @@ def check(
     context: typer.Context,
     fix: Annotated[bool, typer.Option("--fix", help="Remove what is wrong.")] = False,
     drop_stale: Annotated[
-        bool, typer.Option("--drop-stale", help="Remove records of other models.")
+        bool, typer.Option("--drop-stale", help="Remove records of other models and codecs.")
     ] = False,
 ) -> None:
     """Verify every stored record, both ways: entries have their bytes, bytes have their entry."""
@@ -85,7 +85,10 @@ def check(
         f"{report.removed} removed"
     )
     if drop_stale:
-        out.print(f"{report.stale} were of another model than {settings.model.name}")
+        out.print(
+            f"{report.stale} were of another model than {settings.model.name}, or of another "
+            f"lossy codec than {settings.store.codec}"
+        )
     for problem in report.problems[:_SHOWN_PROBLEMS]:
         out.print(f"  {problem}", style="yellow")
     if not report.clean and not fix:

@@ -208,7 +208,7 @@ def lloyd_max(bits: int) -> torch.Tensor:
     """
     count = 1 << bits
     places = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    centres = 3**0.5 * torch.special.ndtri(places)
+    centres: torch.Tensor = 3**0.5 * torch.special.ndtri(places)
     for _ in range(_LLOYD_ROUNDS):
         inner = (centres[1:] + centres[:-1]) / 2
         edges = torch.cat((inner.new_tensor([-torch.inf]), inner, inner.new_tensor([torch.inf])))
