@@ -119,8 +119,8 @@ class DiskTier:
             StoreError: the environment cannot be read.
         """
         with self._using():
-            places, record = self._places(key), None
-            for digest in places:
+            record = None
+            for digest in self._places(key):
                 seen = None
                 try:
                     with self._env.reading() as txn:
@@ -278,7 +278,8 @@ class DiskTier:
         kv = torch.empty(kv_shape(geometry, header.num_tokens), dtype=DTYPES[geometry.dtype])
         for layer, slab in enumerate(self._env.slabs(txn, header)):
             codec.decode_layer(layer, slab, kv[layer])
-        return ChunkKV(key, geometry, kv, header.stats, None if is_lossless(name) else name)
+        rounded_by = None if is_lossless(name) else name
+        return ChunkKV(key, geometry, kv, header.stats, rounded_by=rounded_by)
 
     # ------------------------------------------------------------ writing
 

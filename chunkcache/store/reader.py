@@ -60,7 +60,7 @@ def read_record(reader: RecordReader) -> ChunkKV:
     geometry = reader.geometry
     kv = torch.empty(kv_shape(geometry, reader.num_tokens), dtype=DTYPES[geometry.dtype])
     reader.read_layers(0, geometry.num_layers, kv)
-    return ChunkKV(reader.key, geometry, kv, reader.stats, reader.rounded_by)
+    return ChunkKV(reader.key, geometry, kv, reader.stats, rounded_by=reader.rounded_by)
 
 
 def kv_shape(geometry: KVGeometry, num_tokens: int) -> tuple[int, int, int, int, int]:
