@@ -228,7 +228,7 @@ class WindowedFrequencyPolicy:
             self._expiring.add(digest)
         if entry.terms.retention is not Retention.PINNED:
             self._move(digest, held, Stage.WINDOW)
-        if len(self._expiring):
+        if self._expiring:
             self._expire()
         self._shrink_window()
 
@@ -238,7 +238,8 @@ class WindowedFrequencyPolicy:
         if held is None:
             return
         self._move(digest, held, None)
-        self._expiring.discard(digest)
+        if self._expiring:
+            self._expiring.discard(digest)
         del self._used[digest]
         self._account(held.entry, -held.entry.size_bytes)
 

@@ -64,7 +64,7 @@ class Pools:
 
     def head(self, stage: Stage) -> bytes:
         """The worst record of a stage, of which there must be one."""
-        heads = [ranking[stage].head() for ranking in (self.others, self.warmed)]
+        heads = [ranking.head() for ranking in (self.others[stage], self.warmed[stage]) if ranking]
         return min(place for place in heads if place is not None)[1]
 
 
@@ -94,6 +94,7 @@ class Victims:
         self._warmed_to_spare = warmed_to_spare
         self._is_chosen: set[bytes] = set()
         self._popped: list[tuple[Ranking, Place]] = []
+        self._at: Ranking | None = None  # whose head was looked at last, and is still in it
 
     def restore(self) -> None:
         """Leave the pools as they were."""
@@ -104,31 +105,32 @@ class Victims:
         """Choose from `pools` until they free `bytes_needed`, as far as they go."""
         later: list[bytes] = []
         for stage in _WORST_FIRST:
-            while self.freed_bytes < bytes_needed:
-                digest = self._pop(pools, stage)
+            others, warmed = pools.others[stage], pools.warmed[stage]
+            while self.freed_bytes < bytes_needed and (others or warmed):
+                digest = self._next(others, warmed, stage)
                 if digest is None:
                     break
                 if digest in self._waits:
                     later.append(digest)
                 elif digest not in self._spared:
                     self._choose(digest)
-        later.sort(key=lambda digest: -self._waits[digest][0])
-        for digest in later:
-            if self.freed_bytes < bytes_needed:
-                self._choose(digest)
+        if later:
+            later.sort(key=lambda digest: -self._waits[digest][0])
+            for digest in later:
+                if self.freed_bytes < bytes_needed:
+                    self._choose(digest)
 
-    def _pop(self, pools: Pools, stage: Stage) -> bytes | None:
-        """The worst record of a stage that may go, out of its ranking."""
-        ranking, place = pools.others[stage], pools.others[stage].head()
-        warmed = pools.warmed[stage].head()
-        if warmed is not None and (place is None or warmed < place):
-            size_bytes = self._held[warmed[1]].entry.size_bytes
+    def _next(self, others: Ranking, warmed: Ranking, stage: Stage) -> bytes | None:
+        """The next worst record of a stage that may go. The last one stays in its ranking."""
+        if self._at is not None:
+            self._popped.append((self._at, self._at.pop()))
+        ranking, place = others, others.head()
+        if warmed and (head := warmed.head()) is not None and (place is None or head < place):
+            size_bytes = self._held[head[1]].entry.size_bytes
             if stage is Stage.EXPIRED or size_bytes <= self._warmed_to_spare:
-                ranking, place = pools.warmed[stage], warmed
-        if place is None:
-            return None
-        self._popped.append((ranking, ranking.pop()))
-        return place[1]
+                ranking, place = warmed, head
+        self._at = ranking if place is not None else None
+        return place[1] if place is not None else None
 
     def _choose(self, digest: bytes) -> None:
         held = self._held[digest]
