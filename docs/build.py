@@ -20,7 +20,7 @@ from typing import Any
 import typer.main
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
-from result_tables import TABLES
+from result_tables import TABLES, models_page
 
 import chunkcache.errors
 from chunkcache.cli.app import app
@@ -126,6 +126,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/commands.md": commands_page,
     "docs/reference/metrics.md": metrics_page,
+    "docs/reference/models.md": models_page,
     "docs/reference/errors.md": errors_page,
     "docs/reference/http.md": routes_page,
 }

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from chunkcache_kernels import Rotary
+from chunkcache_kernels import Rotary, turned
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from collections.abc import Sequence
 
 
 class RotaryAngles:
-    """cos and sin of the model's own rotary embedding, fp32, for any positions.
+    """cos and sin of position × frequency, fp32, for any positions.
 
-    Taken from a fresh instance of the model's rotary module, because `model.to(bfloat16)` rounds
-    the frequencies of the one inside the model.
+    Args:
+        frequencies: fp32 `[pairs]`, of the pairs of channels in the kernels' order.
+        scale: multiplies cos and sin.
     """
 
-    def __init__(self, rotary: torch.nn.Module, config: PreTrainedConfig, device: torch.device):
-        fresh: Any = type(rotary)(config=config)
-        self._inv_freq = fresh.inv_freq.to(device=device, dtype=torch.float32)
-        self._scaling = float(getattr(fresh, "attention_scaling", 1.0))
-        nothing = self._inv_freq.new_empty((0, 2 * self._inv_freq.shape[0]))
+    def __init__(self, frequencies: torch.Tensor, scale: float = 1.0) -> None:
+        self._inv_freq = frequencies
+        self._scaling = scale
+        nothing = frequencies.new_empty((0, self.rotary_dim))
         self._table = Rotary(nothing, nothing)
 
     @property
@@ -32,7 +32,7 @@ class RotaryAngles:
         return 2 * int(self._inv_freq.shape[0])
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """fp32 cos, sin `[n, head_dim]` at int64 positions `[n]`; the table grows as needed."""
+        """fp32 cos, sin `[n, rotary_dim]` at int64 positions `[n]`; the table grows as needed."""
         table = self.table(int(positions.max()) + 1 if positions.numel() else 0)
         return table.at(positions)
 
@@ -46,3 +46,18 @@ class RotaryAngles:
             parts = (angles.cos() * self._scaling, angles.sin() * self._scaling)
             self._table = Rotary(*(part.float().repeat(1, 2) for part in parts))
         return self._table
+
+
+def in_place(keys: torch.Tensor, angles: Sequence[RotaryAngles | None]) -> torch.Tensor:
+    """fp32 keys of a chunk, `[layers, tokens, heads, dim]`, turned to their places in it.
+
+    `angles` are those of each layer; None where keys have no positions.
+    """
+    out = keys.to(torch.float32, copy=True)
+    places = torch.arange(keys.shape[1], device=keys.device)
+    for kind in {id(a): a for a in angles if a is not None}.values():
+        layers = [number for number, own in enumerate(angles) if own is kind]
+        by_token = keys[layers].transpose(0, 1)
+        rotated = turned(by_token.flatten(1, 2), *kind.at(places)).view(by_token.shape)
+        out[layers] = rotated.transpose(0, 1)
+    return out

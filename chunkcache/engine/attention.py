@@ -1,16 +1,17 @@
 """Rows of a step, and their attention over pages: what the layers of a model call.
 
 Rows are written to their slots first, then all of them attend. The one rule, for every kind of row:
-a row sees the keys of its own sequence at positions ≤ its own that no other row has replaced.
-Transformers' own layers come here through `AttentionInterface`: they get an identity rotary (cos =
-1, sin = 0), so that q and k arrive before RoPE and after any q/k-norm (docs/decisions/0003).
+a row sees the keys of its own sequence at positions ≤ its own, in the layer's window, that no other
+row has replaced. Transformers' own layers come here through `listening.py`: they get an identity
+rotary (cos = 1, sin = 0), so that q and k arrive before RoPE and after any q/k-norm
+(docs/decisions/0003).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -21,12 +22,11 @@ from chunkcache_kernels.portable import split_qkv
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chunkcache.engine.facts import LayerFacts
+    from chunkcache.engine.facts import LayerFacts, ModelFacts
+    from chunkcache.engine.listening import Heard
     from chunkcache.engine.pool import KVPool, RowWeights, StepKernels
     from chunkcache.engine.sequence_kv import SequenceKV
     from chunkcache_kernels import Heads, Rotary
-
-ATTENTION_NAME = "chunkcache_rows"
 
 
 class Logits(Enum):
@@ -137,12 +137,12 @@ class StepRows:
     groups: Sequence[SequenceRows]
     sequences: Sequence[SequenceLayout]
     slots: np.ndarray  # int32 [rows]
-    kernels: StepKernels
+    kernels: Sequence[StepKernels]  # of every kind of layer
     pool: KVPool
-    heads: Heads
-    facts: Sequence[LayerFacts]  # of every layer of the model
-    rotary: Rotary
-    bound: dict[int, dict[bytes, RowWeights]] = field(default_factory=dict)  # by group
+    facts: ModelFacts
+    rotaries: Sequence[Rotary]  # of every kind of layer
+    # by group and kind of layer
+    bound: dict[tuple[int, int], dict[bytes, RowWeights]] = field(default_factory=dict)
 
     @property
     def is_watched(self) -> bool:
@@ -163,8 +163,9 @@ class StepRows:
         eps: float = 0.0,
     ) -> None:
         """Write the rows' K and V of a layer; `qkv` as in `attend`."""
-        self.kernels.write(
-            layer, qkv, self.slots, turned=self.facts[layer].turned,
+        facts = self.facts.layers[layer]
+        self.kernels[facts.kind].write(
+            layer, qkv, self.slots, turned=facts.turned,
             query_norm=query_norm, key_norm=key_norm, eps=eps,
         )  # fmt: skip
 
@@ -183,13 +184,15 @@ class StepRows:
         given.
         """
         self.write(layer, qkv, query_norm=query_norm, key_norm=key_norm, eps=eps)
-        turned = self.facts[layer].turned
+        facts = self.facts.layers[layer]
         if self.is_watched:
-            self._show(layer, qkv, turned)
-        return self.kernels.attend(layer, qkv, turned=turned)
+            self._show(layer, qkv, facts)
+        sinks = self.facts.sinks[layer]
+        return self.kernels[facts.kind].attend(layer, qkv, turned=facts.turned, sinks=sinks)
 
-    def _show(self, layer: int, qkv: torch.Tensor, turned: bool) -> None:
-        query, key, value = split_qkv(qkv, self.heads)
+    def _show(self, layer: int, qkv: torch.Tensor, facts: LayerFacts) -> None:
+        heads = self.facts.kinds[facts.kind].heads
+        query, key, value = split_qkv(qkv, heads)
         start = 0
         for number, (group, sequence) in enumerate(zip(self.groups, self.sequences, strict=True)):
             part = slice(start, start + len(group))
@@ -198,7 +201,8 @@ class StepRows:
                 continue
             view = LayerView(
                 layer, group, sequence, query[part], key[part], value[part],
-                self.pool, self.heads, self.rotary, turned, self.bound.setdefault(number, {}),
+                self.pool, heads, self.rotaries[facts.kind], facts.turned,
+                self.bound.setdefault((number, facts.kind), {}),
             )  # fmt: skip
             try:
                 group.observer.look(view)
@@ -206,24 +210,23 @@ class StepRows:
                 group.fault = fault
 
 
-def rows_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    *,
-    chunkcache_rows: StepRows,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """The function registered with transformers; `query` is `[1, Hq, rows, D]` before RoPE.
+@dataclass(slots=True, eq=False)
+class HeardRows:
+    """Rows of a step in one of transformers' own layers."""
 
-    Returns `[1, rows, Hq, D]`, as the interface asks. `attention_mask` and `dropout` are unused:
-    visibility follows from positions, and serving never drops.
-    """
-    assert scaling == chunkcache_rows.facts[module.layer_idx].scale, "not the layer that was read"
-    qkv = torch.cat([t[0].transpose(0, 1).flatten(1) for t in (query, key, value)], dim=1)
-    out = chunkcache_rows.attend(module.layer_idx, qkv)
-    return out.view(1, len(out), query.shape[1], -1), None
+    rows: StepRows
+    layer: int
+
+    def attend(self, heard: Heard) -> torch.Tensor:
+        """`[rows, heads, value dim]`; see `Listener`."""
+        facts = self.rows.facts.layers[self.layer]
+        assert heard.scale == facts.scale, "not the layer that was read"
+        query, key, value = heard.query, heard.key, heard.value
+        if facts.order is not None:
+            order = torch.tensor(facts.order, device=query.device)
+            query, key = query[..., order], key[..., order]
+        if facts.value_dim < key.shape[-1]:
+            value = torch.nn.functional.pad(value, (0, key.shape[-1] - facts.value_dim))
+        qkv = torch.cat([t.transpose(0, 1).flatten(1) for t in (query, key, value)], dim=1)
+        out = self.rows.attend(self.layer, qkv)
+        return out.view(len(out), len(query), -1)[..., : facts.value_dim]

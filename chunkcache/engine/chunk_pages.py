@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from chunkcache.engine.angles import in_place
 from chunkcache.engine.pages import PagePool
 from chunkcache.store.base import TierUsage
 from chunkcache.store.policy import Entry, WindowedFrequencyPolicy
-from chunkcache_kernels import turned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,7 +53,7 @@ class ChunkPages:
 
     Args:
         arena: where they lie; written by whoever calls `hold`, read by the engine thread.
-        turned_layers: for every layer, whether its keys have positions.
+        angles: of every layer; None for those whose keys have no positions.
         on_evict: called with the number of chunks evicted, under the lock.
         quotas: bytes that a tenant may hold here; unlimited for those not named.
         popularity: where uses are counted, for tiers below to know them.
@@ -62,8 +62,7 @@ class ChunkPages:
     def __init__(
         self,
         arena: Arena,
-        angles: RotaryAngles,
-        turned_layers: Sequence[bool],
+        angles: Sequence[RotaryAngles | None],
         *,
         on_evict: Callable[[int], None] = lambda _: None,
         quotas: Mapping[str, int] | None = None,
@@ -71,7 +70,6 @@ class ChunkPages:
     ) -> None:
         self._arena = arena
         self._angles = angles
-        self._turned = torch.tensor(turned_layers, device=arena.keys.device)
         self._on_evict = on_evict
         self._page_bytes = arena.page_bytes
         self._is_exact = arena.keys.dtype is not torch.int8
@@ -222,12 +220,5 @@ class ChunkPages:
     def _write(self, record: ChunkKV, pages: list[int]) -> None:
         """`[layers, 2, tokens, heads, dim]` of a record to its pages."""
         kv = record.kv.to(self._arena.keys.device)
-        keys = kv[:, 0]
-        places = torch.arange(record.num_tokens, device=keys.device)
-        by_token = keys.transpose(0, 1)
-        rotated = turned(by_token.flatten(1, 2), *self._angles.at(places))
-        rotated = rotated.view(by_token.shape).transpose(0, 1)
-        still = ~self._turned[:, None, None, None]
-        self._arena.write_chunk(
-            np.array(pages, dtype=np.int64), torch.where(still, keys.float(), rotated), kv[:, 1]
-        )
+        keys = in_place(kv[:, 0], self._angles)
+        self._arena.write_chunk(np.array(pages, dtype=np.int64), keys, kv[:, 1])

@@ -82,9 +82,8 @@ class Engine:
         chunk_bytes = chunk_capacity_bytes or settings.chunk_capacity_bytes
         self.pool = model.new_pool(self.pages.num_pages, chunk_bytes, settings, self._team)
         self.chunks = ChunkPages(
-            self.pool.chunks, model.angles, [f.turned for f in model.facts],
-            on_evict=metrics.evictions.labels(self.chunk_tier).inc, quotas=chunk_quotas,
-            popularity=popularity,
+            self.pool.chunks, model.facts.angles, quotas=chunk_quotas,
+            on_evict=metrics.evictions.labels(self.chunk_tier).inc, popularity=popularity,
         )  # fmt: skip
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._waiting: deque[Request] = deque()

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from chunkcache.engine.attention import Logits, StepRows
 from chunkcache.engine.pool import KVPool
-from chunkcache_kernels import Arena, Heads, SequenceLayout, lay_out
+from chunkcache_kernels import Arena, SequenceLayout, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import KVGeometry
     from chunkcache.config import EngineSettings
-    from chunkcache.engine.angles import RotaryAngles
     from chunkcache.engine.attention import SequenceRows
-    from chunkcache.engine.facts import LayerFacts
+    from chunkcache.engine.facts import ModelFacts
     from chunkcache.engine.layers import LayerRunner
     from chunkcache_kernels.compiled import Team
 
@@ -44,9 +43,7 @@ class DecoderModel:
     tokenizer: PreTrainedTokenizerBase
     geometry: KVGeometry
     fingerprint: bytes
-    angles: RotaryAngles
-    heads: Heads
-    facts: tuple[LayerFacts, ...]  # how each layer attends
+    facts: ModelFacts  # how each layer attends
     runner: LayerRunner
     context_tokens: int
     eos_ids: frozenset[int]
@@ -121,21 +118,24 @@ class DecoderModel:
     def _step(self, groups: list[SequenceRows], end: int, pool: KVPool) -> StepRows:
         """The rows of some groups laid out over what they see in the layers below `end`."""
         sequences = [SequenceLayout(rows.positions, rows.kv.segments(end)) for rows in groups]
-        group = self.heads.heads // self.heads.kv_heads
+        kinds = self.facts.kinds
+        group = kinds[0].heads.heads // kinds[0].heads.kv_heads
         layout = lay_out(sequences, page_tokens=pool.own.page_tokens, group=group)
-        rotary = self.angles.table(layout.longest_turn + 1)
+        rotaries = [kind.angles.table(layout.longest_turn + 1) for kind in kinds]
         slots = np.concatenate([rows.slots for rows in groups])
-        kernels = pool.bind(layout, self.heads, rotary)
-        return StepRows(groups, sequences, slots, kernels, pool, self.heads, self.facts, rotary)
+        kernels = [
+            pool.bind(layout, kind.heads, rotary)
+            for kind, rotary in zip(kinds, rotaries, strict=True)
+        ]
+        return StepRows(groups, sequences, slots, kernels, pool, self.facts, rotaries)
 
     def _entering(self, groups: Sequence[SequenceRows]) -> list[torch.Tensor]:
         """Where each group begins: its hidden states, or its tokens' embeddings."""
         starting = [rows for rows in groups if rows.hidden is None]
         if not starting:
             return [rows.hidden for rows in groups if rows.hidden is not None]
-        decoder: Any = self.hf.model
         ids = torch.cat([rows.token_ids for rows in starting]).to(self.device)
-        embedded: torch.Tensor = decoder.embed_tokens(ids)
+        embedded = self.runner.embed(ids)
         parts = iter(torch.split(embedded, [len(rows) for rows in starting]))
         return [next(parts) if rows.hidden is None else rows.hidden for rows in groups]
 

@@ -1,8 +1,9 @@
 """Facts of a layer: how it attends, read once from the model, for planner, pages and kernels.
 
-Nothing else asks a model's modules or its configuration how a layer attends, and nothing assumes
-that all layers are alike. A fact that the kernels do not follow yet is a reason to refuse the
-model, in words, before any row is run.
+They are what the layer itself tells its attention function (`listening.py`) and what it does with
+its angles (`rotation.py`); no list of families says them, and nothing assumes that all layers are
+alike. A fact that the kernels do not follow is a reason to refuse the model, in words, before any
+row is run.
 """
 
 from __future__ import annotations
@@ -10,78 +11,258 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from chunkcache.engine.angles import RotaryAngles
+from chunkcache.engine.listening import Heard, Recorder, listening
+from chunkcache.engine.rotation import (
+    Embeddings,
+    NotARotation,
+    Rotation,
+    embeddings_of,
+    rotation_of,
+)
+from chunkcache_kernels import Heads
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from transformers import PreTrainedModel
+
+_TOKENS = 8  # of the prompt the layers are listened to with
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
     """How one layer attends.
 
-    `turned`: its keys have positions (RoPE), which turn the first `rotary_dim` channels of a head;
-    `scale` multiplies scores; `window`: only so many positions up to its own are seen, None for
-    all; `softcap`: scores are bounded by c·tanh(s/c); `sinks`: it has a learnt score beside the
-    keys' that takes weight and gives no value.
+    `kind`: which of the model's `LayerKind`s; `turned`: its keys have positions (RoPE); `scale`
+    multiplies scores; `window`: only so many positions up to its own are seen, None for all;
+    `softcap`: scores are bounded by c·tanh(s/c); `order`: channels of queries and keys in the
+    kernels' order, None as they are; `value_dim`: channels of a value, which are fewer than a
+    key's in latent attention.
     """
 
+    kind: int
     turned: bool
-    rotary_dim: int
     scale: float
+    value_dim: int
     window: int | None = None
     softcap: float | None = None
-    sinks: bool = False
+    order: tuple[int, ...] | None = None
 
 
-def facts_of(hf: PreTrainedModel, rotary_dim: int) -> tuple[LayerFacts, ...]:
-    """The facts of every layer of a model, in order.
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerKind:
+    """What layers that attend alike share: what the kernels must know, and their angles."""
 
-    A window that no prompt can outgrow (`max_position_embeddings` or more) is none.
+    heads: Heads
+    angles: RotaryAngles
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelFacts:
+    """Of all layers, in order. `sinks`: fp32 `[heads]` of those that have them; `embeddings`: what
+    their modules take, each."""
+
+    layers: tuple[LayerFacts, ...]
+    kinds: tuple[LayerKind, ...]
+    sinks: tuple[torch.Tensor | None, ...]
+    embeddings: tuple[Embeddings, ...]
+
+    @property
+    def angles(self) -> list[RotaryAngles | None]:
+        """Of every layer; None for those whose keys have no positions."""
+        return [self.kinds[f.kind].angles if f.turned else None for f in self.layers]
+
+    @property
+    def are_alike(self) -> bool:
+        """Whether all layers attend in the same way, but for having positions, and plainly."""
+        plain = all(
+            facts.order is None and not (facts.window or facts.softcap) for facts in self.layers
+        )
+        return plain and len(self.kinds) == 1 and not any(s is not None for s in self.sinks)
+
+
+class CannotFollow(Exception):
+    """What the kernels do not do of the model's attention; the message says it in words."""
+
+
+@torch.inference_mode()
+def facts_of(hf: PreTrainedModel) -> ModelFacts:
+    """The facts of every layer of a model.
+
+    A window that no prompt can outgrow (`max_position_embeddings` or more) is none. Cost: a pass
+    over 8 tokens, and some hundred rows through one layer of each kind.
+
+    Raises:
+        CannotFollow: layers do what kernels and records do not follow.
     """
-    decoder: Any = hf.model
-    longest = int(hf.config.max_position_embeddings)
+    layers = layers_of(hf)
+    heard = _listen(hf, len(layers))
+    shapes = {(h.query.shape[0], h.key.shape[0], h.key.shape[-1]) for h in heard}
+    if len(shapes) != 1 or any(h.value.shape[-1] > h.key.shape[-1] for h in heard):
+        raise CannotFollow("layers whose heads are of several shapes")
+    heads, kv_heads, dim = shapes.pop()
+    kinds = _Kinds(Heads(heads, kv_heads, dim, 1.0, 0))
+    config: Any = hf.config
+    device = heard[0].key.device
+    names: Any = getattr(config, "layer_types", None) or [None] * len(layers)
+    embeddings = [_embeddings(hf, name) for name in names]
+    rotations = _rotations(hf, layers, embeddings)
+    windows = [_window(config, layer, h, name) for layer, h, name in
+               zip(layers, heard, names, strict=True)]  # fmt: skip
     found = []
-    for index, layer in enumerate(decoder.layers):
-        attention = layer.self_attn
-        window = _window(hf.config, attention, index)
-        turned = bool(getattr(attention, "use_rope", True))  # SmolLM3 has layers without positions
+    for of, rotation, window, embedding in zip(heard, rotations, windows, embeddings, strict=True):
+        kind = kinds.of(of, rotation, window, embedding.scale, device)
         found.append(
             LayerFacts(
-                turned=turned,
-                rotary_dim=rotary_dim if turned else 0,
-                scale=float(attention.scaling),
-                window=window if window and window < longest else None,
-                softcap=getattr(attention, "attn_logit_softcapping", None) or None,
-                sinks=getattr(attention, "sinks", None) is not None,
+                kind=kind,
+                turned=rotation is not None,
+                scale=of.scale,
+                value_dim=of.value.shape[-1],
+                window=window,
+                softcap=of.softcap,
+                order=None if rotation is None else rotation.order,
             )
         )
-    return tuple(found)
+    sinks = tuple(None if h.sinks is None else h.sinks.float().flatten() for h in heard)
+    return ModelFacts(tuple(found), kinds.made(), sinks, tuple(embeddings))
 
 
-def _window(config: Any, attention: Any, index: int) -> int | None:
-    """Some models say it of a layer, some have a list of kinds, some only make masks with it."""
-    if hasattr(attention, "sliding_window"):
-        return attention.sliding_window or None
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return window if kinds[index] == "sliding_attention" else None
-    return window if getattr(config, "use_sliding_window", True) else None
+def decoder_of(hf: PreTrainedModel) -> Any:
+    """The part of a model that holds its layers."""
+    return hf.base_model
 
 
-def not_followed(facts: Sequence[LayerFacts]) -> list[str]:
-    """What the kernels do not do of these, in words; each names the layers it is true of."""
-    found = {
-        "a sliding window": [f.window is not None for f in facts],
-        "capped scores": [f.softcap is not None for f in facts],
-        "attention sinks": [f.sinks for f in facts],
-        "scores scaled unlike the first layer's": [f.scale != facts[0].scale for f in facts],
-    }
-    return [f"{what} (layers {_numbers(where)})" for what, where in found.items() if any(where)]
+def layers_of(hf: PreTrainedModel) -> list[Any]:
+    """The model's layers, in order.
+
+    Raises:
+        CannotFollow: it has no such list.
+    """
+    decoder = decoder_of(hf)
+    found: Any = getattr(decoder, "layers", None)
+    if found is None or len(found) < hf.config.num_hidden_layers:
+        raise CannotFollow("no list of layers")
+    return list(found)[: hf.config.num_hidden_layers]
 
 
-def _numbers(where: Sequence[bool]) -> str:
-    numbers = [i for i, is_so in enumerate(where) if is_so]
-    shown = ", ".join(map(str, numbers[:4]))
-    return shown + (f" and {len(numbers) - 4} more" if len(numbers) > 4 else "")
+def _listen(hf: PreTrainedModel, count: int) -> list[Heard]:
+    recorder, network = Recorder(), hf
+    device = next(hf.parameters()).device
+    with listening(recorder):
+        network(torch.arange(_TOKENS, device=device)[None], use_cache=False)
+    if len(recorder.heard) != count:
+        raise CannotFollow(
+            f"{count} layers, of which {len(recorder.heard)} attend through transformers' interface"
+        )
+    return recorder.heard
+
+
+def _embeddings(hf: PreTrainedModel, kind: str | None) -> Embeddings:
+    rotary = getattr(decoder_of(hf), "rotary_emb", None)
+    if rotary is None:
+        raise CannotFollow("no rotary embedding of the whole model")
+    try:
+        return embeddings_of(rotary, hf.config, kind)
+    except NotARotation as error:
+        raise CannotFollow(str(error)) from error
+
+
+def _rotations(
+    hf: PreTrainedModel, layers: list[Any], embeddings: list[Embeddings]
+) -> list[Rotation | None]:
+    """How each layer turns; asked of the first layer of each kind."""
+    known: dict[object, Rotation | None] = {}
+    found = []
+    for layer, embedding in zip(layers, embeddings, strict=True):
+        kind = (kind_of(layer), tuple(embedding.frequencies.tolist()), embedding.scale)
+        if kind not in known:
+            try:
+                known[kind] = rotation_of(layer, hf.config.hidden_size, embedding)
+            except NotARotation as error:
+                raise CannotFollow(str(error)) from error
+        found.append(known[kind])
+    return found
+
+
+def _window(config: Any, layer: Any, heard: Heard, kind: str | None) -> int | None:
+    """Most layers tell their attention function; some models only make masks with it."""
+    window = heard.window
+    if window is None and kind is not None:
+        window = getattr(config, "sliding_window", None) if kind == "sliding_attention" else None
+    elif window is None and not hasattr(attention_of(layer), "sliding_window"):
+        uses = getattr(config, "use_sliding_window", True)
+        window = getattr(config, "sliding_window", None) if uses else None
+    return window if window and window < config.max_position_embeddings else None
+
+
+def attention_of(layer: Any) -> Any:
+    """The attention module of a layer, by the names that transformers gives it."""
+    for name in ("self_attn", "attention", "attn"):
+        if hasattr(layer, name):
+            return getattr(layer, name)
+    return layer
+
+
+def kind_of(layer: Any) -> tuple[object, ...]:
+    """What tells layers apart: the classes of their modules, and what these were told."""
+    return (
+        tuple(type(module).__name__ for module in layer.modules()),
+        tuple(told for part in (layer, attention_of(layer)) for told in _plain(vars(part).items())),
+    )
+
+
+def _plain(fields: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    return [
+        (name, value)
+        for name, value in fields
+        if name != "layer_idx" and isinstance(value, bool | int | float | str | None)
+    ]
+
+
+class _Kinds:
+    """Kinds of layers as they are met. A layer without positions is of the kind of those that are
+    like it otherwise: it does not need their angles."""
+
+    def __init__(self, shape: Heads) -> None:
+        self._shape = shape
+        self._keys: list[tuple[Any, ...]] = []
+        self._scales: list[float] = []
+        self._device = torch.device("cpu")
+
+    def of(
+        self,
+        heard: Heard,
+        rotation: Rotation | None,
+        window: int | None,
+        scale: float,
+        device: torch.device,
+    ) -> int:
+        """The number of the layer's kind."""
+        self._device = device
+        facts = (heard.scale, window or 0, heard.softcap or 0.0)
+        turn = None if rotation is None else (tuple(rotation.frequencies.tolist()), scale)
+        for number, (others, turns) in enumerate(self._keys):
+            if others == facts and (turn is None or turns is None or turns == turn):
+                if turns is None:
+                    self._keys[number] = (facts, turn)
+                return number
+        self._keys.append((facts, turn))
+        return len(self._keys) - 1
+
+    def made(self) -> tuple[LayerKind, ...]:
+        """All that were met."""
+        kinds = []
+        for (scale, window, softcap), turn in self._keys:
+            frequencies, scaling = turn or ((), 1.0)
+            angles = RotaryAngles(
+                torch.tensor(frequencies, dtype=torch.float32, device=self._device), scaling
+            )
+            shape = self._shape
+            heads = Heads(
+                shape.heads, shape.kv_heads, shape.dim, scale, angles.rotary_dim, window, softcap
+            )
+            kinds.append(LayerKind(heads, angles))
+        return tuple(kinds)

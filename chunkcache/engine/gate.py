@@ -148,7 +148,9 @@ def run_gate(model: DecoderModel) -> Verdict:
         return _judged(model)
     except ChunkCacheError as error:
         problem = f"run: the layers do not run row by row ({error})"
-        return Verdict(False, False, {}, {}, (problem, f"likely: {_reason(model.hf.config)}"))
+    except Exception as error:  # whatever a model's own code raises
+        problem = f"run: transformers does not run the model ({type(error).__name__}: {error})"
+    return Verdict(False, False, {}, {}, (problem, f"likely: {_reason(model.hf.config)}"))
 
 
 def _judged(model: DecoderModel) -> Verdict:

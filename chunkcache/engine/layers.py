@@ -5,17 +5,29 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+import torch
+
+from chunkcache.engine.attention import HeardRows
+from chunkcache.engine.facts import decoder_of, layers_of
+from chunkcache.engine.listening import Recorder, listening, run_layer
+
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
     from chunkcache.engine.attention import StepRows
+    from chunkcache.engine.facts import ModelFacts
 
 
 class LayerRunner(Protocol):
     """Takes rows from one layer to another."""
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states `[rows, width]` of tokens `[rows]`, as the first layer takes them."""
+        ...
 
     def run(self, first: int, end: int, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """Hidden states `[rows, width]` through layers `first` to `end`; writes K and V."""
@@ -33,20 +45,24 @@ class LayerRunner(Protocol):
 class ModuleLayers:
     """The model's own modules, stepped one at a time with an identity rotary."""
 
-    def __init__(self, hf: PreTrainedModel, head_dim: int) -> None:
-        self._hf: Any = hf
-        self._head_dim = head_dim
+    def __init__(self, hf: PreTrainedModel, facts: ModelFacts) -> None:
+        self._layers = layers_of(hf)
+        self._facts = facts
+        self._ends = _Ends(hf)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """See `LayerRunner`."""
+        return self._ends.embed(token_ids)
 
     def run(self, first: int, end: int, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """See `LayerRunner`."""
-        hidden = hidden[None]
-        one = hidden.new_ones((1, 1, 1)).expand(1, hidden.shape[1], self._head_dim)
-        zero = one - 1
-        for layer in self._hf.model.layers[first:end]:
-            hidden = layer(hidden, position_embeddings=(one, zero), chunkcache_rows=rows)
-            if isinstance(hidden, tuple):
-                hidden = hidden[0]
-        return hidden[0]
+        positions = np.concatenate([group.positions for group in rows.groups])
+        where = torch.from_numpy(positions).to(hidden.device)
+        for index in range(first, end):
+            nothing = self._facts.embeddings[index].identity(hidden)
+            with listening(HeardRows(rows, index)):
+                hidden = run_layer(self._layers[index], hidden, nothing, where)
+        return hidden
 
     def store(self, layer: int, hidden: torch.Tensor, rows: StepRows) -> None:
         """See `LayerRunner`. Costs the whole layer: a module makes K and V on its way."""
@@ -54,5 +70,60 @@ class ModuleLayers:
 
     def logits(self, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """See `LayerRunner`."""
-        found: torch.Tensor = self._hf.lm_head(self._hf.model.norm(hidden)).float()
+        return self._ends.logits(hidden)
+
+
+class _Ends:
+    """What a model does before its first layer and behind its last: its own forward pass, over a
+    shallow copy that has one layer, which lets states out and in.
+
+    So factors of embeddings and logits, norms and soft-caps need no list of families.
+    """
+
+    def __init__(self, hf: PreTrainedModel) -> None:
+        self._gap = _Gap(layers_of(hf)[0])
+        network: Any = _shallow(hf)
+        decoder: Any = _shallow(decoder_of(hf))
+        decoder.layers = torch.nn.ModuleList([self._gap])
+        setattr(network, hf.base_model_prefix, decoder)
+        self._network, self._decoder = network, decoder
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """What the first layer is given, `[rows, width]`."""
+        self._gap.given = None
+        with listening(Recorder()):
+            self._decoder(token_ids[None], use_cache=False)
+        assert self._gap.taken is not None
+        return self._gap.taken[0]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """fp32 `[n, vocab]` of states `[n, width]`."""
+        self._gap.given = hidden[None]
+        ids = torch.zeros((1, len(hidden)), dtype=torch.int64, device=hidden.device)
+        with listening(Recorder()):
+            found: torch.Tensor = self._network(ids, use_cache=False).logits[0].float()
+        self._gap.given = None
         return found
+
+
+class _Gap(torch.nn.Module):
+    """In the place of all layers: keeps what it is given, and gives what it is told to."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        for name, value in vars(layer).items():  # models ask layers for their kind
+            if isinstance(value, bool | int | float | str):
+                setattr(self, name, value)
+        self.given: torch.Tensor | None = None
+        self.taken: torch.Tensor | None = None
+
+    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        self.taken = hidden
+        return hidden if self.given is None else self.given
+
+
+def _shallow(module: Any) -> Any:
+    """The same module with a list of parts of its own."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied

@@ -14,15 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chunkcache.chunk import KVGeometry
-from chunkcache.engine.angles import RotaryAngles
-from chunkcache.engine.attention import ATTENTION_NAME, rows_attention
 from chunkcache.engine.decoder import DecoderModel
-from chunkcache.engine.facts import facts_of, not_followed
+from chunkcache.engine.facts import CannotFollow, ModelFacts, facts_of
 from chunkcache.engine.layers import ModuleLayers
+from chunkcache.engine.listening import ATTENTION_NAME, attention_function
 from chunkcache.engine.packed import KNOWN_FAMILIES, PackedLayers, packable
 from chunkcache.engine.weights import no_loading_bar, resolve_model, weights_digest
 from chunkcache.errors import ModelNotFound, UnsupportedModel
-from chunkcache_kernels import Heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +28,9 @@ if TYPE_CHECKING:
     from chunkcache.config import ModelSettings, Settings
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_LAYOUT = "kv/1 k-before-rope"  # part of the fingerprint: change it when records change meaning
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# part of the fingerprint: change it when records change meaning
+_LAYOUT = "kv/2 k-before-rope, pairs in halves"
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -55,27 +55,15 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
     """Raise for architectures whose KV cannot be moved by a rotation, naming the reason.
 
     Raises:
-        UnsupportedModel: sliding windows, hybrid or recurrent layers, MLA, partial rotary, mRoPE,
-            angles that depend on the sequence length, encoder-decoders.
+        UnsupportedModel: recurrent or chunked layers, mRoPE, no rotary, encoder-decoders.
     """
     reasons = []
-    other_types = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-    window = getattr(config, "sliding_window", None)
-    if not window or window >= config.max_position_embeddings:
-        other_types.discard("sliding_attention")  # no prompt can outgrow it
-    elif getattr(config, "use_sliding_window", True):
-        reasons.append(f"a sliding window of {window} tokens")
+    other_types = set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES
     if other_types:
         reasons.append(f"layers of type {', '.join(sorted(other_types))}")
-    if getattr(config, "kv_lora_rank", None):
-        reasons.append("latent attention (MLA)")
     rope = getattr(config, "rope_parameters", None) or {}
-    if float(rope.get("partial_rotary_factor", 1.0)) != 1.0:
-        reasons.append("partial rotary embedding")
     if rope.get("mrope_section"):
         reasons.append("multimodal rotary embedding (mRoPE)")
-    if rope.get("rope_type") in {"dynamic", "longrope"}:
-        reasons.append(f"rope type {rope['rope_type']!r}, whose angles depend on the length")
     if not rope:
         reasons.append("no rotary embedding")
     if getattr(config, "is_encoder_decoder", False):
@@ -86,8 +74,8 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
 
 def _unsupported(config: PreTrainedConfig, reasons: list[str]) -> UnsupportedModel:
     return UnsupportedModel(
-        f"model.name: {config.model_type!r} has {'; '.join(reasons)}. chunkcache serves full-"
-        "attention rotary decoders (Llama, Mistral without window, Qwen2, Qwen3, SmolLM)."
+        f"model.name: {config.model_type!r} has {'; '.join(reasons)}. chunkcache serves decoders "
+        "whose layers attend to rotated keys (see docs/reference/models.md)."
     )
 
 
@@ -203,26 +191,15 @@ def wrap_model(
     """
     config = hf.config
     refuse_unsupported(config)
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, rows_attention)
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, attention_function)
     config._attn_implementation = ATTENTION_NAME
     network: Any = hf
     network.eval().requires_grad_(False)
     dtype = next(hf.parameters()).dtype
     device = next(hf.parameters()).device
-    decoder: Any = hf.model
     geometry = geometry_of(config, dtype)
-    angles = RotaryAngles(decoder.rotary_emb, config, device)
-    facts = facts_of(hf, angles.rotary_dim)
-    if reasons := not_followed(facts):
-        raise _unsupported(config, reasons)
-    heads = Heads(
-        heads=config.num_attention_heads,
-        kv_heads=geometry.num_kv_heads,
-        dim=geometry.head_dim,
-        scale=facts[0].scale,
-        rotary_dim=angles.rotary_dim,
-    )
-    packs = device.type == "cpu" and packable(hf)
+    facts = _facts(hf, geometry)
+    packs = device.type == "cpu" and facts.are_alike and packable(hf)
     if int8 and not packs:
         raise UnsupportedModel(
             f"model.weights: got 'int8', which is for models on a CPU whose layers are "
@@ -234,17 +211,49 @@ def wrap_model(
         tokenizer=tokenizer,
         geometry=geometry,
         fingerprint=fingerprint,
-        angles=angles,
-        heads=heads,
         facts=facts,
-        runner=PackedLayers(hf, facts, int8=int8) if packs else ModuleLayers(hf, geometry.head_dim),
-        context_tokens=int(config.max_position_embeddings),
+        runner=PackedLayers(hf, facts, int8=int8) if packs else ModuleLayers(hf, facts),
+        context_tokens=context_of(config),
         eos_ids=_eos_ids(hf, tokenizer),
         device=device,
         dtype=dtype,
         name=name,
         kernel_cache=kernel_cache or Path(user_cache_dir("chunkcache", appauthor=False)),
     )
+
+
+def _facts(hf: PreTrainedModel, geometry: KVGeometry) -> ModelFacts:
+    """How its layers attend; `UnsupportedModel`, in words, whatever a model's own code raises."""
+    try:
+        facts = facts_of(hf)
+    except CannotFollow as error:
+        raise _unsupported(hf.config, [str(error)]) from error
+    except Exception as error:
+        reason = f"layers that do not run one at a time ({type(error).__name__}: {error})"
+        raise _unsupported(hf.config, [reason]) from error
+    heads = facts.kinds[0].heads
+    if (heads.kv_heads, heads.dim) != (geometry.num_kv_heads, geometry.head_dim):
+        raise _unsupported(hf.config, ["keys of another shape than its configuration says"])
+    return facts
+
+
+def context_of(config: PreTrainedConfig) -> int:
+    """Tokens a prompt and its answer may have.
+
+    YaRN reaches as far as its factor says (Qwen's configurations leave the length as it was);
+    longrope has other angles from its original length on, for all positions of a prompt, which
+    KV made for a shorter prompt does not know: prompts end there.
+    """
+    tokens = int(config.max_position_embeddings)
+    rope: Any = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", None
+    )
+    if rope.get("rope_type") == "yarn" and original and rope.get("factor"):
+        return max(tokens, int(original * rope["factor"]))
+    if rope.get("rope_type") == "longrope" and original:
+        return min(tokens, int(original))
+    return tokens
 
 
 def _eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -258,10 +267,14 @@ def _eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozens
 def geometry_of(config: PreTrainedConfig, dtype: torch.dtype) -> KVGeometry:
     """Shape and number type of the KV a model of this configuration makes."""
     heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if getattr(config, "kv_lora_rank", None):  # latent attention: as its heads read it
+        kv_heads, dim = heads, config.qk_nope_head_dim + config.qk_rope_head_dim
     return KVGeometry(
         num_layers=config.num_hidden_layers,
-        num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        num_kv_heads=kv_heads,
+        head_dim=dim,
         dtype=str(dtype).removeprefix("torch."),
         rope=json.dumps(config.rope_parameters, sort_keys=True, default=str),
     )

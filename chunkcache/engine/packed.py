@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from chunkcache.engine.attention import StepRows
-    from chunkcache.engine.facts import LayerFacts
+    from chunkcache.engine.facts import ModelFacts
     from chunkcache_kernels.compiled import Team
 
 FEW_ROWS = 16  # up to so many rows the weights are the cost, and are read once
@@ -54,7 +54,7 @@ class _Layer:
 
 def packable(hf: PreTrainedModel) -> bool:
     """Whether every layer is of a kind that is written down here."""
-    decoder: Any = hf.model
+    decoder: Any = hf.base_model
     return all(
         type(layer).__name__.removesuffix("DecoderLayer") in KNOWN_FAMILIES
         and getattr(layer.mlp, "act_fn", None).__class__.__name__ in {"SiLU", "SiLUActivation"}
@@ -75,21 +75,23 @@ class PackedLayers:
     of all products, the output layer's too, are rounded in place.
     """
 
-    def __init__(
-        self, hf: PreTrainedModel, facts: Sequence[LayerFacts], *, int8: bool = False
-    ) -> None:
+    def __init__(self, hf: PreTrainedModel, facts: ModelFacts, *, int8: bool = False) -> None:
         self._hf: Any = hf
         decoder = self._hf.model
         self._eps = float(decoder.norm.variance_epsilon)
         self._layers = [
-            _fuse(layer, of.turned) for layer, of in zip(decoder.layers, facts, strict=True)
+            _fuse(layer, of.turned) for layer, of in zip(decoder.layers, facts.layers, strict=True)
         ]
         self._final_norm = decoder.norm.weight.float()
         self._few = _FewRows(self._layers, self._hf.lm_head.weight, self._eps, int8=int8)
 
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """See `LayerRunner`."""
+        return self._hf.model.embed_tokens(token_ids)  # type: ignore[no-any-return]
+
     def run(self, first: int, end: int, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """See `LayerRunner`."""
-        kernels = rows.kernels
+        (kernels,) = rows.kernels
         few = len(hidden) <= FEW_ROWS and not rows.is_watched
         if few and isinstance(kernels, CompiledStep):
             return self._few.run(first, end, hidden, rows.slots, kernels)

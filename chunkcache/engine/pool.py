@@ -40,7 +40,14 @@ class StepKernels(Protocol):
         """Norm, rotate and write the rows' K and V."""
         ...
 
-    def attend(self, layer: int, qkv: torch.Tensor, *, turned: bool = True) -> torch.Tensor:
+    def attend(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        *,
+        turned: bool = True,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Attention of the rows."""
         ...
 

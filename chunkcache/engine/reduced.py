@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from chunkcache.engine.facts import attention_of, kind_of, layers_of
 from chunkcache.engine.model import wrap_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -32,7 +33,7 @@ _LARGEST = {  # of what does not decide attention; a field is named by how it en
     "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_topk": 2, "moe_k": 2,
     "n_group": 1, "topk_group": 1,
 }  # fmt: skip
-_SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+_SPECIAL_TOKENS = ("pad_token_id", "bos_token_id")
 
 
 class CannotReduce(Exception):
@@ -98,8 +99,10 @@ def reduced_config(model: DecoderModel, layers: Sequence[int]) -> PreTrainedConf
             setattr(config, name, [value[i] for i in layers])
         elif value is not None and name in given:
             setattr(config, name, given[name])
-        elif name in _SPECIAL_TOKENS:
-            setattr(config, name, None)
+        elif name in _SPECIAL_TOKENS and value is not None:
+            setattr(config, name, 0)  # some configurations want a number
+        elif name == "eos_token_id":
+            setattr(config, name, None)  # nothing ends an answer
         elif (largest := _largest(name)) and isinstance(value, int):
             setattr(config, name, min(value, largest))
         elif is_length(name, value):
@@ -126,25 +129,8 @@ def _largest(name: str) -> int | None:
 
 
 def _first_of_each_kind(model: DecoderModel) -> list[int]:
-    network: Any = model.hf
-    kinds = [_kind(layer) for layer in network.model.layers]
+    kinds = [kind_of(layer) for layer in layers_of(model.hf)]
     return [i for i, kind in enumerate(kinds) if kinds.index(kind) == i]
-
-
-def _kind(layer: Any) -> tuple[object, ...]:
-    """What tells layers apart: the classes of their modules, and what these were told."""
-    return (
-        tuple(type(module).__name__ for module in layer.modules()),
-        tuple(told for part in (layer, layer.self_attn) for told in _plain(vars(part).items())),
-    )
-
-
-def _plain(fields: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    return [
-        (name, value)
-        for name, value in fields
-        if name != "layer_idx" and isinstance(value, bool | int | float | str | None)
-    ]
 
 
 @torch.no_grad()
@@ -155,8 +141,8 @@ def randomise(network: PreTrainedModel, head_dim: int) -> None:
     by: attention to thousands of keys rests on a handful.
     """
     generator = torch.Generator().manual_seed(20260101)
-    parts: Any = network
-    scaling = getattr(parts.model.layers[0].self_attn, "scaling", None) or head_dim**-0.5
+    attention = attention_of(layers_of(network)[0])
+    scaling = getattr(attention, "scaling", None) or head_dim**-0.5
     sharper = float(head_dim**-0.5 / scaling) ** 0.5
     for name, parameter in network.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)

@@ -11,6 +11,7 @@ import torch
 from chunkcache.chunk import ChunkKey, Span, SpanKind
 from chunkcache.config import EngineSettings, RepairSettings
 from chunkcache.engine.core import Engine
+from chunkcache.engine.facts import decoder_of
 from chunkcache.engine.generation import Generation
 from chunkcache.engine.outcome import Outcome
 from chunkcache.engine.prefill import ChunkPrefill
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from chunkcache.chunk import ChunkKV
+    from chunkcache.engine.angles import RotaryAngles
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache_kernels import Segment
 
@@ -51,11 +53,15 @@ SHORT = Lengths(21, (40, 33, 1, 26), 9, 48)
 
 
 def long_lengths(tokens: int) -> Lengths:
-    """A prompt of that many tokens: chunks large and small, steps that end inside of them."""
-    head, question = 61, 19
-    rest = tokens - head - question
+    """A prompt of that many tokens: chunks large and small, steps that end inside of them.
+
+    The last one is short: what it would have read before it is near enough to be seen through a
+    small window.
+    """
+    head, question, last = 61, 19, 29
+    rest = tokens - head - question - last - 1
     first, second = rest * 2 // 5, rest // 4
-    return Lengths(head, (first, second, 1, rest - first - second - 1), question, 500)
+    return Lengths(head, (first, second, rest - first - second, 1, last), question, 500)
 
 
 class Trial:
@@ -142,14 +148,18 @@ class Trial:
             "own_noise": type_noise(self.model, tokens, reference),
         }
 
+    def differs_by(self, size: int) -> float:
+        """Of our logits behind so many tokens, the last run alone, to transformers'."""
+        tokens = self._prompt(self.chunks).token_ids[:size]
+        return difference(self._continued(tokens), transformers_logits(self.model, tokens)[-1])
+
     def agreement(self, tolerance: float) -> str:
         """Up to how many tokens our full prefill is transformers', in words."""
         tokens = self._prompt(self.chunks).token_ids
         good = 0
         sizes = [s for k in range(4, 20) if (s := 1 << k) < len(tokens)]
         for size in [*sizes, len(tokens)]:
-            reference = transformers_logits(self.model, tokens[:size])[-1]
-            if difference(self._continued(tokens[:size]), reference) <= tolerance:
+            if self.differs_by(size) <= tolerance:
                 good = size
             elif good:
                 return f"they agree at {good} tokens and differ at {size}"
@@ -233,7 +243,7 @@ def turned_queries(engine: Engine, request: ChunkPrefill) -> float:
     far = torch.arange(8, device=model.device) * (model.context_tokens // 9) + start + count
     worst = 0.0
     try:
-        for layer, facts in enumerate(model.facts):
+        for layer, facts in enumerate(model.facts.layers):
             own = kv.segments(model.geometry.num_layers)[-1]
             keys, _ = engine.pool.own.read_rows(layer, own.pages)
             where = torch.from_numpy(
@@ -243,7 +253,8 @@ def turned_queries(engine: Engine, request: ChunkPrefill) -> float:
             there, _ = engine.pool.chunks.read_rows(layer, resident.pages)
             asked = [query.float(), query.float()]
             if facts.turned:
-                asked = [turned(query, *model.angles.at(p)) for p in (far, far - start)]
+                angles = model.facts.kinds[facts.kind].angles
+                asked = [turned(query, *angles.at(p)) for p in (far, far - start)]
             scores = [
                 torch.einsum("qd,thd->qth", q[:, 0], k.float())
                 for q, k in zip(asked, (here, there[:count]), strict=True)
@@ -270,14 +281,17 @@ def rope_relative(model: DecoderModel) -> float:
     to = torch.randint(0, 1000, (64,), generator=generator)
     span = min(model.context_tokens, 32768) - 1001
 
-    def dots(offset: int) -> torch.Tensor:
+    def dots(angles: RotaryAngles, offset: int) -> torch.Tensor:
         pair = [
-            turned(x.to(model.device), *model.angles.at((p + offset).to(model.device)))
+            turned(x.to(model.device), *angles.at((p + offset).to(model.device)))
             for x, p in ((q, at), (k, to))
         ]
         return (pair[0] * pair[1]).sum(-1)
 
-    return float((dots(0) - dots(max(span, 1))).abs().max())
+    return max(
+        float((dots(kind.angles, 0) - dots(kind.angles, max(span, 1))).abs().max())
+        for kind in model.facts.kinds
+    )
 
 
 @torch.inference_mode()
@@ -301,10 +315,12 @@ def type_noise(model: DecoderModel, tokens: Sequence[int], reference: torch.Tens
     `reference` are its last logits with eager attention. The same with another attention function
     (sums in another order), and with all positions shifted (other roundings of the angles).
     """
-    ways = [{"attention": "sdpa"}, *({"shift": shift} for shift in _SHIFTS)]
+    ways: list[dict[str, Any]] = [{"shift": shift} for shift in _SHIFTS]
+    if not any(facts.softcap for facts in model.facts.layers):  # sdpa has none
+        ways.append({"attention": "sdpa"})
     noises = []
     for way in ways:
-        logits = transformers_logits(model, tokens, **way)  # type: ignore[arg-type]
+        logits = transformers_logits(model, tokens, **way)
         noises.append(difference(logits[-len(reference) :], reference))
     return max(noises)
 
@@ -312,13 +328,14 @@ def type_noise(model: DecoderModel, tokens: Sequence[int], reference: torch.Tens
 @contextmanager
 def _as_transformers_runs_it(model: DecoderModel, attention: str) -> Iterator[None]:
     hf: Any = model.hf
-    ours, rotary = hf.config._attn_implementation, hf.model.rotary_emb
+    decoder = decoder_of(hf)
+    ours, rotary = hf.config._attn_implementation, decoder.rotary_emb
     hf.config._attn_implementation = attention
-    hf.model.rotary_emb = type(rotary)(config=hf.config).to(model.device)
+    decoder.rotary_emb = type(rotary)(config=hf.config).to(model.device)
     try:
         yield
     finally:
-        hf.config._attn_implementation, hf.model.rotary_emb = ours, rotary
+        hf.config._attn_implementation, decoder.rotary_emb = ours, rotary
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -137,7 +137,7 @@ class CompiledStep:
                 c.addressof(described), *(array.ctypes.data for array in arrays),
                 layout.num_rows, len(layout.items), heads.heads, heads.kv_heads, heads.dim,
                 rotary_dim, rotary.cos.data_ptr(), rotary.sin.data_ptr(), heads.scale,
-                parts.data_ptr(),
+                heads.softcap, heads.window, parts.data_ptr(),
             )  # fmt: skip
 
         turned, still = attend(heads.rotary_dim), attend(0)
@@ -169,11 +169,22 @@ class CompiledStep:
             self.team.handle, c.addressof(of), c.addressof(write), c.addressof(io), qkv.data_ptr()
         )
 
-    def attend(self, layer: int, qkv: torch.Tensor, *, turned: bool = True) -> torch.Tensor:
-        """`[R, heads · dim]`, like `qkv`, whose rows begin with their queries before RoPE."""
+    def attend(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        *,
+        turned: bool = True,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`[R, heads · dim]`, like `qkv`, whose rows begin with their queries before RoPE.
+
+        `sinks` fp32 `[heads]`: scores that take weight and give no value.
+        """
         of = self.turned if turned else self.still
         out = qkv.new_empty((of.num_rows, of.heads * of.dim))
         io = self.io(layer, qkv, out)
+        io.sinks = _pointer(sinks)
         self.team.library.chunkcache_attend(
             self.team.handle, c.addressof(of), c.addressof(io), self.scratch.data_ptr()
         )
@@ -184,7 +195,7 @@ class CompiledStep:
         assert qkv.stride(1) == 1 and qkv.shape[0] == self.turned.num_rows
         return LayerIOC(
             qkv.data_ptr(), out.data_ptr(), qkv.stride(0), out.stride(0),
-            TYPES[qkv.dtype], TYPES[out.dtype], layer,
+            TYPES[qkv.dtype], TYPES[out.dtype], layer, None,
         )  # fmt: skip
 
 

@@ -32,6 +32,8 @@ class Heads:
     dim: int
     scale: float  # multiplies q · k
     rotary_dim: int  # the first so many channels are turned; 0: none
+    window: int = 0  # positions up to its own that a row sees; 0: all
+    softcap: float = 0.0  # c: scores are c · tanh(score / c); 0: as they are
 
 
 @dataclass(slots=True, eq=False)
@@ -80,18 +82,21 @@ def attend(
     query: torch.Tensor,
     heads: Heads,
     rotary: Rotary,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of a step's rows `[R, Hq, D]` before RoPE → like them.
 
-    Scores and softmax in fp32. Cost: the keys of every segment are gathered once for each
-    `ROW_BLOCK` rows.
+    `sinks` fp32 `[Hq]`: a score of each head that takes weight and gives no value. Scores and
+    softmax in fp32. Cost: the keys of every segment are gathered once for each `ROW_BLOCK` rows.
     """
     out = torch.empty_like(query)
     first = 0
     for sequence in layout.sequences:
         for block in _blocks(sequence):
             rows = slice(first + block.start, first + block.stop)
-            weights, values = _weigh(sequence, block, arenas, layer, query[rows], heads, rotary)
+            weights, values = _weigh(
+                sequence, block, arenas, layer, query[rows], heads, rotary, sinks=sinks
+            )
             mixed = (weights @ values).view(
                 heads.kv_heads, heads.heads // heads.kv_heads, -1, heads.dim
             )
@@ -109,7 +114,7 @@ def attention_weights(
     rotary: Rotary,
 ) -> torch.Tensor:
     """fp32 `[R, last position + 1]`: attention of rows `[R, Hq, D]` to every position, mean over
-    query heads; rows sum to 1.
+    query heads; rows sum to 1, as if there were no sinks.
     """
     parts = []
     for block in _blocks(sequence):
@@ -139,25 +144,36 @@ def _weigh(
     rotary: Rotary,
     *,
     values: bool = True,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax weights fp32 `[Hkv, group · R, T]` over all segments, and the keys' values
     `[Hkv, T, D]`, or without them their positions int64 `[T]`.
     """
     positions = torch.from_numpy(sequence.positions[block].astype(np.int64))
-    last = int(positions[-1])
+    floors = positions - (heads.window or 1 << 40)
+    first, last = int(floors[0]), int(positions[-1])
     scores, others = [], []
     for segment in sequence.segments:
-        index = np.flatnonzero(segment.key_positions <= last)  # what nobody sees may be unwritten
+        there = segment.key_positions  # what nobody sees may be unwritten
+        index = np.flatnonzero((there <= last) & (there > first))
         if not len(index):
             continue
         seen = torch.from_numpy(segment.key_positions[index].astype(np.int64)).to(query.device)
         keys, value = _gather(arenas[segment.arena], layer, segment, index, values=values)
         q = _folded(query, positions - segment.begin, heads, rotary)
         part = (q @ keys) * heads.scale
+        if heads.softcap:
+            part = heads.softcap * torch.tanh(part / heads.softcap)
         hidden = seen[None] > positions[:, None].to(query.device)
+        hidden |= seen[None] <= floors[:, None].to(query.device)
         scores.append(part.masked_fill_(hidden.repeat(part.shape[1] // len(hidden), 1), -torch.inf))
         others.append(seen if value is None else value)
+    if sinks is not None:
+        group = heads.heads // heads.kv_heads
+        of_head = sinks.float().view(heads.kv_heads, group, 1).expand(-1, -1, len(positions))
+        scores.append(of_head.flatten(1)[..., None])
     weights = torch.cat(scores, dim=-1).softmax(dim=-1)
+    weights = weights if sinks is None else weights[..., :-1]
     return weights, torch.cat(others, dim=1 if values else 0)
 
 
@@ -239,11 +255,21 @@ class PortableStep:
         positions = self.layout.row_positions
         write_rows(self.arenas[arena], layer, slots, positions, key, value, heads, self.rotary)
 
-    def attend(self, layer: int, qkv: torch.Tensor, *, turned: bool = True) -> torch.Tensor:
-        """`[R, heads · dim]`, like `qkv`, whose rows begin with their queries before RoPE."""
+    def attend(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        *,
+        turned: bool = True,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`[R, heads · dim]`, like `qkv`, whose rows begin with their queries before RoPE.
+
+        `sinks` fp32 `[heads]`: scores that take weight and give no value.
+        """
         heads = self.heads if turned else replace(self.heads, rotary_dim=0)
         query = split_qkv(qkv, heads)[0]
-        out = attend(self.layout, self.arenas, layer, query, heads, self.rotary)
+        out = attend(self.layout, self.arenas, layer, query, heads, self.rotary, sinks)
         return out.flatten(1)
 
 

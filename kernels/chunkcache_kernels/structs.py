@@ -35,7 +35,8 @@ class AttendC(c.Structure):
         ("num_rows", c.c_int32), ("num_items", c.c_int32),
         ("heads", c.c_int32), ("kv_heads", c.c_int32), ("dim", c.c_int32),
         ("rotary_dim", c.c_int32), ("cos", c.c_void_p), ("sin", c.c_void_p),
-        ("scale", c.c_float), ("parts", c.c_void_p),
+        ("scale", c.c_float), ("softcap", c.c_float), ("window", c.c_int32),
+        ("parts", c.c_void_p),
     ]  # fmt: skip
 
 
@@ -55,6 +56,7 @@ class LayerIOC(c.Structure):
         ("query", c.c_void_p), ("out", c.c_void_p),
         ("query_stride", c.c_int64), ("out_stride", c.c_int64),
         ("query_type", c.c_int32), ("out_type", c.c_int32), ("layer", c.c_int32),
+        ("sinks", c.c_void_p),
     ]  # fmt: skip
 
 

@@ -46,10 +46,12 @@ def _load_turned(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def bound_kernel(  # type: ignore[no-untyped-def]
-    items, looks, row_positions, key_positions, ends,
+    items, looks, row_positions, key_positions, bounds, window,
     PAGE: tl.constexpr, LOOKS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """How many keys of each item's pages to go through: up to the last that a look of it sees."""
+    """Which keys of each item's pages to go through: from the first to the last that a look of it
+    sees; a row sees those up to its position, `window` of them.
+    """
     item = items + 4 * tl.program_id(0)
     number = tl.arange(0, LOOKS)
     real = number < tl.load(item + 3)
@@ -59,22 +61,25 @@ def bound_kernel(  # type: ignore[no-untyped-def]
     first_key = tl.load(look + 2, mask=real, other=0)
     num_keys = tl.load(item + 1) * PAGE
     end = tl.zeros((LOOKS,), tl.int32)
+    begin = tl.full((LOOKS,), _HIDDEN, tl.int32)
     for start in range(0, num_keys, KEYS):
         index = start + tl.arange(0, KEYS)
         there = real[:, None] & (index < num_keys)[None, :]
         stands = tl.load(key_positions + first_key[:, None] + index[None, :], there, other=_HIDDEN)
-        seen = tl.where(stands <= position[:, None], index[None, :] + 1, 0)
-        end = tl.maximum(end, tl.max(seen, 1))
-    tl.store(ends + tl.program_id(0), tl.max(end, 0))
+        sees = (stands <= position[:, None]) & (stands > (position - window)[:, None])
+        end = tl.maximum(end, tl.max(tl.where(sees, index[None, :] + 1, 0), 1))
+        begin = tl.minimum(begin, tl.min(tl.where(sees, index[None, :], _HIDDEN), 1))
+    tl.store(bounds + 2 * tl.program_id(0), tl.min(begin, 0))
+    tl.store(bounds + 2 * tl.program_id(0) + 1, tl.max(end, 0))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def attend_kernel(  # type: ignore[no-untyped-def]
-    qkv, keys, values, cos, sin, items, ends, pages, looks, row_positions, key_positions,
-    mixed_parts, top_parts, total_parts, stride_row, scale_log2,
+    qkv, keys, values, cos, sin, items, bounds, pages, looks, row_positions, key_positions,
+    mixed_parts, top_parts, total_parts, stride_row, scale_log2, cap_log2, window,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     ROTARY: tl.constexpr, PAGE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
     """The parts of one item's looks, for the query heads of one key head."""
     item, kv_head = items + 4 * tl.program_id(0), tl.program_id(1)
@@ -99,20 +104,23 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     # looks of one sequence see the same keys up to their row: one line of positions says it all
     any_first = tl.max(first_key)
     alike = tl.min(tl.where(real, first_key, any_first)) == any_first
-    last_row = tl.max(position)
+    last_row, floor = tl.max(position), position - window
+    lowest = tl.min(tl.where(real, floor, last_row))
     top = tl.full((QUERIES,), _NEVER, tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     mixed = tl.zeros((QUERIES, DIM_PADDED), tl.float32)
-    end = tl.load(ends + tl.program_id(0))
-    for start in range(0, end, KEYS):
+    first, end = tl.load(bounds + 2 * tl.program_id(0)), tl.load(bounds + 2 * tl.program_id(0) + 1)
+    for start in range(first // KEYS * KEYS, end, KEYS):
         index = start + tl.arange(0, KEYS)
         inside = index < end
         if alike:
             stands = tl.load(key_positions + any_first + index, inside, other=_HIDDEN)
-            sees, seen = stands[None, :] <= position[:, None], stands <= last_row
+            sees = (stands[None, :] <= position[:, None]) & (stands[None, :] > floor[:, None])
+            seen = (stands <= last_row) & (stands > lowest)
         else:
             of_look = key_positions + first_key[:, None] + index[None, :]
-            sees = tl.load(of_look, inside[None, :], other=_HIDDEN) <= position[:, None]
+            stand = tl.load(of_look, inside[None, :], other=_HIDDEN)
+            sees = (stand <= position[:, None]) & (stand > floor[:, None])
             seen = tl.max(sees.to(tl.int32), 0) > 0
         # whole pages are masked, not tokens, or a page's keys could not be loaded several at a time
         of_page = index // PAGE
@@ -123,6 +131,10 @@ def attend_kernel(  # type: ignore[no-untyped-def]
         key = tl.load(of_key, mask=in_head[:, None], other=0.0)
         # a NaN in a key that nobody wrote is in its own column, which gives way as a whole
         scores = tl.dot(query, key.to(query.dtype), input_precision=PRECISION)
+        if CAPPED:  # c tanh(s / c) by e^(-2 |s| / c), which cannot overflow
+            small = tl.exp2(-2 * 1.4426950408889634 / cap_log2 * tl.abs(scores))
+            bent = (1 - small) / (1 + small) * cap_log2
+            scores = tl.where(scores < 0, -bent, bent)
         scores = tl.where(sees, scores, 2 * _NEVER)
         higher = tl.maximum(top, tl.max(scores, 1))
         weights = tl.exp2(scores - higher[:, None])
@@ -143,10 +155,10 @@ def attend_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def merge_kernel(  # type: ignore[no-untyped-def]
-    mixed_parts, top_parts, total_parts, row_parts, out,
+    mixed_parts, top_parts, total_parts, row_parts, sinks, out,
     HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
-    """Some heads of one row out of their parts."""
+    """Some heads of one row out of their parts, and of what their sinks take."""
     row, head = tl.program_id(0), tl.program_id(1) * MERGED + tl.arange(0, MERGED)
     real = head < HEADS
     first = tl.load(row_parts + row)
@@ -155,6 +167,9 @@ def merge_kernel(  # type: ignore[no-untyped-def]
     fits = real[:, None] & (cols < DIM)[None, :]
     top = tl.full((MERGED,), _NEVER, tl.float32)
     total = tl.zeros((MERGED,), tl.float32)
+    if sinks is not None:
+        top = tl.load(sinks + head, mask=real, other=0.0) * 1.4426950408889634
+        total = total + 1.0
     mixed = tl.zeros((MERGED, DIM_PADDED), tl.float32)
     for number in range(0, num_parts):
         part = (first + number).to(tl.int64) * HEADS + head

@@ -30,6 +30,7 @@ _QUERIES_EXACTLY = 32  # of fp32 products, which tensor cores do not make: more 
 _BOUND_KEYS = 64
 _WRITE_ROWS = 16
 _MERGED = 1024  # numbers of a row that one program merges
+_NO_WINDOW = 1 << 30  # more positions than there are, and no overflow
 _ALIGNED = 4  # int32 numbers: Triton compiles another kernel for pointers that are not at 16 bytes
 
 
@@ -68,14 +69,14 @@ class TritonStep:
                 "key_positions": layout.key_positions,
                 "row_parts": layout.row_parts,
                 "items": items,
-                "ends": np.zeros(len(items), np.int32),
+                "bounds": np.zeros((len(items), 2), np.int32),
             },
             device,
         )
         most_looks = int(items[:, 3].max())
         programs.bound_kernel[(len(items),)](
             arrays["items"], arrays["looks"], arrays["row_positions"], arrays["key_positions"],
-            arrays["ends"], PAGE=arenas[0].page_tokens,
+            arrays["bounds"], heads.window or _NO_WINDOW, PAGE=arenas[0].page_tokens,
             LOOKS=triton.next_power_of_2(most_looks), KEYS=_BOUND_KEYS, enable_fp_fusion=True,
         )  # fmt: skip
         shape = (int(layout.row_parts[-1]), heads.heads)
@@ -125,9 +126,17 @@ class TritonStep:
             **self._sizes(turned),
         )  # fmt: skip
 
-    def attend(self, layer: int, qkv: torch.Tensor, *, turned: bool = True) -> torch.Tensor:
+    def attend(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        *,
+        turned: bool = True,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """`[R, heads · dim]`, like `qkv`, whose rows begin with their queries before RoPE.
 
+        `sinks` fp32 `[heads]`: scores that take weight and give no value.
         Products in the arena's number type, in fp32 if the queries are; sums in fp32. Cost: a
         launch for each arena that the rows look at, and one to merge.
         """
@@ -140,7 +149,7 @@ class TritonStep:
         out = qkv.new_empty((self.num_rows, heads.heads * heads.dim))
         merged = min(triton.next_power_of_2(heads.heads), _MERGED // _padded(heads.dim))
         programs.merge_kernel[(self.num_rows, triton.cdiv(heads.heads, merged))](
-            *self.parts, self.arrays["row_parts"], out,
+            *self.parts, self.arrays["row_parts"], sinks, out,
             HEADS=heads.heads, DIM=heads.dim, DIM_PADDED=_padded(heads.dim), MERGED=merged,
             enable_fp_fusion=True,
         )  # fmt: skip
@@ -156,12 +165,14 @@ class TritonStep:
         group = heads.heads // heads.kv_heads
         programs.attend_kernel[(end - first, heads.kv_heads)](
             qkv, arena.keys[layer], arena.values[layer], self.rotary.cos, self.rotary.sin,
-            arrays["items"][first:end], arrays["ends"][first:end], arrays["pages"],
+            arrays["items"][first:end], arrays["bounds"][first:end], arrays["pages"],
             arrays["looks"], arrays["row_positions"], arrays["key_positions"], *self.parts,
-            qkv.stride(0), heads.scale * _LOG2_E,
+            qkv.stride(0), heads.scale * _LOG2_E, heads.softcap * _LOG2_E,
+            heads.window or _NO_WINDOW,
             KV_HEADS=heads.kv_heads, GROUP=group,
             QUERIES=max(16, triton.next_power_of_2(self.most_looks * group)),  # tl.dot wants 16
             KEYS=keys, WIDE=wide, PRECISION="ieee" if exact else "tf32",
+            CAPPED=heads.softcap > 0,
             num_warps=warps, enable_fp_fusion=True,
             **self._sizes(turned),
         )  # fmt: skip

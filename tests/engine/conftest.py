@@ -119,14 +119,14 @@ def collect_kv(model: DecoderModel, pool: KVPool, kv: SequenceKV, num_tokens: in
     geometry = model.geometry
     shape = (2, num_tokens, geometry.num_kv_heads, geometry.head_dim)
     layers = []
-    for layer, facts in enumerate(model.facts):
+    for layer, facts in enumerate(model.facts.layers):
         seen, times = torch.full(shape, torch.nan), np.zeros(num_tokens, int)
         for segment in kv.segments(layer + 1):
             parts = pool.arenas[segment.arena].read_rows(layer, segment.pages)
             index = np.flatnonzero(segment.key_positions < num_tokens)
             keys, values = (part[index].float() for part in parts)
             if facts.turned:
-                cos, sin = model.angles.at(torch.full((len(index),), segment.begin))
+                cos, sin = model.facts.kinds[0].angles.at(torch.full((len(index),), segment.begin))
                 length = (cos.square() + sin.square()).sqrt()  # yarn's angles scale what they turn
                 keys = turned(keys, cos / length, sin / length)
             positions = segment.key_positions[index]

@@ -49,13 +49,13 @@ def new_pages(on_evict: Callable[[int], None] = lambda _: None) -> ChunkPages:
     arena.keys.fill_(torch.nan)
     arena.values.fill_(torch.nan)
     angles: Any = Angles()
-    return ChunkPages(arena, angles, TURNED, on_evict=on_evict)
+    return ChunkPages(arena, [angles if turns else None for turns in TURNED], on_evict=on_evict)
 
 
 def assert_holds(pages: ChunkPages, resident: Resident, record: ChunkKV) -> None:
     """V bit for bit, K turned to its place in the chunk where the layer has positions."""
     count = record.num_tokens
-    cos, sin = pages._angles.at(torch.arange(count))
+    cos, sin = Angles().at(torch.arange(count))
     for layer, has_positions in enumerate(TURNED):
         keys, values = pages._arena.read_rows(layer, resident.pages)
         assert torch.equal(values[:count], record.kv[layer, 1])
@@ -200,7 +200,7 @@ def test_a_record_that_cannot_be_written_leaves_no_page_behind(
 ) -> None:
     pages = new_pages()
     with monkeypatch.context() as patch:
-        patch.setattr(chunk_pages, "turned", lambda *_: 1 / 0)
+        patch.setattr(chunk_pages, "in_place", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pages.hold(record_of(5))
     assert pages.usage().size_bytes == 0

@@ -143,7 +143,7 @@ def placed_twin(bench: Any, prompt: Any, records: dict[int, ChunkKV]) -> torch.T
     )
     for index, record in records.items():
         span = prompt.spans[index]
-        cos, sin = bench.model.angles.at(torch.arange(span.start, span.end))
+        cos, sin = bench.model.facts.kinds[0].angles.at(torch.arange(span.start, span.end))
         key = record.kv[:, 0]
         half = geometry.head_dim // 2
         turned = torch.cat((-key[..., half:], key[..., :half]), dim=-1)

@@ -75,7 +75,7 @@ def logits_in_steps(model: DecoderModel, pool: KVPool, cuts: list[int]) -> torch
 
 
 def as_modules(model: DecoderModel) -> DecoderModel:
-    return model.run_by(ModuleLayers(model.hf, model.geometry.head_dim))
+    return model.run_by(ModuleLayers(model.hf, model.facts))
 
 
 def test_packed_layers_are_transformers_own(

@@ -7,7 +7,7 @@ the prompt, and a row's weights are one softmax over all of them, in fp64.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,9 @@ class Shape:
     chunks: tuple[int, ...] = (13, 1, 24)
     dtype: torch.dtype = torch.float32
     chunk_type: torch.dtype | None = None
+    window: int = 0
+    softcap: float = 0.0
+    has_sinks: bool = False
 
 
 @dataclass
@@ -103,8 +106,10 @@ class World:
         self.made = torch.Generator().manual_seed(shape.seed)
         rotary_dim = int(shape.dim * shape.rotary_share) // 2 * 2
         self.heads = Heads(
-            shape.group * shape.kv_heads, shape.kv_heads, shape.dim, shape.dim**-0.5, rotary_dim
-        )
+            shape.group * shape.kv_heads, shape.kv_heads, shape.dim, shape.dim**-0.5, rotary_dim,
+            window=shape.window, softcap=shape.softcap,
+        )  # fmt: skip
+        self.sinks = self._sinks()
         self.rotary = angles(shape.rope, rotary_dim, shape.begin + 400)
         size = (2, 96, shape.kv_heads, shape.dim, shape.page_tokens)
         self.arenas = [
@@ -116,6 +121,9 @@ class World:
         self._pages = [list(self.draw.permutation(96)) for _ in self.arenas]
         self.chunks = [self._chunk(length) for length in shape.chunks]
         self.sequences = [self._sequence() for _ in range(shape.sequences)]
+
+    def _sinks(self) -> torch.Tensor | None:
+        return torch.randn(self.heads.heads, generator=self.made) if self.shape.has_sinks else None
 
     def _random(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.made).to(self.shape.dtype)
@@ -211,14 +219,27 @@ class World:
         if self.shape.turned and heads.rotary_dim:
             query = rotated(query, *(part.double() for part in self._angles(own)))
             keys = rotated(keys, *(part.double() for part in self._angles(positions)))
-        return query, keys, values, torch.from_numpy(positions[None] <= own[:, None])
+        distance = own[:, None] - positions[None]
+        sees = (distance >= 0) & (distance < (self.shape.window or 1 << 30))
+        return query, keys, values, torch.from_numpy(sees)
+
+    def weights(self, query: torch.Tensor, keys: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
+        """fp64 `[heads, R, T]`, before any sink takes its part."""
+        keys = keys.repeat_interleave(self.shape.group, dim=1)
+        scores = torch.einsum("rhd,thd->hrt", query, keys) * self.heads.scale
+        if cap := self.shape.softcap:
+            scores = cap * (scores / cap).tanh()
+        scores = scores.masked_fill(~sees, -torch.inf)
+        if self.sinks is None:
+            return scores.softmax(-1)
+        sinks = self.sinks.double()[:, None, None].expand(-1, scores.shape[1], 1)
+        return torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
 
     def expected(self, s: Served, rows: slice) -> torch.Tensor:
         """fp64 `[R, heads · dim]`."""
         query, keys, values, sees = self.placed(s, rows)
-        keys, values = (x.repeat_interleave(self.shape.group, dim=1) for x in (keys, values))
-        scores = torch.einsum("rhd,thd->hrt", query, keys) * self.heads.scale
-        weights = scores.masked_fill(~sees, -torch.inf).softmax(-1)
+        values = values.repeat_interleave(self.shape.group, dim=1)
+        weights = self.weights(query, keys, sees)
         return torch.einsum("hrt,thd->rhd", weights, values).flatten(1)
 
     def torchs(self, s: Served, rows: slice) -> torch.Tensor:
@@ -249,7 +270,7 @@ class World:
             qkv = torch.cat([s.qkv[rows] for s, rows in steps])
             slots = np.concatenate([s.slots[rows] for s, rows in steps])
             step.write(LAYER, qkv, slots, turned=self.shape.turned)
-            out = step.attend(LAYER, qkv, turned=self.shape.turned)
+            out = step.attend(LAYER, qkv, turned=self.shape.turned, sinks=self.sinks)
             parts = out.split([len(s.own[rows]) for s, rows in steps])
             answers += [(s, rows, part) for (s, rows), part in zip(steps, parts, strict=True)]
         return answers
@@ -310,6 +331,9 @@ SHAPES = st.builds(
     begin=st.sampled_from([0, 77, 5000, 32_000]),
     sequences=st.integers(1, 4),
     chunks=st.lists(st.sampled_from([1, 2, 8, 13, 32, 41]), max_size=4).map(tuple),
+    window=st.sampled_from([0, 0, 1, 9, 50]),
+    softcap=st.sampled_from([0.0, 0.0, 0.7, 30.0]),
+    has_sinks=st.booleans(),
 )
 RANDOM = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -331,6 +355,18 @@ def test_half_precision_is_as_good_as_torchs_own(
 ) -> None:
     for seed in range(3):
         check(Shape(seed, dim=dim, page_tokens=page_tokens, begin=begin, dtype=dtype), teams)
+
+
+@pytest.mark.parametrize("fact", [{"window": 7}, {"softcap": 0.7}, {"has_sinks": True}])
+def test_a_fact_of_a_layer_is_seen(teams: Teams, fact: dict[str, Any]) -> None:
+    """The other tests hold the kernels to it; this one that it changes something at all."""
+    plain, other = World(Shape(3)), World(Shape(3))
+    other.shape = replace(plain.shape, **fact)
+    other.sinks = other._sinks()
+    check(Shape(3, begin=40, chunks=(33, 50), **fact), teams)
+    s = plain.sequences[0]
+    rows = slice(0, len(s.own))
+    assert not torch.allclose(plain.expected(s, rows), other.expected(s, rows), atol=1e-3)
 
 
 @pytest.mark.parametrize("dim", [8, 80])
@@ -361,8 +397,8 @@ def check_weights(shape: Shape, teams: Teams) -> None:
         some = some if len(some) else np.array([len(s.own) - 1])
         query, keys, _, sees = world.placed(s, slice(0, len(s.own)))
         query, sees = query[some], sees[some]
-        scores = torch.einsum("rhd,thd->hrt", query, keys.repeat_interleave(shape.group, dim=1))
-        expected = (scores * world.heads.scale).masked_fill(~sees, -torch.inf).softmax(-1).mean(0)
+        expected = world.weights(query, keys, sees)
+        expected = (expected / expected.sum(-1, keepdim=True)).mean(0)  # as if there were no sinks
         spread = torch.zeros(len(some), int(s.own[some[-1]]) + 1, dtype=torch.float64)
         within = np.array(sorted(s.keys)) < spread.shape[1]
         spread[:, np.array(sorted(s.keys))[within]] = expected[:, within]

@@ -46,6 +46,9 @@ class Shape:
     rows: torch.dtype = F32
     arenas: tuple[torch.dtype, torch.dtype] = (F32, F32)
     sharpness: float = 1.0
+    window: int = 0
+    softcap: float = 0.0
+    has_sinks: bool = False
 
 
 @dataclass(slots=True)
@@ -100,12 +103,19 @@ class Problem:
         """Write the step's rows and attend."""
         step = self.bind()
         step.write(LAYER, self.qkv, self.slots, arena=PRIVATE, turned=self.turned)
-        return step.attend(LAYER, self.qkv, turned=self.turned)
+        return step.attend(LAYER, self.qkv, turned=self.turned, sinks=self.sinks())
+
+    def sinks(self) -> Tensor | None:
+        """fp32 `[heads]`, the same every time."""
+        if not self.shape.has_sinks:
+            return None
+        made = torch.Generator().manual_seed(11)
+        return torch.randn(self.heads.heads, generator=made).to(self.qkv.device)
 
     def run_twin(self) -> Tensor:
         """What `run` does, by torch."""
         self.write_by_torch(self.arenas[PRIVATE])
-        args = LAYER, self.query(), self.torch_heads(), self.rotary
+        args = LAYER, self.query(), self.torch_heads(), self.rotary, self.sinks()
         return portable.attend(self.layout, self.arenas, *args).flatten(1)
 
     def torch_heads(self) -> Heads:
@@ -143,17 +153,35 @@ class Problem:
         group = self.heads.heads // self.heads.kv_heads
         q, k = self._rotated(q, rows, torch.float64), self._rotated(k, at, torch.float64)
         k, v = k.repeat_interleave(group, dim=1), v.double().repeat_interleave(group, dim=1)
+        return self._weighed(q, k, v, self._sees(rows, at))
+
+    def _sees(self, rows: np.ndarray, at: np.ndarray) -> Tensor:
+        distance = rows[:, None] - at[None]
+        sees = (distance >= 0) & (distance < (self.heads.window or POSITIONS))
+        return torch.from_numpy(sees).to(self.qkv.device)
+
+    def _weighed(self, q: Tensor, k: Tensor, v: Tensor, sees: Tensor) -> Tensor:
         scores = torch.einsum("rhd,thd->hrt", q, k) * self.heads.scale
-        hidden = torch.from_numpy(at[None] > rows[:, None]).to(q.device)
-        return torch.einsum("hrt,thd->rhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+        if cap := self.heads.softcap:
+            scores = cap * (scores / cap).tanh()
+        scores = scores.masked_fill(~sees, -torch.inf)
+        if (sinks := self.sinks()) is not None:
+            of_heads = sinks.to(scores.dtype)[:, None, None].expand(-1, len(q), 1)
+            scores = torch.cat([scores, of_heads], dim=-1)
+        weights = scores.softmax(-1)[..., : len(k)]
+        return torch.einsum("hrt,thd->rhd", weights, v)
 
     def _torchs(self, q: Tensor, rows: np.ndarray, at: np.ndarray, k: Tensor, v: Tensor) -> Tensor:
         """Torch's own attention over rotated keys, at the coarsest number type of the problem."""
         q, k = self._rotated(q, rows, F32), self._rotated(k, at, F32)
         dtypes = self.shape.rows, *self.shape.arenas
         coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        sees = self._sees(rows, at)
+        if self.heads.softcap or self.shape.has_sinks:  # which torch's own function does not know
+            group = self.heads.heads // self.heads.kv_heads
+            wide = (x.repeat_interleave(group, dim=1).to(coarsest) for x in (k, v))
+            return self._weighed(q.to(coarsest), *wide, sees)
         q, k, v = (x.to(coarsest).transpose(0, 1)[None] for x in (q, k, v))
-        sees = torch.from_numpy(at[None] <= rows[:, None]).to(q.device)
         scale = self.heads.scale
         out = scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=scale, enable_gqa=True)
         return out[0].transpose(0, 1)
@@ -191,7 +219,9 @@ class Maker:
         heads, kv_heads = shape.heads
         rotary_dim = shape.dim if shape.rotary_dim is None else shape.rotary_dim
         self.shape, self.device, self.turned = shape, device, turned
-        self.heads = Heads(heads, kv_heads, shape.dim, shape.dim**-0.5, rotary_dim)
+        self.heads = Heads(
+            heads, kv_heads, shape.dim, shape.dim**-0.5, rotary_dim, shape.window, shape.softcap
+        )
         cos, sin = _angles(torch.arange(POSITIONS), rotary_dim)
         self.rotary = Rotary(cos.float().to(device), sin.float().to(device))
         sizes = LAYERS, PAGES, kv_heads, shape.dim, shape.page_tokens
@@ -296,6 +326,13 @@ SHAPES = {
     "every head its own keys, some channels turned": Shape((3, 3), 80, 32),
     "no channel turned": Shape((2, 1), 32, 0),
     "many heads on one": Shape((40, 1), 16),
+    "a window": Shape(window=30),
+    "a window of one": Shape((2, 1), 16, window=1, rows=BF16, arenas=(BF16, BF16)),
+    "capped scores": Shape(softcap=2.0, sharpness=5.0),
+    "sinks": Shape(has_sinks=True),
+    "all of it in bf16": Shape(
+        (4, 2), 64, rows=BF16, arenas=(BF16, BF16), window=50, softcap=20.0, has_sinks=True
+    ),
 }
 
 

@@ -176,13 +176,14 @@ typedef struct {
 /* Scores -> weights of one query vector over a block, against the largest score so far. `step` is
  * from page to page in the scores, `keys` are the positions of the run's keys. */
 INLINE void weigh(float *scores, int64_t step, const Pages *of, const int32_t *keys, int position,
-                  float *top, float *total, float *mixed, int dim) {
+                  int floor, float cap, float *top, float *total, float *mixed, int dim) {
     vf most = (vf){} + NEVER;
     for (int p = 0; p < of->count; p++)
         for (int v = 0; v < PAGE_VECTORS; v++) {
             float *at = scores + p * step + v * WIDTH;
-            vi sees = *(const vi *)(keys + (int64_t)of->page[p] * PAGE + v * WIDTH) <= position;
-            vf seen = pick(sees, load_f32(at), (vf){} + 2 * NEVER);
+            const vi stands = *(const vi *)(keys + (int64_t)of->page[p] * PAGE + v * WIDTH);
+            const vi sees = (stands <= position) & (stands > floor);
+            vf seen = pick(sees, capped(load_f32(at), cap), (vf){} + 2 * NEVER);
             most = larger(most, seen);
             store_f32(at, seen);
         }
@@ -207,8 +208,10 @@ static int seen_tokens(const Attend *of, const int32_t *looks, int num_looks, in
     for (int l = 0; l < num_looks; l++) {
         const int32_t *look = looks + 4 * l;
         const int32_t *at = of->key_positions + look[2] + (int64_t)page * PAGE;
+        const int32_t position = of->row_positions[look[0]];
         for (int v = 0; v < PAGE_VECTORS; v++)
-            any[v] |= *(const vi *)(at + v * WIDTH) <= of->row_positions[look[0]];
+            any[v] |= (*(const vi *)(at + v * WIDTH) <= position) &
+                      (*(const vi *)(at + v * WIDTH) > floor_of(of, position));
     }
     int count = 0;
     for (int t = 0; t < PAGE; t++) {
@@ -244,11 +247,12 @@ static void attend_block(const Attend *of, const LayerIO *io, const int32_t *ite
         const float *keys = page_keys(of, arena, io, pages[block->page[p]], head, s->keys);
         score_queries(s->query, keys, s->scores + p * step, dim, queries);
     }
-    for (int l = 0; l < item[2]; l++, looks += 4)
+    for (int l = 0; l < item[2]; l++, looks += 4) {
+        const int32_t position = of->row_positions[looks[0]], floor = floor_of(of, position);
         for (int q = l * group; q < (l + 1) * group; q++)
-            weigh(s->scores + q * PAGE, step, block, of->key_positions + looks[2],
-                  of->row_positions[looks[0]], s->top + q, s->total + q, s->mixed + q * stride,
-                  stride);
+            weigh(s->scores + q * PAGE, step, block, of->key_positions + looks[2], position, floor,
+                  of->softcap * LOG2_E, s->top + q, s->total + q, s->mixed + q * stride, stride);
+    }
     for (int p = 0; p < block->count; p++) {
         const float *values = page_values(of, arena, io, pages[block->page[p]], head, s->values);
         mix_page(s->scores + p * step, values, s->mixed, queries, stride, block->seen[p],
@@ -304,7 +308,8 @@ INLINE void merge_typed(const Attend *of, const LayerIO *io, int row, int type) 
         const int first = of->row_parts[row], end = of->row_parts[row + 1];
         const int64_t step = (int64_t)of->heads * size;
         float *own = of->parts + first * step + head * size;
-        float top = NEVER, total = 0.0f;
+        const float sink = io->sinks ? io->sinks[head] * LOG2_E : NEVER;
+        float top = sink, total = 0.0f;
         for (int p = 0; p < end - first; p++)
             if (own[p * step + dim] > top) top = own[p * step + dim];
         for (int p = 0; p < end - first; p++) {
@@ -316,6 +321,7 @@ INLINE void merge_typed(const Attend *of, const LayerIO *io, int row, int type) 
             else
                 for (int d = 0; d < dim; d++) own[d] += weight * part[d];
         }
+        if (io->sinks) total += exp2f(sink - top);
         const float share = total == 0.0f ? 0.0f : 1.0f / total;
         const int64_t at = row * io->out_stride + (int64_t)head * dim;
         for (int d = 0; d < dim; d++) store_one(io->out, at + d, type, own[d] * share);

@@ -30,6 +30,8 @@ typedef struct {
     int32_t rotary_dim;            /* 0: keys and queries are not turned */
     const float *cos, *sin;        /* [positions][rotary_dim] */
     float scale;
+    float softcap;                 /* c: scores are c tanh(score / c); 0: as they are */
+    int32_t window;                /* positions up to its own that a row sees; 0: all */
     float *parts;                  /* [parts][heads][dim + 2]: mixed values, largest score, sum */
 } Attend;
 
@@ -39,7 +41,13 @@ typedef struct {
     int64_t query_stride, out_stride;
     int32_t query_type, out_type;
     int32_t layer;
+    const float *sinks;            /* [heads] scores that take weight and give no value, or NULL */
 } LayerIO;
+
+/* A row sees the keys above its floor, up to its own position. */
+static inline int32_t floor_of(const Attend *of, int32_t position) {
+    return of->window ? position - of->window : INT32_MIN;
+}
 
 /* Bytes of scratch that one member needs. */
 int64_t attend_scratch_bytes(const Attend *of);

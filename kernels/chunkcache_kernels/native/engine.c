@@ -196,7 +196,8 @@ static void layer_work(Team *team, int member, const Layers *of, int index) {
     const Layer *layer = of->layers + index;
     const Attend *attend = layer->turned ? of->turned : of->still;
     const int qkv_width = (attend->heads + 2 * attend->kv_heads) * attend->dim;
-    const LayerIO io = {of->qkv, of->attended, qkv_width, attend->heads * attend->dim, F32, F32, index};
+    const LayerIO io = {of->qkv, of->attended, qkv_width, attend->heads * attend->dim, F32, F32, index,
+                        NULL};
     const Write write = {of->slots, layer->query_norm, layer->key_norm, of->eps, of->arena};
     float *normed = of->normed + (int64_t)member * of->count * of->width;
     for (int m = 0; m < of->count; m++)

@@ -196,4 +196,13 @@ INLINE vf gated(vf gate, vf up) {
     return gate * up / (small + 1.0f) * pick(positive, (vf){} + 1.0f, small);
 }
 
+/* cap tanh(x / cap), of which 0 is none. */
+INLINE vf capped(vf x, float cap) {
+    if (cap == 0.0f) return x;
+    vf size = pick(x < 0.0f, -x, x) * (2.0f * 1.4426950408889634f / cap);
+    vf small = exp2_of(-size); /* e^(-2 |x| / cap), which cannot overflow */
+    vf bent = (1.0f - small) / (1.0f + small) * cap;
+    return pick(x < 0.0f, -bent, bent);
+}
+
 #endif

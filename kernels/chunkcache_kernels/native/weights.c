@@ -40,11 +40,13 @@ static void score_run(Block *b, const LayerIO *io, int run, int head, int at, in
         turn_query(of, io, first + 4 * (b->first_row + q / group - first[0]),
                    head * group + q % group, s->query + q * dim);
     const int32_t *numbers = of->runs + 3 * run;
+    const float cap = of->softcap * 1.4426950408889634f; /* scores are of powers of 2 */
     for (int page = 0; page < numbers[2]; page++) {
         const int32_t *positions = of->key_positions + first[2] + (int64_t)page * PAGE;
         const int last = of->row_positions[b->first_row + b->rows - 1];
+        const int lowest = floor_of(of, of->row_positions[b->first_row]);
         int seen = 0;
-        for (int t = 0; t < PAGE; t++) seen |= positions[t] <= last;
+        for (int t = 0; t < PAGE; t++) seen |= positions[t] <= last && positions[t] > lowest;
         if (seen && before < b->rows) {
             const float *found = page_keys(of, of->arenas + numbers[0], io,
                                            of->pages[numbers[1] + page], head, s->keys);
@@ -55,9 +57,10 @@ static void score_run(Block *b, const LayerIO *io, int run, int head, int at, in
             const int position = of->row_positions[b->first_row + q / group];
             float *to = b->scores + (int64_t)q * keys + at + page * PAGE;
             for (int v = 0; v < PAGE_VECTORS; v++) {
-                vi sees = *(const vi *)(positions + v * WIDTH) <= position;
-                store_f32(to + v * WIDTH, pick(sees, load_f32(s->scores + q * PAGE + v * WIDTH),
-                                               (vf){} + 2 * NEVER));
+                const vi stands = *(const vi *)(positions + v * WIDTH);
+                const vi sees = (stands <= position) & (stands > floor_of(of, position));
+                vf score = capped(load_f32(s->scores + q * PAGE + v * WIDTH), cap);
+                store_f32(to + v * WIDTH, pick(sees, score, (vf){} + 2 * NEVER));
             }
         }
     }

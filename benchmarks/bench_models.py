@@ -1,0 +1,131 @@
+"""Which kinds of decoder are served: every type transformers knows, built tiny and put to the gate.
+
+    python benchmarks/bench_models.py --out benchmarks/results/bench_models.jsonl
+
+A type is served if the gate passes over a prompt of 2,400 tokens (`chunkcache/engine/gate.py`) and,
+beyond what the gate asks, full prefill and a decoded token are transformers' own at 100, 700 and
+2,000 tokens: below and above the tiny model's window of 512. docs/reference/models.md is made of
+the result (`python docs/build.py`). Sizes are tiny; what decides attention is as each type has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from reporting import command_line, emit, surroundings
+from tokenizers import Tokenizer, models
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast, logging
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from chunkcache.engine.gate import run_gate
+from chunkcache.engine.model import refuse_unsupported, wrap_model
+from chunkcache.engine.trial import Trial, long_lengths
+from chunkcache.errors import UnsupportedModel
+
+LENGTHS = (100, 700, 2000)
+TOLERANCE = 1e-3
+SIZES: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "num_hidden_layers": 4, "vocab_size": 320, "head_dim": 16, "max_position_embeddings": 4096,
+    "sliding_window": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+}  # fmt: skip
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8, "v_head_dim": 12,
+}  # fmt: skip
+SHOWN = ("reference", "continuation", "repair_all", "moved", "unrepaired")
+
+
+def tiny(model_type: str, seed: int) -> Any:
+    """A random network of that type; its norms random too, so that one behind a rotation shows."""
+    make = CONFIG_MAPPING[model_type]
+    given = make()
+    sizes = SIZES
+    if hasattr(given, "kv_lora_rank") and given.kv_lora_rank:
+        sizes = {**{k: v for k, v in SIZES.items() if k != "head_dim"}, **LATENT}
+    config = make(**{k: v for k, v in sizes.items() if hasattr(given, k)})
+    refuse_unsupported(config)
+    torch.manual_seed(seed)
+    network = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim == 1 or "sink" in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return network
+
+
+def judged(model_type: str, seed: int, kernels: Path) -> dict[str, Any]:
+    """What becomes of one type: `served`, `reused`, figures, and the reason if not."""
+    try:
+        network = tiny(model_type, seed)
+    except UnsupportedModel as error:
+        return {"verdict": "refused", "reason": _reason(error)}
+    except Exception as error:  # whatever a configuration says of sizes it was not made for
+        return {"verdict": "not built", "reason": f"{type(error).__name__}: {error}"[:200]}
+    nobodys = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    try:
+        model = wrap_model(
+            network, nobodys, fingerprint=b"tiny", name=model_type, kernel_cache=kernels
+        )
+    except UnsupportedModel as error:
+        return {"verdict": "refused", "reason": _reason(error)}
+    verdict = run_gate(model)
+    row: dict[str, Any] = {
+        "figures": {name: verdict.figures[name] for name in SHOWN if name in verdict.figures},
+        "windows": sorted({f.window for f in model.facts.layers if f.window}),
+    }
+    if not verdict.reuses:
+        return {**row, "verdict": "stopped by the gate", "reason": "; ".join(verdict.problems)}
+    with Trial(model, long_lengths(2048)) as trial:
+        row["lengths"] = {str(n): trial.differs_by(n) for n in LENGTHS}
+    wrong = [n for n, by in row["lengths"].items() if not by <= TOLERANCE]
+    if wrong:
+        return {**row, "verdict": "WRONG", "reason": f"passed the gate, wrong at {wrong} tokens"}
+    return {**row, "verdict": "served"}
+
+
+def _reason(error: UnsupportedModel) -> str:
+    return error.message.split(" has ", 1)[1].split(". chunkcache serves")[0]
+
+
+def main() -> None:
+    """Build, judge, print."""
+    warnings.filterwarnings("ignore")
+    logging.set_verbosity_error()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--types", nargs="*", help="of model; all that transformers knows if none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="append the JSON line to this file")
+    given = parser.parse_args()
+    types = given.types or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for model_type in types:
+            began = time.perf_counter()
+            rows[model_type] = row = judged(model_type, given.seed, Path(folder))
+            took, reason = time.perf_counter() - began, row.get("reason", "")[:90]
+            print(f"{model_type:24} {row['verdict']:20} {took:5.1f} s  {reason}", flush=True)
+    counts: dict[str, int] = {}
+    for row in rows.values():
+        counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
+    print(counts)
+    emit(
+        {
+            "benchmark": "models", "command": command_line(), "seed": given.seed,
+            "lengths": LENGTHS, "counts": counts, "rows": rows,
+            **surroundings("transformers", "chunkcache"),
+        },
+        given.out,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What a model's layers say to their attention function, and how they are called one at a time.
+
+Whatever a layer attends with (scale, window, soft-cap, sinks) it hands to the function registered
+for attention. A listener stands there: the engine's rows while they run (`attention.py`), or a
+`Recorder` that only writes down what it hears, once, when a model is loaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+ATTENTION_NAME = "chunkcache_rows"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Heard:
+    """One call of the attention function: `[heads, rows, dim]` before anything is turned by us."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scale: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+
+class Listener(Protocol):
+    """Stands where a layer attends."""
+
+    def attend(self, heard: Heard) -> torch.Tensor:
+        """Attention of the rows, `[rows, heads, value dim]`."""
+        ...
+
+
+_LISTENER: ContextVar[Listener] = ContextVar("chunkcache_listener")
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Within, and in this thread, layers attend through the listener."""
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
+def attention_function(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The function registered with transformers; `query` is `[1, Hq, rows, D]`.
+
+    Returns `[1, rows, Hq, Dv]`, as the interface asks. `attention_mask` and `dropout` are unused:
+    what is seen follows from positions, and serving never drops.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    heard = Heard(query[0], key[0], value[0], scale, sliding_window or None, softcap or None, s_aux)
+    return _LISTENER.get().attend(heard)[None], None
+
+
+@dataclass(slots=True, eq=False)
+class Recorder:
+    """Writes down what layers say and answers with zeros."""
+
+    heard: list[Heard] = field(default_factory=list)
+
+    def attend(self, heard: Heard) -> torch.Tensor:
+        """See `Listener`."""
+        self.heard.append(heard)
+        heads, rows, _ = heard.query.shape
+        return heard.value.new_zeros((rows, heads, heard.value.shape[-1]))
+
+
+def run_layer(
+    layer: Any, hidden: torch.Tensor, embeddings: Any, positions: torch.Tensor
+) -> torch.Tensor:
+    """One layer over `hidden` `[rows, width]` with these rotary embeddings; `positions` int64."""
+    told = {
+        "position_embeddings": embeddings, "position_ids": positions[None],
+        "attention_mask": None, "use_cache": False,
+    }  # fmt: skip
+    takes = inspect.signature(layer.forward).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        told = {name: value for name, value in told.items() if name in takes}
+    out = layer(hidden[None], **told)
+    return (out[0] if isinstance(out, tuple) else out)[0]  # type: ignore[no-any-return]

@@ -1,0 +1,169 @@
+"""How a layer turns its queries and keys, found out from the layer itself.
+
+A rotary embedding takes pairs of a head's channels and turns each pair by position × frequency
+(RoFormer, arXiv 2104.09864, §3.2). Which channels make a pair is a matter of layout: halves side
+by side (Llama), neighbours (GLM, Cohere), a part of the head (Phi, GPT-NeoX), its end (DeepSeek).
+Instead of a list of families, the layer is asked: its angles are switched on one at a time, and
+what changes at its attention function tells the pairs. Any layout is then the kernels' own, the
+first channels in halves, once the channels of queries and keys are put into another order: scores
+do not depend on the order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from chunkcache.engine.listening import Recorder, listening, run_layer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_TOLERANCE = 1e-5  # of an angle's cos and sin in fp32
+
+
+class NotARotation(Exception):
+    """The layer does to its queries or keys what no rotation of channels does; says what."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """A model's rotary embedding in the form its layers take, for one kind of layer.
+
+    `frequencies` fp32 `[n]`; `scale` multiplies cos and sin; `index` int64 `[width]`: which
+    frequency each of the numbers handed to a layer has. Some models hand over complex numbers.
+    """
+
+    frequencies: torch.Tensor
+    scale: float
+    index: torch.Tensor
+    is_complex: bool
+
+    @property
+    def width(self) -> int:
+        """Angles of one position, as a layer takes them."""
+        return len(self.index)
+
+    def of(self, cos: torch.Tensor, sin: torch.Tensor) -> Any:
+        """What a layer takes, of `[rows, width]`."""
+        if self.is_complex:
+            return torch.complex(cos.float(), sin.float())[None]
+        return cos[None], sin[None]
+
+    def identity(self, like: torch.Tensor) -> Any:
+        """What turns nothing, for rows like `like` `[rows, …]`."""
+        one = like.new_ones((1, 1)).expand(len(like), self.width)
+        return self.of(one, one - 1)
+
+
+def embeddings_of(rotary: Any, config: PreTrainedConfig, kind: str | None) -> Embeddings:
+    """Those of a fresh instance of the model's rotary module: `model.to(bfloat16)` rounds the
+    frequencies of the one inside the model.
+
+    Args:
+        kind: of layer, where the module keeps angles for several.
+
+    Raises:
+        NotARotation: its angles are not position × frequency.
+    """
+    fresh: Any = type(rotary)(config=config)
+    prefix = f"{kind}_" if hasattr(fresh, f"{kind}_inv_freq") else ""
+    frequencies = getattr(fresh, f"{prefix}inv_freq").to(torch.float32)
+    scale = float(getattr(fresh, f"{prefix}attention_scaling", 1.0))
+    more = (kind,) if prefix else ()
+    made = fresh(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.int64), *more)
+    is_complex = torch.is_tensor(made) and made.is_complex()
+    cos, sin = (made.real, made.imag) if is_complex else made
+    cos, sin = cos.flatten().float(), sin.flatten().float()
+    count, places = len(frequencies), torch.arange(len(cos))
+    for index in (places % count, places * count // len(cos)):
+        wanted = frequencies[index] * 1.0
+        if torch.allclose(cos, wanted.cos() * scale, atol=_TOLERANCE) and torch.allclose(
+            sin, wanted.sin() * scale, atol=_TOLERANCE
+        ):
+            return Embeddings(frequencies, scale, index, is_complex)
+    raise NotARotation("angles that are not position × frequency")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rotation:
+    """`frequencies` fp32 `[pairs]`; `order`: the channels as the kernels take them, the first of
+    every pair, then the second ones, then those that stay; None where they lie so already.
+    """
+
+    frequencies: torch.Tensor
+    order: tuple[int, ...] | None
+
+    @property
+    def dim(self) -> int:
+        """Channels that are turned."""
+        return 2 * len(self.frequencies)
+
+
+@torch.inference_mode()
+def rotation_of(layer: Any, hidden_size: int, embeddings: Embeddings) -> Rotation | None:
+    """What the layer does with its angles; None: nothing, it has no positions.
+
+    Cost: one run of the layer over a row for each angle of a position.
+
+    Raises:
+        NotARotation: queries or keys change otherwise than by turning pairs of channels.
+    """
+    plain, turned = _asked(layer, hidden_size, embeddings)
+    dim = plain.shape[-1]
+    angle, partner, sign = [-1] * dim, [-1] * dim, [0] * dim
+    for number, got in enumerate(turned.unbind(1)):
+        for channel in torch.nonzero((got != plain).any(0)).flatten().tolist():
+            if angle[channel] != -1:
+                raise NotARotation("queries or keys that change after they are turned")
+            angle[channel] = number
+            partner[channel], sign[channel] = _source(got[:, channel], plain)
+    firsts = [c for c in range(dim) if sign[c] == -1]
+    if not any(sign):
+        return None
+    index = embeddings.index
+    for channel in firsts:
+        other = partner[channel]
+        ours, theirs = index[angle[channel]], index[angle[other]]
+        if partner[other] != channel or sign[other] != 1 or ours != theirs:
+            raise NotARotation("channels that are turned, but not in pairs")
+    seconds = [partner[c] for c in firsts]
+    rest = [c for c in range(dim) if not sign[c]]
+    order = [*firsts, *seconds, *rest]
+    frequencies = embeddings.frequencies[index[[angle[c] for c in firsts]]]
+    return Rotation(frequencies, None if order == list(range(dim)) else tuple(order))
+
+
+def _asked(
+    layer: Any, hidden_size: int, embeddings: Embeddings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries' and keys' channels `[heads, dim]` without any turn, and `[heads, width, dim]` with
+    each angle in turn a quarter of a circle. All rows are of one and the same hidden state.
+    """
+    width = embeddings.width
+    weight = next(layer.parameters())
+    generator = torch.Generator().manual_seed(20260101)
+    state = torch.randn(hidden_size, generator=generator).to(weight)
+    cos = torch.ones(width + 1, width)
+    cos[1:] -= torch.eye(width)
+    angles = embeddings.of(cos.to(weight), (1.0 - cos).to(weight))
+    where = torch.zeros(width + 1, dtype=torch.int64, device=weight.device)
+    recorder = Recorder()
+    with listening(recorder):
+        run_layer(layer, state.expand(width + 1, -1), angles, where)
+    if len(recorder.heard) != 1:
+        raise NotARotation("layers that do not attend once")
+    heard = recorder.heard[0]
+    both = torch.cat([heard.query, heard.key]).float().cpu()
+    return both[:, 0], both[:, 1:]
+
+
+def _source(got: torch.Tensor, plain: torch.Tensor) -> tuple[int, int]:
+    """The channel, and its sign, whose numbers in all heads are those."""
+    for sign in (1, -1):
+        found = torch.nonzero((plain * sign == got[:, None]).all(0)).flatten().tolist()
+        if len(found) == 1:
+            return found[0], sign
+    raise NotARotation("queries or keys that change after they are turned")
