@@ -65,14 +65,15 @@ def prepared(integration: Integration, folder: Path) -> str:
 
 
 def tried(integration: Integration, folder: Path, url: str) -> list[str]:
-    """Rows of the page: a suite each, and the example."""
+    """Rows of the page: a suite each, the example, and the types."""
     python = prepared(integration, folder)
+    here = ROOT / "integrations" / integration.folder
     known = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     report = folder / f"{integration.folder}.xml"
     report.unlink(missing_ok=True)
     subprocess.run(
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"],
-        cwd=ROOT / "integrations" / integration.folder, timeout=TRY_TIMEOUT_S, check=False,
+        cwd=here, timeout=TRY_TIMEOUT_S, check=False,
         env={**known, "CHUNKCACHE_URL": url, "HAYSTACK_TELEMETRY_ENABLED": "False"},
     )  # fmt: skip
     counted = counts(ElementTree.parse(report).getroot()) if report.exists() else {}
@@ -80,8 +81,15 @@ def tried(integration: Integration, folder: Path, url: str) -> list[str]:
         [python, str(ROOT / "examples" / integration.example), url],
         env=known, timeout=TRY_TIMEOUT_S, check=False,
     )  # fmt: skip
-    outcome = "passed" if shown.returncode == 0 else "failed"
-    counted.setdefault(f"example {integration.example}", Counter())[outcome] += 1
+    (package,) = {path.relative_to(here).parts[0] for path in here.rglob("py.typed")}
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file=", "--strict", "--explicit-package-bases",
+         "--python-executable", python, "--cache-dir", str(folder / "mypy"), package],
+        cwd=here, timeout=TRY_TIMEOUT_S, check=False, env=known,
+    )  # fmt: skip
+    for what, done in ((f"example {integration.example}", shown), ("mypy --strict", checked)):
+        outcome = "passed" if done.returncode == 0 else "failed"
+        counted.setdefault(what, Counter())[outcome] += 1
     start = f"| {integration.folder} | {integration.over} |"
     kinds = ("passed", "xfailed", "skipped", "failed")
     return [

@@ -83,7 +83,7 @@ class ChunkCacheDocumentStore:
         given = data["init_parameters"].get("api_key")
         if isinstance(given, dict):
             data["init_parameters"]["api_key"] = Secret.from_dict(given)
-        return default_from_dict(cls, data)  # type: ignore[no-any-return]
+        return default_from_dict(cls, data)
 
     def count_documents(self) -> int:
         """How many there are."""
@@ -214,7 +214,7 @@ class ChunkCacheDocumentStore:
 
 def _asks_for_content(filters: dict[str, Any]) -> bool:
     if "field" in filters:
-        return filters["field"] == "content"
+        return bool(filters["field"] == "content")
     return any(_asks_for_content(condition) for condition in filters.get("conditions", []))
 
 

@@ -94,7 +94,7 @@ class ChunkCacheChatGenerator:
             given["api_key"] = Secret.from_dict(given["api_key"])
         if given.get("streaming_callback"):
             given["streaming_callback"] = deserialize_callable(given["streaming_callback"])
-        return default_from_dict(cls, data)  # type: ignore[no-any-return]
+        return default_from_dict(cls, data)
 
     @component.output_types(replies=list[ChatMessage])
     def run(

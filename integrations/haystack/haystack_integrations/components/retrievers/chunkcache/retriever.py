@@ -55,7 +55,7 @@ class ChunkCacheRetriever:
         if isinstance(given, dict):
             made = ChunkCacheDocumentStore.from_dict(given)
             data["init_parameters"]["document_store"] = made
-        return default_from_dict(cls, data)  # type: ignore[no-any-return]
+        return default_from_dict(cls, data)
 
     @component.output_types(documents=list[Document])
     def run(
