@@ -84,7 +84,7 @@ def _put_one(text: Text, known: Held | None, vector_store_id: str) -> Flow[None]
     source = Source(_file_name(text.title), text.text.encode())
     labels = {**text.attributes, ID_ATTRIBUTE: text.id}
     if known is not None and _is_same(known, source):
-        if known.attributes != labels:
+        if _told_apart(known.attributes) != _told_apart(labels):
             where = f"{files_path(vector_store_id)}/{segment('id', known.file_id)}"
             yield Call("POST", where, {"attributes": labels})
         return
@@ -99,6 +99,11 @@ def _put_one(text: Text, known: Held | None, vector_store_id: str) -> Flow[None]
 def _is_same(known: Held, source: Source) -> bool:
     """Whether title and text are what they were."""
     return (known.filename, known.document.sha256) == (source.name, source.sha256())
+
+
+def _told_apart(attributes: Attributes) -> dict[str, tuple[bool, str | float | bool]]:
+    """Attributes such that a truth is not the number that it equals."""
+    return {name: (isinstance(value, bool), value) for name, value in attributes.items()}
 
 
 def stored(vector_store_id: str) -> Flow[list[StoredText]]:

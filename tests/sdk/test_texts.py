@@ -40,6 +40,9 @@ def test_a_known_id_is_replaced_and_the_same_is_not_sent(served: Any, caller: An
     caller("put_texts", [Text(CAT.id, CAT.text, CAT.title, {"page": 9})])  # attributes alone
     assert len(served.service.ingested) == 2
     assert caller("search", "cat", top_k=1)[0].attributes == {"page": 9}
+    caller("put_texts", [Text(CAT.id, CAT.text, CAT.title, {"page": 1})])
+    caller("put_texts", [Text(CAT.id, CAT.text, CAT.title, {"page": True})])  # equal, not the same
+    assert caller("search", "cat", top_k=1)[0].attributes["page"] is True
     caller("put_texts", [Text("2", "an owl")])
     assert [one.text for one in caller("read_texts", ["2"])] == ["an owl"]
     assert len(uploads(served)) == 2 and caller("search", "dog") == []
