@@ -218,8 +218,7 @@ class WindowedFrequencyPolicy:
     def on_put(self, digest: bytes, entry: Entry) -> None:
         """See `Policy`. A record that nobody ever wanted counts as used once."""
         self.on_delete(digest)
-        if self._popularity.weight(digest) == -math.inf:
-            self._popularity.count(digest)
+        self._popularity.introduce(digest)
         self._now += 1
         self._used[digest] = self._now
         self._held[digest] = held = Held(entry, self._rankings(entry))

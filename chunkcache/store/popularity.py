@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _REMEMBERED_HALF_LIVES = 16  # a use that long ago weighs 2^-16: it is forgotten
 
@@ -17,11 +21,19 @@ class Popularity:
     updating, and which grow without bound by 1 per half-life. Thread-safe; tiers may share one, so
     that a record coming down a tier is known there. `count`, `weight`: O(1). Memory: at most 16
     half-lives of records, some 200 bytes each.
+
+    Args:
+        half_life_uses: after so many uses of any record one weighs half.
+        also: the digest that a tier keeps a record under, where that is another than its own.
     """
 
-    def __init__(self, half_life_uses: float = 8000) -> None:
+    def __init__(
+        self, half_life_uses: float = 8000, *, also: Callable[[bytes], bytes] | None = None
+    ) -> None:
         self._half_life = half_life_uses
-        self._limit = math.ceil(_REMEMBERED_HALF_LIVES * half_life_uses)
+        self._also = also
+        names = 1 if also is None else 2
+        self._limit = names * math.ceil(_REMEMBERED_HALF_LIVES * half_life_uses)
         self._lock = threading.Lock()
         self._now = 0
         self._weights: OrderedDict[bytes, float] = OrderedDict()  # least recently used first
@@ -30,16 +42,28 @@ class Popularity:
         """A record was wanted, whether it was there or not."""
         with self._lock:
             self._now += 1
-            fresh = self._now / self._half_life
-            old = self._weights.pop(digest, None)
-            weight = fresh if old is None else fresh + math.log2(1.0 + math.exp2(old - fresh))
-            self._weights[digest] = weight
-            if len(self._weights) > self._limit:
-                self._weights.popitem(last=False)
+            self._add(digest)
+            if self._also is not None:
+                self._add(self._also(digest))
+
+    def introduce(self, digest: bytes) -> None:
+        """A record came in under this digest: if nobody ever wanted it, that counts as a use."""
+        with self._lock:
+            if digest not in self._weights:
+                self._now += 1
+                self._add(digest)
 
     def weight(self, digest: bytes) -> float:
         """log2 of the decayed number of uses, on a scale on which nothing decays; −∞: unknown."""
         return self._weights.get(digest, -math.inf)
+
+    def _add(self, digest: bytes) -> None:
+        fresh = self._now / self._half_life
+        old = self._weights.pop(digest, None)
+        weight = fresh if old is None else fresh + math.log2(1.0 + math.exp2(old - fresh))
+        self._weights[digest] = weight
+        if len(self._weights) > self._limit:
+            self._weights.popitem(last=False)
 
     def uses(self, digest: bytes) -> float:
         """The decayed number of uses as of now."""

@@ -67,6 +67,19 @@ def test_the_heap_of_a_much_used_record_is_bounded() -> None:
     assert len(policy._everyone.others[1]._heap) <= 70
 
 
+def test_a_record_is_known_under_its_name_in_a_lower_tier() -> None:
+    popularity = Popularity(half_life_uses=2, also=lambda digest: b"coded " + digest)
+    for _ in range(3):
+        popularity.count(b"a")
+    assert popularity.uses(b"coded a") == popularity.uses(b"a") > 2
+    popularity.introduce(b"coded a")
+    popularity.introduce(b"coded b")
+    assert popularity.uses(b"coded b") == 1.0 and popularity.uses(b"coded coded b") == 0.0
+    for number in range(1000):
+        popularity.count(b"%d" % number)
+    assert len(popularity._weights) == 64
+
+
 def test_tiers_that_share_their_counts_know_a_record_that_comes_down() -> None:
     popularity = Popularity()
     upper = WindowedFrequencyPolicy(100, popularity=popularity)
