@@ -59,7 +59,12 @@ def warm_chunks(
     terms = Terms(tenant, retention=Retention.WARMED)
     keys = [runtime.key(runtime.prompts.chunk_ids(chunk), salt) for chunk in chunks]
     keys = [key for key in dict.fromkeys(keys) if shard.takes(key)]
-    todo = [key for key in keys if not runtime.is_warm(key)]
+    todo: list[ChunkKey] = []
+    for key in keys:
+        if runtime.is_warm(key):
+            runtime.store.retain(key, terms)
+        else:
+            todo.append(key)
     report = WarmReport(chunks=len(keys), already_warm=len(keys) - len(todo))
     if not runtime.reuses:
         report.stopped_reason = "the model did not pass the gate, its chunk KV is not reused"

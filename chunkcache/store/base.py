@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from chunkcache.errors import StoreError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry
+    from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,4 +128,13 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Flush and release. A second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class Retaining(Protocol):
+    """A tier that evicts by policy, and so minds the terms of its records."""
+
+    def retain(self, key: ChunkKey, terms: Terms) -> None:
+        """Keep a record on these terms from now on, if it is there on looser ones; no use."""
         ...

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import lmdb
 
-    from chunkcache.chunk import ChunkKey
+    from chunkcache.chunk import ChunkKey, Terms
     from chunkcache.store.base import RecordReader
     from chunkcache.store.codec.base import Codec
     from chunkcache.store.policy import Policy
@@ -169,6 +169,13 @@ class DiskTier:
                 self._writer.remove(digest)
                 was_there = True
             return was_there
+
+    def retain(self, key: ChunkKey, terms: Terms) -> None:
+        """See `Retaining`. Raises `StoreError`: it stays on the terms that it has."""
+        with self._using():
+            digest = self._place_of(key, if_corrupt=False)
+            if digest is not None:
+                self._writer.retain(digest, terms)
 
     def scan(self) -> Iterator[bytes]:
         """See `Tier`. Records of this model that this codec's tier reads, as they are stored."""

@@ -14,7 +14,7 @@ from chunkcache.store.reader import HeldRecord
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from chunkcache.chunk import ChunkKey, ChunkKV
+    from chunkcache.chunk import ChunkKey, ChunkKV, Terms
     from chunkcache.store.base import RecordReader
     from chunkcache.store.policy import Policy
 
@@ -92,6 +92,15 @@ class HostTier:
         """See `Tier`."""
         with self._lock:
             return self._find(key) is not None and self._drop(key.digest)
+
+    def retain(self, key: ChunkKey, terms: Terms) -> None:
+        """See `Retaining`."""
+        with self._lock:
+            record = self._find(key)
+            if record is not None and record.terms.retention < terms.retention:
+                self._records[key.digest] = replace(record, terms=terms)
+                entry = Entry(record.size_bytes, record.num_tokens, terms)
+                self._policy.on_put(key.digest, entry)
 
     def scan(self) -> Iterator[bytes]:
         """See `Tier`."""

@@ -209,6 +209,10 @@ class RecordEnv:
         txn.put(header_key(digest), header, db=self._slabs)
         txn.put(digest, entry.pack(), db=self._meta)
 
+    def put_entry(self, txn: lmdb.Transaction[bytes], digest: bytes, entry: MetaEntry) -> None:
+        """Say something else in `meta` of a record that is there."""
+        txn.put(digest, entry.pack(), db=self._meta)
+
     def remove(self, txn: lmdb.Transaction[bytes], digest: bytes) -> bool:
         """Remove all of a record. False: `meta` did not have it."""
         with txn.cursor(db=self._slabs) as cursor:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chunkcache.errors import CorruptRecord, StoreError
-from chunkcache.store.base import TierAtRest
+from chunkcache.store.base import Retaining, TierAtRest
 from chunkcache.store.cost import CostModel
 from chunkcache.store.reader import HeldRecord, read_record
 from chunkcache.store.write_behind import WriteBehind
@@ -29,7 +29,7 @@ from chunkcache.store.write_behind import WriteBehind
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from chunkcache.chunk import ChunkKey, ChunkKV
+    from chunkcache.chunk import ChunkKey, ChunkKV, Terms
     from chunkcache.metrics import Metrics
     from chunkcache.store.base import RecordReader, Tier, TierUsage
     from chunkcache.store.write_behind import NewQueue
@@ -264,6 +264,15 @@ class TieredStore:
             copies = [self._queue(tier, record, wait=True) for tier in lacking]
             wait_for_all([copy for copy in copies if copy is not None])
         return True
+
+    def retain(self, key: ChunkKey, terms: Terms) -> None:
+        """Keep a record on firmer terms in every tier that has it and evicts by policy."""
+        for tier in self._tiers:
+            if isinstance(tier, Retaining):
+                try:
+                    tier.retain(key, terms)
+                except StoreError as error:
+                    self._note_error("write", tier.name, error)
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether the lowest tier that answers could take a record without evicting one.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
-from chunkcache.errors import StoreError
+from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.store.layout import MetaEntry
 from chunkcache.store.lmdb_env import MapFull
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     import lmdb
 
-    from chunkcache.store.layout import MetaEntry
+    from chunkcache.chunk import Terms
     from chunkcache.store.lmdb_env import RecordEnv
     from chunkcache.store.mirror import Mirror
 
@@ -86,6 +88,23 @@ class RecordWriter:
             f"store: other processes fill {self._env.path} faster than room can be made in it. "
             f"Limit: {self._capacity_bytes} bytes. Hint: raise store.disk_capacity_bytes"
         )
+
+    def retain(self, digest: bytes, terms: Terms) -> None:
+        """Put a record on firmer terms. A damaged entry stays as it is. Raises `StoreError`."""
+        with self._lock:
+            with self._env.writing() as txn:
+                packed = self._env.entry(txn, digest)
+                try:
+                    entry = MetaEntry.unpack(packed) if packed is not None else None
+                except CorruptRecord:
+                    return  # whoever reads it finds out, and drops it
+                if entry is None or entry.terms.retention >= terms.retention:
+                    return
+                entry = replace(entry, terms=terms)
+                self._env.put_entry(txn, digest, entry)
+                commit = txn.id()
+            self._mirror.added(commit, digest, entry)
+            self._unsynced.set()
 
     def remove(self, digest: bytes) -> None:
         """Remove a record, or what is left of it. Raises `StoreError`."""

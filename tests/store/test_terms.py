@@ -108,13 +108,35 @@ def test_terms_outlive_a_restart(open_tier: Callable[..., DiskTier], records: Mo
     capacity = 6 * tier.usage().size_bytes
     tier.close()
     tier = open_tier(capacity)
-    warmed = [on(Terms(retention=Retention.WARMED), records.make_record(n)) for n in range(1, 6)]
+    warmed = [on(Terms(retention=Retention.WARMED), records.make_record(n)) for n in range(1, 5)]
     assert all(tier.put(record) for record in warmed)
+    warmed.append(records.make_record(5))
+    assert tier.put(warmed[-1])
+    tier.retain(warmed[-1].key, Terms(retention=Retention.WARMED))
     tier.close()
     tier = open_tier(capacity)
     for number in range(100, 110):
         tier.put(on(Terms(retention=Retention.PASSING), records.make_record(number)))
     assert all(tier.contains(record.key) for record in warmed)
+
+
+def test_what_is_there_can_be_kept_on_firmer_terms_and_on_no_looser_ones(
+    new_tier: Make, records: ModuleType
+) -> None:
+    tier = new_tier()
+    made = [records.make_record(n) for n in range(ROOM)]
+    for record in made:
+        assert tier.put(record)
+    for record in made[1:]:
+        tier.retain(record.key, Terms("t", retention=Retention.WARMED))
+        tier.retain(record.key, Terms("t", retention=Retention.PASSING))
+    tier.retain(records.make_record(50).key, Terms(retention=Retention.PINNED))
+    for number in range(100, 120):
+        assert tier.put(on(Terms(retention=Retention.PASSING), records.make_record(number)))
+        assert all(tier.contains(record.key) for record in made[1:])
+    assert not tier.contains(made[0].key) and tier.usage().records == ROOM
+    found = tier.get(made[1].key)
+    assert found is not None and records.contents(found) == records.contents(made[1])
 
 
 def test_asking_whether_a_record_is_there_changes_no_order(
