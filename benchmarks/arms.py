@@ -29,7 +29,7 @@ from typing import Any
 from passages import Asked, Passages
 
 from chunkcache.config import EMBEDDED_MODEL, Settings, load_settings
-from chunkcache.engine.model import choose_device, choose_dtype, model_ids
+from chunkcache.engine.loading import choose_device, choose_dtype, model_ids
 from chunkcache.engine.weights import resolve_model
 
 ROOT = Path(__file__).resolve().parent.parent

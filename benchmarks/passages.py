@@ -11,7 +11,7 @@ from bench_quality import data_folder
 
 from chunkcache.cli.stdlib_pages import stdlib_pages
 from chunkcache.config import Settings
-from chunkcache.engine.model import load_tokenizer
+from chunkcache.engine.loading import load_tokenizer
 from chunkcache.engine.prompt import PromptBuilder
 from chunkcache.evaluate.quality import read_questions
 from chunkcache.protocol import GivenDocument, Message

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from chunkcache.config import Settings, load_settings
-from chunkcache.engine.model import model_ids
+from chunkcache.engine.loading import model_ids
 from chunkcache.errors import ConfigError
 from chunkcache.policy_names import RepairPolicyName
 from chunkcache.repair import policy_named

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from chunkcache.engine.attention import Logits, StepRows
+from chunkcache.engine.facts import config_of
 from chunkcache.engine.pool import KVPool
 from chunkcache_kernels import Arena, SequenceLayout, lay_out
 
@@ -53,9 +54,14 @@ class DecoderModel:
     kernel_cache: Path  # where kernels compiled for this machine are kept
 
     @property
+    def config(self) -> Any:
+        """Of the part that reads text."""
+        return config_of(self.hf)
+
+    @property
     def num_tokens(self) -> int:
         """Length of its logits."""
-        return int(self.hf.config.vocab_size)
+        return int(self.config.vocab_size)
 
     def new_pool(
         self, own_pages: int, chunk_bytes: int, settings: EngineSettings, team: Team | None

@@ -105,7 +105,7 @@ def facts_of(hf: PreTrainedModel) -> ModelFacts:
         raise CannotFollow("layers whose heads are of several shapes")
     heads, kv_heads, dim = shapes.pop()
     kinds = _Kinds(Heads(heads, kv_heads, dim, 1.0, 0))
-    config: Any = hf.config
+    config: Any = config_of(hf)
     device = heard[0].key.device
     names: Any = getattr(config, "layer_types", None) or [None] * len(layers)
     embeddings = [_embeddings(hf, name) for name in names]
@@ -131,8 +131,14 @@ def facts_of(hf: PreTrainedModel) -> ModelFacts:
 
 
 def decoder_of(hf: PreTrainedModel) -> Any:
-    """The part of a model that holds its layers."""
-    return hf.base_model
+    """The part of a model that holds its layers; of one that sees images, the part that reads."""
+    network: Any = hf
+    return network.get_decoder()
+
+
+def config_of(hf: PreTrainedModel) -> Any:
+    """The configuration of that part."""
+    return decoder_of(hf).config
 
 
 def layers_of(hf: PreTrainedModel) -> list[Any]:
@@ -143,9 +149,9 @@ def layers_of(hf: PreTrainedModel) -> list[Any]:
     """
     decoder = decoder_of(hf)
     found: Any = getattr(decoder, "layers", None)
-    if found is None or len(found) < hf.config.num_hidden_layers:
+    if found is None or len(found) < config_of(hf).num_hidden_layers:
         raise CannotFollow("no list of layers")
-    return list(found)[: hf.config.num_hidden_layers]
+    return list(found)[: config_of(hf).num_hidden_layers]
 
 
 def _listen(hf: PreTrainedModel, count: int) -> list[Heard]:
@@ -165,7 +171,7 @@ def _embeddings(hf: PreTrainedModel, kind: str | None) -> Embeddings:
     if rotary is None:
         raise CannotFollow("no rotary embedding of the whole model")
     try:
-        return embeddings_of(rotary, hf.config, kind)
+        return embeddings_of(rotary, config_of(hf), kind)
     except NotARotation as error:
         raise CannotFollow(str(error)) from error
 
@@ -180,7 +186,7 @@ def _rotations(
         kind = (kind_of(layer), tuple(embedding.frequencies.tolist()), embedding.scale)
         if kind not in known:
             try:
-                known[kind] = rotation_of(layer, hf.config.hidden_size, embedding)
+                known[kind] = rotation_of(layer, config_of(hf).hidden_size, embedding)
             except NotARotation as error:
                 raise CannotFollow(str(error)) from error
         found.append(known[kind])

@@ -150,7 +150,7 @@ def run_gate(model: DecoderModel) -> Verdict:
         problem = f"run: the layers do not run row by row ({error})"
     except Exception as error:  # whatever a model's own code raises
         problem = f"run: transformers does not run the model ({type(error).__name__}: {error})"
-    return Verdict(False, False, {}, {}, (problem, f"likely: {_reason(model.hf.config)}"))
+    return Verdict(False, False, {}, {}, (problem, f"likely: {_reason(model.config)}"))
 
 
 def _judged(model: DecoderModel) -> Verdict:
@@ -223,7 +223,7 @@ def _likely(model: DecoderModel, bad: list[str], words: str) -> str:
             "a small twin with the same layers agrees in fp32, so it is this model's number type "
             f"({model.dtype}), its weights, or how it was loaded"
         )
-    return f"{words}; {_reason(model.hf.config)}" if words else _reason(model.hf.config)
+    return f"{words}; {_reason(model.config)}" if words else _reason(model.config)
 
 
 def _reason(config: PreTrainedConfig) -> str:

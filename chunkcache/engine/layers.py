@@ -82,11 +82,13 @@ class _Ends:
 
     def __init__(self, hf: PreTrainedModel) -> None:
         self._gap = _Gap(layers_of(hf)[0])
-        network: Any = _shallow(hf)
-        decoder: Any = _shallow(decoder_of(hf))
-        decoder.layers = torch.nn.ModuleList([self._gap])
-        setattr(network, hf.base_model_prefix, decoder)
-        self._network, self._decoder = network, decoder
+        self._network: Any = _shallow(hf)
+        self._decoder: Any = self._network
+        for name in _path(hf, decoder_of(hf)):
+            inner = _shallow(getattr(self._decoder, name))
+            setattr(self._decoder, name, inner)
+            self._decoder = inner
+        self._decoder.layers = torch.nn.ModuleList([self._gap])
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """What the first layer is given, `[rows, width]`."""
@@ -120,6 +122,11 @@ class _Gap(torch.nn.Module):
     def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         self.taken = hidden
         return hidden if self.given is None else self.given
+
+
+def _path(network: torch.nn.Module, part: torch.nn.Module) -> list[str]:
+    """The names that lead from a module to a part of it."""
+    return next(name.split(".") for name, module in network.named_modules() if module is part)
 
 
 def _shallow(module: Any) -> Any:

@@ -1,54 +1,37 @@
-"""Loading a decoder from transformers: what is refused, its number type, its fingerprint."""
+"""A decoder out of a model that transformers has loaded: what is refused, its fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from platformdirs import user_cache_dir
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chunkcache.chunk import KVGeometry
 from chunkcache.engine.decoder import DecoderModel
-from chunkcache.engine.facts import CannotFollow, ModelFacts, facts_of
+from chunkcache.engine.facts import CannotFollow, ModelFacts, config_of, facts_of
 from chunkcache.engine.layers import ModuleLayers
 from chunkcache.engine.listening import ATTENTION_NAME, attention_function
 from chunkcache.engine.packed import KNOWN_FAMILIES, PackedLayers, packable
-from chunkcache.engine.weights import no_loading_bar, resolve_model, weights_digest
-from chunkcache.errors import ModelNotFound, UnsupportedModel
+from chunkcache.errors import UnsupportedModel
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from chunkcache.config import ModelSettings, Settings
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # part of the fingerprint: change it when records change meaning
 _LAYOUT = "kv/2 k-before-rope, pairs in halves"
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device named in the settings; `auto` prefers CUDA."""
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
-
-
-def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto`: bf16 on CUDA and on processors with native bf16 products, else fp32."""
-    if wanted != "auto":
-        return _DTYPES[wanted]
-    if device.type == "cuda":
-        return torch.bfloat16
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if native else torch.float32
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Of the part that reads text: the whole, unless the model reads images or sound too."""
+    found: PreTrainedConfig = config.get_text_config(decoder=True)
+    return found
 
 
 def refuse_unsupported(config: PreTrainedConfig) -> None:
@@ -79,98 +62,6 @@ def _unsupported(config: PreTrainedConfig, reasons: list[str]) -> UnsupportedMod
     )
 
 
-def load_model(settings: Settings) -> DecoderModel:
-    """Load the model named in the settings and make it ready to run rows.
-
-    `model.num_threads`, when given, is set for the whole process: torch knows no other way.
-
-    Raises:
-        ModelNotFound: nothing at that id or path.
-        UnsupportedModel: an architecture that is refused (see `refuse_unsupported`).
-    """
-    if settings.model.num_threads:
-        torch.set_num_threads(settings.model.num_threads)
-    source = resolve_model(settings.model.name, settings.cache)
-    try:
-        config = AutoConfig.from_pretrained(source)
-        refuse_unsupported(config)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        device = choose_device(settings.model.device)
-        dtype = choose_dtype(settings.model.dtype, device)
-        is_local = Path(source).is_dir()
-        with no_loading_bar() if is_local else nullcontext():  # a download's bar is worth seeing
-            hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-        hf = hf.to(device)
-        folder = Path(hf.config._name_or_path) if is_local else _hub_folder(source)
-    except OSError as error:
-        raise ModelNotFound(
-            f"model.name: cannot load {settings.model.name!r}: {str(error).splitlines()[0]} "
-            "Hint: give a hub id that can be reached or a local folder."
-        ) from error
-    digest = _digest_as_run(folder, settings)
-    fingerprint = model_fingerprint(config, tokenizer, digest, geometry_of(config, dtype))
-    return wrap_model(
-        hf, tokenizer,
-        fingerprint=fingerprint, name=model_ids(settings.model)[0],
-        int8=settings.model.weights == "int8", kernel_cache=settings.cache,
-    )  # fmt: skip
-
-
-def _digest_as_run(folder: Path, settings: Settings) -> str:
-    """Of the weights, and of what is made of them before they run."""
-    digest = weights_digest(folder, settings.cache)
-    return digest if settings.model.weights == "auto" else f"{digest} {settings.model.weights}"
-
-
-def load_fingerprint(settings: Settings) -> bytes:
-    """The fingerprint `load_model` would give, without loading the weights (one `stat` per file).
-
-    Raises:
-        ModelNotFound: nothing at that id or path.
-    """
-    source = resolve_model(settings.model.name, settings.cache)
-    dtype = choose_dtype(settings.model.dtype, choose_device(settings.model.device))
-    try:
-        config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        folder = Path(source) if Path(source).is_dir() else _hub_folder(source)
-    except OSError as error:
-        raise ModelNotFound(
-            f"model.name: cannot read {settings.model.name!r}: {str(error).splitlines()[0]}"
-        ) from error
-    digest = _digest_as_run(folder, settings)
-    return model_fingerprint(config, tokenizer, digest, geometry_of(config, dtype))
-
-
-def _hub_folder(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(hub_id, local_files_only=True))
-
-
-def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
-    """The model's tokenizer alone, for splitting: no weights are read.
-
-    Raises:
-        ModelNotFound: nothing at that id or path.
-    """
-    source = resolve_model(settings.model.name, settings.cache)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-    except OSError as error:
-        raise ModelNotFound(
-            f"model.name: no tokenizer in {settings.model.name!r}: {str(error).splitlines()[0]}"
-        ) from error
-    return tokenizer
-
-
-def model_ids(settings: ModelSettings) -> tuple[str, ...]:
-    """The model's names for clients, its own first: the aliases, or the last part of its id."""
-    if settings.alias:
-        return tuple(settings.alias.split(","))
-    return (settings.name.removeprefix("embedded:").rstrip("/").rpartition("/")[2],)
-
-
 def wrap_model(
     hf: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -189,7 +80,7 @@ def wrap_model(
         UnsupportedModel: see `refuse_unsupported`; or int8 weights are asked for of layers that
             only run as transformers' own modules.
     """
-    config = hf.config
+    config: Any = config_of(hf)
     refuse_unsupported(config)
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, attention_function)
     config._attn_implementation = ATTENTION_NAME
@@ -227,13 +118,13 @@ def _facts(hf: PreTrainedModel, geometry: KVGeometry) -> ModelFacts:
     try:
         facts = facts_of(hf)
     except CannotFollow as error:
-        raise _unsupported(hf.config, [str(error)]) from error
+        raise _unsupported(config_of(hf), [str(error)]) from error
     except Exception as error:
         reason = f"layers that do not run one at a time ({type(error).__name__}: {error})"
-        raise _unsupported(hf.config, [reason]) from error
+        raise _unsupported(config_of(hf), [reason]) from error
     heads = facts.kinds[0].heads
     if (heads.kv_heads, heads.dim) != (geometry.num_kv_heads, geometry.head_dim):
-        raise _unsupported(hf.config, ["keys of another shape than its configuration says"])
+        raise _unsupported(config_of(hf), ["keys of another shape than its configuration says"])
     return facts
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import linear, silu
 
+from chunkcache.engine.facts import decoder_of
 from chunkcache_kernels.compiled import CompiledStep
 from chunkcache_kernels.structs import TYPES, LayerC, LayersC, WeightC
 
@@ -55,7 +56,7 @@ class _Layer:
 def packable(hf: PreTrainedModel) -> bool:
     """Whether every layer is of a kind that is written down here."""
     decoder: Any = hf.base_model
-    return all(
+    return decoder is decoder_of(hf) and all(
         type(layer).__name__.removesuffix("DecoderLayer") in KNOWN_FAMILIES
         and getattr(layer.mlp, "act_fn", None).__class__.__name__ in {"SiLU", "SiLUActivation"}
         and not any(p.bias is not None for p in _mlp(layer))

@@ -11,6 +11,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from chunkcache.engine.facts import attention_of, kind_of, layers_of
 from chunkcache.engine.model import wrap_model
@@ -61,7 +62,9 @@ def reduced_model(model: DecoderModel, layers: Sequence[int]) -> DecoderModel:
         CannotReduce: the configuration does not allow it, or transformers cannot run the twin.
     """
     config = reduced_config(model, layers)
-    make: Any = type(model.hf)
+    whole: Any = type(model.hf)
+    # of a model that sees images too, the part that reads is a model by itself
+    make = whole if model.hf.config is model.config else AutoModelForCausalLM.from_config
     try:
         with torch.random.fork_rng(devices=[]):  # building it must not move the caller's dice
             network = make(config).float().to(model.device).eval()
@@ -83,7 +86,7 @@ def reduced_model(model: DecoderModel, layers: Sequence[int]) -> DecoderModel:
 
 def reduced_config(model: DecoderModel, layers: Sequence[int]) -> PreTrainedConfig:
     """The model's configuration with few layers, heads, experts and tokens, and near lengths."""
-    config = copy.deepcopy(model.hf.config)
+    config: PreTrainedConfig = copy.deepcopy(model.config)
     config._attn_implementation = "eager"
     kv_heads = min(model.geometry.num_kv_heads, 2)
     heads = kv_heads * min(config.num_attention_heads // model.geometry.num_kv_heads, 2)
@@ -112,6 +115,7 @@ def reduced_config(model: DecoderModel, layers: Sequence[int]) -> PreTrainedConf
         k: _brought_near(v) if is_length(k, v) else v for k, v in rope.items()
     }
     config.num_hidden_layers = len(layers)
+
     return config
 
 

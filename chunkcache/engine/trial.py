@@ -77,7 +77,7 @@ class Trial:
             step_tokens=lengths.step_tokens,
         )
         generator = torch.Generator().manual_seed(20260101)
-        vocabulary = int(model.hf.config.vocab_size)
+        vocabulary = int(model.config.vocab_size)
 
         def tokens(count: int) -> tuple[int, ...]:
             return tuple(torch.randint(vocabulary, (count,), generator=generator).tolist())
@@ -329,13 +329,14 @@ def type_noise(model: DecoderModel, tokens: Sequence[int], reference: torch.Tens
 def _as_transformers_runs_it(model: DecoderModel, attention: str) -> Iterator[None]:
     hf: Any = model.hf
     decoder = decoder_of(hf)
-    ours, rotary = hf.config._attn_implementation, decoder.rotary_emb
-    hf.config._attn_implementation = attention
-    decoder.rotary_emb = type(rotary)(config=hf.config).to(model.device)
+    config = decoder.config
+    ours, rotary = config._attn_implementation, decoder.rotary_emb
+    config._attn_implementation = attention
+    decoder.rotary_emb = type(rotary)(config=config).to(model.device)
     try:
         yield
     finally:
-        hf.config._attn_implementation, decoder.rotary_emb = ours, rotary
+        config._attn_implementation, decoder.rotary_emb = ours, rotary
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:

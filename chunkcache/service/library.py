@@ -7,7 +7,7 @@ import time
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from chunkcache.engine.model import load_tokenizer
+from chunkcache.engine.loading import load_tokenizer
 from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.protocol import (
     CollectionInfo,

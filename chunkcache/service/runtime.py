@@ -17,7 +17,7 @@ from chunkcache.cores import in_own_thread, one_core
 from chunkcache.engine.core import Engine
 from chunkcache.engine.gate import Verdict, run_gate, store_verdict, stored_verdict
 from chunkcache.engine.grammar import Grammars
-from chunkcache.engine.model import load_model
+from chunkcache.engine.loading import load_model
 from chunkcache.engine.prefill import ChunkPrefill
 from chunkcache.engine.prompt import PromptBuilder
 from chunkcache.engine.vocabulary import Vocabulary

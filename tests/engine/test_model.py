@@ -13,7 +13,7 @@ from transformers.utils import logging as bars
 from chunkcache.config import EngineSettings
 from chunkcache.engine.attention import KeptRows, Logits, SequenceRows
 from chunkcache.engine.decoder import DecoderModel
-from chunkcache.engine.model import load_model
+from chunkcache.engine.loading import load_model
 from chunkcache.engine.pool import KVPool, open_team
 from chunkcache.engine.sequence_kv import SequenceKV
 

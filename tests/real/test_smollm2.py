@@ -20,7 +20,7 @@ from chunkcache.cli.stdlib_pages import write_pages
 from chunkcache.config import Settings, load_settings
 from chunkcache.engine import weights
 from chunkcache.engine.gate import run_gate
-from chunkcache.engine.model import load_fingerprint, load_model
+from chunkcache.engine.loading import load_fingerprint, load_model
 from chunkcache.evaluate.compare import cached_answer, full_answer
 from chunkcache.protocol import AnswerRequest, ChunkCacheOptions, Message, Sampling
 
