@@ -24,12 +24,13 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokeniz
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from chunkcache.engine.gate import run_gate
-from chunkcache.engine.model import refuse_unsupported, wrap_model
+from chunkcache.engine.model import refuse_unsupported, text_config, wrap_model
 from chunkcache.engine.trial import Trial, long_lengths
 from chunkcache.errors import UnsupportedModel
 
 LENGTHS = (100, 700, 2000)
 TOLERANCE = 1e-3
+MOST_NUMBERS = 30_000_000
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
     "num_hidden_layers": 4, "vocab_size": 320, "head_dim": 16, "max_position_embeddings": 4096,
@@ -52,7 +53,11 @@ def tiny(model_type: str, seed: int) -> Any:
     if hasattr(given, "kv_lora_rank") and given.kv_lora_rank:
         sizes = {**{k: v for k, v in SIZES.items() if k != "head_dim"}, **LATENT}
     config = make(**{k: v for k, v in sizes.items() if hasattr(given, k)})
-    refuse_unsupported(config)
+    refuse_unsupported(text_config(config))
+    with torch.device("meta"):
+        numbers = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    if numbers > MOST_NUMBERS:
+        raise ValueError(f"{numbers / 1e6:.0f} million parameters in parts that have no sizes here")
     torch.manual_seed(seed)
     network = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
