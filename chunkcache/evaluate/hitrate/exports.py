@@ -58,7 +58,7 @@ def write_lmcache(trace: Trace, path: Path, sizes: RecordSizes, *, chunk_tokens:
             "model_name": "trace",
             "chunk_size": chunk_tokens,
             "seq_len": sum(request.tokens),
-            "dtypes": ["uint8"],
+            "dtypes": ["int8"],  # uint8 is none of those that its simulator knows
             "shapes": [[chunk_tokens, sizes.bytes_per_token]],
             "chunk_hashes": list(_prefix_hashes(request, chunk_tokens)),
         }
