@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+from hitrate_tables import hitrate_table
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from result_tables import TABLES, models_page
@@ -29,6 +30,7 @@ from chunkcache.metrics import Metrics
 from chunkcache.server.routes import ROUTERS
 
 ROOT = Path(__file__).resolve().parent.parent
+_TABLES = {**TABLES, "hitrate": hitrate_table}
 _BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _NOTE = "<!-- made by docs/build.py; edit the code, not this page -->\n"
 
@@ -133,6 +135,7 @@ PAGES: dict[str, Callable[[], str]] = {
 DOCUMENTS = (
     "README.md",
     "docs/concepts/repair.md",
+    "docs/concepts/hitrate.md",
     "docs/decisions/0009-order-of-passages.md",
     "kernels/README.md",
     "indexes/README.md",
@@ -145,7 +148,7 @@ def fill(text: str) -> str:
     Raises:
         KeyError: a block names a table that is not there.
     """
-    return _BLOCK.sub(lambda m: m[1] + TABLES[m[2]]() + m[3], text)
+    return _BLOCK.sub(lambda m: m[1] + _TABLES[m[2]]() + m[3], text)
 
 
 def build() -> dict[Path, str]:

@@ -24,7 +24,8 @@ def latest(benchmark: str) -> dict[str, Any] | None:
     return runs[-1] if runs else None
 
 
-def _source(result: dict[str, Any]) -> str:
+def source_of(result: dict[str, Any]) -> str:
+    """How to measure it again, at which commit and where it was."""
     machine = result["machine"]
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
     return f"`{result['command']}` at commit {result['commit']}, {where}"
@@ -46,7 +47,7 @@ def ttft_table() -> str:
         "",
         f"{result['model']} in {result['dtype']}, policy `{result['policy']}`; median TTFT,",
     ]
-    lines += [f"in brackets relative to `full` turn by turn. {_source(result)}."]
+    lines += [f"in brackets relative to `full` turn by turn. {source_of(result)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -71,7 +72,7 @@ def decode_table() -> str:
         f"{result['model']}, {result['tokens']} tokens answered, passages of 512 tokens, warm, "
         f"budget {result['budget']:g};",
         f"medians of {result['rounds']} rounds in turns, `baseline` is {result['baseline']}. "
-        f"{_source(result)}.",
+        f"{source_of(result)}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -101,7 +102,7 @@ def against_table() -> str:
         "",
         f"{result['model']}; median TTFT of {result['rounds']} rounds in turns, in brackets "
         f"relative to `{names[0]}`",
-        f"round by round; `baseline` is {result['baseline']}. {_source(result)}.",
+        f"round by round; `baseline` is {result['baseline']}. {source_of(result)}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -126,7 +127,7 @@ def sharing_table() -> str:
         "",
         f"{result['model']}, {row['requests']} requests at once with {row['passages']} passages of "
         "512 tokens each,",
-        f"budget {result['budget']:g}, `baseline` is {result['baseline']}. {_source(result)}.",
+        f"budget {result['budget']:g}, `baseline` is {result['baseline']}. {source_of(result)}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -150,7 +151,7 @@ def ingest_table() -> str:
         "",
         f"{result['model']}; medians of {result['rounds']} rounds in turns, `baseline` is "
         f"{result['baseline']}: one document at a time.",
-        f"Recall: of its ten best. {_source(result)}.",
+        f"Recall: of its ten best. {source_of(result)}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -212,7 +213,7 @@ def drift_table() -> str:
                 _signed(arm["f1_loss"]), f"{figures['changed'][0]:.0%}",
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
-        lines += ["", f"{_source(run)}.", ""]
+        lines += ["", f"{source_of(run)}.", ""]
     lines += [
         "Rows: recomputed × layers ÷ reused, probes included. TTFT: of full recompute's. KL to",
         "full recompute in nats, F1 lost against it, with 95 % intervals. `all` recomputes every",
@@ -233,7 +234,7 @@ def drift_details_table() -> str:
             "|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         lines += [_drift_row(arm) for arm in run["arms"]]
-        lines += ["", f"{_source(run)}.", ""]
+        lines += ["", f"{source_of(run)}.", ""]
         if run.get("against"):
             lines += ["| mean KL, paired difference | |", "|---|---|"]
             lines += [
@@ -277,7 +278,7 @@ def order_table() -> str:
     lines += [
         "",
         f"Share of passage tokens, {result['requests']:,} requests of {result['trace']} under one",
-        f"head; seen before wherever they stood: {result['reuse']:.0%}. {_source(result)}.",
+        f"head; seen before wherever they stood: {result['reuse']:.0%}. {source_of(result)}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -295,7 +296,7 @@ def order_answers_table() -> str:
         cells = [f"{run['model']}, {run['set']}, {run['questions']}", _interval(run["f1"]["first"])]
         cells += [_signed(run["f1_lost"][name]) for name in ("anywhere", "last")]
         table.append("| " + " | ".join(cells) + " |")
-    table += ["", f"{_source(list(runs.values())[-1])}."]
+    table += ["", f"{source_of(list(runs.values())[-1])}."]
     return "\n".join(table) + "\n"
 
 
@@ -311,7 +312,7 @@ def oracle_table() -> str:
         cells = [_interval(run["mean_kl"][name]) for name in names]
         about = f"{run['model']}, {run['set']}, {run['questions']}"
         lines.append(f"| {about} | " + " | ".join(cells) + " |")
-    lines += ["", f"{_source(runs[-1])}.", ""]
+    lines += ["", f"{source_of(runs[-1])}.", ""]
     return "\n".join(lines)
 
 
@@ -331,7 +332,7 @@ def tried_table() -> str:
             f"{_signed(way['against_question'])} |"
             for name, way in run["ways"].items()
         ]
-        table += ["", f"{_source(run)}.", ""]
+        table += ["", f"{source_of(run)}.", ""]
     return "\n".join(table) if table else "Not measured yet.\n"
 
 
@@ -346,7 +347,7 @@ def needle_table() -> str:
     for run in runs.values():
         cells = [str(run["found"][name]) for name in names]
         table.append(f"| {run['model']} | {run['cases']} | " + " | ".join(cells) + " |")
-    table += ["", f"{_source(list(runs.values())[-1])}.", ""]
+    table += ["", f"{source_of(list(runs.values())[-1])}.", ""]
     return "\n".join(table)
 
 
