@@ -10,6 +10,7 @@ access; nothing is measured when they differ. Then, for each trace, with KV of L
 - device over memory over disk of 1/5/30, 2/10/100 and 5/20/50 %, by requests, as the service runs:
   25 GB/s from memory, 5 GB/s from disk, 20,000 tokens/s computed; `cost` is the time of loads and
   of computing, of what computing everything takes;
+- with --optimum, what no policy could exceed (a linear programme);
 - which kinds of reuse an infinite cache allows;
 - accesses replayed in a second of processor time, and bytes of memory for each distinct chunk.
 
@@ -37,6 +38,7 @@ from chunkcache.evaluate.hitrate import (
     TierSpec,
     Trace,
     TraceFacts,
+    best_hit_rates,
     compare_reuse,
     measure,
     read_trace,
@@ -121,6 +123,13 @@ def cascade(trace: Trace, facts: TraceFacts) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def optimum(trace: Trace, facts: TraceFacts) -> dict[str, float]:
+    """Byte misses that no policy stays below, by requests, by share of the footprint."""
+    sizes = [int(share * facts.footprint_bytes) for share in SHARES]
+    rates = best_hit_rates(trace, SIZES, sizes)
+    return {f"{share:.0%}": round(1 - rate, 4) for share, rate in zip(SHARES, rates, strict=True)}
+
+
 def speed(trace: Trace, facts: TraceFacts) -> dict[str, Any]:
     """Accesses in a second of processor time, one setting; and memory for each distinct chunk."""
     found: dict[str, Any] = {}
@@ -148,6 +157,9 @@ def show(result: dict[str, Any]) -> None:
     for policy, sizes in result["one_tier"].items():
         cells = [f"{c['object_miss']:.3f}/{c['byte_miss']:.3f}" for c in sizes.values()]
         print(f"{policy:<26}" + "".join(f"{cell:>14}" for cell in cells))
+    if result["optimum"]:
+        misses = "".join(f"{f'/{miss:.3f}':>14}" for miss in result["optimum"].values())
+        print(f"{'offline optimum':<26}{misses}")
     print(f"{'device/memory/disk':<26}{'policy':<10}{'cost':>8}{'hits':>8}{'written':>9}")
     for row in result["cascade"]:
         shares = "/".join(f"{share:.0%}" for share in row["shares"])
@@ -162,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("traces", nargs="+", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--optimum", action="store_true", help="needs highspy; seconds a size")
     arguments = parser.parse_args()
     for path in arguments.traces:
         trace = read_trace(path)
@@ -175,6 +188,7 @@ def main() -> None:
             "reuse": asdict(compare_reuse(trace)),
             "one_tier": one_tier(trace, facts),
             "cascade": cascade(trace, facts),
+            "optimum": optimum(trace, facts) if arguments.optimum else None,
             "speed": speed(trace, facts),
         }  # fmt: skip
         show(result)

@@ -44,6 +44,9 @@ def _misses(run: dict[str, Any]) -> str:
     for policy, cells in run["one_tier"].items():
         figures = [f"{cell['object_miss']:.3f}" for cell in cells.values()]
         lines.append(f"| {policy} | {' | '.join(figures)} |")
+    if run["optimum"]:
+        figures = [f"({miss:.3f})" for miss in run["optimum"].values()]
+        lines.append(f"| offline optimum, of bytes | {' | '.join(figures)} |")
     lines += ["", "| device/memory/disk | policy | time | hits | disk written |"]
     lines += ["|---|---|---|---|---|"]
     for row in run["cascade"]:

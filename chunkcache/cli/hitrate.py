@@ -75,6 +75,9 @@ TokensPerS = Annotated[
 DiskRate = Annotated[
     float, typer.Option("--disk-gb-per-s", min=0.001, help="At which the disk is read.")
 ]
+Optimum = Annotated[
+    bool, typer.Option("--optimum", help="Also what no policy could exceed; needs highspy.")
+]
 Picture = Annotated[Path | None, typer.Option("--picture", help="Write the curve as SVG.")]
 Export = Annotated[Path | None, typer.Option("--export", help="Write the trace there, and end.")]
 ExportFormOption = Annotated[
@@ -97,6 +100,7 @@ def hitrate(
     bytes_per_token: BytesPerToken = None,
     tokens_per_s: TokensPerS = 20_000.0,
     disk_gb_per_s: DiskRate = 5.0,
+    optimum: Optimum = False,
     picture: Picture = None,
     export: Export = None,
     export_form: ExportFormOption = ExportForm.CHUNKS,
@@ -116,7 +120,7 @@ def hitrate(
         return
     wishes = tool.Wishes(
         policies=policies or (tool.SHIPPED, "lru"), memory=memory or tool.SWEEP, disk=disk,
-        target=target,
+        target=target, optimum=optimum,
         costs=tool.Costs(tokens_per_s, tool.Device(disk_gb_per_s * 1e9, 1e-4)),
     )  # fmt: skip
     with _Bar() as bar:
@@ -241,6 +245,7 @@ def show(found: Findings) -> None:
 def _points(found: Findings) -> Table:
     """A row for each policy and size; what only a disk has is left out without one."""
     from chunkcache.evaluate.hitrate.amounts import shown_bytes
+    from chunkcache.evaluate.hitrate.findings import OPTIMUM
 
     first = next(iter(found.points.values()))[0].replay
     below = [tier.name for tier in first.tiers[1:]]
@@ -260,4 +265,6 @@ def _points(found: Findings) -> Table:
                 f"{replay.accesses_per_s:.0f}",
                 *(shown_bytes(tier.written_bytes) for tier in replay.tiers[1:]),
             )  # fmt: skip
+    for size, rate in (found.optimum or {}).items():
+        table.add_row(OPTIMUM, shown_bytes(size), f"{rate:.4f}")
     return table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from chunkcache.evaluate.hitrate.advice import Advice, advise
 from chunkcache.evaluate.hitrate.amounts import parse_bytes
+from chunkcache.evaluate.hitrate.bound import best_hit_rates
 from chunkcache.evaluate.hitrate.curve import Costs, Point, Workload, sweep
 from chunkcache.evaluate.hitrate.exports import whole_file, write_chunk_lines, write_lmcache
 from chunkcache.evaluate.hitrate.findings import SWEEP, Findings, Wishes, analyse
@@ -52,6 +53,7 @@ __all__ = [
     "ZipfTraffic",
     "advise",
     "analyse",
+    "best_hit_rates",
     "compare_reuse",
     "draw_curve",
     "keep_sizing",

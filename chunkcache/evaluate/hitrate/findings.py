@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from chunkcache.errors import InvalidRequest
 from chunkcache.evaluate.hitrate.advice import advise
 from chunkcache.evaluate.hitrate.amounts import parse_bytes
+from chunkcache.evaluate.hitrate.bound import best_hit_rates
 from chunkcache.evaluate.hitrate.curve import Costs, Workload, sweep
 from chunkcache.evaluate.hitrate.policies import SHIPPED, policy_named
 from chunkcache.evaluate.hitrate.reuse import compare_reuse
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int | None], Callable[[int], None]]
 
+OPTIMUM: Final = "offline optimum"
 SWEEP: Final = ("1%", "2%", "5%", "10%", "20%", "30%", "50%", "100%")
 
 
@@ -34,6 +36,7 @@ class Wishes:
     memory: Sequence[str] = SWEEP
     disk: str = "0"
     target: float = 0.9
+    optimum: bool = False  # needs highspy
     costs: Costs = Costs()  # noqa: RUF009 - frozen
 
 
@@ -45,13 +48,15 @@ class Findings:
     reuse: Reuse
     points: Mapping[str, Sequence[Point]]  # by policy
     advice: Advice
+    optimum: Mapping[int, float] | None = None  # hit rate that no policy exceeds, by memory alone
 
     def lines(self) -> dict[str, list[tuple[int, float]]]:
         """Hit rates by size, for the picture."""
-        return {
+        lines = {
             policy: [(point.memory_bytes, point.replay.hit_rate) for point in line]
             for policy, line in self.points.items()
         }
+        return lines | ({OPTIMUM: sorted(self.optimum.items())} if self.optimum else {})
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON line."""
@@ -71,6 +76,10 @@ class Findings:
                  **point.replay.as_dict()}
                 for line in self.points.values() for point in line
             ],
+            "optimum": [
+                {"memory_bytes": size, "hit_rate": round(rate, 4)}
+                for size, rate in (self.optimum or {}).items()
+            ] or None,
             "advice": {"wanted": advice.wanted, "memory_bytes": advice.memory_bytes,
                        "disk_bytes": advice.disk_bytes, "said": advice.sentence(),
                        **advice.replay.as_dict()},
@@ -95,6 +104,10 @@ def analyse(trace: Trace, sizes: RecordSizes, wishes: Wishes, progress: Progress
     memory = [parse_bytes("--memory", size, facts.footprint_bytes) for size in wishes.memory]
     disk = parse_bytes("--disk", wishes.disk, facts.disk_footprint_bytes)
     workload = Workload(trace, sizes, facts, wishes.costs)
+    optimum = None
+    if wishes.optimum:
+        rates = best_hit_rates(trace, sizes, memory, progress("optimum", len(memory)))
+        optimum = dict(zip(memory, rates, strict=True))
     return Findings(
         workload,
         compare_reuse(trace, progress("reuse", facts.requests)),
@@ -103,4 +116,5 @@ def analyse(trace: Trace, sizes: RecordSizes, wishes: Wishes, progress: Progress
             workload, wishes.target, policy=wishes.policies[0],
             on_progress=progress("advice", facts.requests),
         ),
+        optimum,
     )  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 from chunkcache.errors import InvalidRequest
 from chunkcache.evaluate.hitrate.advice import advise
 from chunkcache.evaluate.hitrate.amounts import parse_bytes, shown_bytes
+from chunkcache.evaluate.hitrate.bound import best_hit_rates
 from chunkcache.evaluate.hitrate.curve import Costs, Point, Workload, sweep
 from chunkcache.evaluate.hitrate.findings import Wishes, analyse
 from chunkcache.evaluate.hitrate.picture import draw_curve
@@ -147,6 +148,26 @@ def test_everything_about_a_trace_is_one_line_of_json() -> None:
     assert line["facts"]["accesses"] == 180
     assert line["reuse"]["any_context"]["accesses"] == line["facts"]["highest_hit_rate"]
     assert line["advice"]["wanted"] == 0.9 and steps == ["reading", "reuse", "replay", "advice"]
+
+
+def test_no_policy_is_above_the_optimum() -> None:
+    pytest.importorskip("highspy")
+    # in a b a b each waits for the other: room for one serves one of the four, for two serves two
+    assert best_hit_rates(cycle("ab", 2), RecordSizes(1), [0, 1, 2]) == pytest.approx(
+        [0, 0.25, 0.5]
+    )
+    trace = ZipfTraffic(chunks=30, requests=60, per_request=3).trace()
+    wishes = Wishes(policies=("lru", "windowed", "gdsf"), memory=("10%", "40%"), optimum=True)
+    found = analyse(trace, RecordSizes(10), wishes, lambda *_: lambda _: None)
+    assert found.optimum is not None
+    best = list(found.optimum.values())
+    for line in found.points.values():
+        rates = [point.replay.hit_rate for point in line]
+        assert all(rate <= limit + 1e-6 for rate, limit in zip(rates, best, strict=True))
+    assert found.lines()["offline optimum"] == sorted(found.optimum.items())
+    assert [point["hit_rate"] for point in found.as_dict()["optimum"]] == [
+        pytest.approx(rate, abs=1e-4) for rate in best
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "ten", "5 apples", "-1", "1e9", "10%%", "99999999TB"])
