@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 from chunkcache.errors import InvalidRequest
 from chunkcache.store.policy import LruPolicy, WindowedFrequencyPolicy
+from chunkcache.store.popularity import Popularity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from chunkcache.store.policy import Entry, Policy
+
+    NewPolicies = Callable[[Sequence[int]], list[Policy]]
 
 SHIPPED: Final = "windowed"
 """What the service's tiers have."""
@@ -136,16 +139,25 @@ def _take(
     return chosen
 
 
-POLICIES: Final[dict[str, Callable[[int], Policy]]] = {
-    SHIPPED: WindowedFrequencyPolicy,
-    "lru": lambda _: LruPolicy(),
-    "fifo": lambda _: FifoPolicy(),
-    "gdsf": lambda _: GdsfPolicy(),
+def _sharing_uses(capacities: Sequence[int]) -> list[Policy]:
+    """As `Runtime` and `open_store` have them: lower tiers know what is used above them."""
+    popularity = Popularity()
+    return [
+        WindowedFrequencyPolicy(capacity, popularity=popularity, counts_uses=index == 0)
+        for index, capacity in enumerate(capacities)
+    ]
+
+
+POLICIES: Final[dict[str, NewPolicies]] = {
+    SHIPPED: _sharing_uses,
+    "lru": lambda capacities: [LruPolicy() for _ in capacities],
+    "fifo": lambda capacities: [FifoPolicy() for _ in capacities],
+    "gdsf": lambda capacities: [GdsfPolicy() for _ in capacities],
 }
 
 
-def policy_named(name: str) -> Callable[[int], Policy]:
-    """What makes a policy for a tier of so many bytes.
+def policy_named(name: str) -> NewPolicies:
+    """What makes the policies of tiers of so many bytes, from fast to slow.
 
     Raises:
         InvalidRequest: there is no such policy.

@@ -144,7 +144,7 @@ class Replaying:
 
     Args:
         specs: from fast to slow, at least one.
-        policy: name of what `new_policy` makes.
+        policy: name of what `new_policies` makes, one for each tier.
         tokens_per_s: at which what no tier has is computed.
     """
 
@@ -152,11 +152,11 @@ class Replaying:
         self,
         specs: Sequence[TierSpec],
         policy: str,
-        new_policy: Callable[[int], Policy],
+        new_policies: Callable[[Sequence[int]], list[Policy]],
         *,
         tokens_per_s: float = GPU_TOKENS_PER_S,
     ) -> None:
-        self._service = SimulatedService(specs, new_policy, tokens_per_s)
+        self._service = SimulatedService(specs, new_policies, tokens_per_s)
         self._policy = policy
         self._tokens_per_s = tokens_per_s
         self._top = self._service.tiers[0].name

@@ -171,19 +171,20 @@ class SimulatedService:
 
     Args:
         specs: from fast to slow; the first are the pages of chunks, the others the store's tiers.
-        new_policy: makes the policy of a tier of that many bytes.
+        new_policies: makes the policies of tiers of that many bytes.
         tokens_per_s: at which what no tier has is computed.
     """
 
     def __init__(
         self,
         specs: Sequence[TierSpec],
-        new_policy: Callable[[int], Policy],
+        new_policies: Callable[[Sequence[int]], list[Policy]],
         tokens_per_s: float,
     ) -> None:
         self.clock = SimulatedClock()
         self._tokens_per_s = tokens_per_s
-        self.tiers = [self._tier(spec, new_policy(spec.capacity_bytes)) for spec in specs]
+        policies = new_policies([spec.capacity_bytes for spec in specs])
+        self.tiers = [self._tier(*pair) for pair in zip(specs, policies, strict=True)]
         self._pages, *below = self.tiers
         self._store = TieredStore(
             below, cast("Metrics", _NoMetrics()),
