@@ -374,7 +374,7 @@ def codec_table() -> str:
         table += [
             "",
             f"{run['model']} in {run['dtype']}, {run['questions']} questions of {run['set']} with "
-            f"{run['passages']} passages; drift is mean KL to full recompute. {_source(run)}.",
+            f"{run['passages']} passages; drift is mean KL to full recompute. {source_of(run)}.",
             "",
         ]
     return "\n".join(table).rstrip() + "\n"
@@ -397,7 +397,7 @@ def models_page() -> str:
         "what reuse without repair differs by, which must show). Every model is put to the same",
         "gate when it is loaded; one that does not pass is served without reuse, or not at all,",
         "and its user is told why.",
-        "", f"{counts}. {_source(result)}.", "",
+        "", f"{counts}. {source_of(result)}.", "",
         "| type | verdict | full prefill | all repaired | moved | unrepaired | windows | why not |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
