@@ -32,7 +32,8 @@ HEAD = """# Clients
 
 Each in an environment of its own, with its own defaults, against `chunkcache serve` with the
 embedded model. What a model of 135M parameters writes is not judged, but whether the client gets
-what it asked for.
+what it asked for. Where a client asks for JSON whose texts have no bound, it may write until its
+tokens are over (`engine.max_new_tokens_default`), which the client then says.
 
 | client | version | tried | verdict |
 |---|---|---|---|
