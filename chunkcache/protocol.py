@@ -181,7 +181,7 @@ class Sampling(_Wire):
     min_p: float = Field(0.0, ge=0.0, le=1.0, description="share of the likeliest's probability")
     frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
     presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
-    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0, description="1: none")
+    repetition_penalty: float = Field(1.0, ge=0.01, le=10.0, description="1: none")
     logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(
         default_factory=dict, max_length=MAX_BIASES, description="by token id"
     )

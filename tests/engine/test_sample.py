@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from chunkcache.engine.sample import Sampler, chances_of, filtered_probabilities
 from chunkcache.protocol import Sampling
@@ -25,6 +27,32 @@ def softmax(logits: list[float], temperature: float) -> list[float]:
     top = max(logits)
     weights = [math.exp((x - top) / temperature) for x in logits]
     return [w / math.fsum(weights) for w in weights]
+
+
+@given(
+    logits=logit_lists,
+    wishes=st.fixed_dictionaries(
+        {
+            "temperature": st.sampled_from([0.0, 5e-324, 1e-30, 1.0, 2.0]),
+            "top_p": st.sampled_from([5e-324, 1e-9, 1.0]),
+            "min_p": st.sampled_from([0.0, 5e-324, 1.0]),
+            "repetition_penalty": st.sampled_from([0.01, 1.0, 10.0]),
+            "frequency_penalty": st.sampled_from([-2.0, 5e-324, 2.0]),
+            "logit_bias": st.sampled_from([{}, {0: -100.0}, {0: 100.0}]),
+        }
+    ),
+)
+@settings(deadline=None, max_examples=100)
+def test_no_wish_that_is_taken_breaks_a_draw(logits: list[float], wishes: dict[str, Any]) -> None:
+    sampler = Sampler(Sampling(seed=1, **wishes), prompt_ids=[0])
+    for _ in range(3):
+        assert logits[sampler.draw(torch.tensor(logits))] > -math.inf
+
+
+@pytest.mark.parametrize("penalty", [0.0, 5e-324, 0.009, 11.0])
+def test_penalties_that_leave_no_number_are_refused(penalty: float) -> None:
+    with pytest.raises(ValidationError, match="repetition_penalty"):
+        Sampling(repetition_penalty=penalty)
 
 
 @given(

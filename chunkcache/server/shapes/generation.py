@@ -140,7 +140,7 @@ class SampledRequest(AnyRequest):
     frequency_penalty: float | None = Field(None, ge=-2.0, le=2.0)
     presence_penalty: float | None = Field(None, ge=-2.0, le=2.0)
     repetition_penalty: float | None = Field(
-        None, gt=0.0, le=10.0, description="1: none; counts the prompt's tokens, too"
+        None, ge=0.01, le=10.0, description="1: none; counts the prompt's tokens, too"
     )
     logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = Field(
         None, max_length=MAX_BIASES, description="by token id of the served model"
