@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fastapi.openapi.utils import get_openapi
 
 from chunkcache.protocol import AnswerReport
+from chunkcache.server.openapi_links import add_links
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -96,6 +97,7 @@ def _description(app: FastAPI) -> Json:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             _correct(path, operation)
+    add_links(document["paths"])
     for path, kind in _ANSWERS.items():
         answers = document["paths"][path]["post"]["responses"]["200"]["content"]
         answers["application/json"]["schema"] = {

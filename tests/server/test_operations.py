@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -149,3 +150,30 @@ def test_the_server_loads_no_tensors() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_made_leads_to_what_can_be_done_with_it(served: Any, http: httpx.Client) -> None:
+    """Every route with an id of this server's in it is reached by a link that holds."""
+    paths = served.app.openapi()["paths"]
+    operations = {op["operationId"]: path for path, ops in paths.items() for op in ops.values()}
+    reached = set()
+    for ops in paths.values():
+        for op in ops.values():
+            for link in op["responses"]["200"].get("links", {}).values():
+                path = operations[link["operationId"]]
+                assert set(re.findall(r"\{(\w+)\}", path)) == set(link["parameters"])
+                reached.add(path)
+    of_documents = {path for path in paths if "{document_id}" in path}
+    assert {path for path in paths if "{" in path} - reached == of_documents
+    assert http.get("/v1/models").json()["data"][0]["id"]
+    made = http.post("/v1/vector_stores", json={}).json()["id"]
+    upload: Any = {"files": {"file": ("a.txt", b"a cat")}, "data": {"purpose": "assistants"}}
+    file_id = http.post("/v1/files", **upload).json()["id"]
+    attached = http.post(f"/v1/vector_stores/{made}/files", json={"file_id": file_id}).json()["id"]
+    batch = http.post(f"/v1/vector_stores/{made}/file_batches", json={"file_ids": [file_id]})
+    asked = http.post("/v1/responses", json={"input": "a cat"}).json()["id"]
+    for path in (
+        f"vector_stores/{made}", f"vector_stores/{made}/files/{attached}", f"responses/{asked}",
+        f"vector_stores/{made}/file_batches/{batch.json()['id']}", f"files/{file_id}",
+    ):  # fmt: skip
+        assert http.get(f"/v1/{path}").status_code == 200, path
