@@ -117,6 +117,10 @@ _UPGRADES: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX documents_by_splitter ON documents (collection, splitter)",
         "CREATE INDEX vectors_by_embedder ON vectors (embedder)",
     ),
+    (
+        # filters look at all attributes, and in a document's row those stand behind its text
+        "CREATE INDEX documents_by_attributes ON documents (collection, attributes)",
+    ),
 )
 SCHEMA_VERSION = 1 + len(_UPGRADES)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,13 +60,23 @@ class EntryTable:
         collection: str,
         passes: Callable[[dict[str, str | float | bool]], bool],
     ) -> frozenset[int]:
-        """Entries of the documents whose attributes pass. Raises `NotFound`."""
+        """Entries of the documents whose attributes pass; like ones are asked about once.
+
+        Raises:
+            NotFound: the tenant has no such collection.
+        """
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             documents = connection.execute(
-                "SELECT key, attributes FROM documents WHERE collection = ?", (key,)
-            ).fetchall()
-            passing = [document for document, found in documents if passes(json.loads(found))]
+                "SELECT attributes, key FROM documents WHERE collection = ? ORDER BY attributes",
+                (key,),
+            )
+            passing = [
+                document
+                for attributes, alike in groupby(documents, key=itemgetter(0))
+                if passes(json.loads(attributes))
+                for _, document in alike
+            ]
             entries = [
                 entry
                 for batch in _batches(passing)

@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 _VERSION = "transformer/1"  # part of the fingerprint: change it when vectors change
 _READ_CHARS = 100_000  # of a text; what a model reads of it ends long before
+_SHARES_PER_CORE = 4
 _CHARS_PER_TOKEN = 4  # about; texts are shared out before they are tokenised
 
 
@@ -117,9 +118,13 @@ class TransformerEmbedder:
 
     def _embed(self, texts: Sequence[str], prompt: str) -> np.ndarray:
         made = torch.empty(len(texts), self._folder.pooled_dim(self._encoder.width))
-        shares = _shares([len(text) for text in texts], self._encoder.batch_tokens, self.max_tokens)
+        chars, most_tokens = [len(text) for text in texts], self._encoder.batch_tokens
+        shares = _shares(chars, most_tokens, self.max_tokens)
         run = partial(self._run, made, texts, prompt)
         if len(shares) > 1:  # passages to ingest: worth all cores
+            enough = _SHARES_PER_CORE * count_cores()
+            if len(shares) < enough:  # or the last ones would wait for one of them
+                shares = _shares(chars, most_tokens * len(shares) // enough, self.max_tokens)
             members = min(len(shares), count_cores())
             with ThreadPoolExecutor(members, thread_name_prefix="chunkcache-embed") as threads:
                 list(threads.map(run, shares))

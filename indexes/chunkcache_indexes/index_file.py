@@ -47,8 +47,8 @@ def write_index_file(
     """
     described = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
     header = json.dumps({"kind": kind, "meta": meta, "arrays": described}).encode()
-    blocks = [_FIXED.pack(_MAGIC, VERSION, len(header)), header]
-    blocks += [np.ascontiguousarray(array).tobytes() for array in arrays.values()]
+    blocks: list[Any] = [_FIXED.pack(_MAGIC, VERSION, len(header)), header]
+    blocks += [np.ascontiguousarray(array).data for array in arrays.values()]  # no copy
     hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")

@@ -74,9 +74,10 @@ class Postings:
 
     def renumbered(self) -> tuple[npt.NDArray[np.int64], Postings]:
         """The terms there are, ascending, and the same with their places among those as terms."""
-        used, numbers = np.unique(self.places >> _ROW_BITS, return_inverse=True)
-        places = (numbers.astype(np.int64) << _ROW_BITS) | (self.places & _ROWS)
-        return used, Postings(places, self.counts)
+        terms = self.places >> _ROW_BITS
+        is_first = np.diff(terms, prepend=-1) > 0
+        places = ((np.cumsum(is_first) - 1) << _ROW_BITS) | (self.places & _ROWS)
+        return terms[is_first], Postings(places, self.counts)
 
 
 def appended(parts: Sequence[Postings], new: Postings) -> list[Postings]:

@@ -74,6 +74,30 @@ def test_flat_orders_equal_scores_by_id_whatever_the_order_of_addition(
     assert index.search(query, k).ids[0, : len(expected)].tolist() == expected
 
 
+def test_flat_takes_few_beside_many_without_copying_those(
+    clustered: Clustered, tmp_path: Path
+) -> None:
+    vectors = clustered(400, 8)
+    index = FlatIndex(8)
+    index.add(np.arange(300), vectors[:300])
+    where = index._room.ctypes.data
+    for n in range(300, 330):
+        index.add([n], vectors[n : n + 1])
+        assert index._room.ctypes.data == where
+    index.remove(np.arange(0, 330, 2))
+    index.add([0], vectors[:1])
+    index.save(tmp_path / "x")
+    loaded = FlatIndex.load(tmp_path / "x")
+    loaded.add([], np.empty((0, 8)))
+    left = [0, *range(1, 330, 2)]
+    for one in (index, loaded):
+        one.add(np.arange(330, 400), vectors[330:])
+        held = np.array([*left, *range(330, 400)])
+        found = one.search(vectors[:3], 9)
+        for row in range(3):
+            assert found.ids[row].tolist() == brute_force(held, vectors[held], vectors[row], 9)
+
+
 def test_flat_splits_a_large_batch_of_queries_without_changing_the_answer(
     clustered: Clustered, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,26 @@ def test_batches_give_the_mean_of_each_texts_own_tokens(
     assert embedder.embed([]).shape == (0, 32)
 
 
+def test_few_texts_are_shared_out_so_that_all_cores_have_some(
+    folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder: Any = open_embedder(str(folder()))
+    monkeypatch.setattr("chunkcache.retrieval.transformer_embedder.count_cores", lambda: 2)
+    shares: list[int] = []
+    run = embedder._run
+
+    def noting(made: Any, texts: Any, prompt: str, places: list[int]) -> None:
+        shares.append(len(places))
+        run(made, texts, prompt, places)
+
+    monkeypatch.setattr(embedder, "_run", noting)
+    embedder.embed(["word " * 50] * 20)  # two full shares would be of 16 and of 4
+    assert len(shares) >= 4 and max(shares) <= 4 and sum(shares) == 20
+    shares.clear()
+    embedder.embed(["word " * 50] * 10)  # not worth a second core: the engine may be running
+    assert shares == [10]
+
+
 @pytest.fixture
 def compiled(folder: Any) -> Any:
     """`compiled(**files)`: the embedder of a folder, run by the compiled encoder."""
