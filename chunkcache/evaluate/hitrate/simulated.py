@@ -11,14 +11,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from chunkcache.chunk import USUAL_TERMS, ChunkKey
+from chunkcache.chunk import ChunkKey, ChunkKV
 from chunkcache.store.host import HostTier
 from chunkcache.store.tiered import TieredStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from chunkcache.chunk import ChunkKV
+    import torch
+
     from chunkcache.metrics import Metrics
     from chunkcache.store.policy import Policy
 
@@ -68,19 +69,21 @@ class _NoTensor:
 _NO_TENSOR = _NoTensor()
 
 
-class SimulatedRecord:
-    """A `ChunkKV` as far as tiers and policies look at one: key, sizes and terms."""
+class SimulatedRecord(ChunkKV):
+    """A record that has a key, sizes and terms, and no contents."""
 
-    __slots__ = ("geometry", "key", "kv", "num_tokens", "size_bytes", "stats", "terms")
+    __slots__ = ("num_tokens", "size_bytes")
+
+    num_tokens: int
+    size_bytes: int
 
     def __init__(self, number: int, num_tokens: int, size_bytes: int) -> None:
         ids = cast("tuple[int, ...]", range(num_tokens))  # has a length, and takes no memory
-        self.key = ChunkKey(number.to_bytes(8, "big"), ids)
-        self.num_tokens = num_tokens
-        self.size_bytes = size_bytes
-        self.kv = _NO_TENSOR
-        self.geometry = self.stats = None
-        self.terms = USUAL_TERMS
+        key = ChunkKey(number.to_bytes(8, "big"), ids)
+        nothing: Any = None
+        super().__init__(key, nothing, cast("torch.Tensor", _NO_TENSOR), nothing)
+        object.__setattr__(self, "num_tokens", num_tokens)
+        object.__setattr__(self, "size_bytes", size_bytes)
 
 
 class SimulatedTier(HostTier):
@@ -198,12 +201,11 @@ class SimulatedService:
 
     def bring_up(self, record: SimulatedRecord) -> str | None:
         """Look for a record from the top down. Returns: the tier it was in."""
-        real = cast("ChunkKV", record)
         if self._pages.get(record.key) is not None:
             return self._pages.name
         lookup = self._store.fetch(record.key)
         if lookup.record is not None:
-            self._pages.put(real)
+            self._pages.put(record)
         return lookup.tier
 
     def compute(self, record: SimulatedRecord) -> None:
@@ -211,6 +213,5 @@ class SimulatedService:
         seconds = record.num_tokens / self._tokens_per_s
         self.clock.now_s += seconds
         self._store.cost.observe_prefill(record.num_tokens, seconds)
-        real: Any = record
-        self._store.offer(real)
-        self._pages.put(real)
+        self._store.offer(record)
+        self._pages.put(record)
