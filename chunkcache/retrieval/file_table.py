@@ -36,8 +36,9 @@ class FileTable:
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             found = connection.execute(
+                # with a plus, so that the index of contents is read: that of paths has all files
                 "SELECT document_id, path FROM documents WHERE collection = ? AND sha256 = ? "
-                "AND path IS NOT NULL ORDER BY path",
+                "AND +path IS NOT NULL ORDER BY +path",
                 (key, sha256),
             ).fetchall()
         return [(document_id, Path(os.fsdecode(stored))) for document_id, stored in found]

@@ -16,6 +16,7 @@ from chunkcache.retrieval import collection_index, pipeline
 from chunkcache.retrieval.catalog import Catalog
 from chunkcache.retrieval.documents import Document, vector_space
 from chunkcache.retrieval.embedder import HashingEmbedder
+from chunkcache.retrieval.identity import document_of_file
 from chunkcache.retrieval.ingest import Ingestor
 from chunkcache.retrieval.prepared import Prepared
 from chunkcache.retrieval.refresh import refresh
@@ -119,6 +120,27 @@ def test_an_index_takes_in_texts_and_vectors_in_batches(
         monkeypatch.setattr(catalog.entries, name, noting)
     assert retriever.search("dog 77", top_k=1)[0].text == "The dog 77 is lazy."
     assert max(asked) == 16 and sum(asked) == 2 * 120
+
+
+@pytest.mark.parametrize("documents", [10, 300])
+def test_a_new_file_is_looked_for_without_reading_all_others(
+    catalog: Catalog, ingestor: Ingestor, tmp_path: Path, documents: int
+) -> None:
+    """Counted in steps of SQLite's machine: else a folder costs the square of its files."""
+    for number in range(documents):
+        (tmp_path / f"{number}.txt").write_text(f"The dog {number} is lazy.")
+    ingestor.ingest_paths([tmp_path])
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    connection = catalog._database._idle[-1]
+    connection.set_progress_handler(step, 1)
+    assert document_of_file(catalog, *WHERE, tmp_path / "new.txt", "0" * 64)[1] is False
+    connection.set_progress_handler(None, 1)
+    assert 0 < steps < 400
 
 
 @pytest.mark.parametrize("documents", [10, 300])
