@@ -176,3 +176,24 @@ def test_what_is_up_to_date_is_told_from_what_is_not(
     for other in ("", splitter.fingerprint[:-1], f"{splitter.fingerprint}+", "~"):
         assert len(catalog.split_otherwise(*WHERE, other)) == 3
     assert np.array_equal(np.sort(catalog.entries.without_vector(*WHERE, "")), sorted(entries))
+
+
+@pytest.mark.parametrize("documents", [10, 300])
+def test_a_few_chunks_are_read_without_reading_all_others(
+    catalog: Catalog, ingestor: Ingestor, documents: int
+) -> None:
+    ingestor.ingest_texts(numbered(documents))
+    entries = catalog.entries.all(*WHERE)[1][:3].tolist()
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+
+    connection = catalog._database._idle[-1]
+    connection.set_progress_handler(step, 1)
+    assert len(catalog.entries.chunks(*WHERE, entries)) == 3
+    assert len(catalog.entries.searched_texts(*WHERE, entries)) == 3
+    assert len(catalog.entries.in_any_collection("public", entries)) == 3
+    connection.set_progress_handler(None, 1)
+    assert 0 < steps < 900
