@@ -19,9 +19,10 @@ from typing import Any
 
 import typer.main
 from hitrate_tables import hitrate_table
+from models_page import models_page
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
-from result_tables import TABLES, models_page
+from result_tables import TABLES
 
 import chunkcache.errors
 from chunkcache.cli.app import app

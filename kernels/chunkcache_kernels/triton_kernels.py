@@ -74,6 +74,31 @@ def bound_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _seen(  # type: ignore[no-untyped-def]
+    key_positions, index, inside, position, floor, first_key, alike, any_first, last_row, lowest
+):
+    """Which of the keys at `index` each look sees, and which any of them does."""
+    if alike:  # looks of one sequence see the same keys up to their row
+        stands = tl.load(key_positions + any_first + index, inside, other=_HIDDEN)
+        sees = (stands[None, :] <= position[:, None]) & (stands[None, :] > floor[:, None])
+        seen = (stands <= last_row) & (stands > lowest)
+    else:
+        of_look = key_positions + first_key[:, None] + index[None, :]
+        stand = tl.load(of_look, inside[None, :], other=_HIDDEN)
+        sees = (stand <= position[:, None]) & (stand > floor[:, None])
+        seen = tl.max(sees.to(tl.int32), 0) > 0
+    return sees, seen
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _capped(scores, cap):  # type: ignore[no-untyped-def]
+    """cap tanh(s / cap) by e^(-2 |s| / cap), which cannot overflow."""
+    small = tl.exp2(-2 * 1.4426950408889634 / cap * tl.abs(scores))
+    bent = (1 - small) / (1 + small) * cap
+    return tl.where(scores < 0, -bent, bent)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def attend_kernel(  # type: ignore[no-untyped-def]
     qkv, keys, values, cos, sin, items, bounds, pages, looks, row_positions, key_positions,
     mixed_parts, top_parts, total_parts, stride_row, scale_log2, cap_log2, window,
@@ -112,16 +137,10 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     first, end = tl.load(bounds + 2 * tl.program_id(0)), tl.load(bounds + 2 * tl.program_id(0) + 1)
     for start in range(first // KEYS * KEYS, end, KEYS):
         index = start + tl.arange(0, KEYS)
-        inside = index < end
-        if alike:
-            stands = tl.load(key_positions + any_first + index, inside, other=_HIDDEN)
-            sees = (stands[None, :] <= position[:, None]) & (stands[None, :] > floor[:, None])
-            seen = (stands <= last_row) & (stands > lowest)
-        else:
-            of_look = key_positions + first_key[:, None] + index[None, :]
-            stand = tl.load(of_look, inside[None, :], other=_HIDDEN)
-            sees = (stand <= position[:, None]) & (stand > floor[:, None])
-            seen = tl.max(sees.to(tl.int32), 0) > 0
+        sees, seen = _seen(
+            key_positions, index, index < end, position, floor, first_key, alike, any_first,
+            last_row, lowest,
+        )  # fmt: skip
         # whole pages are masked, not tokens, or a page's keys could not be loaded several at a time
         of_page = index // PAGE
         page = tl.load(pages + first_page + of_page, mask=of_page < num_pages, other=0)
@@ -131,10 +150,8 @@ def attend_kernel(  # type: ignore[no-untyped-def]
         key = tl.load(of_key, mask=in_head[:, None], other=0.0)
         # a NaN in a key that nobody wrote is in its own column, which gives way as a whole
         scores = tl.dot(query, key.to(query.dtype), input_precision=PRECISION)
-        if CAPPED:  # c tanh(s / c) by e^(-2 |s| / c), which cannot overflow
-            small = tl.exp2(-2 * 1.4426950408889634 / cap_log2 * tl.abs(scores))
-            bent = (1 - small) / (1 + small) * cap_log2
-            scores = tl.where(scores < 0, -bent, bent)
+        if CAPPED:
+            scores = _capped(scores, cap_log2)
         scores = tl.where(sees, scores, 2 * _NEVER)
         higher = tl.maximum(top, tl.max(scores, 1))
         weights = tl.exp2(scores - higher[:, None])
