@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from chunkcache.evaluate.hitrate.curve import Workload
     from chunkcache.evaluate.hitrate.replay import Replay
 
-_GRID: Final = 12  # sizes replayed together, in each of the rounds that close in on one
-_ROUNDS: Final = 3
+_HALVINGS: Final = 8  # of the logarithm between two sizes: to some hundredths of a size
 _NEAR_TO_ALL_HITS: Final = 0.995
 _NEAR_TO_ALL_TIME: Final = 0.9
 
@@ -83,7 +83,7 @@ def advise(
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """Looks for sizes by replaying a dozen of them together, then a dozen between two of those."""
+    """Looks for sizes by bisection: a replay takes longer than reading the trace once more."""
 
     workload: Workload
     policy: str
@@ -106,13 +106,17 @@ class _Search:
             of: memory and disk, from the size.
             suffices: given what a size came to, and what `most` did.
         """
-        low, high = float(self.workload.facts.largest_prompt_bytes), float(most)
-        for _ in range(_ROUNDS):
-            ratio = (high / low) ** (1 / _GRID)
-            sizes = [int(low * ratio**step) for step in range(_GRID)] + [int(high)]
-            *found, best = self.replays([of(size) for size in [*sizes, most]])
-            first = next((i for i, result in enumerate(found) if suffices(result, best)), None)
-            if first is None:
-                return None
-            low, high = float(sizes[max(0, first - 1)]), float(sizes[first])
-        return int(high)
+        low, high = self.workload.facts.largest_prompt_bytes, most
+        best, least = self.replays([of(most), of(low)])
+        if not suffices(best, best):
+            return None
+        if suffices(least, best):
+            return low
+        for _ in range(_HALVINGS):
+            middle = int(math.sqrt(low * high))
+            (found,) = self.replays([of(middle)])
+            if suffices(found, best):
+                high = middle
+            else:
+                low = middle
+        return high

@@ -87,7 +87,7 @@ class Findings:
 
 
 def analyse(trace: Trace, sizes: RecordSizes, wishes: Wishes, progress: Progress) -> Findings:
-    """Read a trace some ten times, once for all sizes of the sweep.
+    """Read a trace some twenty times, once for all sizes of the sweep.
 
     Args:
         progress: given a name and how many requests there are, tells what to call with how many
