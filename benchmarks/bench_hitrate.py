@@ -98,9 +98,9 @@ def one_tier(trace: Trace, facts: TraceFacts) -> dict[str, dict[str, Any]]:
 
 
 def cascade(trace: Trace, facts: TraceFacts) -> list[dict[str, Any]]:
-    """Device over memory over disk, every policy."""
+    """Device over memory over disk, the service's policy and LRU."""
     whole = facts.footprint_bytes
-    grid = [(policy, shares) for shares in CASCADES for policy in POLICIES]
+    grid = [(policy, shares) for shares in CASCADES for policy in (SHIPPED, "lru")]
     settings = [
         Replaying(
             [
