@@ -18,7 +18,6 @@ when it is not.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import statistics
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from page_cache import drop
 from reporting import command_line, emit, surroundings
 from transformers import AutoModelForCausalLM
 
@@ -46,7 +46,7 @@ from chunkcache.protocol import (
     Sampling,
 )
 from chunkcache.service.asking import Measure
-from chunkcache.store import open_store, store_path
+from chunkcache.store import store_path
 
 COUNTS = (3, 5, 10)
 LENGTHS = (128, 256, 512)
@@ -130,17 +130,9 @@ class Transformers:
 
 
 def forget_disk_pages(cache: ChunkCache) -> None:
-    """Close the store, drop its file from the page cache, open it again with no chunk in memory."""
-    runtime = cache.runtime
-    runtime.engine.chunks.clear()
-    runtime.store.close()
-    with (store_path(cache.settings) / "data.mdb").open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    runtime.store = open_store(
-        cache.settings, runtime.model.fingerprint, cache.metrics,
-        with_host=runtime.model.device.type != "cpu",
-    )  # fmt: skip
+    """No chunk in memory, and the store's file out of the page cache."""
+    cache.runtime.engine.chunks.clear()
+    drop(store_path(cache.settings) / "data.mdb")
 
 
 class Run:

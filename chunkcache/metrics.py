@@ -55,6 +55,18 @@ class Metrics:
             registry=on,
         )
         self.evictions = Counter("chunkcache_evictions", "Records evicted", ["tier"], registry=on)
+        self.prefetches = Counter(
+            "chunkcache_prefetches", "Chunks brought up before a request took them", registry=on
+        )
+        self.prefetches_wasted = Counter(
+            "chunkcache_prefetches_wasted", "Those of them that no request took", registry=on
+        )
+        self.planned_ratio = Histogram(
+            "chunkcache_planned_ratio",
+            "Time from look-up to first token, as measured / as planned",
+            buckets=(0.5, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 4.0),
+            registry=on,
+        )
         self.queue_depth = Gauge("chunkcache_queue_depth", "Requests waiting", registry=on)
         self.running = Gauge("chunkcache_running_requests", "Requests in the batch", registry=on)
         self.step_rows = Histogram(

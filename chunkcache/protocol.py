@@ -115,9 +115,11 @@ class Timings(_Wire):
     load_ms: float = Field(0.0, description="bringing up chunk KV; computing what no tier had")
     queue_ms: float = Field(0.0, description="waiting for room in the engine")
     probe_ms: float = Field(0.0, description="looking before rows to repair were chosen")
+    wait_ms: float = Field(0.0, description="waiting for layers of chunk KV still coming up")
     compute_ms: float = Field(0.0, description="running rows, up to the first token's logits")
     ttft_ms: float = Field(0.0, description="from the request to the first token: all of the above")
     total_ms: float = Field(0.0, description="from the request to the last token")
+    planned_ms: float | None = Field(None, description="load, probe, wait, compute, as planned")
 
 
 class Report(_Wire):

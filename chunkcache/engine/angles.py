@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from chunkcache_kernels import Rotary, turned
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from chunkcache_kernels import Rotary
 
 
 class RotaryAngles:
@@ -46,18 +41,3 @@ class RotaryAngles:
             parts = (angles.cos() * self._scaling, angles.sin() * self._scaling)
             self._table = Rotary(*(part.float().repeat(1, 2) for part in parts))
         return self._table
-
-
-def in_place(keys: torch.Tensor, angles: Sequence[RotaryAngles | None]) -> torch.Tensor:
-    """fp32 keys of a chunk, `[layers, tokens, heads, dim]`, turned to their places in it.
-
-    `angles` are those of each layer; None where keys have no positions.
-    """
-    out = keys.to(torch.float32, copy=True)
-    places = torch.arange(keys.shape[1], device=keys.device)
-    for kind in {id(a): a for a in angles if a is not None}.values():
-        layers = [number for number, own in enumerate(angles) if own is kind]
-        by_token = keys[layers].transpose(0, 1)
-        rotated = turned(by_token.flatten(1, 2), *kind.at(places)).view(by_token.shape)
-        out[layers] = rotated.transpose(0, 1)
-    return out

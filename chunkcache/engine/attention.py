@@ -149,6 +149,15 @@ class StepRows:
         """Whether somebody looks at rows, layer by layer."""
         return any(group.observer is not None for group in self.groups)
 
+    def wait_for(self, layer: int) -> int:
+        """Wait until a layer of every chunk that the rows look at is there. Returns: up to which
+        layer all of them are.
+
+        Raises:
+            NotArrived: it will not come, or not soon.
+        """
+        return min(group.kv.wait_for(layer, int(group.positions[-1])) for group in self.groups)
+
     def unwatched(self) -> StepRows:
         """The same rows, shown to nobody."""
         return replace(self, groups=[replace(group, observer=None) for group in self.groups])

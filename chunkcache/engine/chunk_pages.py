@@ -1,32 +1,42 @@
 """Chunk KV on the device, one copy for everyone: content-addressed pages, leased to requests.
 
 A chunk's K is rotated to its place in the chunk when it comes up, once; any number of requests at
-any positions read the same pages (chunkcache_kernels/arena.py). On a CPU this *is* the tier in host
-memory. Keys are salted by tenant (`ChunkKey`), so tenants never meet here.
+any positions read the same pages (chunkcache_kernels/arena.py). It may come up layer by layer: its
+pages are leased at once, and whoever reads a layer waits for that layer (`arrival.py`). On a CPU
+this *is* the tier in host memory. Keys are salted by tenant (`ChunkKey`), so tenants never meet
+here.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from chunkcache.engine.angles import in_place
+from chunkcache.chunk import USUAL_TERMS
+from chunkcache.engine.arrival import Arrival
 from chunkcache.engine.pages import PagePool
 from chunkcache.store.base import TierUsage
 from chunkcache.store.policy import Entry, WindowedFrequencyPolicy
+from chunkcache_kernels import portable
+from chunkcache_kernels.compiled import place_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats
+    from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, Terms
     from chunkcache.engine.angles import RotaryAngles
     from chunkcache.store.popularity import Popularity
     from chunkcache_kernels import Arena
+    from chunkcache_kernels.compiled import Team
+
+FORESEEN_SHARE = 0.25  # of the pages, for chunks that nobody has asked for yet
 
 
 @dataclass(slots=True, eq=False)
@@ -39,8 +49,11 @@ class Resident:
     size_bytes: int
     is_exact: bool  # its rows are as they were computed, not rounded to fewer bits
     codec: str | None = None  # the lossy one that it was read through
+    arrival: Arrival = field(default_factory=lambda: Arrival(0))
     leases: int = 0
     is_listed: bool = True  # found by its key; else it ends with its last lease
+    is_foreseen: bool = False  # brought up before anybody asked for it
+    from_tier: str | None = None  # where it comes from, until the first request has taken it
 
     @property
     def num_tokens(self) -> int:
@@ -48,15 +61,33 @@ class Resident:
         return len(self.key.token_ids)
 
 
+@dataclass(slots=True)
+class Leases:
+    """Leases of one holder, given back together unless they are passed on."""
+
+    residents: list[Resident] = field(default_factory=list)
+
+    def add(self, resident: Resident) -> None:
+        """One more to give back."""
+        self.residents.append(resident)
+
+    def pass_on(self) -> list[Resident]:
+        """Somebody else gives them back from here on."""
+        residents, self.residents = self.residents, []
+        return residents
+
+
 class ChunkPages:
     """Chunks on the device, at most `arena.num_pages` pages. Thread-safe.
 
     Args:
-        arena: where they lie; written by whoever calls `hold`, read by the engine thread.
+        arena: where they lie; written by whoever brings a chunk up, read by the engine thread.
         angles: of every layer; None for those whose keys have no positions.
+        team: whose compiled kernel writes pages; without it torch does.
         on_evict: called with the number of chunks evicted, under the lock.
         quotas: bytes that a tenant may hold here; unlimited for those not named.
         popularity: where uses are counted, for tiers below to know them.
+        on_waste: called with the number of those that were foreseen and never asked for.
     """
 
     def __init__(
@@ -64,13 +95,17 @@ class ChunkPages:
         arena: Arena,
         angles: Sequence[RotaryAngles | None],
         *,
+        team: Team | None = None,
         on_evict: Callable[[int], None] = lambda _: None,
         quotas: Mapping[str, int] | None = None,
         popularity: Popularity | None = None,
+        on_waste: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._arena = arena
         self._angles = angles
+        self._team = team
         self._on_evict = on_evict
+        self._on_waste = on_waste
         self._page_bytes = arena.page_bytes
         self._is_exact = arena.keys.dtype is not torch.int8
         self._lock = threading.Lock()
@@ -81,12 +116,22 @@ class ChunkPages:
             capacity_bytes, popularity=popularity, protected_share=0.9, quotas=quotas
         )
         self._residents: dict[bytes, Resident] = {}
+        self._foreseen_pages = 0
 
     def lease(self, key: ChunkKey) -> Resident | None:
-        """The chunk, kept until `release`; None if it is not here. Compares token ids."""
+        """The chunk, kept until `release`; None if it is not here. Compares token ids.
+
+        Its layers may still be on their way.
+        """
         with self._lock:
             self._policy.on_use(key.digest)
             return self._leased(key)
+
+    def lease_again(self, resident: Resident) -> None:
+        """One lease more of a chunk that is leased."""
+        with self._lock:
+            assert resident.leases > 0, "leased again, but not before"
+            resident.leases += 1
 
     def hold(self, record: ChunkKV, *, listed: bool = True) -> Resident | None:
         """Bring a record up and lease it; None where there is no room for it now.
@@ -101,23 +146,78 @@ class ChunkPages:
             with self._lock:
                 if (known := self._leased(record.key)) is not None:
                     return known
-        entry = self._entry(record)
-        pages = self._allocate(record.key.digest, entry)
+        entry = self._entry(record.key, record.terms)
+        with self._lock:
+            pages = self._allocate(record.key.digest, entry)
         if pages is None:
             return None
+        resident = self._new(record.key, record.stats, pages, record.rounded_by)
+        resident.is_listed = listed
         try:
-            self._write(record, pages)
+            self.write(resident, 0, record.kv)
         except BaseException:
             with self._lock:
                 self._pool.release(pages)
             raise
-        array = np.array(pages, dtype=np.int32)
-        resident = Resident(
-            record.key, record.stats, array, entry.size_bytes,
-            is_exact=self._is_exact and record.rounded_by is None, codec=record.rounded_by,
-            leases=1, is_listed=listed,
-        )  # fmt: skip
         return self._list(resident, entry) if listed else resident
+
+    def expect(
+        self,
+        key: ChunkKey,
+        stats: ChunkStats,
+        *,
+        rounded_by: str | None = None,
+        foreseen: bool = False,
+    ) -> tuple[Resident, bool] | None:
+        """Pages for a chunk whose layers will be written, in any order.
+
+        It is leased twice: to the caller, unless it is only `foreseen`, and to whoever writes the
+        layers, who ends with `settle`. Others find it at once.
+
+        Returns:
+            The chunk, and whether it is new; one that is known has one lease more, of the caller,
+            and needs no writer. None: no room for it now, or for more chunks that are foreseen.
+        """
+        entry = self._entry(key, USUAL_TERMS)
+        count = entry.size_bytes // self._page_bytes
+        with self._lock:
+            if foreseen and self._find(key) is not None:
+                return None
+            if (known := self._leased(key)) is not None:
+                return known, False
+            most = int(FORESEEN_SHARE * self._arena.num_pages)
+            if foreseen and self._foreseen_pages + count > most:
+                return None
+            pages = self._allocate(key.digest, entry)
+            if pages is None:
+                return None
+            resident = self._new(key, stats, pages, rounded_by)
+            resident.leases += not foreseen
+            resident.is_foreseen = foreseen
+            self._foreseen_pages += count if foreseen else 0
+            self._drop(key.digest)  # another chunk with the same digest
+            self._enlist(resident, entry)
+            return resident, True
+
+    def settle(self, resident: Resident, failure: str | None = None) -> None:
+        """End what `expect` began: every layer is written, or `failure` says why not.
+
+        A chunk that failed is found by nobody any more; its pages go with its last lease.
+        """
+        if failure is not None:
+            resident.arrival.fail(failure)
+            with self._lock:
+                if self._residents.get(resident.key.digest) is resident:
+                    self._drop(resident.key.digest)
+        self.release([resident])
+
+    def write(self, resident: Resident, first: int, kv: torch.Tensor) -> None:
+        """Write layers of a chunk, from `first` on, `[layers, 2, tokens, heads, dim]`, K before
+        RoPE, to its pages.
+        """
+        with torch.inference_mode():
+            self._write(resident, first, kv)
+        resident.arrival.came(first, first + len(kv))
 
     def release(self, residents: Iterable[Resident]) -> None:
         """Give leases back; a chunk that nobody leases may be evicted."""
@@ -127,6 +227,15 @@ class ChunkPages:
                 resident.leases -= 1
                 if not resident.leases and not resident.is_listed:
                     self._pool.release(resident.pages.tolist())
+
+    @contextmanager
+    def leases(self) -> Iterator[Leases]:
+        """Leases taken inside are given back at the end, or after a fault, unless passed on."""
+        taken = Leases()
+        try:
+            yield taken
+        finally:
+            self.release(taken.pass_on())
 
     def contains(self, key: ChunkKey) -> bool:
         """Whether `lease` would find it. Does not count as a use."""
@@ -172,12 +281,18 @@ class ChunkPages:
         resident = self._find(key)
         if resident is not None:
             resident.leases += 1
+            self._no_longer_foreseen(resident)
         return resident
 
-    def _entry(self, record: ChunkKV) -> Entry:
+    def _entry(self, key: ChunkKey, terms: Terms) -> Entry:
         """What the policy is to know: whole pages, and what a hit saves in tokens."""
-        size_bytes = self._pool.pages_for(record.num_tokens) * self._page_bytes
-        return Entry(size_bytes, record.num_tokens, record.terms)
+        tokens = len(key.token_ids)
+        return Entry(self._pool.pages_for(tokens) * self._page_bytes, tokens, terms)
+
+    def _no_longer_foreseen(self, resident: Resident) -> None:
+        if resident.is_foreseen:
+            resident.is_foreseen = False
+            self._foreseen_pages -= len(resident.pages)
 
     def _list(self, resident: Resident, entry: Entry) -> Resident:
         with self._lock:
@@ -186,29 +301,43 @@ class ChunkPages:
                 self._pool.release(resident.pages.tolist())
                 return known
             self._drop(resident.key.digest)  # another chunk with the same digest
-            self._residents[resident.key.digest] = resident
-            self._policy.on_put(resident.key.digest, entry)
+            self._enlist(resident, entry)
             return resident
 
+    def _enlist(self, resident: Resident, entry: Entry) -> None:
+        self._residents[resident.key.digest] = resident
+        self._policy.on_put(resident.key.digest, entry)
+
+    def _new(
+        self, key: ChunkKey, stats: ChunkStats, pages: list[int], codec: str | None
+    ) -> Resident:
+        """Leased once."""
+        size, array = len(pages) * self._page_bytes, np.array(pages, dtype=np.int32)
+        arrival = Arrival(len(self._angles))
+        is_exact = self._is_exact and codec is None
+        return Resident(key, stats, array, size, is_exact, codec, arrival, leases=1)
+
     def _allocate(self, digest: bytes, entry: Entry) -> list[int] | None:
-        with self._lock:
-            missing_bytes = entry.size_bytes - self._pool.available * self._page_bytes
-            leased = {d for d, r in self._residents.items() if r.leases}
-            self._policy.on_time(time.time())
-            victims = self._policy.admit(digest, entry, missing_bytes, leased)
-            if victims is None:
-                return None  # nothing is evicted in vain
-            for victim in victims:
-                self._drop(victim)
-            if victims:
-                self._on_evict(len(victims))
-            return self._pool.allocate(entry.size_bytes // self._page_bytes)
+        missing_bytes = entry.size_bytes - self._pool.available * self._page_bytes
+        leased = {d for d, r in self._residents.items() if r.leases}
+        self._policy.on_time(time.time())
+        victims = self._policy.admit(digest, entry, missing_bytes, leased)
+        if victims is None:
+            return None  # nothing is evicted in vain
+        for victim in victims:
+            self._drop(victim)
+        if victims:
+            self._on_evict(len(victims))
+        return self._pool.allocate(entry.size_bytes // self._page_bytes)
 
     def _drop(self, digest: bytes) -> None:
         resident = self._residents.pop(digest, None)
         if resident is None:
             return
         self._policy.on_delete(digest)
+        if resident.is_foreseen:
+            self._on_waste(1)
+            self._no_longer_foreseen(resident)
         if resident.leases:
             resident.is_listed = False  # its pages are freed with its last lease
         else:
@@ -216,9 +345,26 @@ class ChunkPages:
 
     # ------------------------------------------------------------
 
-    @torch.inference_mode()
-    def _write(self, record: ChunkKV, pages: list[int]) -> None:
-        """`[layers, 2, tokens, heads, dim]` of a record to its pages."""
-        kv = record.kv.to(self._arena.keys.device)
-        keys = in_place(kv[:, 0], self._angles)
-        self._arena.write_chunk(np.array(pages, dtype=np.int64), keys, kv[:, 1])
+    def _write(self, resident: Resident, first: int, kv: torch.Tensor) -> None:
+        pages, count = resident.pages.astype(np.int64), resident.num_tokens
+        kv = kv.to(self._arena.keys.device).contiguous()
+        kinds = self._angles[first : first + len(kv)]
+        start = 0
+        for _, run in groupby(kinds, key=id):
+            end = start + len(list(run))
+            angles = self._angles_of(kinds[start], count)
+            if self._team is None:
+                portable.place_chunk(self._arena, first + start, kv[start:end], pages, angles)
+            else:
+                place_chunk(self._team, self._arena, first + start, kv[start:end], pages, angles)
+            start = end
+
+    def _angles_of(
+        self, kind: RotaryAngles | None, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """fp32 cos and sin of the places in a chunk; of width 0 where keys have no positions."""
+        places = torch.arange(count, device=self._arena.keys.device)
+        if kind is None:
+            nothing = torch.empty((count, 0), device=places.device)
+            return nothing, nothing
+        return kind.at(places)

@@ -18,20 +18,16 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chunkcache.cores import release_team
+from chunkcache.engine.arrival import NotArrived
 from chunkcache.engine.chunk_pages import ChunkPages
-from chunkcache.engine.door import Door
+from chunkcache.engine.door import Door, check_fits
+from chunkcache.engine.loader import Loader
 from chunkcache.engine.pages import PagePool
 from chunkcache.engine.pool import open_team
 from chunkcache.engine.prefix import PrefixCache
-from chunkcache.engine.scheduler import Candidate, Share, schedule
+from chunkcache.engine.scheduler import Share, schedule
 from chunkcache.engine.sequence_kv import SequenceKV
-from chunkcache.errors import (
-    Cancelled,
-    ChunkCacheError,
-    InvalidRequest,
-    PromptTooLong,
-    ShuttingDown,
-)
+from chunkcache.errors import Cancelled, ChunkCacheError, ShuttingDown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -53,10 +49,10 @@ log = structlog.get_logger(__name__)
 class Engine:
     """Runs requests on one model. `submit`, `cancel`, `close` may be called from any thread.
 
-    `on_prefill(rows, seconds)` is told, on the engine thread, of every full-depth pass of many
-    rows: how fast this machine computes, for whoever weighs loading against computing.
-    `chunk_capacity_bytes` stands in for the setting of that name, `chunk_quotas` are bytes that
-    tenants may hold of it. Uses of chunks are counted in `popularity`.
+    `on_prefill(rows, pairs, seconds)` is told, on the engine thread, of every full-depth pass of
+    many rows, which look at `pairs` keys together: how fast this machine computes, for whoever
+    weighs loading against computing. `chunk_capacity_bytes` stands in for the setting of that name,
+    `chunk_quotas` are bytes that tenants may hold of it. `popularity` counts uses of chunks.
     """
 
     def __init__(
@@ -65,7 +61,7 @@ class Engine:
         settings: EngineSettings,
         metrics: Metrics,
         *,
-        on_prefill: Callable[[int, float], None] = lambda rows, seconds: None,
+        on_prefill: Callable[[int, int, float], None] = lambda rows, pairs, seconds: None,
         chunk_capacity_bytes: int = 0,
         chunk_quotas: Mapping[str, int] | None = None,
         popularity: Popularity | None = None,
@@ -82,13 +78,15 @@ class Engine:
         chunk_bytes = chunk_capacity_bytes or settings.chunk_capacity_bytes
         self.pool = model.new_pool(self.pages.num_pages, chunk_bytes, settings, self._team)
         self.chunks = ChunkPages(
-            self.pool.chunks, model.facts.angles, quotas=chunk_quotas,
+            self.pool.chunks, model.facts.angles, team=self._team,
             on_evict=metrics.evictions.labels(self.chunk_tier).inc, popularity=popularity,
+            on_waste=metrics.prefetches_wasted.inc, quotas=chunk_quotas,
         )  # fmt: skip
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
         self._door = Door(settings)
+        self.loader = Loader(self.chunks, on_settled=lambda: self._inbox.put(None))
         # asked when they are scraped: a value set in a step would stay after the last one
         metrics.running.set_function(lambda: self._num_running)
         metrics.queue_depth.set_function(lambda: max(0, self.unfinished - self._num_running))
@@ -147,36 +145,16 @@ class Engine:
 
     def _enqueue(self, request: Request) -> None:
         try:
-            self._check_fits(request)
+            check_fits(request, self.model.context_tokens, self.pages)
             self._door.let_in(request, self._inbox.put)
         except ChunkCacheError:
             self._give_back_leases(request)
             raise
 
-    def _check_fits(self, request: Request) -> None:
-        limit = min(self.model.context_tokens, self.capacity_tokens)
-        if request.max_tokens > limit:
-            which = (
-                "the model's context"
-                if limit == self.model.context_tokens
-                else "engine.kv_capacity_bytes"
-            )
-            raise PromptTooLong(
-                f"messages: got {request.max_tokens} tokens with the answer's, must be at most "
-                f"{limit} ({which}). Hint: fewer or shorter documents, or a smaller max_tokens.",
-                param="messages",
-            )
-        branches = sum(map(self._pages_of_branch, request.branches))
-        if self.pages.pages_for(request.max_tokens) + branches > self.pages.num_pages:
-            raise InvalidRequest.of(
-                "n", len(request.branches) + 1,
-                f"so few that all choices together fit {self.capacity_tokens} tokens",
-                "fewer choices, a smaller max_tokens, or a larger engine.kv_capacity_bytes",
-            )  # fmt: skip
-
     def cancel(self, request: Request) -> None:
         """Stop a request at the next step; its reader gets `Cancelled`. Idempotent."""
         request.cancelled.set()
+        self._inbox.put(None)
 
     @property
     def unfinished(self) -> int:
@@ -190,6 +168,7 @@ class Engine:
     def close(self) -> None:
         """Fail what is unfinished with `ShuttingDown` and end the thread. Idempotent."""
         self._door.shut()
+        self.loader.close()
         self._inbox.put(None)
         self._thread.join()
         self.chunks.clear()
@@ -199,8 +178,8 @@ class Engine:
     # ------------------------------------------------------------ engine thread
 
     def _loop(self) -> None:
+        idle = True
         while True:
-            idle = not (self._running or self._waiting)
             if idle:
                 release_team()  # another engine or thread of this process may want the cores
             self._receive(block=idle)
@@ -209,7 +188,7 @@ class Engine:
                 self._fail_all(ShuttingDown("the engine was closed before the answer was complete"))
                 return
             try:
-                self._step()
+                idle = not self._step()
             except Exception as error:
                 # nobody's fault in particular, and it may come again: none must wait for ever
                 log.error("engine_step_failed", traceback=traceback.format_exc())
@@ -225,17 +204,24 @@ class Engine:
             if request is not None:
                 self._waiting.append(request)
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Run some rows. False: nothing can run before a message comes."""
         self._drop_cancelled()
+        for request in [r for r in self._running.values() if r.has_lost_a_chunk]:
+            self._give_up(request)
         self._admit()
-        candidates = [
-            Candidate(r.request_id, r.current.pending, r.is_decoding)
-            for r in self._running.values()
-            if r.current is not None
-        ]
-        shares = schedule(candidates, self._settings.step_tokens)
+        candidates = (r.candidate for r in self._running.values())
+        shares = schedule([c for c in candidates if c is not None], self._settings.step_tokens)
         if shares:
             self._run(shares)
+        return bool(shares)
+
+    def _give_up(self, request: Request) -> None:
+        """What a request has run is in vain: it is planned again, without what did not come."""
+        del self._running[request.request_id]
+        self._give_back_pages(request)
+        request.give_up()
+        self._waiting.appendleft(request)
 
     def _run(self, shares: list[Share]) -> None:
         step: list[tuple[Request, list[SequenceRows]]] = []
@@ -250,6 +236,11 @@ class Engine:
                 step.append((request, groups))
         try:
             results = iter(self._forward([group for _, groups in step for group in groups]))
+        except NotArrived as reason:
+            log.info("pass_given_up", reason=str(reason))
+            for request, _ in step:
+                self._give_up(request)
+            return
         except Exception as error:
             # whose rows have run and whose have not, nobody knows; those who wait had none
             log.error("engine_step_failed", traceback=traceback.format_exc())
@@ -274,10 +265,13 @@ class Engine:
             return []
         rows = sum(len(group) for group in batch)
         self._metrics.step_rows.observe(rows)
-        began = time.perf_counter()
+        kvs = {group.kv for group in batch}
+        began = time.perf_counter() - sum(kv.waited_s for kv in kvs)
         results = self.model.forward(batch, self.pool)
+        seconds = time.perf_counter() - sum(kv.waited_s for kv in kvs) - began
         if rows >= _MANY_ROWS and all(g.end_layer is None and not g.first_layer for g in batch):
-            self._on_prefill(rows, time.perf_counter() - began)
+            pairs = sum(int(group.positions.sum()) + len(group) for group in batch)
+            self._on_prefill(rows, pairs, seconds)
         return results
 
     def _advance(self, request: Request, logits: torch.Tensor | None) -> None:

@@ -91,6 +91,9 @@ class DecoderModel:
         of rows may enter and leave at different layers (`SequenceRows`): between two such layers
         all that are under way run together. In the last layer rows whose logits nobody wants get
         their K and V and no more. Cost: one pass of the layers over all rows together.
+
+        Raises:
+            NotArrived: a layer of a chunk that rows look at is not there; they must all run again.
         """
         states = self._entering(groups)
         ends = [self._end_layer(rows) for rows in groups]

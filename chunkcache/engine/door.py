@@ -6,13 +6,14 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from chunkcache.errors import Overloaded, ShuttingDown
+from chunkcache.errors import InvalidRequest, Overloaded, PromptTooLong, ShuttingDown
 from chunkcache.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chunkcache.config import EngineSettings
+    from chunkcache.engine.pages import PagePool
     from chunkcache.engine.request import Request
 
 
@@ -89,3 +90,25 @@ class Door:
     def _refuse_if_shut(self) -> None:
         if self._shut:
             raise ShuttingDown("the engine is shutting down and admits nothing new")
+
+
+def check_fits(request: Request, context_tokens: int, pages: PagePool) -> None:
+    """Raises PromptTooLong or InvalidRequest: it could never fit the context, or all pages."""
+    capacity = pages.num_pages * pages.page_tokens
+    limit = min(context_tokens, capacity)
+    if request.max_tokens > limit:
+        which = "the model's context" if limit == context_tokens else "engine.kv_capacity_bytes"
+        raise PromptTooLong(
+            f"messages: got {request.max_tokens} tokens with the answer's, must be at most "
+            f"{limit} ({which}). Hint: fewer or shorter documents, or a smaller max_tokens.",
+            param="messages",
+        )
+    branches = sum(
+        pages.pages_for(branch.max_tokens - len(branch.token_ids)) for branch in request.branches
+    )
+    if pages.pages_for(request.max_tokens) + branches > pages.num_pages:
+        raise InvalidRequest.of(
+            "n", len(request.branches) + 1,
+            f"so few that all choices together fit {capacity} tokens",
+            "fewer choices, a smaller max_tokens, or a larger engine.kv_capacity_bytes",
+        )  # fmt: skip

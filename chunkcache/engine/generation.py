@@ -101,9 +101,15 @@ class Generation(Request):
         self._residual: float | None = None
         self._probe_rows = 0
         self._cost = 0.0  # prompt rows run, in rows of full depth
-        self._probe_began_at = self._probe_ended_at = 0.0
+        self._probe_s = 0.0
         self._first_token_at = 0.0
         self._first_logits: torch.Tensor | None = None
+
+    @property
+    def lost(self) -> dict[int, str]:
+        """By span index: why a chunk that was to be read did not come up, and was computed."""
+        failures = {i: r.arrival.failure for i, r in self._residents.items()}
+        return {index: failure for index, failure in failures.items() if failure is not None}
 
     def events(self) -> Iterator[Delta | Outcome]:
         """Deltas of all choices, then the outcome. Blocks; raises the request's error."""
@@ -123,8 +129,9 @@ class Generation(Request):
 
     def plan(self, model: DecoderModel, prefix_tokens: int) -> int:
         """Decide what every span gets; rows that no cache holds, may be repaired, or are new."""
+        here = {i: r for i, r in self._residents.items() if r.arrival.failure is None}
         plan = make_plan(
-            self._prompt, prefix_tokens, self._residents,
+            self._prompt, prefix_tokens, here,
             exact_only=self._exact_only, budget=self._budget, max_residual=self._max_residual,
         )  # fmt: skip
         plan = with_scoring(plan, self._policy, model.geometry.num_layers)
@@ -180,16 +187,28 @@ class Generation(Request):
         if len(opening := missing[missing < plan.first_reused]):
             # what comes before the first row to repair: nothing changes it later
             yield from self._pay(Pass(opening, logits=Logits.NONE))
-        self._probe_began_at = time.perf_counter()
+        began = self._computing_s()
         scores = self._new_scores(model)
         probe = self._probe(scores, model.geometry.num_layers)
         logits = yield from self._pay(probe)
         self._choose(scores.scores())
-        self._probe_ended_at = time.perf_counter()
+        self._probe_s = self._computing_s() - began
         if len(self._recomputed) == 0 and logits is not None:
             return logits
         self._probe_rows = len(probe.positions)
         return (yield from self._repair_passes(self._repair(probe.keep)))
+
+    def give_up(self) -> None:
+        """See `Request`."""
+        super().give_up()
+        self._recomputed = np.empty(0, dtype=np.int64)
+        self._residual = None
+        self._probe_rows, self._cost, self._probe_s = 0, 0.0, 0.0
+
+    def _computing_s(self) -> float:
+        """A clock that stands still while layers of chunks are waited for."""
+        assert self.kv is not None
+        return time.perf_counter() - self.kv.waited_s
 
     def _pay(self, rows: Pass) -> Generator[Pass, Answered, Answered]:
         """Run rows of the prompt and count what they cost."""
@@ -312,9 +331,8 @@ class Generation(Request):
 
     def _outcome(self, choices: tuple[Written, ...]) -> Outcome:
         plan = self._planned
-        assert self._first_logits is not None
-        now = time.perf_counter()
-        probe_s = self._probe_ended_at - self._probe_began_at  # both 0 without a probe
+        assert self._first_logits is not None and self.kv is not None
+        now, wait_s = time.perf_counter(), self.kv.waited_s
         step_logits = self._forced_logits or self._choices[0].step_logits
         return Outcome(
             choices=choices,
@@ -326,8 +344,9 @@ class Generation(Request):
             first_logits=self._first_logits,
             step_logits=torch.stack(step_logits) if step_logits else None,
             queue_ms=(self.started_at - self.submitted_at) * 1e3,
-            probe_ms=probe_s * 1e3,
-            compute_ms=(self._first_token_at - self.started_at - probe_s) * 1e3,
+            probe_ms=self._probe_s * 1e3,
+            wait_ms=wait_s * 1e3,
+            compute_ms=(self._first_token_at - self.started_at - self._probe_s - wait_s) * 1e3,
             ttft_ms=(self._first_token_at - self.submitted_at) * 1e3,
             total_ms=(now - self.submitted_at) * 1e3,
         )

@@ -30,7 +30,10 @@ class LayerRunner(Protocol):
         ...
 
     def run(self, first: int, end: int, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
-        """Hidden states `[rows, width]` through layers `first` to `end`; writes K and V."""
+        """Hidden states `[rows, width]` through layers `first` to `end`; writes K and V.
+
+        Waits for each layer of the chunks that the rows look at (`StepRows.wait_for`).
+        """
         ...
 
     def store(self, layer: int, hidden: torch.Tensor, rows: StepRows) -> None:
@@ -59,6 +62,7 @@ class ModuleLayers:
         positions = np.concatenate([group.positions for group in rows.groups])
         where = torch.from_numpy(positions).to(hidden.device)
         for index in range(first, end):
+            rows.wait_for(index)
             nothing = self._facts.embeddings[index].identity(hidden)
             with listening(HeardRows(rows, index)):
                 hidden = run_layer(self._layers[index], hidden, nothing, where)

@@ -53,8 +53,9 @@ class Outcome:
     probed_residual: float | None  # share of the question's attention left on unrepaired rows
     first_logits: torch.Tensor  # fp32 [vocab] on CPU: what the first token was drawn from
     step_logits: torch.Tensor | None  # fp32 [steps, vocab] on CPU, if they were asked for
-    queue_ms: float  # these three follow or exclude each other and add up to `ttft_ms`
+    queue_ms: float  # these four follow or exclude each other and add up to `ttft_ms`
     probe_ms: float
+    wait_ms: float  # for layers of chunks that were still coming up
     compute_ms: float
     ttft_ms: float  # since the generation was made
     total_ms: float

@@ -95,9 +95,10 @@ class PackedLayers:
         (kernels,) = rows.kernels
         few = len(hidden) <= FEW_ROWS and not rows.is_watched
         if few and isinstance(kernels, CompiledStep):
-            return self._few.run(first, end, hidden, rows.slots, kernels)
+            return self._few.run(first, end, hidden, rows, kernels)
         team = rows.pool.team
         for index in range(first, end):
+            rows.wait_for(index)
             hidden = self._layer(index, hidden, rows, team)
         return hidden
 
@@ -239,9 +240,11 @@ class _FewRows:
         return tensor.data_ptr()
 
     def run(
-        self, first: int, end: int, hidden: torch.Tensor, slots: Any, kernels: CompiledStep
+        self, first: int, end: int, hidden: torch.Tensor, rows: StepRows, kernels: CompiledStep
     ) -> torch.Tensor:
-        """Hidden states through layers `first` to `end`, written to pages on the way."""
+        """Hidden states through layers `first` to `end`, written to pages on the way; in one call,
+        unless layers of chunks are still coming up.
+        """
         count, width = hidden.shape
         team, of = kernels.team, kernels.turned
         attended = of.heads * of.dim
@@ -253,9 +256,12 @@ class _FewRows:
         buffers = torch.empty(sum(sizes)).split_with_sizes(sizes)
         call = LayersC(
             c.addressof(self._layers), first, end, count, width, self._inner, self._eps,
-            c.addressof(kernels.turned), c.addressof(kernels.still), slots.ctypes.data, 0, 0,
+            c.addressof(kernels.turned), c.addressof(kernels.still), rows.slots.ctypes.data, 0, 0,
             state.data_ptr(), *(buffer.data_ptr() for buffer in buffers),
             kernels.scratch.data_ptr(),
         )  # fmt: skip
-        team.library.chunkcache_layers(team.handle, c.addressof(call))
+        while call.first < end:
+            call.end = min(end, rows.wait_for(call.first))
+            team.library.chunkcache_layers(team.handle, c.addressof(call))
+            call.first = call.end
         return state.to(hidden.dtype)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from chunkcache.engine.attention import Logits, SequenceRows
+from chunkcache.engine.scheduler import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,6 +111,7 @@ class Request(ABC):
         self.trunk: Request | None = None  # whose branch it is
         self._passes: Passes | None = None
         self.is_decoding = False
+        self.was_given_up = False  # a pass, because a layer of a chunk had not come
         self.exact_tokens = 0  # leading tokens whose KV may be shared as an exact prefix
         self.max_prefix_tokens = len(token_ids) - 1  # the last row must run, for its logits
         self.cancelled = threading.Event()
@@ -140,6 +142,34 @@ class Request(ABC):
         """Set the first pass; `kv` is there."""
         self._passes = self.passes(model)
         self.current = next(self._passes, None)
+
+    @property
+    def candidate(self) -> Candidate | None:
+        """What the scheduler is to know of it; None: there is nothing to run."""
+        if self.current is None:
+            return None
+        pending = self.current.pending
+        return Candidate(
+            self.request_id, pending, self.is_decoding, self.is_arriving, self.was_given_up
+        )
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether a chunk that it reads is still coming up."""
+        return self.kv is not None and self.kv.is_arriving
+
+    @property
+    def has_lost_a_chunk(self) -> bool:
+        """Whether a chunk that it reads will not come up after all."""
+        return self.kv is not None and self.kv.has_lost_a_chunk
+
+    def give_up(self) -> None:
+        """Forget what has been run: it will be planned and run from the beginning."""
+        assert not self.is_decoding, "what was said cannot be taken back"
+        assert self._passes is not None
+        self._passes.close()
+        self.kv, self.current, self._passes = None, None, None
+        self.was_given_up = True
 
     def advance(self, logits: torch.Tensor | None) -> None:
         """The current pass is done: set the next one, or None when the request is finished."""

@@ -8,6 +8,7 @@ through; in the layers above, where rows were let go, the chunk's row is still t
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,11 @@ from chunkcache_kernels import HIDDEN, Segment
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from chunkcache.engine.arrival import Arrival
     from chunkcache.engine.chunk_pages import Resident
 
 OWN, CHUNKS = 0, 1  # indices of the two arenas
+PATIENCE_S = 0.25  # how long a pass waits for one layer, with the engine, before it is given up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +76,8 @@ class SequenceKV:
         self._run_to = np.zeros(len(self._position_of), dtype=np.int32)  # layers they are valid in
         self._used = 0
         self._in_chunk = np.zeros(max_tokens, dtype=bool)
+        self._arriving: list[tuple[int, Arrival]] = []  # by the position of their first row
+        self.waited_s = 0.0  # for layers of chunks
         self._fixed: list[Segment] = []
         if prefix:
             positions = np.arange(self._prefix_tokens, dtype=np.int32)
@@ -82,6 +87,8 @@ class SequenceKV:
             segment = Segment.of_chunk(CHUNKS, pages, page_tokens, begin, rows.start, rows.stop)
             self._fixed.append(segment)
             self._in_chunk[begin + rows.start : begin + rows.stop] = True
+            if not chunk.resident.arrival.is_whole:
+                self._arriving.append((begin + rows.start, chunk.resident.arrival))
         self._seen: dict[int, tuple[list[Segment], np.ndarray]] = {}
 
     def fork(self, own: Sequence[int]) -> SequenceKV:
@@ -130,6 +137,37 @@ class SequenceKV:
         pages, places = index // self._page_tokens, index % self._page_tokens
         slots: np.ndarray = self._own[pages] * self._page_tokens + places
         return slots.astype(np.int32)
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether some layer of a chunk is not there yet."""
+        self._arriving = [(at, arrival) for at, arrival in self._arriving if not arrival.is_whole]
+        return bool(self._arriving)
+
+    @property
+    def has_lost_a_chunk(self) -> bool:
+        """Whether some layer of a chunk will not come."""
+        return any(arrival.failure is not None for _, arrival in self._arriving)
+
+    def wait_for(self, layer: int, last_position: int) -> int:
+        """Wait until a layer of every chunk that rows up to a position look at is there.
+
+        Returns: up to which layer all of them can be seen.
+
+        Raises:
+            NotArrived: a layer will not come, or not soon.
+        """
+        end = self._num_layers
+        if not self.is_arriving:
+            return end
+        began = time.perf_counter()
+        try:
+            for first_row, arrival in self._arriving:
+                if first_row <= last_position:
+                    end = min(end, arrival.wait_for(layer, PATIENCE_S))
+        finally:
+            self.waited_s += time.perf_counter() - began
+        return end
 
     def edges(self) -> set[int]:
         """Layers from which on some row is not valid any more."""

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from chunkcache.chunk import Rung, SpanKind
 from chunkcache.engine.outcome import Outcome
 from chunkcache.errors import Cancelled
@@ -22,6 +24,7 @@ from chunkcache.protocol import (
 )
 from chunkcache.service.calls import CallReader, read_call
 from chunkcache.service.report import build_report, citation
+from chunkcache.store.cost import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from chunkcache.protocol import AnswerRequest, Report
     from chunkcache.service.calibration import Calibration
     from chunkcache.service.runtime import Runtime
+
+log = structlog.get_logger(__name__)
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's own floor
 
@@ -49,6 +54,9 @@ class Preparation:
     started_at: float
     retrieve_ms: float
     load_ms: float = 0.0
+    rows: Rows = field(default_factory=Rows)  # that run whatever was found
+    planned_s: float | None = None  # to the first token, from the look-up on
+    from_memory: bool = False  # every chunk was on the device
     tiers: dict[int, str] = field(default_factory=dict)  # by span index
     misses: dict[int, str] = field(default_factory=dict)
     codecs: dict[int, str] = field(default_factory=dict)  # lossy ones that chunks came through
@@ -77,6 +85,7 @@ class AnswerHandle:
         self._generation = generation
         self._preparation = preparation
         self._engine = runtime.engine
+        self._cost = runtime.store.cost
         self._vocabulary = runtime.vocabulary
         self._calls: list[CallReader] | None = None  # by choice, where the answer is a call
         if isinstance(request.form, CallForm):
@@ -195,13 +204,15 @@ class AnswerHandle:
         before = self._preparation
         # from the caller's first instruction to the engine's first: retrieval, prompt, look-up
         lead_ms = (self._generation.submitted_at - before.started_at) * 1e3
+        lost = self._generation.lost
+        self._compare_with_plan(outcome)
         return build_report(
             outcome,
             policy=before.policy,
             budget=before.budget,
-            tiers=before.tiers,
-            misses=before.misses,
-            codecs=before.codecs,
+            tiers={i: tier for i, tier in before.tiers.items() if i not in lost},
+            misses={**before.misses, **lost},
+            codecs={i: codec for i, codec in before.codecs.items() if i not in lost},
             notes=[*before.notes, *_scoring_note(outcome)],
             predicted_drift=_predicted_drift(before.calibration, outcome),
             timings=Timings(
@@ -210,11 +221,24 @@ class AnswerHandle:
                 layout_ms=lead_ms - before.retrieve_ms - before.load_ms,
                 load_ms=before.load_ms,
                 probe_ms=outcome.probe_ms,
+                wait_ms=outcome.wait_ms,
                 compute_ms=outcome.compute_ms,
                 ttft_ms=lead_ms + outcome.ttft_ms,
+                planned_ms=before.planned_s and before.planned_s * 1e3,
                 total_ms=lead_ms + outcome.total_ms,
             ),
         )
+
+    def _compare_with_plan(self, outcome: Outcome) -> None:
+        """Tell how long it took from the look-up to the first token, beside what was planned."""
+        before = self._preparation
+        actual_ms = before.load_ms + outcome.ttft_ms - outcome.queue_ms
+        if before.from_memory:
+            self._cost.observe_prompt(before.rows, actual_ms / 1e3)
+        if before.planned_s:
+            planned_ms = before.planned_s * 1e3
+            self._metrics.planned_ratio.observe(actual_ms / planned_ms)
+            log.info("prompt_planned", planned_ms=round(planned_ms), actual_ms=round(actual_ms))
 
 
 def _scoring_note(outcome: Outcome) -> list[str]:

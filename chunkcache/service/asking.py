@@ -16,6 +16,7 @@ from chunkcache.service.calls import told_messages
 from chunkcache.service.lookups import logged_parts
 from chunkcache.service.order import RankedPassage
 from chunkcache.service.recognition import Recognised, Recogniser
+from chunkcache.store.cost import Rows
 
 if TYPE_CHECKING:
     import threading
@@ -115,17 +116,14 @@ class Asker:
             calibration=runtime.calibration,
         )
         policy = policy_named(name, self._repair(options))
-        given = request.documents is not None
-        terms = Terms(request.tenant, retention=Retention.PASSING if given else Retention.NORMAL)
-        codec, residents = measure.reads_through, {}
+        residents: dict[int, Resident] = {}
         if not exact_only:
-            residents = self._find(prompt, salt, terms, preparation, gone, codec)
+            residents = self._find(request, salt, preparation, gone, measure.reads_through)
         if shares and options.mode != "full" and not measure.leaves_no_prefix:
             preparation.on_exact = lambda: runtime.orders.remember(root, order)
         generation = Generation(
             prompt, residents,
-            policy=policy, budget=budget, exact_only=exact_only,
-            max_residual=max_residual,
+            policy=policy, budget=budget, exact_only=exact_only, max_residual=max_residual,
             sampling=request.sampling, max_new_tokens=max_new, salt=salt,
             takes_prefix=options.mode != "full" and not measure.takes_no_prefix,
             gives_prefix=options.mode != "full" and not measure.leaves_no_prefix,
@@ -227,21 +225,22 @@ class Asker:
 
     def _find(
         self,
-        prompt: Prompt,
+        request: AnswerRequest,
         salt: bytes,
-        terms: Terms,
         into: Preparation,
         gone: threading.Event | None,
         codec: Codec | None,
     ) -> dict[int, Resident]:
-        began = time.perf_counter()
+        began, prompt = time.perf_counter(), into.prompt
+        into.rows = _rows_of(prompt, 0.0 if into.policy == "none" else into.budget)
         spans = chunk_spans(prompt)
         keys = [self._runtime.key(prompt.spans[i].record_ids, salt) for i in spans]
         residents = {}
         if self._lookups is not None:
             self._lookups.note(logged_parts(prompt, dict(zip(spans, keys, strict=True)), salt))
-        hits = self._runtime.find(keys, salt, gone, terms, codec)
-        for index, found in zip(spans, hits, strict=True):
+        finding = self._runtime.find(keys, salt, gone, _terms_of(request), codec, into.rows)
+        into.planned_s, into.from_memory = finding.planned_s, finding.from_memory
+        for index, found in zip(spans, finding.found, strict=True):
             if found.resident is not None:
                 residents[index] = found.resident
                 if found.resident.codec is not None:
@@ -294,6 +293,21 @@ def _sampling_notes(request: AnswerRequest) -> list[str]:
     if request.sampling.n > 1 and request.sampling.temperature == 0.0:
         return ["n: at temperature 0 all choices are the same"]
     return []
+
+
+def _terms_of(request: AnswerRequest) -> Terms:
+    given = request.documents is not None
+    return Terms(request.tenant, retention=Retention.PASSING if given else Retention.NORMAL)
+
+
+def _rows_of(prompt: Prompt, budget: float) -> Rows:
+    """What a prompt runs when all its chunks are there: the rows that are in none, which come late
+    in it, and those that are repaired, anywhere.
+    """
+    total = prompt.num_tokens
+    reused = sum(len(prompt.spans[i]) for i in chunk_spans(prompt))
+    own, repaired = total - reused, budget * reused
+    return Rows(own + repaired, own * total + repaired * total / 2)
 
 
 def _order_of(prompt: Prompt, salt: bytes) -> tuple[bytes, list[RankedPassage]]:

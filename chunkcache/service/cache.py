@@ -38,7 +38,7 @@ from chunkcache.store import bases_path
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from chunkcache.chunk import Chunk
@@ -263,9 +263,16 @@ class ChunkCache(Library):
                 also=request.also, filters=request.filters, ranking=request.ranking,
             )  # fmt: skip
             found = distinct(ranked)[:top_k]
+            self._foresee(request, found)
             if len(found) == top_k or len(ranked) < depth or depth >= _DEEPEST * top_k:
                 return found
             depth *= 4
+
+    def _foresee(self, request: AnswerRequest, candidates: Sequence[Chunk]) -> None:
+        """Let what is likely to be in the prompt come up while the prompt is being laid out."""
+        if request.options.mode == "auto" and self.runtime.reuses:
+            passages = [self.runtime.prompts.chunk_ids(chunk) for chunk in candidates]
+            self.runtime.foresee(passages, self._salt(request.tenant))
 
     # ------------------------------------------------------------ life cycle
 

@@ -23,9 +23,11 @@ from chunkcache.engine.prompt import PromptBuilder
 from chunkcache.engine.vocabulary import Vocabulary
 from chunkcache.errors import Cancelled, ChunkCacheError, GateFailed
 from chunkcache.service.calibration import load_calibration
+from chunkcache.service.finder import Finder, Found
 from chunkcache.service.order import OrderBook
 from chunkcache.store import open_store
 from chunkcache.store.codec import read_through
+from chunkcache.store.cost import Rows
 from chunkcache.store.popularity import Popularity
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKV, Terms
     from chunkcache.config import Settings
-    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache.metrics import Metrics
     from chunkcache.store.codec.base import Codec
@@ -44,15 +45,15 @@ _WINDOW = 4  # chunks of one caller in the engine at a time: enough to fill a st
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """A chunk on the device, leased; the tier it came from, or why it had to be computed.
+class Finding:
+    """The chunks of a prompt; seconds to its first token as planned, None before all is known.
 
-    No `resident`: there is no room for it beside those in use (`no_room`).
+    `from_memory`: it waits for no tier and for no chunk to be computed.
     """
 
-    resident: Resident | None
-    tier: str | None
-    miss: str | None
+    found: list[Found]
+    planned_s: float | None
+    from_memory: bool
 
 
 class Runtime:
@@ -81,7 +82,7 @@ class Runtime:
             chunk_capacity_bytes=settings.engine.chunk_capacity_bytes or room,
             chunk_quotas=settings.store.quotas, popularity=popularity,
         )  # fmt: skip
-        self._metrics = metrics
+        self.finder = Finder(self.engine, self.store, metrics, len(self.prompts.born_prefix))
         used = metrics.tier_bytes.labels(self.engine.chunk_tier)
         used.set_function(lambda: self.engine.chunks.usage().size_bytes)
         held = metrics.tier_records.labels(self.engine.chunk_tier)
@@ -112,65 +113,51 @@ class Runtime:
         gone: threading.Event | None = None,
         terms: Terms = USUAL_TERMS,
         codec: Codec | None = None,
-    ) -> list[Found]:
+        always: Rows = Rows(),  # noqa: B008 (it is frozen)
+    ) -> Finding:
         """Every chunk, leased; computed where no tier has it, and offered to the tiers then.
 
         What is computed is kept on `terms`; what is there stays on those it came in on. With
-        `codec`, it is held as it would come back through it (to measure that).
+        `codec`, it is held as it would come back through it (to measure that). `always` are the
+        rows that the prompt runs whatever is found.
 
-        Misses run together, batched by the engine. Raises what `compute` raises, with no lease left
-        behind; what was computed until then has been offered.
+        What a tier has may still be on its way up. Misses run together, batched by the engine.
+        Raises what `compute` raises, with no lease left behind; what was computed until then has
+        been offered.
         """
-        found: dict[ChunkKey, Found] = {}
-        leases: list[Resident] = []
-        try:
-            missing: dict[ChunkKey, str | None] = {}
-            for key in dict.fromkeys(keys):
-                hit = self._bring_up(key)
-                if hit.resident is None and hit.miss != "no_room":
-                    missing[key] = hit.miss
-                found[key] = hit
-                leases += [hit.resident] if hit.resident else []
+        chunks = self.engine.chunks
+        with chunks.leases() as leases:
+            found, choice = self.finder.find(list(dict.fromkeys(keys)), always, leases)
+            missing = {
+                key: hit.miss
+                for key, hit in found.items()
+                if hit.resident is None and hit.miss != "no_room"
+            }
             for record in self.compute(list(missing), salt, gone):
                 record = replace(record, terms=terms)
                 self.store.offer(record)
                 record = record if codec is None else read_through(codec, record)
                 with one_core():  # beside the engine
-                    resident = self.engine.chunks.hold(record)
-                leases += [resident] if resident else []
+                    resident = chunks.hold(record)
+                if resident is not None:
+                    leases.add(resident)
                 miss = missing[record.key] if resident else "no_room"
                 found[record.key] = Found(resident, None, miss)
-            return self._lease_repeated([found[key] for key in keys])
-        except BaseException:
-            self.engine.chunks.release(leases)
-            raise
+            seen = set[ChunkKey]()
+            for key in keys:  # a passage that stands twice in a prompt is leased twice
+                again = found[key].resident if key in seen else None
+                if again is not None:
+                    chunks.lease_again(again)
+                    leases.add(again)
+                seen.add(key)
+            leases.pass_on()
+            hits = [found[key] for key in keys]
+            whole = all(hit.tier == self.engine.chunk_tier for hit in hits)
+            return Finding(hits, choice.planned_s, whole)
 
-    def _bring_up(self, key: ChunkKey) -> Found:
-        """The chunk from the highest tier that has it."""
-        chunks, tier = self.engine.chunks, self.engine.chunk_tier
-        self._metrics.chunk_queries.labels(tier).inc()
-        if (resident := chunks.lease(key)) is not None:
-            self._metrics.chunk_hits.labels(tier).inc()
-            return Found(resident, tier, None)
-        lookup = self.store.fetch(key)
-        if lookup.record is None:
-            return Found(None, None, lookup.miss)
-        with one_core():  # beside the engine
-            resident = chunks.hold(lookup.record)
-        if resident is None:
-            self._metrics.chunk_misses.labels("no_room").inc()
-            return Found(None, None, "no_room")
-        return Found(resident, lookup.tier, None)
-
-    def _lease_repeated(self, found: list[Found]) -> list[Found]:
-        """A passage that stands twice in a prompt is leased twice."""
-        seen: set[int] = set()
-        for hit in found:
-            if hit.resident is not None:
-                if id(hit.resident) in seen:
-                    self.engine.chunks.lease(hit.resident.key)
-                seen.add(id(hit.resident))
-        return found
+    def foresee(self, passages: Sequence[Sequence[int]], salt: bytes) -> None:
+        """Begin to bring up passages that a request may be about to ask for (see `Finder`)."""
+        self.finder.foresee([self.key(ids, salt) for ids in passages])
 
     def holds(self, token_ids: Sequence[int], salt: bytes) -> bool:
         """Whether any tier has the canonical record of these tokens. Does not count as a use."""

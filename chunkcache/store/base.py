@@ -36,7 +36,8 @@ class TierAtRest(StoreError):
 
 
 class RecordReader(Protocol):
-    """A lease on one record: its layers can be read until it is closed, whatever is evicted.
+    """A lease on one record: its layers can be read until it is closed, whatever this process
+    evicts. One that is deleted, or evicted by another process, may be found gone (`StoreError`).
 
     A context manager; closing ends the lease. For one thread at a time. What is known before any
     layer has been read: key, statistics, geometry. The token ids are those that were asked for.

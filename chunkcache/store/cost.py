@@ -1,36 +1,122 @@
-"""Load or recompute? Measured rates, one inequality. Pure."""
+"""Bring up or compute? Measured rates, and one choice for each prompt over all its chunks. Pure.
+
+The chunks that a prompt brings up from one tier share it: together they take `latency + bytes ÷
+rate`. Rows take time for their products and for the keys they look at: `a · rows + b · pairs`. What
+is brought up comes while rows are run, so a prompt takes as long as the longest of the two.
+"""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-_PROBE_EVERY = 16  # a tier held to be slow is still measured once in so many questions
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_PROBE_EVERY = 16  # a tier held to be slow is still measured in one of so many prompts
+_SETTLED = 8  # samples, before what is off is scatter
+_APART = 1e-3  # samples that differ less in shape do not tell two numbers apart
 
 
-@dataclass(slots=True)
-class _Rate:
-    """Tokens per second: decayed sums of tokens and seconds, so that large samples weigh more."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows to run, and the keys they look at together."""
 
-    tokens: float = 0.0
-    seconds: float = 0.0
+    rows: float = 0.0
+    pairs: float = 0.0
 
-    def add(self, tokens: int, seconds: float, smoothing: float) -> None:
-        self.tokens += smoothing * (tokens - self.tokens)
-        self.seconds += smoothing * (seconds - self.seconds)
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(self.rows + other.rows, self.pairs + other.pairs)
 
-    @property
-    def tokens_per_s(self) -> float | None:
-        return self.tokens / self.seconds if self.seconds else None
+    @classmethod
+    def after(cls, context: int, count: int) -> Rows:
+        """`count` rows in order, the first of which sees `context` keys before it."""
+        return cls(count, count * context + count * (count + 1) / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A chunk that a tier holds, and what it would take to compute it instead."""
+
+    tier: str
+    size_bytes: int
+    instead: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which chunks are brought up; `planned_s` until the first token, None before all is measured.
+
+    A tier is `probed` where one chunk of it comes up only to be measured.
+    """
+
+    loads: tuple[bool, ...]
+    planned_s: float | None = None
+    probed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """What is chosen over; see `CostModel.choose`."""
+
+    chunks: Sequence[Stored]
+    always: Rows
+    coming: Mapping[str, int]
+
+
+class _Fit:
+    """seconds ≈ a · u + b · v with a, b ≥ 0: decayed least squares of the relative error.
+
+    Samples of one shape do not tell a from b: then all is b, or a where `first` says so. Such a fit
+    lies below the mean of samples that scatter: their mean beside it is one factor more.
+    """
+
+    def __init__(self, *, first: bool) -> None:
+        self._first = first
+        self._sums = [0.0] * 5  # uu, uv, vv, u, v; each divided by the seconds measured
+        self._samples = 0
+        self._scatter = 1.0  # mean of measured ÷ fitted
+
+    def add(self, u: float, v: float, seconds: float, smoothing: float) -> None:
+        if self._samples >= _SETTLED and (fitted := self._fitted(u, v)):
+            self._scatter += smoothing * (seconds / fitted - self._scatter)
+        self._samples += 1
+        u, v = u / seconds, v / seconds
+        new = (u * u, u * v, v * v, u, v)
+        weight = smoothing if self._samples > 1 else 1.0
+        pairs = zip(self._sums, new, strict=True)
+        self._sums = [old + weight * (now - old) for old, now in pairs]
+
+    def seconds(self, u: float, v: float) -> float | None:
+        """None: nothing was measured."""
+        return self._scatter * self._fitted(u, v) if self._samples else None
+
+    def _fitted(self, u: float, v: float) -> float:
+        a, b = self._solved()
+        return a * u + b * v
+
+    def _solved(self) -> tuple[float, float]:
+        uu, uv, vv, u, v = self._sums
+        determinant = uu * vv - uv * uv
+        if determinant > _APART * uu * vv:
+            a, b = (u * vv - v * uv) / determinant, (v * uu - u * uv) / determinant
+            if a >= 0 and b >= 0:
+                return a, b
+            only_first = b < 0
+        else:
+            only_first = self._first
+        if (only_first and uu) or not vv:
+            return u / uu, 0.0
+        return 0.0, v / vv
 
 
 class CostModel:
-    """Break-even between loading a chunk's KV and computing it again. Thread-safe.
+    """What bringing up and computing cost on this machine, and which of them to do. Thread-safe.
 
-    Loading pays when `tokens / load_rate < (1 − f) · tokens / prefill_rate`, where f is the share
-    of the chunk's rows which repair recomputes anyway. Until both rates were measured, loading
-    pays: it is how one of them gets measured. A tier found slow is tried again after 15 refusals,
-    until that gives a new measurement: a disk that was busy, or cold, gets its chance.
+    Until a tier and the rows were measured, bringing up pays: it is how one of them gets measured.
+    A tier that lost is tried again with one chunk after 15 prompts: a disk that was busy, or cold,
+    gets its chance.
 
     Args:
         smoothing: weight of a new sample, 0 to 1.
@@ -39,50 +125,123 @@ class CostModel:
     def __init__(self, *, smoothing: float = 0.2) -> None:
         self._smoothing = smoothing
         self._lock = threading.Lock()
-        self._loads: dict[str, _Rate] = {}
-        self._prefill = _Rate()
-        self._declined: dict[str, int] = {}  # questions answered "no" since the last load
+        self._tiers: dict[str, _Fit] = {}
+        self._rows = _Fit(first=True)
+        self._bias = 1.0  # what prompts took ÷ what their rows alone would: probes, steps, samples
+        self._declined: dict[str, int] = {}  # prompts in which a tier lost, since its last load
 
-    def observe_load(self, tier: str, num_tokens: int, seconds: float) -> None:
-        """A record of `num_tokens` came up from `tier` in `seconds`."""
-        if num_tokens <= 0 or seconds <= 0:
+    def observe_load(self, tier: str, size_bytes: int, seconds: float) -> None:
+        """KV of `size_bytes` came up from `tier` together, in `seconds`."""
+        if size_bytes <= 0 or seconds <= 0:
             return  # too short for the clock: no rate can be told
         with self._lock:
-            self._loads.setdefault(tier, _Rate()).add(num_tokens, seconds, self._smoothing)
+            fit = self._tiers.setdefault(tier, _Fit(first=False))
+            fit.add(1.0, size_bytes, seconds, self._smoothing)
             self._declined[tier] = 0
 
-    def observe_prefill(self, num_tokens: int, seconds: float) -> None:
-        """`num_tokens` rows were computed in `seconds`."""
-        if num_tokens <= 0 or seconds <= 0:
+    def observe_prefill(self, rows: int, pairs: int, seconds: float) -> None:
+        """`rows` rows, which looked at `pairs` keys together, were computed in `seconds`."""
+        if rows <= 0 or seconds <= 0:
             return
         with self._lock:
-            self._prefill.add(num_tokens, seconds, self._smoothing)
+            self._rows.add(rows, pairs, seconds, self._smoothing)
 
-    def load_tokens_per_s(self, tier: str) -> float | None:
-        """Measured rate of a tier, or None before the first load."""
+    def observe_prompt(self, computed: Rows, seconds: float) -> None:
+        """A prompt that had to wait for no tier took `seconds`; its plan had said `computed`."""
         with self._lock:
-            rate = self._loads.get(tier)
-            return rate.tokens_per_s if rate is not None else None
+            alone = self._rows.seconds(computed.rows, computed.pairs)
+            if alone and seconds > 0:
+                self._bias += self._smoothing * (seconds / alone - self._bias)
 
-    def prefill_tokens_per_s(self) -> float | None:
-        """Measured prefill rate, or None before the first prefill."""
+    def load_s(self, tier: str, size_bytes: int) -> float | None:
+        """Seconds to bring up `size_bytes` of a tier together; None before the first load."""
         with self._lock:
-            return self._prefill.tokens_per_s
+            return self._load_s(tier, size_bytes)
 
-    def load_pays(self, tier: str, num_tokens: int, fix_fraction: float = 0.15) -> bool:
-        """Whether to read a record of `num_tokens` rather than compute it again.
+    def compute_s(self, rows: Rows) -> float | None:
+        """Seconds to compute rows; None before the first prefill."""
+        with self._lock:
+            return self._compute_s(rows)
+
+    def pays(self, chunk: Stored) -> bool:
+        """Whether one chunk alone comes up sooner than it is computed, as far as is known."""
+        with self._lock:
+            load, compute = (
+                self._load_s(chunk.tier, chunk.size_bytes),
+                self._compute_s(chunk.instead),
+            )
+            return load is None or compute is None or load < compute
+
+    def choose(
+        self, chunks: Sequence[Stored], always: Rows, coming: Mapping[str, int] | None = None
+    ) -> Choice:
+        """Which of a prompt's chunks to bring up, so that its first token comes soonest.
 
         Args:
-            fix_fraction: share of its rows that repair recomputes anyway, 0 to 1.
+            chunks: those that a tier below the device holds.
+            always: rows that the prompt runs whatever is chosen; repaired rows are among them.
+            coming: bytes of it that are on their way up already, by tier.
         """
-        load, prefill = self.load_tokens_per_s(tier), self.prefill_tokens_per_s()
-        if load is None or prefill is None:
-            return True
-        if num_tokens / load < (1.0 - fix_fraction) * num_tokens / prefill:
-            return True
         with self._lock:
-            declined = self._declined.get(tier, 0)
-            if declined >= _PROBE_EVERY - 1:
-                return True
-            self._declined[tier] = declined + 1
-            return False
+            prompt = _Prompt(chunks, always, coming or {})
+            loads = self._best(prompt)
+            planned = self._planned(prompt, loads)
+            lost = {c.tier for c, load in zip(chunks, loads, strict=True) if not load}
+            probed = None
+            for tier in sorted(lost):
+                self._declined[tier] = self._declined.get(tier, 0) + 1
+                if self._declined[tier] >= _PROBE_EVERY and probed is None:
+                    probed = tier
+            if probed is not None:
+                own = [i for i, chunk in enumerate(chunks) if chunk.tier == probed]
+                loads[min(own, key=lambda i: chunks[i].size_bytes)] = True
+            return Choice(tuple(loads), planned, probed)
+
+    # ------------------------------------------------------------ under the lock
+
+    def _load_s(self, tier: str, size_bytes: float) -> float | None:
+        fit = self._tiers.get(tier)
+        return fit.seconds(1.0, size_bytes) if fit is not None and size_bytes else None
+
+    def _compute_s(self, rows: Rows) -> float | None:
+        alone = self._rows.seconds(rows.rows, rows.pairs)
+        return None if alone is None else self._bias * alone
+
+    def _best(self, prompt: _Prompt) -> list[bool]:
+        """All are brought up; then, one after another, the one that its tier is freed of at the
+        least cost is computed, for as long as that makes the prompt faster.
+        """
+        chunks = prompt.chunks
+        loads = [True] * len(chunks)
+        best, least = list(loads), self._planned(prompt, loads)
+        while least is not None and any(loads):
+            used = {c.tier for c, load in zip(chunks, loads, strict=True) if load}
+            slowest = max(sorted(used), key=lambda tier: self._tier_s(prompt, loads, tier))
+            own = [i for i, c in enumerate(chunks) if loads[i] and c.tier == slowest]
+            cheapest = min(own, key=lambda i: self._price(chunks[i]))
+            loads[cheapest] = False
+            planned = self._planned(prompt, loads)
+            if planned is not None and planned < least:
+                best, least = list(loads), planned
+        return best
+
+    def _price(self, chunk: Stored) -> float:
+        """Seconds of computing for a byte that is not brought up."""
+        return (self._compute_s(chunk.instead) or 0.0) / chunk.size_bytes
+
+    def _tier_s(self, prompt: _Prompt, loads: Sequence[bool], tier: str) -> float:
+        """0 where it was never measured: then it is brought up."""
+        pairs = zip(prompt.chunks, loads, strict=True)
+        size = sum(chunk.size_bytes for chunk, load in pairs if load and chunk.tier == tier)
+        return self._load_s(tier, size + prompt.coming.get(tier, 0)) or 0.0
+
+    def _planned(self, prompt: _Prompt, loads: Sequence[bool]) -> float | None:
+        """Seconds to the first token; None where something was never measured."""
+        rows, used = prompt.always, set(prompt.coming)
+        for chunk, load in zip(prompt.chunks, loads, strict=True):
+            rows = rows if load else rows + chunk.instead
+            used |= {chunk.tier} if load else set()
+        computing = self._compute_s(rows)
+        if computing is None or not used <= self._tiers.keys():
+            return None
+        return max([computing, *(self._tier_s(prompt, loads, tier) for tier in used)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,10 +17,11 @@ from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.base import TierUsage
 from chunkcache.store.codec import codec_named
 from chunkcache.store.layout import MetaEntry, map_bytes_for, padded, pages_bytes
+from chunkcache.store.leased import LeasedRecord
 from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.mirror import Mirror
 from chunkcache.store.policy import WindowedFrequencyPolicy
-from chunkcache.store.reader import DTYPES, HeldRecord, kv_shape
+from chunkcache.store.reader import DTYPES, kv_shape
 from chunkcache.store.record import checksum, encode_header
 from chunkcache.store.turnstile import Turnstile
 from chunkcache.store.writer import RecordWriter
@@ -104,13 +105,36 @@ class DiskTier:
     # ------------------------------------------------------------ the verbs
 
     def open(self, key: ChunkKey) -> RecordReader | None:
-        """See `Tier`. Reads all of it at once.
+        """See `Tier`. Reads the header alone; it must be closed before the tier is.
 
         Raises:
             StoreError: the environment cannot be read.
         """
-        record = self.get(key)
-        return HeldRecord(record) if record is not None else None
+        with self._using():
+            for digest in self._places(key):
+                reader = self._leased(key, digest)
+                if reader is not None:
+                    break
+            self._mirror.used(digest)  # or where it will be put
+            return reader
+
+    def _leased(self, key: ChunkKey, digest: bytes) -> LeasedRecord | None:
+        if not self._mirror.lease(digest):  # first: it must not leave in between
+            return None
+        with ExitStack() as ends:
+            ends.callback(self._mirror.give_back, digest)
+            seen = None
+            try:
+                with self._env.reading() as txn:
+                    seen = self._env.entry(txn, digest)
+                    header = self._header(txn, key, digest)
+            except CorruptRecord:
+                self._drop_corrupt(digest, seen)
+                raise
+            if header is None or seen is None:
+                return None
+            ends.pop_all()  # from here on the reader gives it back
+            return LeasedRecord(self, key, header, seen)
 
     def get(self, key: ChunkKey) -> ChunkKV | None:
         """See `Tier`. Cost: one checksum pass and one copy of the record.
@@ -133,6 +157,26 @@ class DiskTier:
                     break
             self._mirror.used(digest)  # or where it will be put
             return record
+
+    def read_slabs(self, record: LeasedRecord, first: int, last: int, out: torch.Tensor) -> None:
+        """Some layers of a record that `open` gave; see `RecordReader.read_layers`."""
+        header, digest = record.header, record.header.stored_digest
+        codec = self._codec_of(header)
+        with self._using():
+            try:
+                with self._env.reading() as txn:
+                    if self._env.entry(txn, digest) != record.packed_entry:
+                        raise StoreError(f"record {record.key.hex} has gone since it was opened")
+                    slabs = self._env.slabs(txn, header, first, last)
+                    for layer, (slab, into) in enumerate(zip(slabs, out, strict=True), first):
+                        codec.decode_layer(layer, slab, into)
+            except CorruptRecord:
+                self._drop_corrupt(digest, record.packed_entry)
+                raise
+
+    def give_back(self, record: LeasedRecord) -> None:
+        """A record that `open` gave is not read any more."""
+        self._mirror.give_back(record.header.stored_digest)
 
     def put(self, record: ChunkKV) -> bool:
         """See `Tier`. When it returns, the record survives a kill of the process.
@@ -274,14 +318,17 @@ class DiskTier:
                     return digest
         return None
 
+    def _codec_of(self, header: RecordHeader) -> Codec:
+        name = header.codec
+        return self._codec if name == self._codec.name else codec_named(name)
+
     def _load(
         self, txn: lmdb.Transaction[memoryview], key: ChunkKey, digest: bytes
     ) -> ChunkKV | None:
         header = self._header(txn, key, digest)
         if header is None:
             return None
-        geometry, name = header.geometry, header.codec
-        codec = self._codec if name == self._codec.name else codec_named(name)
+        geometry, name, codec = header.geometry, header.codec, self._codec_of(header)
         kv = torch.empty(kv_shape(geometry, header.num_tokens), dtype=DTYPES[geometry.dtype])
         for layer, slab in enumerate(self._env.slabs(txn, header)):
             codec.decode_layer(layer, slab, kv[layer])

@@ -283,16 +283,22 @@ class RecordEnv:
         return header
 
     def slabs(
-        self, txn: lmdb.Transaction[memoryview], header: RecordHeader
+        self,
+        txn: lmdb.Transaction[memoryview],
+        header: RecordHeader,
+        first: int = 0,
+        last: int | None = None,
     ) -> Iterator[memoryview]:
-        """The bytes of each layer in order, verified; valid until `txn` ends.
+        """The bytes of layers `first` up to but not including `last`, or of all from there on, in
+        order, verified; valid until `txn` ends.
 
         Raises:
             CorruptRecord: missing, or its checksum, which covers its length, does not match.
         """
         digest = header.stored_digest
-        lengths_and_checksums = zip(header.slab_lengths, header.slab_checksums, strict=True)
-        for layer, (length, expected) in enumerate(lengths_and_checksums):
+        last = len(header.slab_lengths) if last is None else last
+        for layer in range(first, last):
+            length, expected = header.slab_lengths[layer], header.slab_checksums[layer]
             found = txn.get(slab_key(digest, layer), db=self._slabs)
             if found is None or checksum(found) != expected:
                 problem = "missing" if found is None else "checksum does not match"

@@ -7,6 +7,7 @@ knows it is exact; one that missed some reads `meta` again before it names a vic
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from chunkcache.errors import CorruptRecord
@@ -27,6 +28,8 @@ class Mirror:
         self._lock = threading.Lock()
         self._entries: dict[bytes, bytes] = {}  # digest → packed entry
         self._sizes: dict[bytes, int] = {}
+        self._leases: Counter[bytes] = Counter()  # records that this process is reading
+        self._leaving: set[bytes] = set()  # victims whose removal has not been committed
         self._commit = -1  # number of the last commit, when this mirror has seen all up to it
 
     def is_current(self, commit: int) -> bool:
@@ -70,6 +73,7 @@ class Mirror:
         with self._lock:
             for digest in digests:
                 self._forget(digest)
+                self._leaving.discard(digest)
             self._follow(commit)
 
     def held_bytes(self) -> int:
@@ -87,11 +91,12 @@ class Mirror:
     ) -> list[list[bytes]] | None:
         """Whom to evict so that a record may come in, worst first; None: it is not to.
 
-        In batches of at most `at_most_bytes`, or of one record.
+        In batches of at most `at_most_bytes`, or of one record. They are leased to nobody from here
+        on, until `removed` or, where it comes to nothing, `stay`.
         """
         with self._lock:
             self._policy.on_time(entry.created_ns / 1e9)
-            victims = self._policy.admit(digest, _known_of(entry), bytes_needed)
+            victims = self._policy.admit(digest, _known_of(entry), bytes_needed, self._leases)
             if victims is None:
                 return None
             batches: list[list[bytes]] = []
@@ -102,22 +107,47 @@ class Mirror:
                     batches.append([])
                     room = at_most_bytes - self._sizes[victim]
                 batches[-1].append(victim)
+            self._leaving = set(victims)
             return batches
+
+    def lease(self, digest: bytes) -> bool:
+        """A record is to be read: it is no victim until it is given back as often. False: it is
+        one already.
+        """
+        with self._lock:
+            if digest in self._leaving:
+                return False
+            self._leases[digest] += 1
+            return True
+
+    def give_back(self, digest: bytes) -> None:
+        """A record is not read any more."""
+        with self._lock:
+            self._leases[digest] -= 1
+            if not self._leases[digest]:
+                del self._leases[digest]
 
     def victims(self, bytes_needed: int, at_most_bytes: int) -> list[bytes]:
         """Digests to evict, worst first, to free `bytes_needed`, as far as `at_most_bytes` go.
 
-        At least one, however large, unless there is no record.
+        At least one, however large, unless there is no record that is not leased. They are leased
+        to nobody from here on, until `removed` or, where it comes to nothing, `stay`.
         """
         with self._lock:
             chosen: list[bytes] = []
             total = 0
-            for digest in self._policy.victims(bytes_needed):
+            for digest in self._policy.victims(bytes_needed, self._leases):
                 total += self._sizes[digest]
                 if chosen and total > at_most_bytes:
                     break
                 chosen.append(digest)
+            self._leaving = set(chosen)
             return chosen
+
+    def stay(self) -> None:
+        """The victims are where they were."""
+        with self._lock:
+            self._leaving.clear()
 
     def _add(self, digest: bytes, packed: bytes, entry: MetaEntry) -> None:
         self._entries[digest] = packed

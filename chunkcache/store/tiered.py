@@ -41,9 +41,8 @@ log = structlog.get_logger(__name__)
 class Lookup:
     """What a look-up found: a record and its tier, or the reason there is none.
 
-    Reasons: `absent`, `corrupt` (dropped, will be made again), `slower` (it is there, but reading
-    it takes longer than computing it, as measured), `error` (a tier failed). Of several tiers, the
-    highest that has another reason than `absent` gives it.
+    Reasons: `absent`, `corrupt` (dropped, will be made again), `error` (a tier failed). Of several
+    tiers, the highest that has another reason than `absent` gives it.
     """
 
     record: ChunkKV | None
@@ -190,15 +189,13 @@ class TieredStore:
         except StoreError as error:
             return self.failed(tier.name, key, error)
         if tier.durable:
-            self.cost.observe_load(tier.name, record.num_tokens, self._clock() - began)
+            self.cost.observe_load(tier.name, record.size_bytes, self._clock() - began)
         self._metrics.chunk_hits.labels(tier.name).inc()
         return record
 
     def _open_in(self, tier: Tier, key: ChunkKey) -> RecordReader | str:
         """A lease in one tier, or the reason there is none."""
         self._metrics.chunk_queries.labels(tier.name).inc()
-        if tier.durable and not self.cost.load_pays(tier.name, len(key.token_ids)):
-            return "slower" if self._holds(tier, key) else "absent"
         try:
             return tier.open(key) or "absent"
         except StoreError as error:

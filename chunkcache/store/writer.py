@@ -168,15 +168,19 @@ class RecordWriter:
             if not self._mirror.is_current(txn.id()):
                 damaged = self._mirror.replace(txn.id(), self._env.entries(txn))
         batches = self._mirror.admit(digest, entry, needed, _DELETE_BATCH_BYTES)
-        for batch in [damaged] * bool(damaged) + (batches or []):
-            with self._env.writing() as txn:
-                for victim in batch:
-                    self._env.remove(txn, victim)
-                commit = txn.id()
-            self._mirror.removed(commit, batch)
-            self._unsynced.set()
-            self._on_evict(len(batch))
-            self._free_pages()
+        try:
+            for batch in [damaged] * bool(damaged) + (batches or []):
+                with self._env.writing() as txn:
+                    for victim in batch:
+                        self._env.remove(txn, victim)
+                    commit = txn.id()
+                self._mirror.removed(commit, batch)
+                self._unsynced.set()
+                self._on_evict(len(batch))
+                self._free_pages()
+        except BaseException:
+            self._mirror.stay()
+            raise
         # where no eviction would do, `_evict` says why
         return batches is not None or needed > self._mirror.held_bytes()
 
@@ -184,13 +188,17 @@ class RecordWriter:
         """Evict until no more than `down_to_bytes` are used. Returns: the bytes used then."""
         evicted = 0
         while True:
-            with self._env.writing() as txn:
-                used, commit = self._env.used_bytes(txn), txn.id()
-                if used <= down_to_bytes:
-                    break
-                victims = self._victims(txn, used - down_to_bytes)
-                for victim in victims:
-                    self._env.remove(txn, victim)
+            try:
+                with self._env.writing() as txn:
+                    used, commit = self._env.used_bytes(txn), txn.id()
+                    if used <= down_to_bytes:
+                        break
+                    victims = self._victims(txn, used - down_to_bytes)
+                    for victim in victims:
+                        self._env.remove(txn, victim)
+            except BaseException:
+                self._mirror.stay()
+                raise
             self._mirror.removed(commit, victims)
             self._unsynced.set()
             self._on_evict(len(victims))
@@ -216,7 +224,7 @@ class RecordWriter:
         victims = self._mirror.victims(bytes_needed, _DELETE_BATCH_BYTES)
         if not victims:
             raise StoreError(
-                f"store: {self._env.path} holds {bytes_needed} bytes too many, in no record. "
-                "Hint: chunkcache check --fix"
+                f"store: {self._env.path} holds {bytes_needed} bytes too many, in no record but "
+                "those being read. Hint: raise store.disk_capacity_bytes, or chunkcache check --fix"
             )
         return victims

@@ -70,17 +70,21 @@ class Arena:
         shapes = [(p.shape, p.itemsize) for p in parts if p is not None]
         return sum(shape[0] * shape[2:].numel() * size for shape, size in shapes)
 
-    def write_chunk(self, pages: np.ndarray, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write a chunk's rows to its pages, whole pages at a time.
+    def write_chunk(
+        self, pages: np.ndarray, keys: torch.Tensor, values: torch.Tensor, first: int = 0
+    ) -> None:
+        """Write some layers of a chunk to its pages, whole pages at a time.
 
         Args:
             pages: int64 `[n]`, n = ceil(tokens / page_tokens).
             keys, values: `[layers, tokens, heads, dim]`; keys rotated to their place in the chunk.
+            first: the layer they begin with.
 
         What is left of the last page becomes 0. Cost: one pass over the bytes.
         """
         where = torch.from_numpy(pages).to(self.keys.device)
         spare = len(pages) * self.page_tokens - keys.shape[1]
+        layers = slice(first, first + len(keys))
         for source, target, scales, order in (
             (keys, self.keys, self.key_scales, (0, 1, 3, 4, 2)),
             (values, self.values, self.value_scales, (0, 1, 3, 2, 4)),
@@ -89,9 +93,9 @@ class Arena:
             shape = (source.shape[0], len(pages), self.page_tokens, *source.shape[2:])
             paged = padded.reshape(shape).permute(order)
             if scales is None:
-                target[:, where] = paged.to(target.dtype)
+                target[layers, where] = paged.to(target.dtype)
             else:
-                target[:, where], scales[:, where] = rounded(paged)
+                target[layers, where], scales[layers, where] = rounded(paged)
 
     def read_rows(self, layer: int, pages: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """K (as it lies, rotated) and V of whole pages in one layer, `[tokens, heads, dim]`."""

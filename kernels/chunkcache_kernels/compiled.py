@@ -20,6 +20,7 @@ from chunkcache_kernels.structs import (
     ArenaC,
     AttendC,
     LayerIOC,
+    PlaceC,
     WeightC,
     WeightsC,
     WriteC,
@@ -235,6 +236,35 @@ class CompiledWeights:
             team.handle, c.addressof(self.call), c.addressof(io), self.scratch.data_ptr()
         )
         return out
+
+
+def place_chunk(
+    team: Team,
+    arena: Arena,
+    first: int,
+    kv: torch.Tensor,
+    pages: np.ndarray,
+    angles: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """See `portable.place_chunk`. In the caller's thread alone, whatever the team does meanwhile.
+
+    Lets other Python threads run.
+    """
+    cos, sin = angles
+    layers, _, tokens, heads, dim = kv.shape
+    assert arena.page_tokens == team.page_tokens, "the library is of another page size"
+    assert kv.is_contiguous() and kv.device.type == "cpu"
+    assert pages.dtype == np.int64 and len(pages) * arena.page_tokens >= tokens
+    assert cos.is_contiguous() and sin.is_contiguous() and len(cos) >= tokens
+    assert arena.keys.shape[2:4] == (heads, dim) and first + layers <= len(arena.keys)
+    described = _arena(arena)
+    scratch = np.empty((arena.page_tokens, dim), dtype=np.float32)
+    call = PlaceC(
+        c.addressof(described), kv.data_ptr(), pages.ctypes.data, cos.data_ptr(), sin.data_ptr(),
+        scratch.ctypes.data,
+        TYPES[kv.dtype], first, layers, tokens, heads, dim, cos.shape[1],
+    )  # fmt: skip
+    team.library.chunkcache_place(c.addressof(call))
 
 
 def _openmp() -> tuple[int | None, int | None]:

@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "native"
-ENGINE = ("team.c", "attend.c", "weights.c", "rows.c", "engine.c")  # what one library is made of
+# what one library is made of
+ENGINE = ("team.c", "attend.c", "weights.c", "rows.c", "place.c", "engine.c")
 ENCODER = ("encoder.c",)
 _FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-pthread",

@@ -75,6 +75,27 @@ def write_rows(
     arena.values[layer].permute(0, 2, 1, 3)[page, place] = value.to(arena.values.dtype)
 
 
+def place_chunk(
+    arena: Arena,
+    first: int,
+    kv: torch.Tensor,
+    pages: np.ndarray,
+    angles: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """Layers of a chunk from its record to its pages; K is rotated in fp32 and cast once.
+
+    Args:
+        first: the layer of the arena that the first one is.
+        kv: `[layers, 2, tokens, heads, dim]`, K before RoPE.
+        pages: int64, ceil(tokens / page_tokens) of them.
+        angles: fp32 cos and sin `[tokens, rotary_dim]` of the places in the chunk; 0 wide where
+            keys have no positions.
+    """
+    by_token = kv[:, 0].transpose(0, 1)
+    rotated = turned(by_token.flatten(1, 2), *angles).view(by_token.shape).transpose(0, 1)
+    arena.write_chunk(pages, rotated, kv[:, 1], first)
+
+
 def attend(
     layout: Layout,
     arenas: Sequence[Arena],

@@ -78,6 +78,17 @@ class WriteC(c.Structure):
     ]  # fmt: skip
 
 
+class PlaceC(c.Structure):
+    """`Place` of place.c."""
+
+    _fields_ = [
+        ("arena", c.c_void_p), ("kv", c.c_void_p), ("pages", c.c_void_p),
+        ("cos", c.c_void_p), ("sin", c.c_void_p), ("rows", c.c_void_p),
+        ("type", c.c_int32), ("first", c.c_int32), ("layers", c.c_int32),
+        ("tokens", c.c_int32), ("heads", c.c_int32), ("dim", c.c_int32), ("rotary_dim", c.c_int32),
+    ]  # fmt: skip
+
+
 class LayerC(c.Structure):
     """`Layer` of engine.c."""
 
@@ -121,6 +132,7 @@ def open_library(path: Path) -> c.CDLL:
         "chunkcache_norm": ([pointer] * 4 + [c.c_float, number, number, number], None),
         "chunkcache_silu": ([pointer] * 3 + [number, number, number], None),
         "chunkcache_layers": ([pointer, pointer], None),
+        "chunkcache_place": ([pointer], None),
     }
     for name, (arguments, result) in signatures.items():
         function = getattr(library, name)

@@ -14,9 +14,9 @@ import pytest
 
 from chunkcache.cli.context import assign
 from chunkcache.cli.screen import RIBBON_CELLS, ribbon
+from chunkcache.engine.chunk_pages import ChunkPages
 from chunkcache.errors import ConfigError, InvalidRequest, NotFound
 from chunkcache.protocol import Report, SpanReport, Timings
-from chunkcache_kernels import Arena
 
 
 @pytest.fixture
@@ -118,10 +118,10 @@ def test_doctor_prints_the_figures(run: Callable[..., Any]) -> None:
 def test_doctor_prints_the_cause(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_chunk(self: Arena, *_: Any) -> None:
+    def write(self: ChunkPages, *_: Any) -> None:
         """Nothing is put anywhere."""
 
-    monkeypatch.setattr(Arena, "write_chunk", write_chunk)
+    monkeypatch.setattr(ChunkPages, "_write", write)
     own = f"cache={tmp_path / 'own'}"  # the verdict is remembered, and is nobody else's
     shown = run("--set", own, "doctor", code=1).stdout
     assert "moved: chunks of one layer's KV" in shown and "likely: " in shown

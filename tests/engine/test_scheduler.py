@@ -116,3 +116,21 @@ def test_every_request_finishes_and_no_decode_ever_misses_a_step(
         steps += 1
         assert steps <= total, "some step did no work"
     assert sorted(finished) == list(range(len(prompts)))
+
+
+def test_who_waits_for_chunks_runs_when_nothing_else_can_and_alone() -> None:
+    coming = [Candidate(1, 700, False, is_arriving=True), Candidate(2, 5, False, is_arriving=True)]
+    decoding, prefilling = Candidate(3, 1, True), Candidate(4, 9, False)
+    assert schedule([*coming, decoding, prefilling], 64) == [Share(3, 1), Share(4, 9)]
+    assert schedule(coming, 64) == [Share(1, 64)]
+    assert schedule(coming[::-1], 64) == [Share(1, 64)]
+    assert schedule([*coming, Candidate(5, 0, True)], 64) == [Share(1, 64)]
+
+
+def test_whose_pass_was_given_up_waits_for_all_of_its_chunks() -> None:
+    late = Candidate(1, 7, False, is_arriving=True, was_given_up=True)
+    other = Candidate(2, 5, False, is_arriving=True)
+    assert schedule([late], 64) == []
+    assert schedule([late, other], 64) == [Share(2, 5)]
+    here = Candidate(1, 7, False, was_given_up=True)
+    assert schedule([here, other], 64) == [Share(1, 7)]

@@ -120,27 +120,6 @@ def test_room_on_disk_is_judged_with_what_a_record_costs_there(
     store.close()
 
 
-def test_slower_needs_measurements_of_both_rates_and_a_record_that_is_there(
-    store: TieredStore, host: HostTier, disk: DiskTier, records: ModuleType,
-    counted: Callable[..., float],
-) -> None:  # fmt: skip
-    there, absent = records.make_record(1), records.make_record(2)
-    disk.put(there)
-    assert store.fetch(there.key).tier == "disk"  # measures the disk
-    host.delete(there.key)
-    assert store.fetch(there.key).tier == "disk"  # nothing was computed yet: no comparison
-    host.delete(there.key)
-    for _ in range(99):
-        store.cost.observe_load("disk", 1, 10.0)
-    store.cost.observe_prefill(1_000_000, 1.0)
-    assert store.fetch(there.key).miss == "slower"
-    assert store.fetch(absent.key).miss == "absent"
-    assert counted("chunk_misses_total", reason="slower") == 1
-    tiers = [store.fetch(there.key).tier for _ in range(20)]
-    assert tiers.count("disk") == 1, "measured again, once, and promoted"
-    assert store.fetch(there.key).tier == "host", "memory is not slow"
-
-
 class FailingDisk:
     """A disk tier in which every verb fails, in a way of the caller's choice."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from chunkcache.chunk import ChunkKey, ChunkKV
+from chunkcache.store.cost import Rows, Stored
 from chunkcache.store.host import HostTier
 from chunkcache.store.tiered import TieredStore
 
@@ -203,15 +204,25 @@ class SimulatedService:
         """Look for a record from the top down. Returns: the tier it was in."""
         if self._pages.get(record.key) is not None:
             return self._pages.name
+        if self._loses(record):
+            return None
         lookup = self._store.fetch(record.key)
         if lookup.record is not None:
             self._pages.put(record)
         return lookup.tier
 
+    def _loses(self, record: SimulatedRecord) -> bool:
+        """Whether the tier that holds it takes longer than computing it, and is not to be tried."""
+        tier, cost = self._store.contains(record.key), self._store.cost
+        if tier is None:
+            return False
+        stored = Stored(tier, record.size_bytes, Rows(record.num_tokens))
+        return not (cost.pays(stored) or cost.choose([stored], Rows()).loads[0])
+
     def compute(self, record: SimulatedRecord) -> None:
         """A record that was in no tier is made, and kept."""
         seconds = record.num_tokens / self._tokens_per_s
         self.clock.now_s += seconds
-        self._store.cost.observe_prefill(record.num_tokens, seconds)
+        self._store.cost.observe_prefill(record.num_tokens, 0, seconds)
         self._store.offer(record)
         self._pages.put(record)

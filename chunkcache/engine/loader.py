@@ -1,0 +1,220 @@
+"""Threads that bring chunks up from the tiers below, layer by layer.
+
+The lowest layer of what is waited for comes first, so that a forward pass can begin with it while
+the others are still being read.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+
+from chunkcache.chunk import ChunkKV
+from chunkcache.cores import one_core
+from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.store.reader import DTYPES, kv_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chunkcache.chunk import ChunkKey
+    from chunkcache.engine.chunk_pages import ChunkPages, Resident
+    from chunkcache.store.base import RecordReader
+
+log = structlog.get_logger(__name__)
+
+_TASK_BYTES = 1 << 20  # of KV that a thread reads at a time: layers, at least one
+_THREADS = 2
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Chunks that one prompt brings up from one tier, since `began_at` (`time.perf_counter`).
+
+    All three are called in a loader's thread: `on_record` with every chunk that is there whole, for
+    which all of it is kept in memory meanwhile; `on_failure` with every one that is not; `on_end`
+    once, when all of them have settled.
+    """
+
+    tier: str
+    began_at: float
+    on_record: Callable[[Batch, ChunkKV], None] | None = None
+    on_failure: Callable[[Batch, ChunkKey, Exception], None] = lambda *_: None
+    on_end: Callable[[Batch], None] = lambda _: None
+    size_bytes: int = 0  # of KV that has been brought up
+    seconds: float = 0.0  # from its beginning to the end of its last chunk
+    failed: int = 0
+    open: int = 0  # chunks that have not settled
+
+
+@dataclass(slots=True, eq=False)
+class _Load:
+    """One chunk on its way up."""
+
+    reader: RecordReader
+    resident: Resident
+    batch: Batch
+    order: int
+    lease: ExitStack  # the reader's
+    layers: int  # read at a time
+    kept: torch.Tensor | None  # all of it, where it is wanted whole
+    next_layer: int = 0
+    is_busy: bool = False
+
+    @property
+    def rank(self) -> tuple[bool, int, int]:
+        """What is only foreseen, or not wanted any more, comes last; then by age, then by layer."""
+        return self.resident.leases < 2, self.order, self.next_layer
+
+
+class Loader:
+    """Brings records up into chunk pages. Thread-safe.
+
+    Args:
+        on_settled: called in a loader's thread whenever a chunk has settled.
+    """
+
+    def __init__(
+        self, pages: ChunkPages, *, threads: int = _THREADS,
+        on_settled: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._pages = pages
+        self._on_settled = on_settled
+        self._changed = threading.Condition()
+        self._loads: list[_Load] = []
+        self._batches = 0
+        self._is_closed = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"chunkcache-loader-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def load(self, batch: Batch, chunks: Sequence[tuple[RecordReader, Resident]]) -> None:
+        """Begin to bring up chunks that `ChunkPages.expect` made; their readers are ours now.
+
+        A chunk that cannot be brought up is settled with the reason, here or later; nothing raises.
+        """
+        with self._changed:
+            batch.open = len(chunks)
+            self._batches += 1
+            loads = [self._load(batch, reader, resident) for reader, resident in chunks]
+            if not self._is_closed:
+                self._loads += loads
+                self._changed.notify_all()
+                return
+        for load in loads:
+            self._end(load, "closed")
+
+    def close(self) -> None:
+        """Give up what is not there yet, and end the threads. Idempotent."""
+        with self._changed:
+            self._is_closed = True
+            idle = [load for load in self._loads if not load.is_busy]
+            self._loads = [load for load in self._loads if load.is_busy]
+            self._changed.notify_all()
+        for load in idle:
+            self._end(load, "closed")
+        for thread in self._threads:
+            thread.join()
+
+    def _load(self, batch: Batch, reader: RecordReader, resident: Resident) -> _Load:
+        lease = ExitStack()
+        lease.enter_context(reader)
+        geometry = reader.geometry
+        layer_bytes = geometry.bytes_per_token * reader.num_tokens // geometry.num_layers
+        step = max(1, _TASK_BYTES // max(1, layer_bytes))
+        kept = None
+        if batch.on_record is not None:
+            kept = torch.empty(kv_shape(geometry, reader.num_tokens), dtype=DTYPES[geometry.dtype])
+        return _Load(reader, resident, batch, self._batches, lease, step, kept)
+
+    # ------------------------------------------------------------ loader threads
+
+    def _run(self) -> None:
+        with one_core():  # beside the engine
+            buffer = torch.empty(0, dtype=torch.uint8)
+            while (load := self._next()) is not None:
+                buffer = self._advance(load, buffer)
+
+    def _next(self) -> _Load | None:
+        """The chunk to read from next, for this thread alone; None: it is over."""
+        with self._changed:
+            while not self._is_closed:
+                waiting = [load for load in self._loads if not load.is_busy]
+                if waiting:
+                    chosen = min(waiting, key=lambda load: load.rank)
+                    chosen.is_busy = True
+                    return chosen
+                self._changed.wait()
+            return None
+
+    def _advance(self, load: _Load, buffer: torch.Tensor) -> torch.Tensor:
+        """Bring up some layers more of a chunk. Returns: the buffer, grown where it was small."""
+        failure: str | None = None
+        try:
+            buffer = self._read(load, buffer)
+        except (CorruptRecord, StoreError) as error:
+            failure = "corrupt" if isinstance(error, CorruptRecord) else "error"
+            load.batch.on_failure(load.batch, load.resident.key, error)
+        except Exception as error:  # one odd record must not keep all others from coming
+            failure = "error"
+            log.error("load_failed", traceback=traceback.format_exc())
+            load.batch.on_failure(load.batch, load.resident.key, error)
+        with self._changed:
+            load.is_busy = False
+            ends = failure is not None or load.next_layer == load.reader.geometry.num_layers
+            if not ends and self._is_closed:
+                failure, ends = "closed", True
+            if ends:
+                self._loads.remove(load)
+            else:
+                self._changed.notify()
+        if ends:
+            self._end(load, failure)
+        return buffer
+
+    def _read(self, load: _Load, buffer: torch.Tensor) -> torch.Tensor:
+        of, first = load.reader.geometry, load.next_layer
+        end = min(first + load.layers, of.num_layers)
+        if load.kept is not None:
+            out = load.kept[first:end]
+        else:
+            shape = (end - first, *kv_shape(of, load.reader.num_tokens)[1:])
+            size = torch.Size(shape).numel() * of.itemsize_bytes
+            if len(buffer) < size:
+                buffer = torch.empty(size, dtype=torch.uint8)
+            out = buffer[:size].view(DTYPES[of.dtype]).view(shape)
+        load.reader.read_layers(first, end, out)
+        self._pages.write(load.resident, first, out)
+        load.next_layer = end
+        return buffer
+
+    def _end(self, load: _Load, failure: str | None) -> None:
+        load.lease.close()
+        batch = load.batch
+        if failure is None and load.kept is not None and batch.on_record is not None:
+            reader = load.reader
+            record = ChunkKV(
+                reader.key, reader.geometry, load.kept, reader.stats, rounded_by=reader.rounded_by
+            )
+            batch.on_record(batch, record)
+        self._pages.settle(load.resident, failure)
+        with self._changed:
+            if failure is None:
+                batch.size_bytes += load.resident.num_tokens * load.reader.geometry.bytes_per_token
+            batch.failed += failure is not None
+            batch.open -= 1
+            is_last = batch.open == 0
+        if is_last:
+            batch.seconds = time.perf_counter() - batch.began_at
+            batch.on_end(batch)
+        self._on_settled()

@@ -1,0 +1,72 @@
+"""A record in LMDB that is read layer by layer, and stays while somebody reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, Self
+
+from chunkcache.codec_spec import is_lossless
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import torch
+
+    from chunkcache.chunk import ChunkKey
+    from chunkcache.store.record import RecordHeader
+
+
+class SlabSource(Protocol):
+    """What a `LeasedRecord` reads from: the disk tier."""
+
+    def read_slabs(self, record: LeasedRecord, first: int, last: int, out: torch.Tensor) -> None:
+        """See `RecordReader.read_layers`."""
+        ...
+
+    def give_back(self, record: LeasedRecord) -> None:
+        """The lease has ended."""
+        ...
+
+
+class LeasedRecord:
+    """A `RecordReader` over a disk tier. This process evicts nothing that is leased.
+
+    Every read is a transaction of its own: one that lasted as long as the lease would keep all
+    freed pages of the environment from reuse, and there are only so many. A record that is deleted,
+    or evicted by another process, is found gone by the next read (`StoreError`).
+    """
+
+    def __init__(
+        self, source: SlabSource, key: ChunkKey, header: RecordHeader, packed_entry: bytes
+    ) -> None:
+        self.key = key
+        self.geometry = header.geometry
+        self.stats = header.stats
+        self.rounded_by = None if is_lossless(header.codec) else header.codec
+        self.header = header
+        self.packed_entry = packed_entry  # says when it was put: tells it from its successor
+        self._source = source
+        self._is_open = True
+
+    @property
+    def num_tokens(self) -> int:
+        """See `RecordReader`."""
+        return self.header.num_tokens
+
+    def read_layers(self, first: int, last: int, out: torch.Tensor) -> None:
+        """See `RecordReader`. One checksum pass and one copy, while other threads run."""
+        assert self._is_open, "read after its lease ended"
+        self._source.read_slabs(self, first, last, out)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the lease; a second time, nothing."""
+        if self._is_open:
+            self._is_open = False
+            self._source.give_back(self)

@@ -1,0 +1,117 @@
+/* Layers of a chunk from a record to its pages: keys turned to their place in the chunk, in fp32,
+ * and laid out channel by channel. Called by one thread, beside the team's work. */
+#include "attend.h"
+#include "vectors.h"
+
+typedef struct {
+    const Arena *arena;
+    const void *kv;        /* [layers][2][tokens][heads][dim], keys before RoPE */
+    const int64_t *pages;  /* [ceil(tokens / PAGE)] */
+    const float *cos, *sin; /* [tokens][rotary_dim]; 0: keys have no positions */
+    float *rows;           /* [PAGE][dim], scratch */
+    int32_t type;          /* of `kv` */
+    int32_t first, layers; /* of the arena's layers */
+    int32_t tokens, heads, dim, rotary_dim;
+} Place;
+
+INLINE void widen(const void *from, int64_t at, float *restrict to, int dim, int type) {
+    int i = 0;
+    for (; i + WIDTH <= dim; i += WIDTH) store_f32(to + i, load_as_f32(from, at + i, type));
+    for (; i < dim; i++) to[i] = one_as_f32(from, at + i, type);
+}
+
+static void turn(float *restrict row, const float *restrict cos, const float *restrict sin,
+                 int half) {
+    for (int i = 0; i < half; i++) {
+        const float low = row[i], high = row[i + half];
+        row[i] = low * cos[i] - high * sin[i];
+        row[i + half] = high * cos[i + half] + low * sin[i + half];
+    }
+}
+
+/* int8 numbers of `count` numbers `step` apart, and their scale: by the largest, to even. */
+INLINE float to_int8(const float *from, int step, int8_t *to, int count) {
+    float most = 1.17549435e-38f;
+    for (int i = 0; i < count; i++) {
+        const float size = fabsf(from[(int64_t)i * step]);
+        most = size > most ? size : most;
+    }
+    const float scale = most / 127.0f;
+    for (int i = 0; i < count; i++) to[i] = (int8_t)rintf(from[(int64_t)i * step] / scale);
+    return scale;
+}
+
+INLINE void keys_of_page(const Place *of, int layer, int64_t page, int first, int count, int head,
+                         int from, int into) {
+    const Arena *arena = of->arena;
+    const int dim = of->dim, half = of->rotary_dim / 2;
+    const int64_t row = (int64_t)of->heads * dim;
+    int64_t at = ((int64_t)layer * 2 * of->tokens + first) * row + (int64_t)head * dim;
+    for (int t = 0; t < count; t++, at += row) {
+        const int64_t angle = (int64_t)(first + t) * of->rotary_dim;
+        widen(of->kv, at, of->rows + t * dim, dim, from);
+        turn(of->rows + t * dim, of->cos + angle, of->sin + angle, half);
+    }
+    memset(of->rows + count * dim, 0, (size_t)(PAGE - count) * dim * sizeof(float));
+    const int64_t channel = (page * of->heads + head) * dim, layers = of->first + layer;
+    const int64_t to = layers * arena->layer_numbers + channel * PAGE;
+    for (int d = 0; d < dim; d++) {
+        if (into == I8) {
+            arena->key_scales[layers * arena->layer_key_scales + channel + d] =
+                to_int8(of->rows + d, dim, (int8_t *)arena->keys + to + d * PAGE, PAGE);
+        } else {
+            for (int t = 0; t < PAGE; t++)
+                store_one(arena->keys, to + d * PAGE + t, into, of->rows[t * dim + d]);
+        }
+    }
+}
+
+INLINE void values_of_page(const Place *of, int layer, int64_t page, int first, int count, int head,
+                           int from, int into) {
+    const Arena *arena = of->arena;
+    const int dim = of->dim;
+    const int64_t row = (int64_t)of->heads * dim, layers = of->first + layer;
+    const int64_t token = (page * of->heads + head) * PAGE;
+    int64_t at = (((int64_t)layer * 2 + 1) * of->tokens + first) * row + (int64_t)head * dim;
+    int64_t to = layers * arena->layer_numbers + token * dim;
+    float *scales = into == I8 ? arena->value_scales + layers * arena->layer_value_scales + token
+                               : NULL;
+    for (int t = 0; t < PAGE; t++, at += row, to += dim) {
+        char *place = (char *)arena->values + to * SIZE_OF[into];
+        if (t < count && from == into) { /* as bits: what a NaN carries stays */
+            memcpy(place, (const char *)of->kv + at * SIZE_OF[from], (size_t)dim * SIZE_OF[from]);
+        } else if (t < count) {
+            widen(of->kv, at, of->rows, dim, from);
+            if (into == I8) scales[t] = to_int8(of->rows, 1, (int8_t *)place, dim);
+            else
+                for (int i = 0; i < dim; i++) store_one(place, i, into, of->rows[i]);
+        } else {
+            memset(place, 0, (size_t)dim * SIZE_OF[into]);
+            if (into == I8) scales[t] = 1.17549435e-38f / 127.0f;
+        }
+    }
+}
+
+INLINE void layer_of(const Place *of, int layer, int from, int into) {
+    for (int first = 0, page = 0; first < of->tokens; first += PAGE, page++) {
+        const int count = of->tokens - first < PAGE ? of->tokens - first : PAGE;
+        for (int head = 0; head < of->heads; head++) {
+            keys_of_page(of, layer, of->pages[page], first, count, head, from, into);
+            values_of_page(of, layer, of->pages[page], first, count, head, from, into);
+        }
+    }
+}
+
+static __attribute__((noinline)) void layer_of_any(const Place *of, int layer) {
+    layer_of(of, layer, of->type, of->arena->type);
+}
+
+void chunkcache_place(const Place *of) {
+    const int from = of->type, into = of->arena->type;
+    for (int layer = 0; layer < of->layers; layer++) {
+        if (from == F32 && into == F32) layer_of(of, layer, F32, F32);
+        else if (from == BF16 && into == BF16) layer_of(of, layer, BF16, BF16);
+        else if (from == F32 && into == I8) layer_of(of, layer, F32, I8);
+        else layer_of_any(of, layer);
+    }
+}
