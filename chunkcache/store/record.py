@@ -114,13 +114,22 @@ def header_length(buffer: bytes) -> int:
     Raises:
         CorruptRecord: the buffer is too short for such a header.
     """
-    if len(buffer) < _PREAMBLE.size:
-        raise CorruptRecord(f"header: only {len(buffer)} bytes")
-    _, _, body_length = _PREAMBLE.unpack_from(buffer)
-    length = _PREAMBLE.size + int(body_length) + CHECKSUM_BYTES
+    length = said_length(buffer)
     if length > len(buffer):
         raise CorruptRecord(f"header: {len(buffer)} bytes, expected {length}")
     return length
+
+
+def said_length(buffer: bytes) -> int:
+    """`header_length`, also where the buffer has the beginning of the header alone.
+
+    Raises:
+        CorruptRecord: the buffer is too short to say.
+    """
+    if len(buffer) < _PREAMBLE.size:
+        raise CorruptRecord(f"header: only {len(buffer)} bytes")
+    _, _, body_length = _PREAMBLE.unpack_from(buffer)
+    return _PREAMBLE.size + int(body_length) + CHECKSUM_BYTES
 
 
 def decode_header(buffer: bytes) -> RecordHeader:

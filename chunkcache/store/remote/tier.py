@@ -1,0 +1,240 @@
+"""A tier on another machine: frames under names that hold digest, codec and format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.store.base import NO_LIMIT, TierAtRest, TierUsage
+from chunkcache.store.frame import frame_of, is_of, unframed
+from chunkcache.store.reader import HeldRecord
+from chunkcache.store.record import DIGEST_BYTES, decode_header, said_length
+from chunkcache.store.remote.breaker import Breaker, BreakerState
+from chunkcache.store.remote.guard import Guard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from chunkcache.chunk import ChunkKey, ChunkKV, KVGeometry
+    from chunkcache.store.base import RecordReader
+    from chunkcache.store.codec.base import Codec
+    from chunkcache.store.record import RecordHeader
+    from chunkcache.store.remote.base import Blobs
+
+log = structlog.get_logger(__name__)
+
+_FIRST_BYTES = 64 * 1024  # read first: the header of a chunk of 4,000 tokens fits
+_WRITE_PATIENCE = 10  # a write, which nobody waits for, may take so many times as long as a read
+
+
+class RemoteTier:
+    """Records as `Blobs`. Thread-safe. What comes back is checked as if an enemy had sent it.
+
+    Sizes are compared with what the key and the model allow before anything is allocated, then
+    checksums, then token ids. A record that fails is removed and computed again. Checksums are no
+    signatures: who may write to the tier may change answers.
+
+    Args:
+        name: of the tier.
+        blobs: where records are; they hold nothing but records of `codec`.
+        codec: how new records are coded; records of another codec are not found.
+        fingerprint: of the model; records of another model are not found.
+        geometry: of the model; records of another are corrupt. None: any.
+        timeout_s: for reading a record, and for a look whether it is there.
+        breakers: for reads and for writes, apart: a full or read-only tier is still read.
+    """
+
+    durable = True
+    remote = True
+
+    def __init__(
+        self,
+        name: str,
+        blobs: Blobs,
+        codec: Codec,
+        *,
+        fingerprint: bytes,
+        geometry: KVGeometry | None = None,
+        timeout_s: float = 2.0,
+        breakers: tuple[Breaker, Breaker] | None = None,
+    ) -> None:
+        self.name = name
+        self._blobs = blobs
+        self._codec = codec
+        self._fingerprint = fingerprint
+        self._geometry = geometry
+        reading, writing = breakers or (Breaker(), Breaker())
+        self._reads = Guard(name, "read", reading, timeout_s)
+        self._writes = Guard(name, "write", writing, timeout_s * _WRITE_PATIENCE)
+
+    @property
+    def breakers(self) -> dict[str, Breaker]:
+        """By the kind of call."""
+        return {"read": self._reads.breaker, "write": self._writes.breaker}
+
+    # ------------------------------------------------------------ the verbs
+
+    def open(self, key: ChunkKey) -> RecordReader | None:
+        """See `Tier`. Reads all of it at once: nothing on another machine can be leased.
+
+        Raises:
+            StoreError: the tier failed, took too long, or is at rest.
+        """
+        record = self.get(key)
+        return HeldRecord(record) if record is not None else None
+
+    def get(self, key: ChunkKey) -> ChunkKV | None:
+        """See `Tier`. Two round trips, one where there is no such record.
+
+        Raises:
+            StoreError: the tier failed, took too long, or is at rest.
+        """
+        try:
+            return self._reads.run(lambda: self._load(key))
+        except CorruptRecord:
+            self._drop_corrupt(key)
+            raise
+
+    def put(self, record: ChunkKV) -> bool:
+        """See `Tier`. A record that is there is not written again.
+
+        One that another codec rounded is not admitted: its bytes would pass for better ones.
+
+        Raises:
+            StoreError: the tier failed, took too long, or is at rest; or the record contradicts
+                itself.
+        """
+        if self._holds(record.key, if_corrupt=False):
+            return True
+        if record.rounded_by not in (None, self._codec.name):
+            return False
+        frame = frame_of(record, self._codec, self._fingerprint)
+        parts = [frame.header, *frame.slabs]
+        if sum(map(len, parts)) > self._blobs.most_bytes:
+            return False
+        self._writes.run(lambda: self._blobs.write(_name_of(record.key), parts))
+        return True
+
+    def contains(self, key: ChunkKey) -> bool:
+        """See `Tier`. Reads the header alone; damage to the layers is found by `get`."""
+        return self._holds(key, if_corrupt=False)
+
+    def delete(self, key: ChunkKey) -> bool:
+        """See `Tier`. A damaged record was there too."""
+        if not self._holds(key, if_corrupt=True):
+            return False
+        self._writes.run(lambda: self._blobs.remove(_name_of(key)))
+        return True
+
+    def scan(self) -> Iterator[bytes]:
+        """See `Tier`. Records of this codec, of all models."""
+        return iter([digest for digest, _ in self._listed()])
+
+    def usage(self) -> TierUsage:
+        """See `Tier`. Records of this codec, of all models. Cost: a listing."""
+        sizes = [size for _, size in self._listed()]
+        return TierUsage(len(sizes), sum(sizes), NO_LIMIT)
+
+    def has_room(self, size_bytes: int) -> bool:
+        """See `Tier`. As far as is known without asking."""
+        if any(breaker.state is not BreakerState.CLOSED for breaker in self.breakers.values()):
+            raise TierAtRest(f"store: {self.name} rests, because it failed several times in a row")
+        return size_bytes < self._blobs.most_bytes
+
+    def close(self) -> None:
+        """See `Tier`."""
+        self._blobs.close()
+
+    # ------------------------------------------------------------ reading
+
+    def _load(self, key: ChunkKey) -> ChunkKV | None:
+        encoded = self._read_header(key)
+        if encoded is None:
+            return None
+        try:
+            return self._read_rest(key, encoded)
+        except CorruptRecord:
+            again = self._read_header(key)
+            if again == encoded:
+                raise
+            # removed or replaced meanwhile, which is no damage
+            return self._read_rest(key, again) if again is not None else None
+
+    def _read_rest(self, key: ChunkKey, encoded: bytes) -> ChunkKV | None:
+        header = decode_header(encoded)
+        if not is_of(header, key, self._fingerprint, self._codec):
+            return None
+        self._check_size(header, key)
+        start = len(encoded)
+        stop = start + sum(header.slab_lengths) + 1  # one more byte would be one too many
+        return unframed(
+            header, self._blobs.read(_name_of(key), start, stop) or b"", key, self._codec
+        )
+
+    def _read_header(self, key: ChunkKey) -> bytes | None:
+        """The header as it is encoded, not verified; None: no such record."""
+        name = _name_of(key)
+        found = self._blobs.read(name, 0, _FIRST_BYTES)
+        if not found:
+            return None
+        length = said_length(found)
+        most = _FIRST_BYTES + 64 * len(key.token_ids)
+        if length > most:
+            raise CorruptRecord(f"record {key.hex}: its header says it has {length} bytes")
+        if length > len(found):
+            found = self._blobs.read(name, 0, length) or b""
+        return found[:length]
+
+    def _check_size(self, header: RecordHeader, key: ChunkKey) -> None:
+        ours = self._geometry
+        if ours is not None and header.geometry != ours:
+            raise CorruptRecord(f"record {key.hex}: of geometry {header.geometry}, expected {ours}")
+        kv_bytes = header.num_tokens * header.geometry.bytes_per_token
+        if not 0 < kv_bytes <= self._blobs.most_bytes:
+            raise CorruptRecord(f"record {key.hex}: its header says it has {kv_bytes} bytes of KV")
+        if sum(header.slab_lengths) > 2 * kv_bytes + _FIRST_BYTES:  # no codec makes more of it
+            raise CorruptRecord(f"record {key.hex}: its header says its layers are too long")
+
+    def _holds(self, key: ChunkKey, *, if_corrupt: bool) -> bool:
+        def look() -> bool:
+            encoded = self._read_header(key)
+            return encoded is not None and is_of(
+                decode_header(encoded), key, self._fingerprint, self._codec
+            )
+
+        try:
+            return self._reads.run(look)
+        except CorruptRecord:
+            return if_corrupt
+
+    def _listed(self) -> list[tuple[bytes, int]]:
+        def listed() -> list[tuple[bytes, int]]:
+            sizes = self._blobs.sizes()
+            named = ((_digest_of(name), size) for name, size in sizes)
+            return [(digest, size) for digest, size in named if digest is not None]
+
+        return self._writes.run(listed)  # it takes long, as writes do
+
+    def _drop_corrupt(self, key: ChunkKey) -> None:
+        try:
+            self._writes.run(lambda: self._blobs.remove(_name_of(key)))
+        except StoreError as error:
+            # it stays, is found corrupt again by the next look-up, and is never served
+            log.warning(
+                "corrupt_record_stays", tier=self.name, key=key.hex[:12], reason=error.message
+            )
+
+
+def _name_of(key: ChunkKey) -> str:
+    return key.hex
+
+
+def _digest_of(name: str) -> bytes | None:
+    """None: not the name of a record."""
+    try:
+        digest = bytes.fromhex(name)
+    except ValueError:
+        return None
+    return digest if len(digest) == DIGEST_BYTES else None

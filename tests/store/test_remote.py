@@ -1,0 +1,409 @@
+"""A remote tier that is gone, slow or lying is a miss; what is right comes back bit for bit.
+
+Over a real server and a real folder; only clocks and networks that break in the middle are made.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import structlog
+
+from chunkcache.chunk import ChunkKV
+from chunkcache.errors import ConfigError, CorruptRecord, StoreError
+from chunkcache.metrics import Metrics
+from chunkcache.store.base import TierAtRest
+from chunkcache.store.codec import codec_named
+from chunkcache.store.frame import frame_of
+from chunkcache.store.remote.breaker import Breaker
+from chunkcache.store.remote.objects import ObjectBlobs
+from chunkcache.store.remote.resp import RespBlobs
+from chunkcache.store.remote.tier import RemoteTier
+from chunkcache.store.tiered import TieredStore
+
+RAW = codec_named("raw")
+OpenRemote = Callable[..., RemoteTier]
+
+
+@pytest.fixture(params=["shared", "object"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def blobs(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    made: Any
+    if kind == "object":
+        made = ObjectBlobs(f"file://{tmp_path}/objects", "1/raw")
+    else:
+        server = request.getfixturevalue("valkey")
+        made = RespBlobs(server.url, f"chunkcache:{tmp_path.name}:", timeout_s=20.0)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tier(kind: str, blobs: Any, records: ModuleType) -> RemoteTier:
+    return RemoteTier(kind, blobs, RAW, fingerprint=records.FINGERPRINT, timeout_s=20.0)
+
+
+def stored(record: ChunkKV, fingerprint: bytes) -> bytes:
+    frame = frame_of(record, RAW, fingerprint)
+    return b"".join([frame.header, *frame.slabs])
+
+
+# ---------------------------------------------------------------- lying
+
+
+def damaged(whole: bytes, other: bytes) -> dict[str, bytes]:
+    """What a tier may give in place of `whole`; `other` is another record's bytes."""
+    middle = len(whole) - 7
+    return {
+        "a byte of a layer": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "a byte of the header": whole[:40] + bytes([whole[40] ^ 1]) + whole[41:],
+        "cut short in the layers": whole[:-1],
+        "cut short in the header": whole[:100],
+        "cut short in its first bytes": whole[:9],
+        "longer by a byte": whole + b"\0",
+        "layers of another record": whole[:-100] + other[-100:],
+        "another record": other,
+        "a format to come": whole[:8] + b"\2" + whole[9:],
+        "a page of a proxy": b"<html>503 Service Unavailable</html>" * 9,
+        "a length beyond all memory": whole[:10] + b"\xff\xff\xff\xff" + whole[14:],
+    }
+
+
+LIES = list(damaged(bytes(400), bytes(400)))
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_wrong_bytes_are_never_served_and_are_put_right(
+    lie: str, tier: RemoteTier, blobs: Any, records: ModuleType, metrics: Metrics,
+    counted: Callable[..., float],
+) -> None:  # fmt: skip
+    record, other = records.make_record(1, num_tokens=40, num_priors=2), records.make_record(2, 40)
+    whole = stored(record, records.FINGERPRINT)
+    blobs.write(record.key.hex, [damaged(whole, stored(other, records.FINGERPRINT))[lie]])
+    store = TieredStore([tier], metrics)
+    with structlog.testing.capture_logs() as logs:
+        lookup = store.fetch(record.key)
+    assert (lookup.record, lookup.miss) == (None, "corrupt")
+    assert [line["event"] for line in logs] == ["record_corrupt"]
+    assert counted("store_errors_total", tier=tier.name, kind="corrupt") == 1
+    assert store.fetch(record.key).miss == "absent", "it has been dropped"
+    assert store.offer(record, wait=True)
+    found = store.fetch(record.key).record
+    assert found is not None and records.contents(found) == records.contents(record)
+    store.close()
+
+
+def test_a_header_may_not_ask_for_more_memory_than_its_key_and_model_allow(
+    kind: str, blobs: Any, records: ModuleType
+) -> None:
+    """Headers whose checksums hold: written by someone who knows how."""
+    mine = records.make_record(1, num_tokens=8)
+    asked: list[int] = []
+    read = blobs.read
+
+    class Watched:
+        most_bytes = 1 << 20
+
+        def read(self, name: str, start: int, stop: int) -> bytes | None:
+            asked.append(stop - start)
+            found: bytes | None = read(name, start, stop)
+            return found
+
+        write, remove, sizes, close = blobs.write, blobs.remove, blobs.sizes, blobs.close
+
+    def lied(**changes: Any) -> bytes:
+        from chunkcache.chunk import KVGeometry
+        from chunkcache.store.record import encode_header
+
+        shape = {"num_layers": 3, "num_kv_heads": 2, "head_dim": 8, **changes.pop("shape", {})}
+        geometry = KVGeometry(dtype="bfloat16", rope="rope-test", **shape)
+        liar = ChunkKV(mine.key, geometry, mine.kv, mine.stats)
+        lengths = changes.pop("lengths", (64,) * 3)
+        return encode_header(
+            liar, fingerprint=records.FINGERPRINT, codec="raw",
+            slab_lengths=lengths, slab_checksums=(b"c" * 16,) * 3,
+        )  # fmt: skip
+
+    ours = RemoteTier(
+        kind, Watched(), RAW, fingerprint=records.FINGERPRINT, geometry=records.SMALL,
+        timeout_s=20.0,
+    )  # fmt: skip
+    any_model = RemoteTier(kind, Watched(), RAW, fingerprint=records.FINGERPRINT, timeout_s=20.0)
+    for tier, header in (
+        (ours, lied(shape={"num_kv_heads": 4})),
+        (ours, lied(lengths=(2**40, 1, 1))),
+        (any_model, lied(shape={"num_kv_heads": 2**30, "head_dim": 2**20})),
+        (any_model, lied(shape={"head_dim": 0})),
+        (any_model, lied(lengths=(2**40, 1, 1))),
+    ):
+        blobs.write(mine.key.hex, [header, b"x" * 192])
+        with pytest.raises(CorruptRecord, match=mine.key.hex):
+            tier.get(mine.key)
+    assert max(asked) <= 64 * 1024, "nothing beyond the header was asked for"
+
+
+def test_a_name_that_holds_no_string_is_put_right(valkey: Any, records: ModuleType) -> None:
+    blobs = RespBlobs(valkey.url, "chunkcache:list:", timeout_s=20.0)
+    tier = RemoteTier("shared", blobs, RAW, fingerprint=records.FINGERPRINT, timeout_s=20.0)
+    record = records.make_record(1)
+    blobs._client.lpush("chunkcache:list:" + record.key.hex, "odd")
+    for _ in range(2):
+        assert not tier.contains(record.key)
+        with pytest.raises(CorruptRecord, match="no string"):
+            tier.get(record.key)
+        assert tier.get(record.key) is None, "dropped"
+        blobs._client.lpush("chunkcache:list:" + record.key.hex, "odd")
+    assert list(tier.scan()) == [], "strings only"
+    assert tier.put(record)
+    assert tier.get(record.key) is not None
+    tier.close()
+
+
+def test_records_of_another_model_or_codec_are_not_found_and_not_harmed(
+    kind: str, tier: RemoteTier, blobs: Any, records: ModuleType
+) -> None:
+    record = records.make_record(1)
+    other = RemoteTier(kind, blobs, RAW, fingerprint=b"model-b", timeout_s=20.0)
+    tier.put(record)
+    assert other.get(record.key) is None and not other.contains(record.key)
+    assert not other.delete(record.key)
+    found = tier.get(record.key)
+    assert found is not None and records.contents(found) == records.contents(record)
+
+
+class Swapped:
+    """Blobs under which a record is replaced, or removed, between header and layers."""
+
+    most_bytes = 1 << 30
+
+    def __init__(self, first: bytes, then: bytes | None) -> None:
+        self.now: bytes | None = first
+        self.then = then
+
+    def read(self, name: str, start: int, stop: int) -> bytes | None:
+        answer = self.now[start:stop] if self.now is not None else None
+        self.now = self.then
+        return answer
+
+    def write(self, name: str, parts: Sequence[bytes]) -> None:
+        raise AssertionError("nothing is written")
+
+    remove = sizes = close = write
+
+
+def test_a_record_replaced_or_removed_while_it_is_read_is_no_damage(records: ModuleType) -> None:
+    record = records.make_record(1, num_tokens=6)
+    again = ChunkKV(record.key, record.geometry, record.kv + 1, record.stats)
+    old, new = (stored(r, records.FINGERPRINT) for r in (record, again))
+    swapped = RemoteTier("far", Swapped(old, new), RAW, fingerprint=records.FINGERPRINT)
+    found = swapped.get(record.key)
+    assert found is not None and records.contents(found) == records.contents(again)
+    removed = RemoteTier("far", Swapped(old, None), RAW, fingerprint=records.FINGERPRINT)
+    assert removed.get(record.key) is None
+
+
+# ---------------------------------------------------------------- large, many, listed
+
+
+def test_a_record_larger_than_the_first_read_comes_back_whole(
+    tier: RemoteTier, records: ModuleType
+) -> None:
+    record = records.make_record(1, num_tokens=6000, num_priors=900)  # its header is 98 KB
+    assert tier.put(record)
+    assert tier.contains(record.key)
+    found = tier.get(record.key)
+    assert found is not None and records.contents(found) == records.contents(record)
+
+
+def test_what_others_keep_in_the_same_place_is_not_counted(
+    tier: RemoteTier, blobs: Any, records: ModuleType
+) -> None:
+    record = records.make_record(1)
+    assert list(tier.scan()) == [] and tier.usage().records == 0, "before anything was written"
+    tier.put(record)
+    blobs.write("notes", [b"odd"])
+    blobs.write("00ff", [b"odd"])
+    usage = tier.usage()
+    assert list(tier.scan()) == [record.key.digest]
+    assert (usage.records, usage.size_bytes) == (1, len(stored(record, records.FINGERPRINT)))
+    assert tier.has_room(10**6)
+
+
+def test_a_write_that_fails_half_way_leaves_nothing(
+    tmp_path: Path, records: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = ObjectBlobs(f"file://{tmp_path}/objects", "1/raw")
+    tier = RemoteTier("object", blobs, RAW, fingerprint=records.FINGERPRINT, timeout_s=20.0)
+    record = records.make_record(1)
+
+    def fail(source: str, target: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", fail)
+        with pytest.raises(StoreError, match="No space left"):
+            tier.put(record)
+    assert tier.get(record.key) is None and not tier.contains(record.key)
+    assert [path for path in (tmp_path / "objects").rglob("*") if path.is_file()] == []
+    assert tier.put(record) and tier.contains(record.key)
+
+
+# ---------------------------------------------------------------- gone, slow
+
+
+def test_a_server_that_stops_answering_is_a_miss_and_is_then_left_alone(
+    own_valkey: Any, records: ModuleType, metrics: Metrics, counted: Callable[..., float]
+) -> None:
+    now_s = [0.0]
+    breakers = (
+        Breaker(failures=2, clock=lambda: now_s[0]), Breaker(failures=1, clock=lambda: now_s[0])
+    )  # fmt: skip
+    tier = RemoteTier(
+        "shared", RespBlobs(own_valkey.url, "chunkcache:", timeout_s=0.05), RAW,
+        fingerprint=records.FINGERPRINT, timeout_s=0.05, breakers=breakers,
+    )  # fmt: skip
+    store = TieredStore([tier], metrics)
+    record, late = records.make_record(1), records.make_record(2)
+    while not tier._reads.breaker.allows() or not _put(tier, record):
+        now_s[0] += 10.0  # a machine so busy that 50 ms were not enough
+    own_valkey.pause()
+    with structlog.testing.capture_logs() as logs:
+        assert [store.fetch(record.key).miss for _ in range(5)] == ["error"] * 5
+        with pytest.raises(TierAtRest):
+            tier.get(record.key)
+        assert store.offer(late), "it will be tried"
+        store.flush()
+    events = [line["event"] for line in logs]
+    assert events.count("tier_at_rest") == 1 and len(events) < 6, "not once for each look-up"
+    assert counted("store_errors_total", tier="shared", kind="read") == 5
+    own_valkey.resume()
+    assert store.fetch(record.key).miss == "error", "its rest is not over"
+    for _ in range(100):
+        now_s[0] += 400.0
+        if (lookup := store.fetch(record.key)).record is not None:
+            break
+    assert lookup.record is not None
+    assert records.contents(lookup.record) == records.contents(record)
+    store.close()
+
+
+def _put(tier: RemoteTier, record: ChunkKV) -> bool:
+    try:
+        return tier.put(record)
+    except StoreError:
+        return False
+
+
+def test_a_server_that_is_killed_and_comes_back_empty_costs_its_records_alone(
+    own_valkey: Any, records: ModuleType, metrics: Metrics
+) -> None:
+    tier = RemoteTier(
+        "shared", RespBlobs(own_valkey.url, "chunkcache:", timeout_s=20.0), RAW,
+        fingerprint=records.FINGERPRINT, timeout_s=20.0,
+    )  # fmt: skip
+    store = TieredStore([tier], metrics)
+    record = records.make_record(1)
+    assert store.offer(record, wait=True) and store.fetch(record.key).tier == "shared"
+    own_valkey.kill()
+    assert store.fetch(record.key).miss == "error"
+    with pytest.raises(StoreError, match="shared: ConnectionError"):
+        store.offer(record, wait=True)
+    own_valkey.start()
+    assert store.fetch(record.key).miss == "absent", "without a second failure: connected anew"
+    assert store.offer(record, wait=True)
+    assert store.fetch(record.key).tier == "shared"
+    store.close()
+
+
+def test_a_server_killed_while_records_are_read_gives_right_bytes_or_a_miss(
+    own_valkey: Any, records: ModuleType, metrics: Metrics
+) -> None:
+    tier = RemoteTier(
+        "shared", RespBlobs(own_valkey.url, "chunkcache:", timeout_s=20.0), RAW,
+        fingerprint=records.FINGERPRINT, timeout_s=20.0,
+    )  # fmt: skip
+    made = [records.make_record(number, num_tokens=3000) for number in range(4)]
+    right = {record.key: records.contents(record) for record in made}
+    for record in made:
+        assert tier.put(record)
+    store = TieredStore([tier], metrics)
+    enough, wrong, misses = threading.Event(), [], []
+    hits = threading.Semaphore(0)
+
+    def read() -> None:
+        while not enough.is_set():
+            for key, contents in right.items():
+                lookup = store.fetch(key)
+                if lookup.record is None:
+                    misses.append(lookup.miss)
+                elif records.contents(lookup.record) != contents:
+                    wrong.append(key)
+                hits.release()
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for _ in range(12):
+        assert hits.acquire(timeout=20)
+    own_valkey.kill()
+    while not misses:
+        assert hits.acquire(timeout=20)
+    enough.set()
+    for reader in readers:
+        reader.join(20)
+    assert wrong == [] and set(misses) == {"error"}
+    store.close()
+
+
+def test_a_full_or_read_only_tier_is_still_read(own_valkey: Any, records: ModuleType) -> None:
+    tier = RemoteTier(
+        "shared", RespBlobs(own_valkey.url, "chunkcache:", timeout_s=20.0), RAW,
+        fingerprint=records.FINGERPRINT, timeout_s=20.0,
+    )  # fmt: skip
+    kept = records.make_record(0)
+    assert tier.put(kept)
+    tier._blobs._client.config_set("maxmemory", 1)
+    for number in range(1, 4):
+        with pytest.raises(StoreError, match=r"OOM|memory"):
+            tier.put(records.make_record(number))
+    with pytest.raises(TierAtRest, match="writes rest"):
+        tier.put(records.make_record(5))
+    with pytest.raises(TierAtRest):
+        tier.has_room(1)
+    found = tier.get(kept.key)
+    assert found is not None and records.contents(found) == records.contents(kept)
+    assert tier.get(records.make_record(1).key) is None
+    tier.close()
+
+
+# ---------------------------------------------------------------- addresses, packages
+
+
+def test_a_missing_package_is_named_with_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigError, match=r"pip install 'chunkcache\[redis\]'"):
+        RespBlobs("redis://localhost", "chunkcache:", timeout_s=1.0)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ConfigError, match=r"s3://.*pip install 'chunkcache\[object-store\]'"):
+        ObjectBlobs("s3://bucket/folder", "1/raw")
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(ConfigError, match=r"pip install 'chunkcache\[object-store\]'"):
+        ObjectBlobs(f"file://{tmp_path}", "1/raw")
+
+
+def test_an_address_that_fsspec_does_not_know_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"store\.object: got 'shelf://a'"):
+        ObjectBlobs("shelf://a", "1/raw")
