@@ -8,7 +8,7 @@ because orchestrators make their own (Kubernetes sets `CHUNKCACHE_PORT` for a se
 
 from __future__ import annotations
 
-import os
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import platformdirs
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -33,31 +31,20 @@ from pydantic_settings import (
 from chunkcache.codec_spec import CODEC_NAMES, parse_codec
 from chunkcache.errors import ConfigError
 from chunkcache.policy_names import PassageOrder, RepairPolicyName
+from chunkcache.section import GIB, MIB, Section, UserPath, expanded
+from chunkcache.server_settings import ServerSettings
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
-
-MIB = 1024 * 1024
-GIB = 1024 * MIB
 
 PLAIN = ":plain"
 """What follows a decoder's id to name the same model without retrieval."""
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
+_WHO_CALLS = re.compile(r"://[^/\s@]*@")  # user and password in an address
 
 
-def _expand_home(path: Path) -> Path:
-    return Path(os.path.expanduser(path))  # unlike Path's own, silent about unknown users
-
-
-_UserPath = Annotated[Path, AfterValidator(_expand_home)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """Which decoder answers, and how it is run."""
 
     name: str = Field(EMBEDDED_MODEL, description="hub id, local folder, or embedded:NAME")
@@ -100,7 +87,7 @@ class ModelSettings(_Section):
         return ",".join(names)
 
 
-class EngineSettings(_Section):
+class EngineSettings(Section):
     """The running batch: device KV, step size, limits."""
 
     kv_capacity_bytes: int = Field(
@@ -128,7 +115,7 @@ class EngineSettings(_Section):
     )
 
 
-class RepairSettings(_Section):
+class RepairSettings(Section):
     """What is recomputed when chunks are reused, unless the request says otherwise."""
 
     policy: RepairPolicyName = Field("question", description="which rows are chosen")
@@ -146,7 +133,7 @@ def _canonical_codec(text: str) -> str:
     return str(parse_codec(text))
 
 
-class StoreSettings(_Section):
+class StoreSettings(Section):
     """Tiers below the device."""
 
     host_capacity_bytes: int = Field(
@@ -170,8 +157,37 @@ class StoreSettings(_Section):
     )
     codec: Annotated[str, AfterValidator(_canonical_codec)] = Field(
         "raw",
-        description=f"how records are coded on disk, with parameters: {', '.join(CODEC_NAMES)}. "
+        description="how records are coded below memory, with parameters: "
+        f"{', '.join(CODEC_NAMES)}. "
         "All but raw and zstd over raw round: what is read through them is repaired, never exact",
+    )
+    shared: str = Field(
+        "",
+        pattern=r"^$|^(redis|rediss|valkey|valkeys|unix)://",
+        repr=False,  # it may hold a password
+        description="a Valkey or Redis server below the disk, that several installations share: "
+        "redis://HOST:PORT/DATABASE, rediss:// with TLS, unix://PATH; needs chunkcache[redis]",
+    )
+    object: str = Field(
+        "",
+        pattern=r"^$|^[a-z][a-z0-9+.-]*://",
+        repr=False,
+        description="an object store below that: file:///FOLDER, s3://BUCKET/FOLDER and what else "
+        "fsspec knows; needs chunkcache[object-store]",
+    )
+    share_secret: str = Field(
+        "",
+        pattern=r"^$|^.{16,}$",
+        validate_default=True,
+        repr=False,
+        description="installations with the same one, 16 characters or more, find each other's "
+        "records in shared and object; a change makes all records there are unreachable",
+    )
+    remote_timeout_s: float = Field(
+        2.0,
+        gt=0,
+        description="for reading a record from shared or object, beyond which it is a miss; "
+        "writes, which nobody waits for, may take ten times as long",
     )
     lookup_log_bytes: int = Field(
         16 * MIB,
@@ -180,6 +196,23 @@ class StoreSettings(_Section):
         "chunkcache hitrate advises on sizes; no text; 0: none",
     )
 
+    @field_validator("object")
+    @classmethod
+    def _folders_in_full(cls, url: str) -> str:
+        if url.startswith("file:") and not url.startswith("file:///"):
+            raise ValueError("Must be a whole path: file:///FOLDER, with three slashes")
+        return url
+
+    @field_validator("share_secret")
+    @classmethod
+    def _sharing_is_meant(cls, secret: str, info: ValidationInfo) -> str:
+        if not secret and (info.data.get("shared") or info.data.get("object")):
+            raise ValueError(
+                "Must be set with store.shared and store.object: without it no installation finds "
+                "another's records. Make one, the same for all of them: openssl rand -hex 16"
+            )
+        return secret
+
     @property
     def quotas(self) -> dict[str, int]:
         """`quota_bytes` by tenant."""
@@ -187,7 +220,7 @@ class StoreSettings(_Section):
         return {tenant: int(size_bytes) for tenant, _, size_bytes in parts}
 
 
-class RetrievalSettings(_Section):
+class RetrievalSettings(Section):
     """Splitting, embedding and search."""
 
     embedder: str = Field(EMBEDDED_EMBEDDER, description="hub id, local folder, or embedded:NAME")
@@ -244,7 +277,7 @@ class RetrievalSettings(_Section):
         return overlap
 
 
-class PromptSettings(_Section):
+class PromptSettings(Section):
     """The fixed words of the prompt."""
 
     system: str = Field(
@@ -262,69 +295,6 @@ class PromptSettings(_Section):
     )
 
 
-class ServerSettings(_Section):
-    """The HTTP endpoint."""
-
-    host: str = Field("127.0.0.1", description="address to bind")
-    port: int = Field(8321, ge=0, le=65535, description="port to bind; 0 picks a free one")
-    api_keys_file: _UserPath | None = Field(
-        None, description="lines of `key tenant`; none means one open tenant"
-    )
-    public_url: str = Field(
-        "",
-        pattern=r"^(https?://[^/?#\s]+(/[^?#\s]*)?)?$",
-        description="address that browsers reach the server by, for links; empty: the request's",
-    )
-    citations: Literal["annotations", "text"] = Field(
-        "annotations",
-        description="text: sources are also listed after each answer, for clients that drop "
-        "annotations",
-    )
-    responses_bytes: int = Field(
-        64 * MIB, ge=0, description="answers of /v1/responses kept on disk; 0: none"
-    )
-    responses_ttl_s: float = Field(
-        86_400.0, gt=0, description="how long they are kept, for GET and previous_response_id"
-    )
-    allowed_hosts: str = Field(
-        "",
-        pattern=r"^[^/\s]*(\s*,\s*[^/\s]+)*$",
-        description="names that a server without keys may be reached by, separated by commas, "
-        "besides addresses, local names and that of public_url; * takes any",
-    )
-    link_lifetime_s: float = Field(
-        30 * 86_400.0,
-        gt=0,
-        description="how long a link to a cited passage works, and how long the passages that an "
-        "update of their document replaced are kept for it",
-    )
-    drain_timeout_s: float = Field(30.0, ge=0, description="time running requests get on SIGTERM")
-    max_body_bytes: int = Field(
-        4 * MIB, ge=1024, description="largest request body, uploads excepted"
-    )
-    max_upload_bytes: int = Field(
-        65 * MIB, ge=1024, description="largest body of an upload: a file and the form around it"
-    )
-    max_bodies_bytes: int = Field(
-        256 * MIB, ge=1024, description="all request bodies in memory together; then 429"
-    )
-    head_timeout_s: float = Field(
-        20.0, gt=0, description="line and headers of a request must be there by then, or it ends"
-    )
-    body_timeout_s: float = Field(
-        30.0, gt=0, description="a body may take so long, and a second more for each KiB of it"
-    )
-    stalled_timeout_s: float = Field(
-        60.0, gt=0, description="a client that takes nothing of its answer is let go after this"
-    )
-    working_limit: int = Field(
-        16,
-        ge=1,
-        le=32,
-        description="requests that ingest, embed or search at once; others wait in order",
-    )
-
-
 class Settings(BaseSettings):
     """All settings. Frozen: a running service never changes them."""
 
@@ -332,11 +302,11 @@ class Settings(BaseSettings):
         env_prefix="CHUNKCACHE_", env_nested_delimiter="__", extra="forbid", frozen=True
     )
 
-    home: _UserPath = Field(
+    home: UserPath = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("chunkcache", appauthor=False)),
         description="catalog, indexes and the LMDB store live here",
     )
-    cache: _UserPath = Field(
+    cache: UserPath = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("chunkcache", appauthor=False)),
         description="converted models and gate verdicts; safe to delete",
     )
@@ -359,7 +329,7 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
     Raises:
         ConfigError: naming the field, the value and what is allowed.
     """
-    from_file = {} if path is None else _read_toml(_expand_home(path))
+    from_file = {} if path is None else _read_toml(expanded(path))
     try:
         # raw, because what a variable says may be right only beside what the file says
         from_environment = EnvSettingsSource(Settings)()
@@ -382,7 +352,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _explain(problem: ErrorDetails) -> str:
     """Field, value, limit, hint of one thing that is wrong."""
     location = [str(part) for part in problem["loc"]]
-    got = f"{'.'.join(location)}: got {problem['input']!r}"
+    value = _WHO_CALLS.sub("://…@", repr(problem["input"]))
+    if location[-1] == "share_secret" and problem["input"]:
+        value = "one of other characters or another length"
+    got = f"{'.'.join(location)}: got {value}"
     if problem["type"] == "extra_forbidden":
         owner: Any = (
             Settings if len(location) == 1 else Settings.model_fields[location[0]].annotation

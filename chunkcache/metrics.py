@@ -54,6 +54,12 @@ class Metrics:
             ["tier", "kind"],
             registry=on,
         )
+        self.tier_rests = Gauge(
+            "chunkcache_tier_rests",
+            "Circuit breaker of a remote tier: 0 asked, 1 tried again, 2 not asked",
+            ["tier", "kind"],
+            registry=on,
+        )
         self.evictions = Counter("chunkcache_evictions", "Records evicted", ["tier"], registry=on)
         self.prefetches = Counter(
             "chunkcache_prefetches", "Chunks brought up before a request took them", registry=on

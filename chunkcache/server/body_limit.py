@@ -16,7 +16,7 @@ from chunkcache.server.errors import response_of
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from chunkcache.config import ServerSettings
+    from chunkcache.server_settings import ServerSettings
 
 _UPLOADS: Final = frozenset({("POST", "/v1/files")})
 """Routes that put their body on disk piece by piece."""

@@ -22,7 +22,7 @@ from chunkcache.server.errors import error_body
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from chunkcache.config import ServerSettings
+    from chunkcache.server_settings import ServerSettings
 
 ANY_HOST: Final = "*"
 _UNREADABLE: Final = "?.?"

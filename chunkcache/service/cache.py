@@ -31,7 +31,7 @@ from chunkcache.service.library import DEFAULT, PUBLIC, Library
 from chunkcache.service.lookups import record_facts
 from chunkcache.service.order import distinct
 from chunkcache.service.runtime import Runtime
-from chunkcache.service.tenants import link_key, load_secret, tenant_salt
+from chunkcache.service.tenants import link_key, load_secret, shared_secret, tenant_salt
 from chunkcache.service.warm import Shard, WarmProgress, warm_chunks
 from chunkcache.service.wishes import answer_request
 from chunkcache.store import bases_path
@@ -174,7 +174,8 @@ class ChunkCache(Library):
         return fit_corpus_basis(self.runtime, chunks, salt, folder, most_chunks=most_chunks)
 
     def _salt(self, tenant: str) -> bytes:
-        return tenant_salt(self._secret, tenant)
+        shared = self.settings.store.share_secret
+        return tenant_salt(shared_secret(shared) if shared else self._secret, tenant)
 
     # ------------------------------------------------------------ answers
 

@@ -73,6 +73,7 @@ class Runtime:
         self.store = open_store(
             settings, self.model.fingerprint, metrics,
             with_host=self.model.device.type != "cpu", popularity=popularity,
+            geometry=self.model.geometry,
         )  # fmt: skip
         on_cpu = self.model.device.type == "cpu"
         room = settings.store.host_capacity_bytes if on_cpu else settings.engine.kv_capacity_bytes

@@ -49,8 +49,13 @@ def load_secret(home: Path) -> bytes:
     return secret
 
 
+def shared_secret(text: str) -> bytes:
+    """What tenants' keys are salted with where several installations share records."""
+    return hashlib.blake2b(text.encode(), digest_size=_SECRET_BYTES, person=b"share/1").digest()
+
+
 def tenant_salt(secret: bytes, tenant: str) -> bytes:
-    """16 bytes that only this installation can derive for this tenant."""
+    """16 bytes that only who has the secret can derive for this tenant."""
     return hashlib.blake2b(tenant.encode(), key=secret, digest_size=16).digest()
 
 

@@ -10,10 +10,12 @@ from chunkcache.store.check import CheckReport, check_store
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from chunkcache.chunk import KVGeometry
     from chunkcache.config import Settings
     from chunkcache.metrics import Metrics
     from chunkcache.store.base import Tier
     from chunkcache.store.popularity import Popularity
+    from chunkcache.store.remote.breaker import Breaker
     from chunkcache.store.tiered import TieredStore
 
 __all__ = ["CheckReport", "bases_path", "check_store", "open_store", "store_path"]
@@ -36,15 +38,21 @@ def open_store(
     *,
     with_host: bool = True,
     popularity: Popularity | None = None,
+    geometry: KVGeometry | None = None,
 ) -> TieredStore:
-    """Host tier over LMDB; no LMDB where `store.disk_capacity_bytes` is 0. Loads torch.
+    """The tiers that the settings ask for, from fast to slow. Loads torch.
 
-    Without a host tier the caller keeps chunks in memory by itself. Who counts uses in a
-    `popularity` of his own gives it: what is used above must not look unused on disk.
+    Memory, unless the caller keeps chunks in memory by itself (`with_host`); LMDB, unless
+    `store.disk_capacity_bytes` is 0; a shared server and an object store, where there is one.
+
+    Args:
+        popularity: of who counts uses above these tiers: what is used there must not look unused
+            on disk.
+        geometry: of the model; records from other machines that differ are corrupt.
 
     Raises:
         StoreError: the LMDB environment cannot be opened.
-        ConfigError: there is no such codec.
+        ConfigError: there is no such codec, or a remote tier's package or address is wrong.
     """
     # here, because checking a store needs no torch
     from chunkcache.store.codec import codec_named
@@ -52,9 +60,12 @@ def open_store(
     from chunkcache.store.host import HostTier
     from chunkcache.store.policy import WindowedFrequencyPolicy
     from chunkcache.store.popularity import Popularity
+    from chunkcache.store.remote import remote_tiers
     from chunkcache.store.tiered import TieredStore
 
-    store = settings.store
+    store, codec = settings.store, codec_named(settings.store.codec, bases_path(settings))
+    # before LMDB is opened: a wrong address must leave nothing open
+    remote = remote_tiers(store, codec, fingerprint=fingerprint, geometry=geometry)
     counts_uses = popularity is None  # the first tier here does, if nobody above
     popularity = popularity or Popularity()
     policy_of = partial(WindowedFrequencyPolicy, popularity=popularity, quotas=store.quotas)
@@ -66,14 +77,20 @@ def open_store(
         tiers.append(HostTier(store.host_capacity_bytes, policy, on_evict=evicted))
     if store.disk_capacity_bytes:
         disk = DiskTier(
-            store_path(settings), store.disk_capacity_bytes,
-            codec_named(store.codec, bases_path(settings)),
+            store_path(settings), store.disk_capacity_bytes, codec,
             fingerprint=fingerprint, sync_interval_s=store.sync_interval_s,
             policy=policy_of(store.disk_capacity_bytes, counts_uses=counts_uses),
             on_evict=metrics.evictions.labels("disk").inc,
         )  # fmt: skip
         tiers.append(disk)
+    for tier in remote:
+        for kind, breaker in tier.breakers.items():
+            metrics.tier_rests.labels(tier.name, kind).set_function(partial(_state, breaker))
     return TieredStore(
-        tiers, metrics,
+        [*tiers, *remote], metrics,
         write_queue_limit=store.write_queue_limit, write_queue_bytes=store.write_queue_bytes,
     )  # fmt: skip
+
+
+def _state(breaker: Breaker) -> float:
+    return float(breaker.state)
