@@ -256,3 +256,35 @@ def test_every_repair_policy_that_can_be_set_exists() -> None:
     for name in get_args(RepairPolicyName):
         loaded = load_settings(repair={"policy": name})
         assert policy_named(loaded.repair.policy, loaded.repair).name == name
+
+
+# ------------------------------------------------------------------ shared tiers
+
+
+@pytest.mark.parametrize(
+    ("store", "named"),
+    [
+        ({"shared": "http://cache:6379"}, "store.shared: got 'http://cache:6379'"),
+        ({"object": "/mnt/kv", "share_secret": "x" * 16}, "store.object: got '/mnt/kv'"),
+        ({"object": "file://mnt/kv", "share_secret": "x" * 16}, "with three slashes"),
+        ({"shared": "redis://cache"}, "store.share_secret: got ''. Must be set"),
+        ({"object": "s3://bucket/kv"}, "openssl rand -hex 16"),
+        ({"remote_timeout_s": 0}, "store.remote_timeout_s: got 0"),
+    ],
+)
+def test_what_is_wrong_with_a_shared_tier_is_said(store: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_settings(store=store)
+    assert named in raised.value.message
+
+
+def test_secrets_and_passwords_are_not_repeated_in_messages_and_logs() -> None:
+    for store in (
+        {"shared": "redis://cache", "share_secret": "hush"},
+        {"shared": "http://user:hush@cache", "share_secret": "x" * 16},
+    ):
+        with pytest.raises(ConfigError) as raised:
+            load_settings(store=store)
+        assert "hush" not in raised.value.message
+    right = {"shared": "redis://:hush@cache", "share_secret": "hush" * 4}
+    assert "hush" not in repr(load_settings(store=right))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from chunkcache.config import load_settings
-from chunkcache.errors import StoreError
+from chunkcache.errors import ConfigError, StoreError
 from chunkcache.store import check_store, open_store, store_path
 
 if TYPE_CHECKING:
@@ -56,3 +56,63 @@ def test_a_second_service_on_one_home_in_one_process_is_refused(
     with pytest.raises(StoreError, match="Hint: "):
         open_store(settings, records.FINGERPRINT, metrics)
     store.close()
+
+
+def test_two_installations_compute_a_record_once(
+    tmp_path: Path, valkey: Any, metrics: Metrics, records: ModuleType
+) -> None:
+    """As two services do it: look up, compute where there is none, offer."""
+    computed: list[int] = []
+
+    def ask(home: str, number: int) -> None:
+        remote = {"shared": valkey.url, "share_secret": "x" * 16, "remote_timeout_s": 20.0}
+        settings = load_settings(home=tmp_path / home, store={**remote, "host_capacity_bytes": 0})
+        store = open_store(settings, records.FINGERPRINT, metrics)
+        record = records.make_record(number, num_tokens=33)
+        found = store.fetch(record.key).record
+        if found is None:
+            computed.append(number)
+            store.offer(record)
+        else:
+            assert records.contents(found) == records.contents(record)
+        store.close()
+
+    for home in ("a", "b", "a", "b", "c"):
+        for number in (101, 102):
+            ask(home, number)
+    assert computed == [101, 102]
+
+
+def test_remote_tiers_stand_below_the_disk_and_their_breakers_are_shown(
+    tmp_path: Path, valkey: Any, metrics: Metrics, records: ModuleType,
+    counted: Callable[..., float],
+) -> None:  # fmt: skip
+    remote = {
+        "shared": valkey.url, "object": f"file://{tmp_path}/objects", "share_secret": "x" * 16,
+        "remote_timeout_s": 20.0,
+    }  # fmt: skip
+    settings = load_settings(home=tmp_path / "home", store=remote)
+    store = open_store(settings, records.FINGERPRINT, metrics)
+    assert [tier.name for tier in store.tiers] == ["host", "disk", "shared", "object"]
+    assert store.offer(records.make_record(201), wait=True)
+    assert all(tier.contains(records.make_record(201).key) for tier in store.tiers)
+    rests = metrics.registry.get_sample_value
+    for tier in ("shared", "object"):
+        for kind in ("read", "write"):
+            labels = {"tier": tier, "kind": kind}
+            assert rests("chunkcache_tier_rests", labels) == 0.0
+    store.tiers[2].breakers["read"].failed()
+    store.tiers[2].breakers["read"].failed()
+    store.tiers[2].breakers["read"].failed()
+    assert counted("tier_rests", tier="shared", kind="read") == 2
+    assert metrics.registry.get_sample_value("chunkcache_tier_bytes", {"tier": "shared"}) is None
+    store.close()
+
+
+def test_a_wrong_address_leaves_nothing_open(
+    tmp_path: Path, metrics: Metrics, records: ModuleType
+) -> None:
+    wrong = {"object": "shelf://a", "share_secret": "x" * 16}
+    with pytest.raises(ConfigError, match=r"store\.object"):
+        open_store(load_settings(home=tmp_path, store=wrong), records.FINGERPRINT, metrics)
+    open_store(load_settings(home=tmp_path), records.FINGERPRINT, metrics).close()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _FIRST_BYTES = 64 * 1024  # read first: the header of a chunk of 4,000 tokens fits
+_ATTEMPTS = 4  # to read a record that others replace meanwhile
 _WRITE_PATIENCE = 10  # a write, which nobody waits for, may take so many times as long as a read
 
 
@@ -151,16 +152,17 @@ class RemoteTier:
 
     def _load(self, key: ChunkKey) -> ChunkKV | None:
         encoded = self._read_header(key)
-        if encoded is None:
-            return None
-        try:
-            return self._read_rest(key, encoded)
-        except CorruptRecord:
-            again = self._read_header(key)
-            if again == encoded:
-                raise
-            # removed or replaced meanwhile, which is no damage
-            return self._read_rest(key, again) if again is not None else None
+        for _ in range(_ATTEMPTS):
+            if encoded is None:
+                return None
+            try:
+                return self._read_rest(key, encoded)
+            except CorruptRecord:
+                before, encoded = encoded, self._read_header(key)
+                if encoded == before:
+                    raise
+                # removed or replaced between the two reads, which is no damage
+        raise StoreError(f"record {key.hex} is replaced faster than it can be read")
 
     def _read_rest(self, key: ChunkKey, encoded: bytes) -> ChunkKV | None:
         header = decode_header(encoded)
