@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from chunkcache.chunk import ChunkKey
+from chunkcache.errors import StoreError
 from chunkcache.store import CheckReport, check_store, store_path
 
 if TYPE_CHECKING:
@@ -51,7 +54,32 @@ def diagnose(settings: Settings) -> Diagnosis:
         "fingerprint": model.fingerprint.hex()[:16],
         "home": str(settings.home),
     }
-    return Diagnosis(facts, verdict)
+    return Diagnosis(facts | tiers_reached(settings, model.fingerprint), verdict)
+
+
+def tiers_reached(settings: Settings, fingerprint: bytes) -> dict[str, str]:
+    """Whether each remote tier answers, and how soon.
+
+    Raises:
+        ConfigError: a remote tier's package or address is wrong.
+    """
+    from chunkcache.store.codec import codec_named
+    from chunkcache.store.remote import remote_tiers
+
+    codec = codec_named(settings.store.codec)
+    nobody = ChunkKey(bytes(32), (0,))
+    facts = {}
+    for tier in remote_tiers(settings.store, codec, fingerprint=fingerprint, geometry=None):
+        began = time.perf_counter()
+        try:
+            tier.contains(nobody)
+            took_ms = 1000 * (time.perf_counter() - began)
+            facts[f"{tier.name} tier"] = f"answers, after {took_ms:.1f} ms"
+        except StoreError as error:
+            facts[f"{tier.name} tier"] = f"does not answer: {error.message}"
+        finally:
+            tier.close()
+    return facts
 
 
 def check_records(settings: Settings, *, fix: bool, drop_stale: bool) -> CheckReport:

@@ -10,6 +10,7 @@ import pytest
 
 from chunkcache import ChunkCache
 from chunkcache.protocol import AnswerFinished
+from chunkcache.service.diagnosis import tiers_reached
 
 SECRET = "the same for both"
 OpenCache = Callable[..., ChunkCache]
@@ -71,6 +72,20 @@ def test_nothing_is_shared_with_another_secret_or_tenant(
     second = installation(open_cache, tmp_path / "second", **{**where, "share_secret": secret})
     asked = second.ask("why?", documents=texts, **tenant)
     assert [s.miss for s in asked.report.spans if s.kind == "chunk"] == ["absent"]
+
+
+def test_the_doctor_says_which_tiers_answer(
+    own_valkey: Any, tmp_path: Path, tiny_settings: Callable[..., Any]
+) -> None:
+    store = {"shared": own_valkey.url, "object": f"file://{tmp_path}/objects",
+             "share_secret": SECRET, "remote_timeout_s": 20.0}  # fmt: skip
+    facts = tiers_reached(tiny_settings(store=store), b"model")
+    assert list(facts) == ["shared tier", "object tier"]
+    assert all(fact.startswith("answers, after ") for fact in facts.values())
+    own_valkey.kill()
+    facts = tiers_reached(tiny_settings(store=store), b"model")
+    assert facts["shared tier"].startswith("does not answer: store: shared: ConnectionError")
+    assert tiers_reached(tiny_settings(), b"model") == {}
 
 
 def test_a_shared_tier_that_hangs_changes_no_answer(
