@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from chunkcache.chunk import ChunkKey
 from chunkcache.errors import StoreError
-from chunkcache.store import CheckReport, check_store, store_path
+from chunkcache.store import CheckReport, bases_path, check_store, store_path
 
 if TYPE_CHECKING:
     from chunkcache.config import Settings
@@ -66,7 +66,7 @@ def tiers_reached(settings: Settings, fingerprint: bytes) -> dict[str, str]:
     from chunkcache.store.codec import codec_named
     from chunkcache.store.remote import remote_tiers
 
-    codec = codec_named(settings.store.codec)
+    codec = codec_named(settings.store.codec, bases_path(settings))
     nobody = ChunkKey(bytes(32), (0,))
     facts = {}
     for tier in remote_tiers(settings.store, codec, fingerprint=fingerprint, geometry=None):
