@@ -87,7 +87,7 @@ class RemoteTier:
         return HeldRecord(record) if record is not None else None
 
     def get(self, key: ChunkKey) -> ChunkKV | None:
-        """See `Tier`. Two round trips, one where there is no such record.
+        """See `Tier`. Two round trips, one where there is no such record; four to be sure of damage.
 
         Raises:
             StoreError: the tier failed, took too long, or is at rest.
@@ -151,29 +151,30 @@ class RemoteTier:
     # ------------------------------------------------------------ reading
 
     def _load(self, key: ChunkKey) -> ChunkKV | None:
-        encoded = self._read_header(key)
+        before = None
         for _ in range(_ATTEMPTS):
+            encoded = self._read_header(key)
             if encoded is None:
                 return None
+            body = None
             try:
-                return self._read_rest(key, encoded)
+                header = decode_header(encoded)
+                if not is_of(header, key, self._fingerprint, self._codec):
+                    return None
+                self._check_size(header, key)
+                body = self._read_body(key, len(encoded), header)
+                return unframed(header, body, key, self._codec)
             except CorruptRecord:
-                before, encoded = encoded, self._read_header(key)
-                if encoded == before:
+                # header and layers of two records, where one took the other's place between the
+                # two reads; damage is what is read a second time
+                if (encoded, body) == before:
                     raise
-                # removed or replaced between the two reads, which is no damage
+                before = (encoded, body)
         raise StoreError(f"record {key.hex} is replaced faster than it can be read")
 
-    def _read_rest(self, key: ChunkKey, encoded: bytes) -> ChunkKV | None:
-        header = decode_header(encoded)
-        if not is_of(header, key, self._fingerprint, self._codec):
-            return None
-        self._check_size(header, key)
-        start = len(encoded)
+    def _read_body(self, key: ChunkKey, start: int, header: RecordHeader) -> bytes:
         stop = start + sum(header.slab_lengths) + 1  # one more byte would be one too many
-        return unframed(
-            header, self._blobs.read(_name_of(key), start, stop) or b"", key, self._codec
-        )
+        return self._blobs.read(_name_of(key), start, stop) or b""
 
     def _read_header(self, key: ChunkKey) -> bytes | None:
         """The header as it is encoded, not verified; None: no such record."""
