@@ -87,7 +87,7 @@ class RemoteTier:
         return HeldRecord(record) if record is not None else None
 
     def get(self, key: ChunkKey) -> ChunkKV | None:
-        """See `Tier`. Two round trips, one where there is no such record; four to be sure of damage.
+        """See `Tier`. Two round trips; one where there is nothing, four where it is damaged.
 
         Raises:
             StoreError: the tier failed, took too long, or is at rest.
