@@ -122,6 +122,11 @@ class Trial:
             "unrepaired": difference(unrepaired.first_logits, full.first_logits),
         }
 
+    def repaired_logits(self) -> torch.Tensor:
+        """fp32 `[vocab]` behind the prompt whose chunks were all repaired."""
+        placed = {i + 1: self._record(ids) for i, ids in enumerate(self.chunks)}
+        return self._answer(self.chunks, placed, salt=b"all", policy="all").first_logits
+
     def moved(self) -> float:
         """Full prefill against reuse without repair: of one layer, K and V know no context."""
         full = self._answer(self.chunks, {}, salt=b"full")

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# All that is to be seen on a GPU, in one command without a network, in at most eight minutes:
+#
+#     bash benchmarks/gpu/check.sh [FOLDER FOR RESULTS] [FOLDER OF WHEELS]
+#
+# torch, triton and transformers must be there; what else is needed is installed from the wheels
+# (`bash benchmarks/gpu/wheels.sh FOLDER` fetches them beforehand). Every step writes its result when
+# it has it, has a time of its own, and the next one runs whatever became of it. The last line says
+# which steps failed; the exit status is how many.
+set -u
+cd "$(dirname "$0")/../.."
+results=${1:-build/gpu}; wheels=${2:-build/gpu-wheels}
+mkdir -p "$results"
+python=${PYTHON:-python3}
+if [ -d "$wheels" ]; then
+  $python -m pip install -q --no-index --find-links "$wheels" "$wheels"/*.whl >"$results/install.log" 2>&1 ||
+    echo "some wheels were not installed: see $results/install.log"
+fi
+export PYTHONPATH=$PWD:$PWD/kernels:$PWD/indexes PYTHONUNBUFFERED=1
+failed=""; number=0
+
+step() { # step SECONDS NAME COMMAND...
+  local seconds=$1 name=$2; shift 2
+  number=$((number + 1))
+  echo "== $number $name (at most $seconds s)"
+  local began=$SECONDS
+  if timeout "$seconds" "$@" >"$results/$number-$name.log" 2>&1; then
+    echo "   done in $((SECONDS - began)) s"
+  else
+    echo "   FAILED ($?) after $((SECONDS - began)) s: $results/$number-$name.log"
+    failed="$failed $name"
+  fi
+  tail -n 3 "$results/$number-$name.log" | cut -c1-160 | sed 's/^/   /'
+}
+
+step 20 device bash -c 'nvidia-smi; '"$python"' -c "import torch, triton, transformers as t; print(torch.__version__, triton.__version__, t.__version__, torch.cuda.is_available())"'
+step 150 kernels $python -m pytest -q -p no:cacheprovider tests/kernels/test_triton_pages.py
+step 90 same-answers $python benchmarks/gpu/same_answers.py --out "$results/same_answers.jsonl"
+step 100 bench-kernels $python benchmarks/bench_kernels.py --out "$results/bench_kernels.jsonl"
+step 100 engine $python -m pytest -q -p no:cacheprovider tests/engine/test_facts.py -k "gate"
+echo "failed:${failed:- none}"
+exit "$(wc -w <<<"$failed")"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# What check.sh needs beside torch, triton and transformers, as wheels for another machine:
+#
+#     bash benchmarks/gpu/wheels.sh build/gpu-wheels [PYTHON VERSION, 3.12 if none]
+set -eu
+cd "$(dirname "$0")/../.."
+folder=${1:?a folder for the wheels}; version=${2:-3.12}
+mkdir -p "$folder"
+python3 -m pip download -q --no-deps --only-binary=:all: --python-version "$version" \
+  --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+  --platform manylinux2014_x86_64 --platform any -c constraints.txt -d "$folder" \
+  xxhash lmdb structlog pydantic pydantic-core pydantic-settings python-dotenv annotated-types \
+  typing-inspection prometheus-client platformdirs threadpoolctl llguidance pytest pluggy iniconfig \
+  hypothesis sortedcontainers
+du -sh "$folder"
