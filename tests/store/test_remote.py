@@ -174,6 +174,23 @@ def test_records_of_another_model_or_codec_are_not_found_and_not_harmed(
     assert found is not None and records.contents(found) == records.contents(record)
 
 
+def test_what_a_lossy_codec_rounded_says_so_and_is_taken_by_no_other(
+    kind: str, blobs: Any, records: ModuleType
+) -> None:
+    int8 = codec_named("int8")
+    tier = RemoteTier(kind, blobs, int8, fingerprint=records.FINGERPRINT, timeout_s=20.0)
+    made = records.make_record(1, num_tokens=70)
+    numbers = ChunkKV(made.key, made.geometry, made.kv.float().nan_to_num(0, 1, 1).clamp(-9, 9).to(
+        made.kv.dtype), made.stats)  # fmt: skip
+    assert tier.put(numbers)
+    found = tier.get(numbers.key)
+    assert found is not None and found.rounded_by == int8.name
+    assert float((found.kv.float() - numbers.kv.float()).abs().max()) < 0.2
+    exact = RemoteTier(kind, blobs, RAW, fingerprint=records.FINGERPRINT, timeout_s=20.0)
+    assert exact.get(numbers.key) is None, "of another codec"
+    assert not exact.put(found) and tier.get(numbers.key) is not None
+
+
 class Swapped:
     """Blobs under which a record is replaced, or removed, between header and layers."""
 
