@@ -32,9 +32,7 @@ class _Wire(BaseModel):
 class Exactness(_Wire):
     """How exact an answer must be at least; the service finds the cheapest way there."""
 
-    drift: float = Field(
-        gt=0.0, description="expected mean KL to full recompute, nats; needs a calibration"
-    )
+    drift: float = Field(gt=0.0, description="expected mean KL, nats; needs a calibration")
 
 
 class ChunkCacheOptions(_Wire):
@@ -52,9 +50,7 @@ class ChunkCacheOptions(_Wire):
     cfo_alpha: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
         None, description="α of Cache-Craft's fix overhead, with policy cfo or focused"
     )
-    exactness: Exactness | None = Field(
-        None, description="a drift target instead of a policy and a budget"
-    )
+    exactness: Exactness | None = Field(None, description="a drift target instead of a budget")
     order: PassageOrder | None = Field(
         None,
         description="relevance: passages as ranked, or as given; cache_friendly: in the order that "
@@ -133,9 +129,7 @@ class Report(_Wire):
     recomputed_tokens: int
     computed_tokens: int
     probe_rows: int = Field(0, description="extra rows run to choose what to recompute")
-    cost_ratio: float = Field(
-        description="rows × layers run for the prompt ÷ rows × layers of full prefill"
-    )
+    cost_ratio: float = Field(description="rows × layers run ÷ rows × layers of full prefill")
     predicted_drift: float | None = Field(
         None,
         description="expected mean KL to full recompute, nats; null without a calibration, and "

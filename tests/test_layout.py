@@ -180,13 +180,17 @@ def test_an_integration_depends_on_its_core_and_the_client_alone() -> None:
         assert project["version"] == version
 
 
+# what decision 30's figures are of; tests hold them, nothing that runs needs them
+STUDIES = {"chunkcache.evaluate.hitrate.cascade", "chunkcache.evaluate.hitrate.learnt"}
+
+
 def test_every_module_is_imported_by_another() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     used = {target.partition(":")[0] for target in scripts.values()} | {"chunkcache.__main__"}
     for name, path in MODULES.items():
         used |= imported_by(path, name)
     used |= {name.rpartition(".")[0] for name in used}  # importing a module imports its package
-    assert sorted(set(MODULES) - used) == []
+    assert set(MODULES) - used == STUDIES
 
 
 # ------------------------------------------------------------------ how long things are
