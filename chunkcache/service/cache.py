@@ -154,7 +154,7 @@ class ChunkCache(Library):
         ingestor.refresh(tenant=tenant, collection=collection)
         return warm_chunks(
             self.runtime,
-            self.catalog.chunks(tenant, collection),
+            lambda: self.catalog.chunks(tenant, collection),
             self._salt(tenant),
             tenant=tenant,
             shard=shard or Shard(),

@@ -31,7 +31,7 @@ from chunkcache.store.cost import Rows
 from chunkcache.store.popularity import Popularity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from chunkcache.chunk import ChunkKV, Terms
     from chunkcache.config import Settings
@@ -195,9 +195,11 @@ class Runtime:
         return resident is not None
 
     def compute(
-        self, keys: Sequence[ChunkKey], salt: bytes, gone: threading.Event | None = None
+        self, keys: Iterable[ChunkKey], salt: bytes, gone: threading.Event | None = None
     ) -> Iterator[ChunkKV]:
         """Canonical records in order; a few chunks are kept in the engine at a time.
+
+        A key is taken when there is a place for it.
 
         A chunk another request is computing right now is waited for, not computed twice. After a
         failure no more are begun, and those in the engine are still given before it is raised.
@@ -208,14 +210,16 @@ class Runtime:
         """
         gone = gone or threading.Event()
         window: deque[ChunkPrefill] = deque()
-        left = deque(keys)
+        left = iter(keys)
+        key = next(left, None)
         failure: ChunkCacheError | None = None
-        while window or (left and failure is None):
+        while window or (key is not None and failure is None):
             if gone.is_set() and failure is None:
                 failure = Cancelled("nobody waits for the answer any more")
             try:
-                while left and len(window) < _WINDOW and failure is None:
-                    window.append(self._prefill(left.popleft(), salt, gone))
+                while key is not None and len(window) < _WINDOW and failure is None:
+                    window.append(self._prefill(key, salt, gone))
+                    key = next(left, None)
                 if not window:
                     break
                 record = window.popleft().future.result()

@@ -11,7 +11,7 @@ from chunkcache.errors import StoreError
 from chunkcache.protocol import WarmReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from chunkcache.chunk import Chunk, ChunkKey
     from chunkcache.service.runtime import Runtime
@@ -42,7 +42,7 @@ class Shard:
 
 def warm_chunks(
     runtime: Runtime,
-    chunks: Iterable[Chunk],
+    chunks: Callable[[], Iterable[Chunk]],
     salt: bytes,
     *,
     tenant: str,
@@ -54,22 +54,21 @@ def warm_chunks(
     Idempotent and resumable: each record is published in one transaction before the next is
     counted as done, so a kill at any moment costs at most the chunks in the engine. Stops, saying
     why, when the disk budget is reached; it never evicts one warmed chunk for another.
+
+    Args:
+        chunks: all of them anew at each call. They are gone through twice, first to see what is
+            missing, so that of each chunk no more than a digest is held.
+
+    Cost: linear in the chunks.
     """
     started = time.perf_counter()
     terms = Terms(tenant, retention=Retention.WARMED)
-    keys = [runtime.key(runtime.prompts.chunk_ids(chunk), salt) for chunk in chunks]
-    keys = [key for key in dict.fromkeys(keys) if shard.takes(key)]
-    todo: list[ChunkKey] = []
-    for key in keys:
-        if runtime.is_warm(key):
-            runtime.store.retain(key, terms)
-        else:
-            todo.append(key)
-    report = WarmReport(chunks=len(keys), already_warm=len(keys) - len(todo))
+    share = _Share(runtime, chunks, salt, shard)
+    report = share.survey(terms)
     if not runtime.reuses:
         report.stopped_reason = "the model did not pass the gate, its chunk KV is not reused"
         return report
-    for record in runtime.compute(todo, salt):
+    for record in runtime.compute(share.missing(), salt):
         if not runtime.has_room(record.size_bytes):
             report.stopped_reason = (
                 "the store is full. Hint: raise store.disk_capacity_bytes or ingest less"
@@ -86,15 +85,64 @@ def warm_chunks(
         report.tokens += record.num_tokens
         report.seconds = time.perf_counter() - started
         rate = report.tokens / report.seconds
-        left = sum(len(key.token_ids) for key in todo[report.computed + report.failed :])
         on_progress(
             WarmProgress(
                 done=report.already_warm + report.computed + report.failed,
-                total=len(keys),
+                total=report.chunks,
                 tokens=report.tokens,
                 tokens_per_s=rate,
-                eta_s=left / rate,
+                eta_s=max(0, share.missing_tokens - report.tokens) / rate,
             )
         )
     report.seconds = time.perf_counter() - started
     return report
+
+
+class _Share:
+    """The chunks of one shard, each once; which of them are missing is known by digest alone."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        chunks: Callable[[], Iterable[Chunk]],
+        salt: bytes,
+        shard: Shard,
+    ) -> None:
+        self._runtime = runtime
+        self._chunks = chunks
+        self._salt = salt
+        self._shard = shard
+        self._missing: set[bytes] = set()
+        self.missing_tokens = 0
+
+    def survey(self, terms: Terms) -> WarmReport:
+        """Look every chunk up; one that is there is kept on `terms` from now on."""
+        report = WarmReport()
+        warm: set[bytes] = set()
+        for key in self._keys():
+            if key.digest in warm or key.digest in self._missing:
+                continue
+            report.chunks += 1
+            if self._runtime.is_warm(key):
+                warm.add(key.digest)
+                self._runtime.store.retain(key, terms)
+            else:
+                self._missing.add(key.digest)
+                self.missing_tokens += len(key.token_ids)
+        report.already_warm = len(warm)
+        return report
+
+    def missing(self) -> Iterator[ChunkKey]:
+        """Each chunk that was missing, once; those that have been deleted since are left out."""
+        if not self._missing:
+            return
+        for key in self._keys():
+            if key.digest in self._missing:
+                self._missing.discard(key.digest)
+                yield key
+
+    def _keys(self) -> Iterator[ChunkKey]:
+        for chunk in self._chunks():
+            key = self._runtime.key(self._runtime.prompts.chunk_ids(chunk), self._salt)
+            if self._shard.takes(key):
+                yield key

@@ -1,0 +1,146 @@
+"""Warming a large collection: work in proportion to its chunks, and none of them held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any, ClassVar, SupportsIndex
+
+import pytest
+
+from chunkcache.chunk import Chunk, ChunkKey
+from chunkcache.service.warm import Shard, WarmProgress, warm_chunks
+
+CHUNKS = 400
+TOKENS = 3
+
+
+class Ids(tuple[int, ...]):
+    """Token ids that count how often they are looked at, and how many of them live at once."""
+
+    looks: ClassVar[int] = 0
+    alive: ClassVar[int] = 0
+    most_alive: ClassVar[int] = 0
+
+    def __new__(cls, ids: Iterable[int]) -> Ids:
+        cls.alive += 1
+        cls.most_alive = max(cls.most_alive, cls.alive)
+        return super().__new__(cls, ids)
+
+    def __len__(self) -> int:
+        Ids.looks += 1
+        return super().__len__()
+
+    def __getitem__(self, at: SupportsIndex | slice) -> Any:
+        Ids.looks += 1
+        return super().__getitem__(at)
+
+    def __del__(self) -> None:
+        Ids.alive -= 1
+
+
+class CountedRuntime:
+    """A runtime whose records weigh nothing; every other chunk is warm, if so wanted."""
+
+    reuses = True
+
+    def __init__(self, *, half_warm: bool = False) -> None:
+        self.half_warm = half_warm
+        self.kept: list[int] = []
+        self.retained = 0
+        self.prompts = SimpleNamespace(chunk_ids=lambda chunk: chunk.token_ids)
+        self.store = SimpleNamespace(retain=self._retain)
+
+    def key(self, token_ids: tuple[int, ...], salt: bytes) -> ChunkKey:
+        made = ChunkKey.of(token_ids, fingerprint=b"f", born_prefix=(), salt=salt)
+        return ChunkKey(made.digest, Ids(token_ids))
+
+    def is_warm(self, key: ChunkKey) -> bool:
+        return self.half_warm and tuple.__getitem__(key.token_ids, 0) % 2 == 0
+
+    def _retain(self, key: ChunkKey, terms: object) -> None:
+        self.retained += 1
+
+    def compute(self, keys: Iterable[ChunkKey], salt: bytes) -> Iterator[Any]:
+        for key in keys:
+            number = tuple.__getitem__(key.token_ids, 0)
+            yield Record(number)
+
+    def has_room(self, size_bytes: int) -> bool:
+        return True
+
+    def keep(self, record: Any) -> bool:
+        self.kept.append(record.number)
+        return True
+
+
+class Record:
+    """What `dataclasses.replace` is content with."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]] = {}
+    size_bytes = 1
+    num_tokens = TOKENS
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __replace__(self, **changes: Any) -> Record:
+        return self
+
+
+def chunks(count: int = CHUNKS, times: int = 1) -> Iterator[Chunk]:
+    for _ in range(times):
+        for number in range(count):
+            yield Chunk(f"c{number}", (number, 7, 8), "text")
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("looks", "alive", "most_alive"):
+        monkeypatch.setattr(Ids, name, 0)
+
+
+def warmed(runtime: Any, **wishes: Any) -> tuple[Any, list[WarmProgress]]:
+    seen: list[WarmProgress] = []
+    report = warm_chunks(
+        runtime, wishes.get("chunks", chunks), b"", tenant="t",
+        shard=wishes.get("shard", Shard()), on_progress=seen.append,
+    )  # fmt: skip
+    return report, seen
+
+
+def test_work_is_linear_and_chunks_are_not_held() -> None:
+    runtime = CountedRuntime()
+    report, seen = warmed(runtime)
+    assert (report.chunks, report.computed, report.tokens) == (CHUNKS, CHUNKS, CHUNKS * TOKENS)
+    assert Ids.looks <= 2 * CHUNKS, "each chunk's tokens are counted once, not again for each left"
+    assert Ids.most_alive <= 4, "a chunk is let go when the next one is looked at"
+    assert runtime.kept == list(range(CHUNKS)), "in order"
+    assert [p.done for p in seen] == list(range(1, CHUNKS + 1))
+    assert seen[-1].eta_s == 0
+    assert seen[0].eta_s > 0
+
+
+def test_chunks_that_are_there_or_stand_twice_are_computed_once() -> None:
+    runtime = CountedRuntime(half_warm=True)
+    report, seen = warmed(runtime, chunks=lambda: chunks(10, times=3))
+    assert (report.chunks, report.already_warm, report.computed) == (10, 5, 5)
+    assert runtime.kept == [1, 3, 5, 7, 9]
+    assert runtime.retained == 5
+    assert (seen[-1].done, seen[-1].total) == (10, 10)
+
+
+def test_chunks_removed_between_the_two_looks_are_left_out() -> None:
+    looks = iter((10, 6))
+    runtime = CountedRuntime()
+    report, _ = warmed(runtime, chunks=lambda: chunks(next(looks)))
+    assert (report.chunks, report.computed, report.failed) == (10, 6, 0)
+
+
+def test_shards_share_all_chunks_out() -> None:
+    kept: list[int] = []
+    for index in range(3):
+        runtime = CountedRuntime()
+        warmed(runtime, shard=Shard(index, 3))
+        kept += runtime.kept
+    assert sorted(kept) == list(range(CHUNKS))
