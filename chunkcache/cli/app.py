@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from chunkcache.cli import answers, chunks, demo, doctor, documents, evaluation, hitrate, serving
+from chunkcache.cli import (
+    answers,
+    chunks,
+    demo,
+    doctor,
+    documents,
+    evaluation,
+    hitrate,
+    serving,
+    upkeep,
+)
 from chunkcache.cli.context import Shared, assign
 from chunkcache.cli.logging import LogLevel, configure_logging
 from chunkcache.config import load_settings
@@ -28,12 +38,18 @@ for command in (
     chunks.warm,
     chunks.fit_basis,
     chunks.check,
+    upkeep.stats,
+    upkeep.gc,
+    upkeep.purge,
+    upkeep.export,
+    upkeep.backup,
     answers.ask,
     serving.serve,
     doctor.doctor,
     demo.demo,
 ):
     app.command()(command)
+app.command("import")(upkeep.import_)
 app.command("eval")(evaluation.evaluate)
 app.command()(evaluation.calibrate)
 app.command()(hitrate.hitrate)

@@ -40,6 +40,11 @@ class EntryTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def collections(self) -> list[tuple[str, str]]:
+        """Tenant and id of every collection that anything was put into."""
+        with self._database.reading() as connection:
+            return connection.execute("SELECT tenant, id FROM collections ORDER BY key").fetchall()
+
     def all(self, tenant: str, collection: str) -> tuple[int, Entries]:
         """The collection's generation and its entries, both of one moment.
 

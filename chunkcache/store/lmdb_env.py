@@ -269,6 +269,13 @@ class RecordEnv:
 
     def header(self, txn: AnyTransaction, digest: bytes) -> RecordHeader:
         """The header of a record. Raises `CorruptRecord`: missing, damaged, or another record's."""
+        header = decode_header(self.encoded_header(txn, digest))
+        if header.stored_digest != digest:
+            raise CorruptRecord(f"record {digest.hex()}: the header is another record's")
+        return header
+
+    def encoded_header(self, txn: AnyTransaction, digest: bytes) -> bytes:
+        """Its bytes without padding, not verified. Raises `CorruptRecord`: there is none."""
         name = f"record {digest.hex()}"
         found = txn.get(header_key(digest), db=self._slabs)
         if found is None:
@@ -277,10 +284,7 @@ class RecordEnv:
         length = header_length(buffer)
         if len(buffer) != stored_length(length) or buffer[length:].strip(b"\0"):
             raise CorruptRecord(f"{name}: the header is padded wrongly")
-        header = decode_header(buffer[:length])
-        if header.stored_digest != digest:
-            raise CorruptRecord(f"{name}: the header is another record's")
-        return header
+        return buffer[:length]
 
     def slabs(
         self,
@@ -329,9 +333,29 @@ class RecordEnv:
         except lmdb.Error as error:
             raise StoreError(f"store: cannot sync {self.path}: {error}") from error
 
+    def copy(self, folder: Path) -> None:
+        """Write all records, as of now and without free pages, into an empty folder.
+
+        Raises:
+            StoreError: the disk is full, or LMDB failed; what is in the folder is no store.
+        """
+        self.check_process()
+        try:
+            with self._transactions.passing():
+                self._check_file()
+                self._env.copy(str(folder), compact=True)
+                _flush(folder / DATA_FILE)
+        except (lmdb.Error, OSError) as error:
+            raise StoreError(f"store: cannot copy {self.path} to {folder}: {error}") from error
+
     def close(self) -> None:
         """Close, when the last transaction has ended. In a forked child, leave it to the parent."""
         if self.is_ours:
             with self._transactions.alone():
                 self._env.close()
             self._occupancy.close()
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())

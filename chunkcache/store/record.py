@@ -98,14 +98,29 @@ def encode_header(
         struct.pack(f"<{len(stats.prior_lengths)}I", *stats.prior_lengths),
         b"".join(length.to_bytes(8, "little") + digest for length, digest in slabs),
     )
-    body = _join(fields)
-    head = _PREAMBLE.pack(MAGIC, VERSION, len(body)) + body
-    encoded = head + checksum(head)
+    encoded = _sealed(fields)
     try:
         decode_header(encoded)
     except CorruptRecord as error:
         raise StoreError(f"record {record.key.hex}: cannot be stored: {error.message}") from error
     return encoded
+
+
+def under_digest(encoded: bytes, digest: bytes) -> bytes:
+    """A header, all else as it is, for the same chunk under another digest: another tenant's.
+
+    Raises:
+        CorruptRecord: `encoded` is no header.
+    """
+    decode_header(encoded)
+    fields = _split(encoded[_PREAMBLE.size : -CHECKSUM_BYTES])
+    return _sealed([digest, *fields[1:]])
+
+
+def _sealed(fields: Sequence[bytes]) -> bytes:
+    body = _join(fields)
+    head = _PREAMBLE.pack(MAGIC, VERSION, len(body)) + body
+    return head + checksum(head)
 
 
 def header_length(buffer: bytes) -> int:

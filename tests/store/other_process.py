@@ -27,6 +27,7 @@ from chunkcache.store.disk import DiskTier
 from chunkcache.store.host import HostTier
 from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.tiered import TieredStore
+from chunkcache.store.upkeep import back_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,7 +127,13 @@ def fork(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
     store.close()
 
 
-DUTIES = {"fill": fill, "mend": mend, "hold": hold, "fork": fork}
+def copy(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
+    """Back a store up that somebody else has open."""
+    report = back_up(Path(order["path"]), order["capacity_bytes"], Path(order["folder"]))
+    tell({"records": report.records, "ok": report.ok, "corrupt": report.corrupt})
+
+
+DUTIES = {"copy": copy, "fill": fill, "mend": mend, "hold": hold, "fork": fork}
 
 
 class Child:

@@ -1,0 +1,119 @@
+"""`stats`, `gc`, `purge`, `export`, `import`, `backup`: what docs/operations.md says to type."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from chunkcache.cli.scrape import tier_figures
+from chunkcache.errors import InvalidRequest, ServerUnreachable, StoreError
+from chunkcache.metrics import Metrics
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def warmed(run: Run, tmp_path: Path) -> int:
+    """A home whose tenant `t` has so many records."""
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "owls.md").write_text("# Owls\n\nOwls hunt at night. They turn the head.\n")
+    (folder / "cats.txt").write_text("Cats sleep a lot.\n\nThey purr when content.\n")
+    run("ingest", str(folder), "--tenant", "t")
+    run("warm", "--tenant", "t")
+    records: int = json.loads(run("stats", "--json").stdout)["records"]
+    assert records >= 2
+    return records
+
+
+def test_figures_of_a_store(run: Run, warmed: int) -> None:
+    found = json.loads(run("stats", "--json").stdout)
+    assert found["unreadable"] == 0
+    assert 0 < found["size_bytes"] <= found["capacity_bytes"] == 1 << 26
+    assert [(row["tenant"], row["records"]) for row in found["tenants"]] == [("t", warmed)]
+    shown = run("stats").stdout
+    assert f"disk: {warmed} records" in shown
+    assert "raw" in shown
+
+
+def test_a_purge_says_what_goes_before_it_goes(run: Run, warmed: int) -> None:
+    shown = run("purge", "--tenant", "t").stdout
+    assert f"tenant t: {warmed} records" in shown
+    assert "0 records removed. Hint: --yes" in shown
+    assert "0 records" in run("purge", "--tenant", "nobody", "--yes").stdout
+    assert "2 documents in 1 collections" in run("purge", "--tenant", "t", "--documents").stdout
+    assert "2 documents" in run("ls", "--tenant", "t").stdout
+    assert f"{warmed} records removed" in run(
+        "purge", "--tenant", "t", "--documents", "--yes"
+    ).stdout.replace("\n", " ")
+    assert json.loads(run("stats", "--json").stdout)["records"] == 0
+    assert "0 documents" in run("ls", "--tenant", "t").stdout
+
+
+def test_records_move_and_garbage_goes(run: Run, warmed: int, tmp_path: Path) -> None:
+    archive = str(tmp_path / "warm.ccar")
+    assert f"{warmed} records exported" in run("export", archive, "--tenant", "t").stderr
+    assert "0 records exported" in run("export", str(tmp_path / "none"), "--tenant", "x").stderr
+    second = ["--home", str(tmp_path / "second")]
+    shown = run(*second, "import", archive, "--tenant", "u").stdout
+    assert f"{warmed} records imported, 0 were there" in shown
+    assert (
+        f"0 records imported, {warmed} were there"
+        in run(*second, "import", archive, "--tenant", "u").stdout
+    )
+    assert f"of no document: {warmed} records" in run(*second, "gc").stdout
+    assert f"{warmed} removed" in run(*second, "gc", "--yes").stdout
+    assert "0 records found" in run(*second, "gc").stdout
+    with pytest.raises(StoreError, match="cannot read"):
+        run(*second, "import", str(tmp_path / "nowhere"))
+
+
+def test_a_backup_is_a_store_to_go_on_with(run: Run, warmed: int, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert f"{warmed} ok, 0 corrupt" in run("backup", str(tmp_path / "copy")).stdout
+    (home / "kv").rename(home / "kv.gone")
+    assert json.loads(run("stats", "--json").stdout)["records"] == 0
+    (tmp_path / "copy").rename(home / "kv")
+    assert "0 computed" in run("warm", "--tenant", "t").stdout
+    assert f"{warmed} ok, 0 corrupt" in run("check").stdout
+
+
+def test_hit_rates_of_a_running_service() -> None:
+    metrics = Metrics()
+    metrics.chunk_queries.labels("disk").inc(4)
+    metrics.chunk_hits.labels("disk").inc(3)
+    metrics.chunk_queries.labels("host").inc(0)
+    metrics.tier_bytes.labels("disk").set(float("nan"))
+    metrics.tier_records.labels("disk").set(7)
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/metrics" else 404)
+            self.end_headers()
+            self.wfile.write(metrics.render())
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        disk, host = tier_figures(f"{address}/")
+        with pytest.raises(ServerUnreachable, match="404"):
+            tier_figures(f"{address}/elsewhere")
+        server.shutdown()
+    assert disk == {
+        "tier": "disk", "records": 7, "bytes": None, "queries": 4, "hits": 3, "evictions": None,
+        "hit_rate": 0.75,
+    }  # fmt: skip
+    assert host["hit_rate"] is None
+    with pytest.raises(ServerUnreachable):
+        tier_figures(address)
+    with pytest.raises(InvalidRequest, match="an address"):
+        tier_figures("nowhere")
