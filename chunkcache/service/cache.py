@@ -31,7 +31,7 @@ from chunkcache.service.library import DEFAULT, PUBLIC, Library
 from chunkcache.service.lookups import record_facts
 from chunkcache.service.order import distinct
 from chunkcache.service.runtime import Runtime
-from chunkcache.service.tenants import link_key, load_secret, shared_secret, tenant_salt
+from chunkcache.service.tenants import link_key, load_secret, salting_secret, tenant_salt
 from chunkcache.service.warm import Shard, WarmProgress, warm_chunks
 from chunkcache.service.wishes import answer_request
 from chunkcache.store import bases_path
@@ -65,6 +65,7 @@ class ChunkCache(Library):
         self._closed = False
         self._draining = False
         self._secret = load_secret(settings.home)
+        self._salting_secret = salting_secret(settings)
 
     @classmethod
     def open(
@@ -174,8 +175,7 @@ class ChunkCache(Library):
         return fit_corpus_basis(self.runtime, chunks, salt, folder, most_chunks=most_chunks)
 
     def _salt(self, tenant: str) -> bytes:
-        shared = self.settings.store.share_secret
-        return tenant_salt(shared_secret(shared) if shared else self._secret, tenant)
+        return tenant_salt(self._salting_secret, tenant)
 
     # ------------------------------------------------------------ answers
 

@@ -16,6 +16,8 @@ from chunkcache.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from chunkcache.config import Settings
+
 _SECRET_BYTES = 32
 
 
@@ -52,6 +54,16 @@ def load_secret(home: Path) -> bytes:
 def shared_secret(text: str) -> bytes:
     """What tenants' keys are salted with where several installations share records."""
     return hashlib.blake2b(text.encode(), digest_size=_SECRET_BYTES, person=b"share/1").digest()
+
+
+def salting_secret(settings: Settings) -> bytes:
+    """What tenants' keys are salted with: the installation's own, or the one it shares.
+
+    Raises:
+        ConfigError: see `load_secret`.
+    """
+    shared = settings.store.share_secret
+    return shared_secret(shared) if shared else load_secret(settings.home)
 
 
 def tenant_salt(secret: bytes, tenant: str) -> bytes:

@@ -16,7 +16,7 @@ from chunkcache.engine.loading import load_fingerprint, load_tokenizer
 from chunkcache.engine.prompt import PromptBuilder
 from chunkcache.errors import CorruptRecord, InvalidRequest
 from chunkcache.retrieval.open_catalog import open_catalog
-from chunkcache.service.tenants import load_secret, tenant_salt
+from chunkcache.service.tenants import salting_secret, tenant_salt
 from chunkcache.store import store_path
 from chunkcache.store.archive import ArchiveReader, ArchiveWriter, Preamble
 from chunkcache.store.layout import MetaEntry, map_bytes_for, padded, pages_bytes
@@ -66,7 +66,7 @@ class Keys:
     def __init__(self, settings: Settings) -> None:
         self.fingerprint = load_fingerprint(settings)
         self.prompts = PromptBuilder(load_tokenizer(settings), settings.prompt)
-        self._secret = load_secret(settings.home)
+        self._secret = salting_secret(settings)
         born = pack_token_ids(self.prompts.born_prefix)
         self.preamble = Preamble(
             fingerprint=self.fingerprint.hex(),
