@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, Field
 
@@ -24,6 +24,27 @@ class ChunkState(BaseModel):
     start_char: int = Field(description="in the document's extracted text")
     end_char: int
     tier: str | None = Field(description="the highest tier that holds its KV; null: none does")
+
+
+class RecordState(BaseModel):
+    """A record on disk and the terms it is kept on."""
+
+    id: str = Field(description="what it lies under, in hexadecimal")
+    object: Literal["chunkcache.record"] = "chunkcache.record"
+    tokens: int
+    size_bytes: int
+    codec: str
+    created_at: float
+    retention: str = Field(description="passing, normal, warmed or pinned")
+    priority: int
+    expires_at: float | None = Field(description="seconds since the epoch; null: never")
+
+
+class Cleared(BaseModel):
+    """How many copies of a tenant's chunks were forgotten, by tier."""
+
+    object: Literal["chunkcache.cleared"] = "chunkcache.cleared"
+    removed: dict[str, int]
 
 
 class DocumentState(BaseModel):

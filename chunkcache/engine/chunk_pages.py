@@ -271,6 +271,14 @@ class ChunkPages:
             for digest in list(self._residents):
                 self._drop(digest)
 
+    def forget(self, is_meant: Callable[[ChunkKey], bool]) -> int:
+        """Forget the chunks whose key is meant; leased ones live on. How many there were."""
+        with self._lock:
+            meant = [digest for digest, one in self._residents.items() if is_meant(one.key)]
+            for digest in meant:
+                self._drop(digest)
+        return len(meant)
+
     # ------------------------------------------------------------ under the lock
 
     def _find(self, key: ChunkKey) -> Resident | None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from chunkcache.config import Settings
     from chunkcache.console import Console
-    from chunkcache.console.states import ChunkState, DocumentState
+    from chunkcache.console.states import ChunkState, Cleared, DocumentState, RecordState
     from chunkcache.filters import Comparison, Compound, Membership
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import (
@@ -55,6 +55,18 @@ class KVStates(Protocol):
         ...
 
 
+class Holdings(Protocol):
+    """What the tiers of this machine keep for a tenant; looking counts as no use."""
+
+    def records(self, tenant: str, *, after: str | None, limit: int) -> list[RecordState]:
+        """At most `limit` records on disk, in order of id, behind the one with that id."""
+        ...
+
+    def clear(self, tenant: str) -> Cleared:
+        """Forget all of the tenant's KV; what requests are reading lives until they end."""
+        ...
+
+
 class Service(Protocol):
     """A running chunkcache. Every method may be called from any thread, and may block."""
 
@@ -76,6 +88,11 @@ class Service(Protocol):
     @property
     def kv_states(self) -> KVStates:
         """Where the KV of its chunks is."""
+        ...
+
+    @property
+    def holdings(self) -> Holdings:
+        """What its tiers keep for a tenant."""
         ...
 
     @property

@@ -26,6 +26,7 @@ from chunkcache.protocol import (
 from chunkcache.service.asking import Asker, Measure
 from chunkcache.service.corpus_basis import fit_corpus_basis
 from chunkcache.service.given import check_tokens, counts
+from chunkcache.service.holdings import Holdings
 from chunkcache.service.kv_states import KVStates
 from chunkcache.service.library import DEFAULT, PUBLIC, Library
 from chunkcache.service.lookups import record_facts
@@ -94,6 +95,11 @@ class ChunkCache(Library):
     def kv_states(self) -> KVStates:
         """Where the KV of a document's chunks is."""
         return KVStates(self.catalog, lambda: self.runtime, self._salt)
+
+    @cached_property
+    def holdings(self) -> Holdings:
+        """What the tiers of this machine keep for a tenant."""
+        return Holdings(lambda: self.runtime, self._salt)
 
     @cached_property
     def _runtime(self) -> Runtime:

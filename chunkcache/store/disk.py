@@ -222,6 +222,29 @@ class DiskTier:
             if digest is not None:
                 self._writer.retain(digest, terms)
 
+    def listed(self, tenant: str, *, after: bytes, limit: int) -> list[tuple[bytes, MetaEntry]]:
+        """At most `limit` records of a tenant, in order of digest, behind `after`. O(records).
+
+        Raises:
+            StoreError: the environment cannot be read.
+        """
+        found: list[tuple[bytes, MetaEntry]] = []
+        with self._using(), self._env.reading() as txn:
+            for digest, packed in self._env.entries(txn):
+                if digest <= after or not self._is_ours(packed):
+                    continue
+                entry = MetaEntry.unpack(packed)
+                if entry.terms.tenant == tenant:
+                    found.append((digest, entry))
+                    if len(found) == limit:
+                        break
+        return found
+
+    def forget(self, digest: bytes) -> None:
+        """Remove what lies under a digest. Raises `StoreError`."""
+        with self._using():
+            self._writer.remove(digest)
+
     def scan(self) -> Iterator[bytes]:
         """See `Tier`. Records of this model that this codec's tier reads, as they are stored."""
         with self._using(), self._env.reading() as txn:

@@ -102,6 +102,12 @@ class HostTier:
                 entry = Entry(record.size_bytes, record.num_tokens, terms)
                 self._policy.on_put(key.digest, entry)
 
+    def forget(self, is_meant: Callable[[ChunkKey], bool]) -> int:
+        """Forget the records whose key is meant. How many there were."""
+        with self._lock:
+            meant = [digest for digest, one in self._records.items() if is_meant(one.key)]
+            return sum(self._drop(digest) for digest in meant)
+
     def scan(self) -> Iterator[bytes]:
         """See `Tier`."""
         with self._lock:

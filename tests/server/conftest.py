@@ -30,6 +30,7 @@ def serve_with(support: Any, fake: Any, live: Any, tmp_path: Path) -> Iterator[C
             )  # fmt: skip
             made = fake.FakeService(settings, queue_limit=queue_limit)
             made.kv_states = support("fake_states").FakeStates(made)
+            made.holdings = support("fake_states").FakeHoldings()
             return stack.enter_context(live.serving(made))
 
         yield start

@@ -152,6 +152,7 @@ class FakeService:
         self.warm_steps = threading.Semaphore(0)
         self.console = Console(self.metrics, self._warm_up)
         self.kv_states: Any = None  # see `fake_states`
+        self.holdings: Any = None  # likewise
         self.created_at = 1_700_000_000.0
         self.answers: list[FakeAnswer] = []
         self.requests: list[AnswerRequest] = []

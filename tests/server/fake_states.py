@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chunkcache.console.states import ChunkState, DocumentState
+from chunkcache.console.states import ChunkState, Cleared, DocumentState, RecordState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,3 +34,26 @@ class FakeStates:
             DocumentState(document_id=i, chunks=1, counted=1, tiers={tier: 1} if tier else {})
             for i, tier in tiers.items()
         ]
+
+
+class FakeHoldings:
+    """Every tenant has 250 records, until they are cleared."""
+
+    def __init__(self) -> None:
+        self.cleared: set[str] = set()
+
+    def records(self, tenant: str, *, after: str | None, limit: int) -> list[RecordState]:
+        ids = [] if tenant in self.cleared else [f"{number:064x}" for number in range(250)]
+        shown = [name for name in ids if after is None or name > after][:limit]
+        return [
+            RecordState(
+                id=name, tokens=1, size_bytes=4096, codec="raw", created_at=0.0,
+                retention="warmed", priority=0, expires_at=None,
+            )
+            for name in shown
+        ]  # fmt: skip
+
+    def clear(self, tenant: str) -> Cleared:
+        held = 0 if tenant in self.cleared else 250
+        self.cleared.add(tenant)
+        return Cleared(removed={"disk": held})

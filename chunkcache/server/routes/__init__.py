@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from chunkcache.server.routes import (
+    cache,
     chat,
     console,
     documents,
@@ -27,5 +28,6 @@ ROUTERS = (
     documents.router,
     operations.router,
     console.router,
+    cache.router,
     page.router,
 )
