@@ -120,8 +120,10 @@ class ArchiveReader:
             where = f"after {count} records"
             kind = self._read(1, where)
             if kind == b"E":
-                rest = self._checked(kind + self._read(_END.size - 1, where), 0, where)
-                assert not rest
+                end = kind + self._read(_END.size - 1, where)
+                self._checked(end, 0, where)
+                if _END.unpack(end)[1] != count:
+                    raise StoreError(f"archive: records are missing from it, it ends {where}")
                 return
             fixed = kind + self._read(_RECORD.size - 1, where)
             _, header_bytes, terms_bytes = _RECORD.unpack(fixed)
