@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,7 +64,7 @@ def test_what_was_put_anew_since_is_not_removed(
     ("fingerprint", "codec", "expires_s", "reason"),
     [
         (b"f", "raw", math.inf, None),
-        (b"f", "zstd(raw)", math.inf, None),
+        (b"f", "zstd(over=raw)", math.inf, None),
         (b"g", "raw", math.inf, "other model"),
         (b"f", "int8", math.inf, "other codec"),
         (b"f", "int4", math.inf, None),
@@ -89,10 +90,16 @@ def test_a_backup_of_a_store_in_use_opens_and_checks(
     for number in range(6):
         tier.put(records.make_record(number))
     tier.delete(records.make_record(0).key)
-    puts = iter(range(10, 1000))
+    turns = count()
+
+    def write() -> None:
+        again, number = divmod(next(turns), 30)
+        record = records.make_record(10 + number)
+        _ = tier.delete(record.key) if again % 2 else tier.put(record)
+
     answer = other_process.ask(
         "copy", path=tmp_path / "live", folder=copy, capacity_bytes=CAPACITY,
-        meanwhile=lambda: tier.put(records.make_record(next(puts))),
+        meanwhile=write,
     )  # fmt: skip
     (report,) = answer["told"]
     assert report["records"] == report["ok"] >= 5
