@@ -73,7 +73,7 @@ def bound_kernel(  # type: ignore[no-untyped-def]
     tl.store(bounds + 2 * tl.program_id(0) + 1, tl.max(end, 0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _seen(  # type: ignore[no-untyped-def]
     key_positions, index, inside, position, floor, first_key, alike, any_first, last_row, lowest
 ):
@@ -90,7 +90,7 @@ def _seen(  # type: ignore[no-untyped-def]
     return sees, seen
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _capped(scores, cap):  # type: ignore[no-untyped-def]
     """cap tanh(s / cap) by e^(-2 |s| / cap), which cannot overflow."""
     small = tl.exp2(-2 * 1.4426950408889634 / cap * tl.abs(scores))
