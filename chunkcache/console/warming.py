@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from chunkcache.errors import Cancelled, ChunkCacheError, InvalidRequest, ShuttingDown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from chunkcache.protocol import WarmReport
 
@@ -54,9 +54,14 @@ class Warm(Protocol):
     """Computes the KV of a collection; resumable, so that it may be ended by an exception."""
 
     def __call__(
-        self, *, tenant: str, collection: str, on_progress: Callable[[Progress], None]
+        self,
+        *,
+        tenant: str,
+        collection: str,
+        document_ids: Sequence[str] | None = None,
+        on_progress: Callable[[Progress], None],
     ) -> WarmReport:
-        """Blocks until all is warm."""
+        """Blocks until all of the collection, or of these documents of it, is warm."""
         ...
 
 
@@ -79,8 +84,11 @@ class WarmState(BaseModel):
 class _Job:
     """One warm-up in a thread of its own. Pausing holds it between two chunks."""
 
-    def __init__(self, warm: Warm, tenant: str, collection: str) -> None:
+    def __init__(
+        self, warm: Warm, tenant: str, collection: str, document_ids: Sequence[str] | None
+    ) -> None:
         self._warm = warm
+        self._document_ids = document_ids
         self._tenant = tenant
         self._state = WarmState(state="running", vector_store_id=collection, began_at=time.time())
         self._lock = threading.Lock()
@@ -133,7 +141,10 @@ class _Job:
     def _run(self) -> None:
         collection = self._state.vector_store_id or ""
         try:
-            report = self._warm(tenant=self._tenant, collection=collection, on_progress=self._note)
+            report = self._warm(
+                tenant=self._tenant, collection=collection, document_ids=self._document_ids,
+                on_progress=self._note,
+            )  # fmt: skip
         except (Cancelled, ShuttingDown) as error:
             self._end("stopped", error.message)
         except ChunkCacheError as error:
@@ -192,8 +203,10 @@ class WarmUps:
         job = self._jobs.get(tenant)
         return job.state if job else WarmState()
 
-    def start(self, tenant: str, collection: str) -> WarmState:
-        """Begin to warm a collection; returns at once.
+    def start(
+        self, tenant: str, collection: str, document_ids: Sequence[str] | None = None
+    ) -> WarmState:
+        """Begin to warm a collection, or these documents of it; returns at once.
 
         Raises:
             InvalidRequest: the tenant has one that runs or is paused.
@@ -207,7 +220,7 @@ class WarmUps:
                 raise InvalidRequest.of(
                     "action", "start", "asked while no other warm-up runs", "stop that one first"
                 )
-            self._jobs[tenant] = _Job(self._warm, tenant, collection)
+            self._jobs[tenant] = _Job(self._warm, tenant, collection, document_ids)
             return self._jobs[tenant].state
 
     def pause(self, tenant: str) -> WarmState:

@@ -149,11 +149,13 @@ class ChunkCache(Library):
         *,
         tenant: str = PUBLIC,
         collection: str = DEFAULT,
+        document_ids: Sequence[str] | None = None,
         shard: Shard | None = None,
         on_progress: Callable[[WarmProgress], None] = lambda _: None,
     ) -> WarmReport:
         """Compute the KV of every chunk of a collection that the disk tier lacks.
 
+        With `document_ids`, of these documents alone; those that are gone are left out.
         Documents split with another tokenizer or chunk size are split again first.
         """
         with self._lock:
@@ -161,12 +163,20 @@ class ChunkCache(Library):
         ingestor.refresh(tenant=tenant, collection=collection)
         return warm_chunks(
             self.runtime,
-            lambda: self.catalog.chunks(tenant, collection),
+            lambda: self._chunks(tenant, collection, document_ids),
             self._salt(tenant),
             tenant=tenant,
             shard=shard or Shard(),
             on_progress=on_progress,
         )
+
+    def _chunks(
+        self, tenant: str, collection: str, document_ids: Sequence[str] | None
+    ) -> Iterator[Chunk]:
+        if document_ids is None:
+            return self.catalog.chunks(tenant, collection)
+        read = self.catalog.entries.of_document
+        return (chunk for one in document_ids for chunk in read(tenant, collection, one))
 
     def fit_basis(
         self, *, tenant: str = PUBLIC, collection: str = DEFAULT, most_chunks: int = 200

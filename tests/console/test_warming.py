@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,12 @@ class Work:
         self.stopped_reason: str | None = None
 
     def __call__(
-        self, *, tenant: str, collection: str, on_progress: Callable[[Any], None]
+        self,
+        *,
+        tenant: str,
+        collection: str,
+        document_ids: Sequence[str] | None = None,
+        on_progress: Callable[[Any], None],
     ) -> WarmReport:
         self.asked.append((tenant, collection))
         for done in range(1, TOTAL + 1):

@@ -150,6 +150,7 @@ class FakeService:
         self.settings = settings
         self.metrics = Metrics()
         self.warm_steps = threading.Semaphore(0)
+        self.warmed: list[Any] = []  # of each warm-up, which documents
         self.console = Console(self.metrics, self._warm_up)
         self.kv_states: Any = None  # see `fake_states`
         self.holdings: Any = None  # likewise
@@ -200,8 +201,14 @@ class FakeService:
             return answer
 
     def _warm_up(
-        self, *, tenant: str, collection: str, on_progress: Callable[[Any], None]
+        self,
+        *,
+        tenant: str,
+        collection: str,
+        document_ids: Sequence[str] | None = None,
+        on_progress: Callable[[Any], None],
     ) -> WarmReport:
+        self.warmed.append(document_ids)
         for done in range(1, WARM_CHUNKS + 1):
             assert self.warm_steps.acquire(timeout=20)
             step = {"total": WARM_CHUNKS, "tokens": 100, "tokens_per_s": 50.0, "eta_s": 6.0}

@@ -67,3 +67,21 @@ def test_a_tenant_clears_its_own_records(serve_with: Callable[..., Any], tmp_pat
         assert cleared.json() == {"object": "chunkcache.cleared", "removed": {"disk": 250}}
         assert http.get("/v1/chunkcache/cache/objects", headers=one).json()["data"] == []
         assert len(http.get("/v1/chunkcache/cache/objects", headers=two).json()["data"]) == 100
+
+
+def test_documents_are_warmed_ahead_as_the_tenant_s_warm_up(
+    served: Any, http: httpx.Client
+) -> None:
+    info = served.service.ingest_bytes("owls.txt", b"owls", tenant="public", collection="default")
+    path, ids = "/v1/chunkcache/cache/prefetches", [info.document_id]
+    assert http.post(path, json={"document_ids": [*ids, "doc-none"]}).status_code == 404
+    assert http.post(path, json={"document_ids": []}).status_code == 400
+    assert http.post(path, json={"document_ids": ids * 101}).status_code == 400
+    assert served.service.warmed == []
+    started = http.post(path, json={"document_ids": ids})
+    assert started.json()["state"] == "running"
+    assert http.post(path, json={"document_ids": ids}).status_code == 400, "one at a time"
+    http.post("/v1/chunkcache/warm_up", json={"action": "stop"})
+    served.service.warm_steps.release()
+    served.service.console.warm_ups._jobs["public"].join(20)
+    assert served.service.warmed == [ids]

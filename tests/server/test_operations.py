@@ -102,6 +102,7 @@ def test_the_description_lists_every_route(served: Any, http: httpx.Client) -> N
         ("get", "/v1/chunkcache/status"),
         ("get", "/v1/chunkcache/cache/objects"),
         ("post", "/v1/chunkcache/cache/clear"),
+        ("post", "/v1/chunkcache/cache/prefetches"),
         ("get", "/documents/{document_id}"),
         ("get", "/health"),
         ("get", "/version"),

@@ -39,3 +39,13 @@ def test_records_are_listed_in_order_and_cleared_by_tenant(cache: ChunkCache, pa
     again = cache.ask("why?", documents=["Owls hunt at night."], tenant="two", **ONE_TOKEN)
     assert [span.miss for span in again.report.spans if span.kind == "chunk"] == [None]
     assert cache.warm(tenant="one").computed == warmed.chunks
+
+
+def test_only_the_documents_that_are_named_are_warmed(cache: ChunkCache, pages: Path) -> None:
+    cache.ingest([pages])
+    owls = next(d for d in cache.documents() if d.title == "Owls")
+    report = cache.warm(document_ids=[owls.document_id, "doc-none"])
+    assert 0 < report.computed == report.chunks <= owls.num_chunks, "some of them are equal"
+    assert len(cache.holdings.records("public", after=None, limit=100)) == report.chunks
+    rest = cache.warm()
+    assert rest.already_warm == report.chunks < rest.chunks

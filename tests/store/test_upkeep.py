@@ -104,6 +104,8 @@ def test_a_backup_of_a_store_in_use_opens_and_checks(
     (report,) = answer["told"]
     assert report["records"] == report["ok"] >= 5
     assert report["corrupt"] == 0
+    sizes = [(folder / DATA_FILE).stat().st_size for folder in (copy, tmp_path / "live")]
+    assert sizes[0] < sizes[1], "free pages are left out"
     copied = open_tier(path=copy)
     for number in range(1, 6):
         found = copied.get(records.make_record(number).key)

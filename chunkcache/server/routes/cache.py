@@ -13,7 +13,9 @@ from pydantic import Field
 
 from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ServiceDep, TenantDep
+from chunkcache.server.routes.console import warm_up_answer
 from chunkcache.server.shapes.body import Body, JsonBody
+from chunkcache.server.shapes.generation import DEFAULT_COLLECTION
 from chunkcache.version import __version__
 
 if TYPE_CHECKING:
@@ -28,6 +30,13 @@ class RecordsQuery(Body):
 
     limit: int = Field(100, ge=1, le=1000)
     after: str | None = Field(None, max_length=128)
+
+
+class PrefetchWish(JsonBody):
+    """Which documents of which vector store are to be warm."""
+
+    vector_store_id: str = DEFAULT_COLLECTION
+    document_ids: list[Annotated[str, Field(max_length=512)]] = Field(min_length=1, max_length=100)
 
 
 class ClearWish(JsonBody):
@@ -80,6 +89,20 @@ def clear_cache(wish: ClearWish, service: ServiceDep, tenant: TenantDep) -> JSON
     Remote tiers keep what they have. What is forgotten is computed again when it is asked for.
     """
     return JSONResponse(service.holdings.clear(tenant).model_dump(mode="json"))
+
+
+@router.post("/cache/prefetches", response_model=None)
+def prefetch(wish: PrefetchWish, service: ServiceDep, tenant: TenantDep) -> JSONResponse:
+    """Begin to warm documents ahead of the questions; answers at once.
+
+    It is the tenant's warm-up: `/v1/chunkcache/warm_up` says how far it is, pauses and stops it,
+    and while another one runs it is refused.
+    """
+    service.kv_states.of_documents(
+        wish.document_ids, tenant=tenant, collection=wish.vector_store_id
+    )  # refuses those that are not there
+    started = service.console.warm_ups.start(tenant, wish.vector_store_id, wish.document_ids)
+    return warm_up_answer(started)
 
 
 def _tiers(sample: Sample) -> list[Json]:

@@ -125,7 +125,7 @@ def list_chunks(
 @router.get("/warm_up", response_model=None)
 def get_warm_up(service: ServiceDep, tenant: TenantDep) -> JSONResponse:
     """The tenant's warm-up: its state, how far it is, how long it will take."""
-    return _warm_up(service.console.warm_ups.state(tenant))
+    return warm_up_answer(service.console.warm_ups.state(tenant))
 
 
 @router.post("/warm_up", response_model=None)
@@ -134,12 +134,13 @@ def change_warm_up(wish: WarmUpWish, service: ServiceDep, tenant: TenantDep) -> 
     warm_ups = service.console.warm_ups
     if wish.action == "start":
         service.collection(wish.vector_store_id, tenant=tenant)
-        return _warm_up(warm_ups.start(tenant, wish.vector_store_id))
+        return warm_up_answer(warm_ups.start(tenant, wish.vector_store_id))
     verbs = {"pause": warm_ups.pause, "resume": warm_ups.resume, "stop": warm_ups.stop}
-    return _warm_up(verbs[wish.action](tenant))
+    return warm_up_answer(verbs[wish.action](tenant))
 
 
-def _warm_up(state: WarmState) -> JSONResponse:
+def warm_up_answer(state: WarmState) -> JSONResponse:
+    """A warm-up's state as its routes answer it."""
     return JSONResponse({"object": "chunkcache.warm_up", **state.model_dump(mode="json")})
 
 
