@@ -62,6 +62,10 @@ class Holdings(Protocol):
         """At most `limit` records on disk, in order of id, behind the one with that id."""
         ...
 
+    def disk_bytes(self, tenant: str) -> int:
+        """What the tenant's records take on disk."""
+        ...
+
     def clear(self, tenant: str) -> Cleared:
         """Forget all of the tenant's KV; what requests are reading lives until they end."""
         ...

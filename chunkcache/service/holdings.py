@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _ID_BYTES = 32
 _BATCH = 1000
+_ALL = 2**63
 
 
 class Holdings:
@@ -47,6 +48,15 @@ class Holdings:
             if isinstance(tier, DiskTier)
             for digest, entry in tier.listed(tenant, after=behind, limit=limit)
         ]
+
+    def disk_bytes(self, tenant: str) -> int:
+        """What the tenant's records take on disk. O(records). Raises `StoreError`."""
+        return sum(
+            entry.size_bytes
+            for tier in self._runtime().store.tiers
+            if isinstance(tier, DiskTier)
+            for _, entry in tier.listed(tenant, after=b"", limit=_ALL)
+        )
 
     def clear(self, tenant: str) -> Cleared:
         """Forget all of the tenant's KV; what requests are reading lives until they end.

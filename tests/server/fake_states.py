@@ -53,6 +53,9 @@ class FakeHoldings:
             for name in shown
         ]  # fmt: skip
 
+    def disk_bytes(self, tenant: str) -> int:
+        return sum(one.size_bytes for one in self.records(tenant, after=None, limit=1000))
+
     def clear(self, tenant: str) -> Cleared:
         held = 0 if tenant in self.cleared else 250
         self.cleared.add(tenant)

@@ -59,8 +59,12 @@ def test_a_tenant_clears_its_own_records(serve_with: Callable[..., Any], tmp_pat
     one = {"authorization": "Bearer key-one"}
     two = {"authorization": "Bearer key-two"}
     with httpx.Client(base_url=served.url, timeout=20) as http:
-        for path in ("status", "cache/objects"):
+        for path in ("status", "quota", "cache/objects"):
             assert http.get(f"/v1/chunkcache/{path}").status_code == 401
+        quota = http.get("/v1/chunkcache/quota", headers=one).json()
+        assert quota == {
+            "object": "chunkcache.quota", "limit_bytes": None, "disk_bytes": 250 * 4096,
+        }  # fmt: skip
         wish = {"what": "all"}
         assert http.post("/v1/chunkcache/cache/clear", json=wish).status_code == 401
         cleared = http.post("/v1/chunkcache/cache/clear", json=wish, headers=one)

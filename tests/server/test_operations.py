@@ -100,6 +100,7 @@ def test_the_description_lists_every_route(served: Any, http: httpx.Client) -> N
         ("get", "/v1/chunkcache/warm_up"),
         ("post", "/v1/chunkcache/warm_up"),
         ("get", "/v1/chunkcache/status"),
+        ("get", "/v1/chunkcache/quota"),
         ("get", "/v1/chunkcache/cache/objects"),
         ("post", "/v1/chunkcache/cache/clear"),
         ("post", "/v1/chunkcache/cache/prefetches"),

@@ -22,6 +22,8 @@ def test_records_are_listed_in_order_and_cleared_by_tenant(cache: ChunkCache, pa
     assert len(listed) == warmed.chunks
     assert [record.id for record in listed] == sorted({record.id for record in listed})
     assert {record.retention for record in listed} == {"warmed"}
+    assert cache.holdings.disk_bytes("one") == sum(record.size_bytes for record in listed) > 0
+    assert cache.holdings.disk_bytes("nobody") == 0
     first = cache.holdings.records("one", after=None, limit=2)
     rest = cache.holdings.records("one", after=first[-1].id, limit=1000)
     assert first + rest == listed

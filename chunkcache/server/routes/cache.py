@@ -64,6 +64,21 @@ def get_status(service: ServiceDep, _tenant: TenantDep) -> JSONResponse:
     )
 
 
+@router.get("/quota", response_model=None)
+def get_quota(service: ServiceDep, tenant: TenantDep) -> JSONResponse:
+    """What the tenant may hold in each tier (null: no limit), and what it holds on disk.
+
+    A quota is the operator's to set, `store.quota_bytes`: no key of a tenant changes it.
+    """
+    return JSONResponse(
+        {
+            "object": "chunkcache.quota",
+            "limit_bytes": service.settings.store.quotas.get(tenant),
+            "disk_bytes": service.holdings.disk_bytes(tenant),
+        }
+    )
+
+
 @router.get("/cache/objects", response_model=None)
 def list_records(
     query: Annotated[RecordsQuery, Query()], service: ServiceDep, tenant: TenantDep
