@@ -14,9 +14,10 @@ triton = pytest.importorskip("triton")
 
 SMALLEST_SHARED_BYTES = 99 * 1024  # what a block may use on compute capability 8.6 and 8.9
 INDICES = (
-    "items", "ends", "pages", "looks", "row_positions", "key_positions", "row_parts", "slots",
+    "items", "bounds", "pages", "looks", "row_positions", "key_positions", "row_parts", "slots",
 )  # fmt: skip
-NUMBERS = ("cos", "sin", "mixed_parts", "top_parts", "total_parts", "query_norm", "key_norm")
+NUMBERS = ("cos", "sin", "mixed_parts", "top_parts", "total_parts", "query_norm", "key_norm",
+           "sinks")  # fmt: skip
 
 pytestmark = [
     pytest.mark.skipif(
@@ -39,7 +40,7 @@ def _compile(
     from triton.backends.compiler import GPUTarget
 
     types = dict.fromkeys(INDICES, "*i32") | dict.fromkeys(NUMBERS, "*fp32") | types
-    types |= {"scale_log2": "fp32", "eps": "fp32"}
+    types |= {"scale_log2": "fp32", "cap_log2": "fp32", "eps": "fp32"}
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
     at = {(names.index(name),): value for name, value in constants.items()}
@@ -55,12 +56,13 @@ def _compile(
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
-    ("rows", "arena", "dim", "queries"),
-    [("*bf16", "*bf16", 128, 64), ("*fp16", "*fp16", 256, 64), ("*fp32", "*fp32", 128, 32),
-     ("*bf16", "*fp16", 80, 16)],
+    ("rows", "arena", "dim", "queries", "capped"),
+    [("*bf16", "*bf16", 128, 64, False), ("*fp16", "*fp16", 256, 64, False),
+     ("*fp32", "*fp32", 128, 32, False), ("*bf16", "*fp16", 80, 16, False),
+     ("*bf16", "*bf16", 256, 64, True)],
 )  # fmt: skip
 def test_attention_compiles_and_fits(
-    rows: str, arena: str, dim: int, queries: int, capability: int
+    rows: str, arena: str, dim: int, queries: int, capped: bool, capability: int
 ) -> None:
     from chunkcache_kernels import triton_kernels, triton_pages
 
@@ -71,7 +73,7 @@ def test_attention_compiles_and_fits(
         {"qkv": rows, "keys": arena, "values": arena},
         {"KV_HEADS": 8, "GROUP": 3, "DIM": dim, "DIM_PADDED": triton.next_power_of_2(dim),
          "ROTARY": dim, "PAGE": 16, "QUERIES": queries, "KEYS": keys, "WIDE": rows == "*fp32",
-         "PRECISION": "ieee" if exact else "tf32"},
+         "PRECISION": "ieee" if exact else "tf32", "CAPPED": capped},
         capability, warps,
     )  # fmt: skip
     assert "cubin" in compiled.asm
@@ -101,6 +103,10 @@ def test_bounds_and_merging_compile(capability: int) -> None:
     from chunkcache_kernels import triton_kernels
 
     sizes = {"PAGE": 16, "LOOKS": 32, "KEYS": 64}
-    assert "cubin" in _compile(triton_kernels.bound_kernel, {"ends": "*i32"}, sizes, capability).asm
+    assert "cubin" in _compile(triton_kernels.bound_kernel, {}, sizes, capability).asm
     sizes = {"HEADS": 9, "DIM": 80, "DIM_PADDED": 128, "MERGED": 8}
-    assert "cubin" in _compile(triton_kernels.merge_kernel, {"out": "*bf16"}, sizes, capability).asm
+    for sinks in ({}, {"sinks": None}):
+        merging = _compile(
+            triton_kernels.merge_kernel, {"out": "*bf16"}, {**sizes, **sinks}, capability
+        )
+        assert "cubin" in merging.asm

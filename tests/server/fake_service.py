@@ -302,7 +302,7 @@ class FakeService:
         if document_id in held and held[document_id][0].sha256 == info.sha256:
             return held[document_id][0]
         if document_id in held:
-            former = held[document_id][1]
+            _, former = held[document_id]
             self._former[document_id, passage_digest(former)] = former
         held[document_id] = (info, text)
         self.ingested.append((name, attributes))
@@ -335,29 +335,26 @@ class FakeService:
         expires_after_days: int | None = None,
     ) -> CollectionInfo:  # fmt: skip
         self._num_created += 1
-        store_id = f"vs_{self._num_created}"
         made = CollectionInfo(
-            id=store_id, name=name, created_at=time.time(), metadata=metadata or {},
-            expires_after_days=expires_after_days, last_active_at=time.time(),
+            id=f"vs_{self._num_created}", name=name, created_at=time.time(),
+            metadata=metadata or {}, expires_after_days=expires_after_days,
+            last_active_at=time.time(),
         )  # fmt: skip
-        self._collections[tenant, store_id] = made
+        self._collections[tenant, made.id] = made
         return made
 
-    def change_collection(
-        self, collection_id: str, *, tenant: str, **changes: Any
-    ) -> CollectionInfo:
-        before = self.collection(collection_id, tenant=tenant)
-        changed = before.model_copy(update={**changes, "last_active_at": time.time()})
-        self._collections[tenant, collection_id] = changed
+    def change_collection(self, name: str, *, tenant: str, **changes: Any) -> CollectionInfo:
+        changes["last_active_at"] = time.time()
+        changed = self.collection(name, tenant=tenant).model_copy(update=changes)
+        self._collections[tenant, name] = changed
         return changed
 
     def set_attributes(
         self, document_id: str, attributes: Any, *, tenant: str, collection: str
     ) -> None:
-        held = self._documents.get((tenant, collection), {})
-        if document_id in held:
-            info, text = held[document_id]
-            held[document_id] = (info.model_copy(update={"attributes": attributes}), text)
+        info, text = self.document_text(document_id, tenant=tenant, collection=collection)
+        changed = info.model_copy(update={"attributes": attributes})
+        self._documents[tenant, collection][document_id] = (changed, text)
 
     def collections(self, *, tenant: str) -> list[CollectionInfo]:
         default = CollectionInfo(id="default", name="default", created_at=self.created_at)
@@ -365,10 +362,10 @@ class FakeService:
         return list({"default": default, **own}.values())
 
     def collection(self, collection_id: str, *, tenant: str) -> CollectionInfo:
-        for info in self.collections(tenant=tenant):
-            if info.id == collection_id:
-                return info
-        raise NotFound(f"No such vector store: '{collection_id}'.", param="vector_store_id")
+        known = {info.id: info for info in self.collections(tenant=tenant)}
+        if collection_id not in known:
+            raise NotFound(f"No such vector store: '{collection_id}'.", param="vector_store_id")
+        return known[collection_id]
 
     def delete_collection(self, collection_id: str, *, tenant: str) -> bool:
         self._documents.pop((tenant, collection_id), None)
