@@ -133,7 +133,8 @@ def facts_of(hf: PreTrainedModel) -> ModelFacts:
 def decoder_of(hf: PreTrainedModel) -> Any:
     """The part of a model that holds its layers; of one that sees images, the part that reads."""
     network: Any = hf
-    return network.get_decoder()
+    found = network.get_decoder()
+    return found if hasattr(found, "config") else network.base_model  # some name something else so
 
 
 def config_of(hf: PreTrainedModel) -> Any:
