@@ -22,7 +22,7 @@ from transformers.models.granite.modeling_granite import GraniteModel
 from transformers.models.llama import modeling_llama
 
 import chunkcache_kernels as kernels
-from chunkcache.engine import angles, core, gate, reduced, trial
+from chunkcache.engine import core, gate, reduced, trial
 from chunkcache.engine.model import DecoderModel, wrap_model
 from chunkcache.engine.pool import KVPool
 from chunkcache_kernels import lay_out, portable
@@ -118,7 +118,7 @@ def interleaved_layout(model: DecoderModel, patch: pytest.MonkeyPatch) -> None:
         return torch.stack((even * c - odd * s, odd * c + even * s), dim=-1).flatten(-2)
 
     patch.setattr(core, "open_team", lambda *_: None)  # the C kernels' layout is their own
-    for module in (portable, angles, trial):
+    for module in (portable, trial):
         patch.setattr(module, "turned", turned)
 
 
