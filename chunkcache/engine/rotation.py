@@ -11,6 +11,7 @@ do not depend on the order.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ import torch
 from chunkcache.engine.listening import Recorder, listening, run_layer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedConfig
 
 _TOLERANCE = 1e-5  # of an angle's cos and sin in fp32
@@ -130,6 +133,8 @@ def rotation_of(layer: Any, hidden_size: int, embeddings: Embeddings) -> Rotatio
         if partner[other] != channel or sign[other] != 1 or ours != theirs:
             raise NotARotation("channels that are turned, but not in pairs")
     seconds = [partner[c] for c in firsts]
+    if len(firsts) + len(seconds) != sum(map(bool, sign)):
+        raise NotARotation("channels that are turned, but not in pairs")
     rest = [c for c in range(dim) if not sign[c]]
     order = [*firsts, *seconds, *rest]
     frequencies = embeddings.frequencies[index[[angle[c] for c in firsts]]]
@@ -151,13 +156,31 @@ def _asked(
     angles = embeddings.of(cos.to(weight), (1.0 - cos).to(weight))
     where = torch.zeros(width + 1, dtype=torch.int64, device=weight.device)
     recorder = Recorder()
-    with listening(recorder):
+    with _no_zeros(layer), listening(recorder):
         run_layer(layer, state.expand(width + 1, -1), angles, where)
     if len(recorder.heard) != 1:
         raise NotARotation("layers that do not attend once")
     heard = recorder.heard[0]
     both = torch.cat([heard.query, heard.key]).float().cpu()
     return both[:, 0], both[:, 1:]
+
+
+@contextmanager
+def _no_zeros(layer: Any) -> Iterator[None]:
+    """Within, no norm and no bias of the layer makes a channel zero, which would tell nothing.
+
+    Gemma 3 270m has such channels. The layer is as it was afterwards.
+    """
+    generator = torch.Generator().manual_seed(20260102)
+    found = [p for p in layer.parameters() if p.ndim == 1 and p.is_floating_point()]
+    kept = [parameter.clone() for parameter in found]
+    try:
+        for parameter in found:
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+        yield
+    finally:
+        for parameter, before in zip(found, kept, strict=True):
+            parameter.copy_(before)
 
 
 def _source(got: torch.Tensor, plain: torch.Tensor) -> tuple[int, int]:

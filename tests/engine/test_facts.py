@@ -141,6 +141,21 @@ def test_pairs_of_channels_are_found_wherever_they_lie(
     assert found.kinds[0].heads.rotary_dim == turned
 
 
+def test_channels_that_are_zero_in_one_layer_are_asked_of_another() -> None:
+    """Gemma 3 270m has layers whose norms switch pairs of channels off."""
+    config = Gemma3TextConfig(**SMALL, sliding_window=64)
+    network = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for norm in (network.model.layers[0].self_attn.q_norm,
+                     network.model.layers[0].self_attn.k_norm):  # fmt: skip
+            norm.weight[[1, 5]] = -1.0  # it multiplies by 1 + weight
+    model = wrap_model(
+        network, SimpleNamespace(eos_token_id=None), fingerprint=b"z" * 32, name="zero"
+    )
+    assert {f.order for f in model.facts.layers} == {None}
+    assert {kind.heads.rotary_dim for kind in model.facts.kinds} == {8}
+
+
 def test_a_model_has_the_facts_of_its_layers(build: Callable[..., Any], family: str) -> None:
     model = build(family)
     assert len(model.facts.layers) == model.geometry.num_layers
