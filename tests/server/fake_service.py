@@ -343,10 +343,10 @@ class FakeService:
         self._collections[tenant, made.id] = made
         return made
 
-    def change_collection(self, name: str, *, tenant: str, **changes: Any) -> CollectionInfo:
+    def change_collection(self, store_id: str, *, tenant: str, **changes: Any) -> CollectionInfo:
         changes["last_active_at"] = time.time()
-        changed = self.collection(name, tenant=tenant).model_copy(update=changes)
-        self._collections[tenant, name] = changed
+        changed = self.collection(store_id, tenant=tenant).model_copy(update=changes)
+        self._collections[tenant, store_id] = changed
         return changed
 
     def set_attributes(
