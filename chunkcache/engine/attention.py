@@ -225,15 +225,15 @@ class HeardRows:
 
     rows: StepRows
     layer: int
+    order: torch.Tensor | None  # of the channels of queries and keys
 
     def attend(self, heard: Heard) -> torch.Tensor:
         """`[rows, heads, value dim]`; see `Listener`."""
         facts = self.rows.facts.layers[self.layer]
         assert heard.scale == facts.scale, "not the layer that was read"
         query, key, value = heard.query, heard.key, heard.value
-        if facts.order is not None:
-            order = torch.tensor(facts.order, device=query.device)
-            query, key = query[..., order], key[..., order]
+        if self.order is not None:
+            query, key = query[..., self.order], key[..., self.order]
         if facts.value_dim < key.shape[-1]:
             value = torch.nn.functional.pad(value, (0, key.shape[-1] - facts.value_dim))
         qkv = torch.cat([t.transpose(0, 1).flatten(1) for t in (query, key, value)], dim=1)

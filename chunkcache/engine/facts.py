@@ -92,8 +92,8 @@ class CannotFollow(Exception):
 def facts_of(hf: PreTrainedModel) -> ModelFacts:
     """The facts of every layer of a model.
 
-    A window that no prompt can outgrow (`max_position_embeddings` or more) is none. Cost: a pass
-    over 8 tokens, and some hundred rows through one layer of each kind.
+    A window that no prompt can outgrow (`context_of`) is none. Cost: a pass over 8 tokens, and
+    some hundred rows through one layer of each kind.
 
     Raises:
         CannotFollow: layers do what kernels and records do not follow.
@@ -202,7 +202,31 @@ def _window(config: Any, layer: Any, heard: Heard, kind: str | None) -> int | No
     elif window is None and not hasattr(attention_of(layer), "sliding_window"):
         uses = getattr(config, "use_sliding_window", True)
         window = getattr(config, "sliding_window", None) if uses else None
-    return window if window and window < config.max_position_embeddings else None
+    return window if window and window < context_of(config) else None
+
+
+def context_of(config: Any) -> int:
+    """Tokens a prompt and its answer may have.
+
+    YaRN reaches as far as its factor says (Qwen's configurations leave the length as it was);
+    longrope has other angles from its original length on, for all positions of a prompt, which
+    KV made for a shorter prompt does not know: prompts end there.
+    """
+    tokens = int(config.max_position_embeddings)
+    given: Any = getattr(config, "rope_parameters", None) or {}
+    # some models have parameters of their own for each type of layer
+    ropes = [given] if "rope_type" in given else [r for r in given.values() if isinstance(r, dict)]
+    whole = getattr(config, "original_max_position_embeddings", None)
+    reaches = []
+    for rope in ropes:
+        original = rope.get("original_max_position_embeddings") or whole
+        if rope.get("rope_type") == "longrope" and original:
+            reaches.append(min(tokens, int(original)))
+        elif rope.get("rope_type") == "yarn" and original and rope.get("factor"):
+            reaches.append(max(tokens, int(original * rope["factor"])))
+        else:
+            reaches.append(tokens)
+    return min(reaches, default=tokens)
 
 
 def attention_of(layer: Any) -> Any:

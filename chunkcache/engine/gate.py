@@ -148,8 +148,8 @@ def run_gate(model: DecoderModel) -> Verdict:
         return _judged(model)
     except ChunkCacheError as error:
         problem = f"run: the layers do not run row by row ({error})"
-    except Exception as error:  # whatever a model's own code raises
-        problem = f"run: transformers does not run the model ({type(error).__name__}: {error})"
+    except Exception as error:  # whatever a model's own code raises; the model is not served then
+        problem = f"run: the trial broke off ({type(error).__name__}: {error})"
     return Verdict(False, False, {}, {}, (problem, f"likely: {_reason(model.config)}"))
 
 

@@ -51,6 +51,11 @@ class ModuleLayers:
     def __init__(self, hf: PreTrainedModel, facts: ModelFacts) -> None:
         self._layers = layers_of(hf)
         self._facts = facts
+        device = next(hf.parameters()).device
+        self._orders = [
+            None if of.order is None else torch.tensor(of.order, device=device)
+            for of in facts.layers
+        ]
         self._ends = _Ends(hf)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -64,7 +69,7 @@ class ModuleLayers:
         for index in range(first, end):
             rows.wait_for(index)
             nothing = self._facts.embeddings[index].identity(hidden)
-            with listening(HeardRows(rows, index)):
+            with listening(HeardRows(rows, index, self._orders[index])):
                 hidden = run_layer(self._layers[index], hidden, nothing, where)
         return hidden
 

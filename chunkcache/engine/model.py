@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chunkcache.chunk import KVGeometry
 from chunkcache.engine.decoder import DecoderModel
-from chunkcache.engine.facts import CannotFollow, ModelFacts, config_of, facts_of
+from chunkcache.engine.facts import CannotFollow, ModelFacts, config_of, context_of, facts_of
 from chunkcache.engine.layers import ModuleLayers
 from chunkcache.engine.listening import ATTENTION_NAME, attention_function
 from chunkcache.engine.packed import KNOWN_FAMILIES, PackedLayers, packable
@@ -126,25 +126,6 @@ def _facts(hf: PreTrainedModel, geometry: KVGeometry) -> ModelFacts:
     if (heads.kv_heads, heads.dim) != (geometry.num_kv_heads, geometry.head_dim):
         raise _unsupported(config_of(hf), ["keys of another shape than its configuration says"])
     return facts
-
-
-def context_of(config: PreTrainedConfig) -> int:
-    """Tokens a prompt and its answer may have.
-
-    YaRN reaches as far as its factor says (Qwen's configurations leave the length as it was);
-    longrope has other angles from its original length on, for all positions of a prompt, which
-    KV made for a shorter prompt does not know: prompts end there.
-    """
-    tokens = int(config.max_position_embeddings)
-    rope: Any = getattr(config, "rope_parameters", None) or {}
-    original = rope.get("original_max_position_embeddings") or getattr(
-        config, "original_max_position_embeddings", None
-    )
-    if rope.get("rope_type") == "yarn" and original and rope.get("factor"):
-        return max(tokens, int(original * rope["factor"]))
-    if rope.get("rope_type") == "longrope" and original:
-        return min(tokens, int(original))
-    return tokens
 
 
 def _eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -32,8 +32,8 @@ from transformers import (
 
 from chunkcache.engine import gate
 from chunkcache.engine.decoder import DecoderModel
-from chunkcache.engine.facts import LayerFacts, ModelFacts
-from chunkcache.engine.model import context_of, refuse_unsupported, wrap_model
+from chunkcache.engine.facts import LayerFacts, ModelFacts, context_of
+from chunkcache.engine.model import refuse_unsupported, wrap_model
 from chunkcache.errors import UnsupportedModel
 
 SMALL: dict[str, Any] = {
@@ -87,6 +87,13 @@ def test_a_window_that_no_prompt_outgrows_is_none(window: int, seen: int | None)
     found = facts(MistralConfig(**SMALL, sliding_window=window))
     assert [f.window for f in found.layers] == [seen] * 4
     assert found.kinds[0].heads.window == (seen or 0)
+
+
+def test_a_window_as_long_as_the_model_is_outgrown_where_yarn_reaches_further() -> None:
+    yarn = rope("yarn", factor=4.0, original_max_position_embeddings=512)
+    config = MistralConfig(**SMALL, sliding_window=512, rope_parameters=yarn)
+    assert context_of(config) == 2048
+    assert [f.window for f in facts(config).layers] == [512] * 4
 
 
 def test_windows_caps_and_scales_of_single_layers() -> None:
@@ -192,12 +199,19 @@ def rope(kind: str, **more: Any) -> dict[str, Any]:
         (rope("longrope", factor=2.0, original_max_position_embeddings=256,
               short_factor=[1.0] * 4, long_factor=[2.0] * 4), 256),
     ],
-    ids=lambda p: p["rope_type"] if isinstance(p, dict) else str(p),
+    ids=lambda p: p.get("rope_type", "by layer") if isinstance(p, dict) else str(p),
 )  # fmt: skip
 def test_how_long_a_prompt_may_be(parameters: dict[str, Any], tokens: int) -> None:
     config = Qwen2Config(**SMALL, rope_parameters=parameters)
     refuse_unsupported(config)
     assert context_of(config) == tokens
+
+
+def test_the_shortest_reach_of_any_layer_is_the_models() -> None:
+    by_layer = {"sliding_attention": rope("default"), "full_attention": rope(
+        "longrope", factor=2.0, original_max_position_embeddings=256, short_factor=[1.0] * 4,
+        long_factor=[2.0] * 4)}  # fmt: skip
+    assert context_of(SimpleNamespace(max_position_embeddings=512, rope_parameters=by_layer)) == 256
 
 
 LONG = {**SMALL, "num_hidden_layers": 2, "max_position_embeddings": 8192}
