@@ -40,7 +40,7 @@ class Batch:
 
     All three are called in a loader's thread: `on_record` with every chunk that is there whole, for
     which all of it is kept in memory meanwhile; `on_failure` with every one that is not; `on_end`
-    once, when all of them have settled.
+    once, when all of them have settled. What one of them raises is logged: the chunk settles.
     """
 
     tier: str
@@ -164,11 +164,11 @@ class Loader:
             buffer = self._read(load, buffer)
         except (CorruptRecord, StoreError) as error:
             failure = "corrupt" if isinstance(error, CorruptRecord) else "error"
-            load.batch.on_failure(load.batch, load.resident.key, error)
+            _tell(load.batch.on_failure, load.batch, load.resident.key, error)
         except Exception as error:  # one odd record must not keep all others from coming
             failure = "error"
             log.error("load_failed", traceback=traceback.format_exc())
-            load.batch.on_failure(load.batch, load.resident.key, error)
+            _tell(load.batch.on_failure, load.batch, load.resident.key, error)
         with self._changed:
             load.is_busy = False
             ends = failure is not None or load.next_layer == load.reader.geometry.num_layers
@@ -206,7 +206,7 @@ class Loader:
             record = ChunkKV(
                 reader.key, reader.geometry, load.kept, reader.stats, rounded_by=reader.rounded_by
             )
-            batch.on_record(batch, record)
+            _tell(batch.on_record, batch, record)
         self._pages.settle(load.resident, failure)
         with self._changed:
             if failure is None:
@@ -216,5 +216,13 @@ class Loader:
             is_last = batch.open == 0
         if is_last:
             batch.seconds = time.perf_counter() - batch.began_at
-            batch.on_end(batch)
+            _tell(batch.on_end, batch)
         self._on_settled()
+
+
+def _tell(listener: Callable[..., None], *what: object) -> None:
+    """Tell who wants to know; a fault there must not end the thread that brings up all others."""
+    try:
+        listener(*what)
+    except Exception:
+        log.error("load_listener_failed", traceback=traceback.format_exc())

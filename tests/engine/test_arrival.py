@@ -323,3 +323,23 @@ def test_records_wanted_whole_are_handed_on(scene: Scene) -> None:
     (whole,) = got
     assert whole.key == record.key and torch.equal(whole.kv, record.kv)
     scene.bench.engine.chunks.release([resident])
+
+
+@pytest.mark.parametrize("fails", [{}, {1: StoreError("gone")}], ids=["whole", "failed"])
+def test_a_listener_that_raises_ends_no_loader(scene: Scene, fails: dict[int, Exception]) -> None:
+    def breaks(*_: object) -> None:
+        raise RuntimeError("a fault of who listens")
+
+    engine, record = scene.bench.engine, scene.records[1]
+    for _ in range(3):  # more than there are threads
+        resident = scene.coming(record)
+        reader = Stepped(record, open_to=LAYERS, fails=fails)
+        batch = Batch("fake", 0.0, on_record=breaks, on_failure=breaks, on_end=breaks)
+        engine.loader.load(batch, [(reader, resident)])
+        deadline = time.monotonic() + WAIT_S
+        while resident.leases > 1 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert resident.leases == 1 and resident.arrival.is_settled
+        assert resident.arrival.is_whole == (not fails)
+        engine.chunks.release([resident])
+        engine.chunks.clear()
