@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import xxhash
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -32,10 +34,14 @@ class Reuse:
 
 
 class _Seen:
-    """What was seen of the four kinds, each passage under a number of 64 bits."""
+    """What was seen of the four kinds, each passage under a key of 64 bits.
+
+    A key is a proper digest: Python's hash of a small number is nearly linear in it, so that the
+    sums of two sets with equal sums of numbers would be one.
+    """
 
     def __init__(self) -> None:
-        self._numbers: dict[int | str, int] = {}
+        self._keys: dict[int | str, int] = {}
         self._marks: list[set[int]] = [set() for _ in range(4)]
         self.hits = [0] * 4
         self.hit_tokens = [0] * 4
@@ -45,21 +51,28 @@ class _Seen:
         here: set[int] = set()
         flags = request.is_passage or [True] * len(request.ids)
         for chunk, tokens, is_passage in zip(request.ids, request.tokens, flags, strict=True):
-            number = self._numbers.setdefault(chunk, len(self._numbers))
-            exact = hash((exact, number))
+            key = self._key_of(chunk)
+            exact = hash((exact, key))
             if not is_passage:
                 continue
-            ordered = hash((ordered, number))
-            for kind, mark in enumerate((exact, ordered, hash((before, number)), number)):
+            ordered = hash((ordered, key))
+            for kind, mark in enumerate((exact, ordered, hash((before, key)), key)):
                 marks = self._marks[kind]
                 if mark in marks:
                     self.hits[kind] += 1
                     self.hit_tokens[kind] += tokens
                 else:
                     marks.add(mark)
-            if number not in here:  # a sum, because sets have no order
-                here.add(number)
-                before = (before + hash((number, "in the set"))) & _MASK
+            if key not in here:  # a sum, because sets have no order
+                here.add(key)
+                before = (before + key) & _MASK
+
+    def _key_of(self, chunk: int | str) -> int:
+        key = self._keys.get(chunk)
+        if key is None:
+            number = len(self._keys)
+            key = self._keys[chunk] = xxhash.xxh3_64_intdigest(number.to_bytes(8, "little"))
+        return key
 
 
 def compare_reuse(trace: Trace, on_progress: Callable[[int], None] = lambda _: None) -> Reuse:

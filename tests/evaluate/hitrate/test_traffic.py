@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -43,6 +44,15 @@ def test_the_kinds_of_reuse_by_hand() -> None:
     assert shares([a, a]) == [0, 0, 0, 1]  # after itself it is in another place
     assert shares([head, a], [a]) == [0, 1, 1, 1]
     assert shares([a, head, b], [a, other, b]) == [1, 2, 2, 2]
+
+
+def test_sets_whose_numbers_have_one_sum_are_two_sets() -> None:
+    numbered = [(n, False) for n in range(12)]  # chunks get numbers in order of first sight
+    pairs = list(itertools.combinations(range(9), 2))
+    for left, right in itertools.combinations(pairs, 2):
+        if sum(left) == sum(right) and not set(left) & set(right):
+            one, other = ([(n, True) for n in (*pair, 11)] for pair in (left, right))
+            assert shares(numbered, one, other)[2] == 0, (left, right)
 
 
 prompts = st.lists(
