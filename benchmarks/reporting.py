@@ -19,11 +19,23 @@ EVERY_RESULT = frozenset({"benchmark", "command", "commit", "machine", "seed", "
 PROCESSOR_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
 
+def commit(root: Path | None = None) -> str:
+    """The short name of the commit that is checked out at `root`, `-dirty` where its files differ.
+
+    Result files do not count: the second of two benchmarks run in turn measures the same code.
+    """
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=False, cwd=root
+        ).stdout.strip()
+
+    changed = git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)benchmarks/results")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+
+
 def surroundings(*packages: str) -> dict[str, Any]:
     """Commit, machine, and versions of torch and `packages`."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     cpu, flags = platform.processor(), set[str]()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -31,7 +43,7 @@ def surroundings(*packages: str) -> dict[str, Any]:
         flags = set(next((line for line in lines if line.startswith("flags")), "").split())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "commit": commit or "unknown",
+        "commit": commit() or "unknown",
         "machine": {
             "cpu": cpu, "cores": os.cpu_count(), "gpu": device, "kernel": platform.release(),
             "flags": [flag for flag in PROCESSOR_FLAGS if flag in flags],
