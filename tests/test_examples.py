@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -123,3 +124,22 @@ def test_committed_results_are_json_lines_with_their_surroundings() -> None:
         for line in path.read_text().rstrip("\n").split("\n"):
             result = json.loads(line)
             assert {"benchmark", "command", "commit", "machine", "seed", "versions"} <= set(result)
+
+
+def test_a_result_names_its_commit_and_says_where_other_code_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    reporting = importlib.import_module("reporting")
+    for name in ("code.py", "benchmarks/results/bench.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("first\n")
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    clean = reporting.commit(tmp_path)
+    assert re.fullmatch(r"[0-9a-f]{7,}", clean)
+    (tmp_path / "benchmarks/results/bench.jsonl").write_text("the benchmark before this one\n")
+    assert reporting.commit(tmp_path) == clean
+    (tmp_path / "code.py").write_text("other code\n")
+    assert reporting.commit(tmp_path) == f"{clean}-dirty"
