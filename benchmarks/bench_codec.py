@@ -10,6 +10,9 @@ Drift is that of the model in its own number type, every chunk read through the 
 full recompute along its answer, without repair and with `question` at `--budget`. Both are compared
 with `raw` question by question: the mean difference, and the ratio of means, with 95 % intervals
 (bootstrap over questions).
+
+One line per question goes to `--work` (it holds text of the set: not to be committed): a run can be
+stopped and resumed, with more questions too. Only the JSON line at the end is a result.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from chunkcache import ChunkCache
 from chunkcache.codec_spec import parse_codec
 from chunkcache.config import EMBEDDED_MODEL, RepairSettings
 from chunkcache.evaluate.drift import drift_between
+from chunkcache.evaluate.quality.facts import installation_facts
+from chunkcache.evaluate.quality.results import ResultsFile
 from chunkcache.evaluate.quality.summary import bootstrap
 from chunkcache.repair import policy_named
 from chunkcache.store.codec import codec_named, read_through
@@ -42,7 +47,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKV
     from chunkcache.engine.prompt import Prompt
-    from chunkcache.evaluate.quality import Interval
+    from chunkcache.evaluate.quality import Interval, Question
     from chunkcache.store.codec.base import Codec
 
 CODECS = (
@@ -129,6 +134,33 @@ def drifts(
     return found
 
 
+def measured_lines(
+    lab: Lab, cache: ChunkCache, questions: list[Question], codecs: dict[str, Codec],
+    given: argparse.Namespace,
+) -> list[dict[str, dict[str, float]]]:  # fmt: skip
+    """Drifts of every question, those of an earlier run of the same as they were found then."""
+    facts = {
+        "codecs": list(given.codecs), "budget": given.budget, "passages": given.passages,
+        "seed": given.seed, "fit_questions": FIT_QUESTIONS, **installation_facts(cache),
+    }  # fmt: skip
+    name = f"codec-{Path(given.model).name.replace(':', '-')}-{given.set}-{given.split}.jsonl"
+    lines = []
+    with ResultsFile(given.work / name, facts) as results:
+        known = results.known(questions)
+        for number, question in enumerate(questions, start=1):
+            line = known.get(question.id)
+            if line is None:
+                prompt = lab.prompt(question)
+                found = drifts(lab, prompt, codecs, lab.records(prompt), given.budget)
+                asked_of = {"id": question.id, "question": question.text}
+                gold = list(question.answers)
+                line = results.append(question, {**asked_of, "gold": gold, "drifts": found})
+            lines.append(line["drifts"])
+            shown = {name: round(drift["repaired"], 4) for name, drift in lines[-1].items()}
+            print(number, shown, flush=True)
+    return lines
+
+
 def ratio_of_means(values: Sequence[float], reference: Sequence[float]) -> Interval:
     """Mean of one over mean of the other, paired, with its 95 % interval."""
     pair = np.array([values, reference])
@@ -190,6 +222,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=0.15)
     parser.add_argument("--codecs", nargs="+", default=list(CODECS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     return parser.parse_args()
 
@@ -201,8 +234,6 @@ def main() -> int:
     if others is None or questions is None:
         return 0
     others, questions = others[-FIT_QUESTIONS:], questions[: given.questions]
-    lines: list[dict[str, dict[str, float]]] = []
-    sample: list[ChunkKV] = []
     with (
         tempfile.TemporaryDirectory() as home,
         ChunkCache(question_settings(Path(home), given.model)) as cache,
@@ -210,13 +241,8 @@ def main() -> int:
         lab = Lab(cache)
         fitted = [record for q in others for record in lab.records(lab.prompt(q)).values()]
         codecs = all_codecs(given.codecs, fitted, Path(home))
-        for number, question in enumerate(questions, start=1):
-            prompt = lab.prompt(question)
-            records = lab.records(prompt)
-            sample += [] if number > 1 else list(records.values())
-            lines.append(drifts(lab, prompt, codecs, records, given.budget))
-            shown = {name: round(line["repaired"], 4) for name, line in lines[-1].items()}
-            print(number, shown, flush=True)
+        lines = measured_lines(lab, cache, questions, codecs, given)
+        sample = list(lab.records(lab.prompt(questions[0])).values())
         measured = costs(codecs, sample)
         model, dtype = cache.model_id, cache.runtime.model.geometry.dtype
     rows = [{"codec": n, **measured[n], **compared(lines, n)} for n in codecs]
