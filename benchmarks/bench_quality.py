@@ -103,8 +103,13 @@ def asked(given: argparse.Namespace, split: str) -> list[Question] | None:
 
 
 def halves(questions: list[Question], split: str) -> list[Question]:
-    """Every other question: `tune` has the even ones, `report` the odd ones."""
-    return questions[0::2] if split == "tune" else questions[1::2]
+    """Every other question: `tune` has the even ones, `report` the odd ones.
+
+    A set may hold a question twice: it is asked once, and in `tune` if both halves have it.
+    """
+    tune = {question.id: question for question in questions[0::2]}
+    report = {question.id: question for question in questions[1::2] if question.id not in tune}
+    return list((tune if split == "tune" else report).values())
 
 
 def arguments() -> argparse.Namespace:
