@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 _LONGEST = 200  # characters
 _DIGEST_DIGITS = 32
@@ -137,6 +140,11 @@ def is_lossless(codec: str) -> bool:
         return False
 
 
+def is_read(codec: str, codecs: Collection[str]) -> bool:
+    """Whether who reads `codecs` reads records of this one: lossless ones are always read."""
+    return codec in codecs or is_lossless(codec)
+
+
 def stored_under(digest: bytes, codec: str) -> bytes:
     """The digest that a chunk's record lies under: the chunk's own, or of it and a lossy codec.
 
@@ -148,6 +156,11 @@ def stored_under(digest: bytes, codec: str) -> bytes:
     hasher.update(digest)
     hasher.update(codec.encode("utf-8", "surrogatepass"))
     return hasher.digest()
+
+
+def lossy_places(digest: bytes, codecs: Iterable[str]) -> tuple[bytes, ...]:
+    """What a chunk's records lie under that these codecs made, where that is not its own digest."""
+    return tuple(stored_under(digest, codec) for codec in codecs if not is_lossless(codec))
 
 
 class _Reader:

@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from chunkcache.codec_spec import CODEC_NAMES, parse_codec
+from chunkcache.cold_settings import ColdSettings
 from chunkcache.errors import ConfigError
 from chunkcache.policy_names import PassageOrder, RepairPolicyName
 from chunkcache.section import GIB, MIB, Section, UserPath, expanded
@@ -161,6 +162,7 @@ class StoreSettings(Section):
         f"{', '.join(CODEC_NAMES)}. "
         "All but raw and zstd over raw round: what is read through them is repaired, never exact",
     )
+    cold: ColdSettings = ColdSettings()
     shared: str = Field(
         "",
         pattern=r"^$|^(redis|rediss|valkey|valkeys|unix)://",
@@ -196,6 +198,14 @@ class StoreSettings(Section):
         "chunkcache hitrate advises on sizes; no text; 0: none",
     )
 
+    @field_validator("cold")
+    @classmethod
+    def _cold_is_denser(cls, cold: ColdSettings, info: ValidationInfo) -> ColdSettings:
+        problem = cold.why_not_beside(info.data.get("codec", "raw"))  # absent when wrong itself
+        if problem:
+            raise ValueError(problem)
+        return cold
+
     @field_validator("object")
     @classmethod
     def _folders_in_full(cls, url: str) -> str:
@@ -212,6 +222,11 @@ class StoreSettings(Section):
                 "another's records. Make one, the same for all of them: openssl rand -hex 16"
             )
         return secret
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """Those whose records are read, beside all lossless ones."""
+        return tuple(filter(None, (self.codec, self.cold.codec)))
 
     @property
     def quotas(self) -> dict[str, int]:

@@ -61,6 +61,18 @@ class Metrics:
             registry=on,
         )
         self.evictions = Counter("chunkcache_evictions", "Records evicted", ["tier"], registry=on)
+        self.recompressed = Counter(
+            "chunkcache_recompressed",
+            "Cold records rewritten with store.cold.codec",
+            ["tier"],
+            registry=on,
+        )
+        self.recompressed_saved_bytes = Counter(
+            "chunkcache_recompressed_saved_bytes",
+            "Bytes of the tier that this gave back",
+            ["tier"],
+            registry=on,
+        )
         self.prefetches = Counter(
             "chunkcache_prefetches", "Chunks brought up before a request took them", registry=on
         )

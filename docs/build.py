@@ -136,6 +136,7 @@ PAGES: dict[str, Callable[[], str]] = {
 DOCUMENTS = (
     "README.md",
     "docs/concepts/repair.md",
+    "docs/concepts/store.md",
     "docs/concepts/hitrate.md",
     "docs/decisions/0009-order-of-passages.md",
     "kernels/README.md",

@@ -87,7 +87,7 @@ def check(
     if drop_stale:
         out.print(
             f"{report.stale} were of another model than {settings.model.name}, or of another "
-            f"lossy codec than {settings.store.codec}"
+            f"lossy codec than {' and '.join(settings.store.codecs)}"
         )
     for problem in report.problems[:_SHOWN_PROBLEMS]:
         out.print(f"  {problem}", style="yellow")

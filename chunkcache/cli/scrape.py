@@ -16,11 +16,13 @@ _SHOWN = {
     "chunkcache_chunk_queries_total": "queries",
     "chunkcache_chunk_hits_total": "hits",
     "chunkcache_evictions_total": "evictions",
+    "chunkcache_recompressed_total": "recompressed",
 }
 
 
 def tier_figures(address: str) -> list[dict[str, object]]:
-    """One row a tier: records and bytes now; queries, hits and evictions since the service began.
+    """One row a tier: records and bytes now; queries, hits, evictions and
+    records recompressed since the service began.
 
     Args:
         address: of the service, `http://127.0.0.1:8000`.

@@ -44,7 +44,10 @@ def stats(
 
     settings = shared(context).settings
     inventory = take_inventory(store_path(settings), settings.store.disk_capacity_bytes)
+    cold = settings.store.cold.codec
     found = _figures(inventory)
+    if cold:
+        found["cold"] = _rewritten(inventory, cold)
     if metrics is not None:
         from chunkcache.cli.scrape import tier_figures
 
@@ -58,6 +61,9 @@ def stats(
         f"disk: {len(inventory.stored)} records, {inventory.size_bytes} of "
         f"{inventory.capacity_bytes} bytes ({share:.0f} %), {inventory.unreadable} unreadable"
     )
+    if cold:
+        records, size_bytes = _rewritten(inventory, cold).values()
+        out.print(f"cold: {records} of them, {size_bytes} bytes, are in {cold}", markup=False)
     for title in ("models", "tenants", "tiers"):
         rows = found.get(title)
         if isinstance(rows, list) and rows:
@@ -151,7 +157,7 @@ def import_(context: typer.Context, archive: Archive, tenant: Tenant = "public")
     out.print(
         f"{report.imported} records imported, {report.already_there} were there, "
         f"{report.corrupt} corrupt and {report.unread} of another lossy codec than "
-        f"{settings.store.codec} left out",
+        f"{' and '.join(settings.store.codecs)} left out",
         markup=False,
     )
     if report.stopped_reason:
@@ -180,6 +186,11 @@ def backup(
 
 def _hint(yes: bool, found: int) -> str:
     return "" if yes or not found else ". Hint: --yes removes them"
+
+
+def _rewritten(inventory: Inventory, codec: str) -> dict[str, int]:
+    sizes = [one.entry.size_bytes for one in inventory.stored if one.entry.codec == codec]
+    return {"records": len(sizes), "bytes": sum(sizes)}
 
 
 def _figures(inventory: Inventory) -> dict[str, object]:

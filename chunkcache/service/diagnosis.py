@@ -98,7 +98,7 @@ def check_records(settings: Settings, *, fix: bool, drop_stale: bool) -> CheckRe
         store_path(settings),
         settings.store.disk_capacity_bytes,
         fingerprint=fingerprint,
-        codec=settings.store.codec,
+        codecs=settings.store.codecs,
         fix=fix,
         drop_stale=drop_stale,
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chunkcache.chunk import USUAL_TERMS, ChunkKey
-from chunkcache.codec_spec import is_lossless, stored_under
+from chunkcache.codec_spec import lossy_places
 from chunkcache.cores import in_own_thread, one_core
 from chunkcache.engine.core import Engine
 from chunkcache.engine.gate import Verdict, run_gate, store_verdict, stored_verdict
@@ -67,9 +67,7 @@ class Runtime:
         self.grammars = Grammars(self.vocabulary)
         # on a CPU the pages of chunks are the tier in host memory
         # a chunk that never leaves the device is no stranger to the disk
-        codec = settings.store.codec
-        also = None if is_lossless(codec) else partial(stored_under, codec=codec)
-        popularity = Popularity(also=also)
+        popularity = Popularity(also=partial(lossy_places, codecs=settings.store.codecs))
         self.store = open_store(
             settings, self.model.fingerprint, metrics,
             with_host=self.model.device.type != "cpu", popularity=popularity,

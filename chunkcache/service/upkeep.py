@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from chunkcache.chunk import ChunkKey, Retention, pack_token_ids
-from chunkcache.codec_spec import is_lossless, stored_under
+from chunkcache.codec_spec import is_read, lossy_places, stored_under
 from chunkcache.engine.loading import load_fingerprint, load_tokenizer
 from chunkcache.engine.prompt import PromptBuilder
 from chunkcache.errors import CorruptRecord, InvalidRequest
@@ -111,7 +111,7 @@ def find_garbage(settings: Settings) -> dict[str, list[Stored]]:
     found: dict[str, list[Stored]] = {}
     for one in inventory.stored:
         entry = one.entry
-        reason = why_useless(entry, fingerprint=keys.fingerprint, codec=settings.store.codec)
+        reason = why_useless(entry, fingerprint=keys.fingerprint, codecs=settings.store.codecs)
         if reason is None and entry.terms.retention in _OF_DOCUMENTS and one.digest not in live:
             reason = "of no document"
         if reason is not None and entry.terms.retention is not Retention.PINNED:
@@ -126,7 +126,7 @@ def _live(settings: Settings, keys: Keys) -> set[bytes]:
         for tenant, collection in catalog.entries.collections():
             for chunk in catalog.chunks(tenant, collection):
                 digest = keys.of(keys.prompts.chunk_ids(chunk), tenant).digest
-                live |= {digest, stored_under(digest, settings.store.codec)}
+                live |= {digest, *lossy_places(digest, settings.store.codecs)}
     return live
 
 
@@ -149,7 +149,7 @@ def export_records(settings: Settings, stream: BinaryIO, *, tenant: str) -> Expo
     with opened(path, capacity_bytes) as env:
         for one in inventory.stored:
             useless = why_useless(
-                one.entry, fingerprint=keys.fingerprint, codec=settings.store.codec
+                one.entry, fingerprint=keys.fingerprint, codecs=settings.store.codecs
             )
             if env is None or useless:
                 continue
@@ -233,7 +233,7 @@ def _take_in(
     if archived.slabs is None or header.fingerprint != keys.fingerprint:
         report.corrupt += 1
         return
-    if codec != settings.store.codec and not is_lossless(codec):
+    if not is_read(codec, settings.store.codecs):
         report.unread += 1
         return
     key = keys.of_record(header, tenant)

@@ -5,16 +5,21 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from chunkcache.codec_spec import lossy_places
 from chunkcache.store.check import CheckReport, check_store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from chunkcache.chunk import KVGeometry
+    from chunkcache.cold_settings import ColdSettings
     from chunkcache.config import Settings
     from chunkcache.metrics import Metrics
     from chunkcache.store.base import Tier
+    from chunkcache.store.codec.base import Codec
+    from chunkcache.store.disk import DiskTier
     from chunkcache.store.popularity import Popularity
+    from chunkcache.store.recompress import Recompressor
     from chunkcache.store.remote.breaker import Breaker
     from chunkcache.store.tiered import TieredStore
 
@@ -67,29 +72,51 @@ def open_store(
     # before LMDB is opened: a wrong address must leave nothing open
     remote = remote_tiers(store, codec, fingerprint=fingerprint, geometry=geometry)
     counts_uses = popularity is None  # the first tier here does, if nobody above
-    popularity = popularity or Popularity()
+    popularity = popularity or Popularity(also=partial(lossy_places, codecs=store.codecs))
     policy_of = partial(WindowedFrequencyPolicy, popularity=popularity, quotas=store.quotas)
     tiers: list[Tier] = []
+    jobs: list[Recompressor] = []
     if with_host:
         evicted = metrics.evictions.labels("host").inc
         policy = policy_of(store.host_capacity_bytes, counts_uses=counts_uses)
         counts_uses = False
         tiers.append(HostTier(store.host_capacity_bytes, policy, on_evict=evicted))
     if store.disk_capacity_bytes:
+        cold = codec_named(store.cold.codec, bases_path(settings)) if store.cold.codec else None
         disk = DiskTier(
             store_path(settings), store.disk_capacity_bytes, codec,
             fingerprint=fingerprint, sync_interval_s=store.sync_interval_s,
             policy=policy_of(store.disk_capacity_bytes, counts_uses=counts_uses),
-            on_evict=metrics.evictions.labels("disk").inc,
+            on_evict=metrics.evictions.labels("disk").inc, cold=cold,
         )  # fmt: skip
         tiers.append(disk)
+        if cold is not None:
+            jobs.append(_recompressor(disk, cold, popularity, store.cold, metrics))
     for tier in remote:
         for kind, breaker in tier.breakers.items():
             metrics.tier_rests.labels(tier.name, kind).set_function(partial(_state, breaker))
     return TieredStore(
         [*tiers, *remote], metrics,
         write_queue_limit=store.write_queue_limit, write_queue_bytes=store.write_queue_bytes,
+        jobs=jobs,
     )  # fmt: skip
+
+
+def _recompressor(
+    disk: DiskTier, codec: Codec, popularity: Popularity, cold: ColdSettings, metrics: Metrics
+) -> Recompressor:
+    from chunkcache.store.recompress import Recompressor
+
+    def note(saved_bytes: int) -> None:
+        metrics.recompressed.labels(disk.name).inc()
+        metrics.recompressed_saved_bytes.labels(disk.name).inc(saved_bytes)
+
+    job = Recompressor(
+        disk, codec, popularity, cold,
+        on_recoded=note, on_error=metrics.store_errors.labels(disk.name, "recompress").inc,
+    )  # fmt: skip
+    job.start()
+    return job
 
 
 def _state(breaker: Breaker) -> float:

@@ -6,13 +6,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from chunkcache.codec_spec import is_lossless
+from chunkcache.codec_spec import is_read
 from chunkcache.errors import CorruptRecord, InvalidRequest
 from chunkcache.store.layout import MetaEntry, map_bytes_for
 from chunkcache.store.lmdb_env import DATA_FILE, RecordEnv
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     import lmdb
@@ -45,7 +45,7 @@ def check_store(
     capacity_bytes: int,
     *,
     fingerprint: bytes | None = None,
-    codec: str | None = None,
+    codecs: Collection[str] | None = None,
     fix: bool = False,
     drop_stale: bool = False,
 ) -> CheckReport:
@@ -59,7 +59,7 @@ def check_store(
         path: the LMDB folder.
         capacity_bytes: as configured; sizes the map.
         fingerprint: the current model's; records of others are stale.
-        codec: the current codec; records of other lossy ones are stale.
+        codecs: those in use; records of other lossy ones are stale.
         fix: remove what is wrong; a damaged file is set aside.
         drop_stale: remove what is stale.
 
@@ -70,7 +70,7 @@ def check_store(
 
     Cost: reads the whole store once.
     """
-    if drop_stale and fingerprint is None and codec is None:
+    if drop_stale and fingerprint is None and codecs is None:
         raise InvalidRequest.of(
             "drop_stale", drop_stale, "given with the current fingerprint or codec",
             "name the model whose records are to stay",
@@ -78,7 +78,7 @@ def check_store(
     if not (path / DATA_FILE).exists():
         return CheckReport()
     with closing(RecordEnv(path, map_bytes_for(capacity_bytes), sets_aside=fix)) as env:
-        check = _Check(env, fingerprint, codec)
+        check = _Check(env, fingerprint, codecs)
         if env.set_aside is not None:
             check.report.problems.append(f"{DATA_FILE} was damaged, it is now {env.set_aside}")
         check.run()
@@ -93,10 +93,12 @@ def check_store(
 class _Check:
     """One run over an environment."""
 
-    def __init__(self, env: RecordEnv, fingerprint: bytes | None, codec: str | None) -> None:
+    def __init__(
+        self, env: RecordEnv, fingerprint: bytes | None, codecs: Collection[str] | None
+    ) -> None:
         self._env = env
         self._fingerprint = fingerprint
-        self._codec = codec
+        self._codecs = codecs
         self.report = CheckReport()
         self.wrong: dict[bytes, bytes | None] = {}  # digest → packed entry, if there is one
         self.stale: dict[bytes, bytes | None] = {}
@@ -139,8 +141,8 @@ class _Check:
         self.report.ok += 1
         self._fingerprints.add(entry.fingerprint)
         self.report.models = len(self._fingerprints)
-        is_read = self._codec in (None, entry.codec) or is_lossless(entry.codec)
-        if not is_read or self._fingerprint not in (None, entry.fingerprint):
+        readable = self._codecs is None or is_read(entry.codec, self._codecs)
+        if not readable or self._fingerprint not in (None, entry.fingerprint):
             self.report.stale += 1
             self.stale[digest] = packed
 

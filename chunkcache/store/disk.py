@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,14 +14,15 @@ from chunkcache.chunk import ChunkKV, pack_token_ids
 from chunkcache.codec_spec import is_lossless, stored_under
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.base import TierUsage
-from chunkcache.store.codec import codec_named
+from chunkcache.store.codec.readable import ReadableCodecs
 from chunkcache.store.frame import frame_of
-from chunkcache.store.layout import MetaEntry, map_bytes_for, padded, pages_bytes
+from chunkcache.store.layout import MetaEntry, entry_of, map_bytes_for, padded
 from chunkcache.store.leased import LeasedRecord
 from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.mirror import Mirror
 from chunkcache.store.policy import WindowedFrequencyPolicy
 from chunkcache.store.reader import DTYPES, kv_shape
+from chunkcache.store.recoder import Recoder
 from chunkcache.store.turnstile import Turnstile
 from chunkcache.store.writer import RecordWriter
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from chunkcache.chunk import ChunkKey, Terms
     from chunkcache.store.base import RecordReader
     from chunkcache.store.codec.base import Codec
-    from chunkcache.store.frame import Frame
     from chunkcache.store.policy import Policy
     from chunkcache.store.record import RecordHeader
 
@@ -56,12 +55,13 @@ class DiskTier:
         path: folder of the environment.
         capacity_bytes: budget in file pages, for the records of all models.
         codec: how new records are coded. Records of lossless codecs are found too, and come
-            first; those of another lossy codec are not.
+            first; those of another lossy codec are not, but for `cold`.
         fingerprint: of the model; records of another model are not found.
         policy: who leaves first; `WindowedFrequencyPolicy` unless given.
         on_evict: called with the number of records evicted.
         sync_interval_s: how often a background thread flushes to the device.
         map_bytes: overrides the size of the map, half as large again as the budget.
+        cold: what `recode` may be asked to code with.
 
     Raises:
         StoreError: the environment cannot be opened.
@@ -82,13 +82,16 @@ class DiskTier:
         on_evict: Callable[[int], None] = lambda _: None,
         sync_interval_s: float = 5.0,
         map_bytes: int | None = None,
+        cold: Codec | None = None,
     ) -> None:
         self._capacity_bytes = capacity_bytes
         self._codec = codec
+        self._codecs = ReadableCodecs(codec, cold)
         self._fingerprint = fingerprint
         self._env = RecordEnv(path, map_bytes or map_bytes_for(capacity_bytes))
         self._mirror = Mirror(policy or WindowedFrequencyPolicy(capacity_bytes))
         self._writer = RecordWriter(self._env, self._mirror, capacity_bytes, on_evict)
+        self._recoder = Recoder(self, self._env, self._mirror, self._writer)
         self._verbs = Turnstile()
         self._closed = False
         self._largest_share = 0.0  # of a record's KV that its coded layers took, so far
@@ -112,11 +115,13 @@ class DiskTier:
             StoreError: the environment cannot be read.
         """
         with self._using():
-            for digest in self._places(key):
+            for digest in self._codecs.places(key.digest):
                 reader = self._leased(key, digest)
                 if reader is not None:
                     break
-            self._mirror.used(digest)  # or where it will be put
+            else:
+                digest = self._place_for(key)
+            self._mirror.used(digest)
             return reader
 
     def _leased(self, key: ChunkKey, digest: bytes) -> LeasedRecord | None:
@@ -145,7 +150,7 @@ class DiskTier:
         """
         with self._using():
             record = None
-            for digest in self._places(key):
+            for digest in self._codecs.places(key.digest):
                 seen = None
                 try:
                     with self._env.reading() as txn:
@@ -156,13 +161,15 @@ class DiskTier:
                     raise
                 if record is not None:
                     break
-            self._mirror.used(digest)  # or where it will be put
+            else:
+                digest = self._place_for(key)
+            self._mirror.used(digest)
             return record
 
     def read_slabs(self, record: LeasedRecord, first: int, last: int, out: torch.Tensor) -> None:
         """Some layers of a record that `open` gave; see `RecordReader.read_layers`."""
         header, digest = record.header, record.header.stored_digest
-        codec = self._codec_of(header)
+        codec = self._codecs.named(header.codec)
         with self._using():
             try:
                 with self._env.reading() as txn:
@@ -189,14 +196,20 @@ class DiskTier:
                 dropped whole.
         """
         with self._using():
+            digest = self._place_for(record.key)
             held_at = self._place_of(record.key, if_corrupt=False)
-            if held_at is not None:
+            is_as_good = record.rounded_by or held_at in (record.key.digest, digest)
+            if held_at is not None and is_as_good:
                 self._mirror.used(held_at)
                 return True
             if record.rounded_by not in (None, self._codec.name):
                 return False
-            digest = stored_under(record.key.digest, self._codec.name)
-            entry, frame = self._encode(record)
+            frame = frame_of(record, self._codec, self._fingerprint, padded=padded)
+            share = frame.coded_bytes / max(1, record.size_bytes)
+            self._largest_share = max(self._largest_share, share)
+            entry = entry_of(
+                frame, record.num_tokens, self._fingerprint, self._codec.name, record.terms
+            )
             if entry.size_bytes > self._capacity_bytes:
                 return False
             return self._writer.publish(digest, entry, frame.header, frame.slabs)
@@ -230,15 +243,21 @@ class DiskTier:
         """
         found: list[tuple[bytes, MetaEntry]] = []
         with self._using(), self._env.reading() as txn:
-            for digest, packed in self._env.entries(txn):
-                if digest <= after or not self._is_ours(packed):
-                    continue
-                entry = MetaEntry.unpack(packed)
-                if entry.terms.tenant == tenant:
+            for digest, entry in self._ours(txn):
+                if digest > after and entry.terms.tenant == tenant:
                     found.append((digest, entry))
                     if len(found) == limit:
                         break
         return found
+
+    def entries(self) -> list[tuple[bytes, MetaEntry]]:
+        """What `scan` names, and what is known of it. O(records). Raises `StoreError`."""
+        with self._using(), self._env.reading() as txn:
+            return list(self._ours(txn))
+
+    def recode(self, digest: bytes, codec: Codec) -> int:
+        """See `Recoder`. Raises `StoreError`: the record is as it was."""
+        return self._recoder.recode(digest, codec)
 
     def forget(self, digest: bytes) -> None:
         """Remove what lies under a digest. Raises `StoreError`."""
@@ -248,7 +267,7 @@ class DiskTier:
     def scan(self) -> Iterator[bytes]:
         """See `Tier`. Records of this model that this codec's tier reads, as they are stored."""
         with self._using(), self._env.reading() as txn:
-            return iter([d for d, packed in self._env.entries(txn) if self._is_ours(packed)])
+            return iter([digest for digest, _ in self._ours(txn)])
 
     def usage(self) -> TierUsage:
         """See `Tier`. Records of all models, codecs and processes; O(1)."""
@@ -296,22 +315,17 @@ class DiskTier:
                 raise StoreError(f"store: {self._env.path} is closed")
             yield
 
-    def _is_ours(self, packed: bytes) -> bool:
-        try:
-            entry = MetaEntry.unpack(packed)
-        except CorruptRecord:
-            return False
-        return self._reads(entry)
+    def _ours(self, txn: lmdb.Transaction[memoryview]) -> Iterator[tuple[bytes, MetaEntry]]:
+        for digest, packed in self._env.entries(txn):
+            try:
+                entry = MetaEntry.unpack(packed)
+            except CorruptRecord:
+                continue
+            if self._reads(entry):
+                yield digest, entry
 
     def _reads(self, entry: MetaEntry) -> bool:
-        codec = entry.codec
-        is_read = codec == self._codec.name or is_lossless(codec)
-        return is_read and entry.fingerprint == self._fingerprint
-
-    def _places(self, key: ChunkKey) -> tuple[bytes, ...]:
-        """Digests that a chunk's record may lie under, the most exact one first."""
-        own = stored_under(key.digest, self._codec.name)
-        return (key.digest,) if own == key.digest else (key.digest, own)
+        return self._codecs.read(entry.codec) and entry.fingerprint == self._fingerprint
 
     def _header(
         self, txn: lmdb.Transaction[memoryview], key: ChunkKey, digest: bytes
@@ -330,9 +344,13 @@ class DiskTier:
             return None  # two chunks with one digest
         return header
 
+    def _place_for(self, key: ChunkKey) -> bytes:
+        """The digest that a record is put under."""
+        return stored_under(key.digest, self._codec.name)
+
     def _place_of(self, key: ChunkKey, *, if_corrupt: bool) -> bytes | None:
         """The digest that a record which can be read lies under."""
-        for digest in self._places(key):
+        for digest in self._codecs.places(key.digest):
             try:
                 with self._env.reading() as txn:
                     if self._header(txn, key, digest) is not None:
@@ -342,17 +360,13 @@ class DiskTier:
                     return digest
         return None
 
-    def _codec_of(self, header: RecordHeader) -> Codec:
-        name = header.codec
-        return self._codec if name == self._codec.name else codec_named(name)
-
     def _load(
         self, txn: lmdb.Transaction[memoryview], key: ChunkKey, digest: bytes
     ) -> ChunkKV | None:
         header = self._header(txn, key, digest)
         if header is None:
             return None
-        geometry, name, codec = header.geometry, header.codec, self._codec_of(header)
+        geometry, name, codec = header.geometry, header.codec, self._codecs.named(header.codec)
         kv = torch.empty(kv_shape(geometry, header.num_tokens), dtype=DTYPES[geometry.dtype])
         for layer, slab in enumerate(self._env.slabs(txn, header)):
             codec.decode_layer(layer, slab, kv[layer])
@@ -360,17 +374,6 @@ class DiskTier:
         return ChunkKV(key, geometry, kv, header.stats, rounded_by=rounded_by)
 
     # ------------------------------------------------------------ writing
-
-    def _encode(self, record: ChunkKV) -> tuple[MetaEntry, Frame]:
-        frame = frame_of(record, self._codec, self._fingerprint, padded=padded)
-        share = frame.coded_bytes / max(1, record.size_bytes)
-        self._largest_share = max(self._largest_share, share)
-        size_bytes = sum(pages_bytes(len(value)) for value in (frame.header, *frame.slabs))
-        now = time.time_ns()
-        entry = MetaEntry(
-            size_bytes, record.num_tokens, now, self._fingerprint, self._codec.name, record.terms
-        )
-        return entry, frame
 
     def _load_mirror(self) -> None:
         with self._env.reading() as txn:

@@ -18,9 +18,10 @@ from chunkcache.store.reader import DTYPES, kv_shape
 from chunkcache.store.record import checksum, encode_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from chunkcache.chunk import ChunkKey
+    from chunkcache.store.base import RecordReader
     from chunkcache.store.codec.base import Codec
     from chunkcache.store.record import RecordHeader
 
@@ -56,9 +57,28 @@ def frame_of(
             f"record {record.key.hex}: its KV is {record.kv.dtype} {tuple(record.kv.shape)}, "
             f"its geometry says {record.geometry.dtype} {shape}"
         )
+    return frame_of_layers(record, record.kv, codec, fingerprint, padded=padded)
+
+
+def frame_of_layers(
+    record: ChunkKV | RecordReader,
+    layers: Iterable[torch.Tensor],
+    codec: Codec,
+    fingerprint: bytes,
+    *,
+    padded: Callable[[bytes], bytes] = lambda part: part,
+) -> Frame:
+    """`frame_of`, where the KV is not there as a whole.
+
+    Args:
+        layers: one after the other; each is coded before the next one is asked for.
+
+    Raises:
+        StoreError: as `frame_of`, and what `layers` raise.
+    """
     lengths: list[int] = []
     slabs: list[bytes] = []
-    for layer, kv in enumerate(record.kv):
+    for layer, kv in enumerate(layers):
         coded = codec.encode_layer(layer, kv, record.stats)
         lengths.append(len(coded))
         slabs.append(padded(coded))

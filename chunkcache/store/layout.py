@@ -9,12 +9,17 @@ padded to 4096·n − 16 bytes: nothing is lost, and its database counts the sto
 from __future__ import annotations
 
 import struct
+import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import xxhash
 
 from chunkcache.chunk import USUAL_TERMS, Retention, Terms
 from chunkcache.errors import CorruptRecord
+
+if TYPE_CHECKING:
+    from chunkcache.store.frame import Frame
 
 PAGE_BYTES = 4096
 _PAGE_HEADER_BYTES = 16
@@ -78,6 +83,14 @@ def _unpacked_terms(buffer: bytes) -> Terms:
         return Terms(tenant, priority, Retention(firmness), expires_s)
     except ValueError as error:
         raise CorruptRecord(f"meta entry: {error}") from error
+
+
+def entry_of(
+    frame: Frame, num_tokens: int, fingerprint: bytes, codec: str, terms: Terms
+) -> MetaEntry:
+    """What `meta` is to say of a record that is stored now, its parts padded."""
+    size_bytes = sum(pages_bytes(len(value)) for value in (frame.header, *frame.slabs))
+    return MetaEntry(size_bytes, num_tokens, time.time_ns(), fingerprint, codec, terms)
 
 
 def padded(value: bytes) -> bytes:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, Self
 
+import torch
+
 from chunkcache.codec_spec import is_lossless
+from chunkcache.store.reader import DTYPES, kv_shape
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
-
-    import torch
 
     from chunkcache.chunk import ChunkKey
     from chunkcache.store.record import RecordHeader
@@ -56,6 +58,14 @@ class LeasedRecord:
         """See `RecordReader`. One checksum pass and one copy, while other threads run."""
         assert self._is_open, "read after its lease ended"
         self._source.read_slabs(self, first, last, out)
+
+    def layers(self) -> Iterator[torch.Tensor]:
+        """All of them, one at a time in the same memory. Raises as `read_layers`."""
+        shape = kv_shape(self.geometry, self.num_tokens)
+        kv = torch.empty((1, *shape[1:]), dtype=DTYPES[self.geometry.dtype])
+        for layer in range(shape[0]):
+            self.read_layers(layer, layer + 1, kv)
+            yield kv[0]
 
     def __enter__(self) -> Self:
         return self

@@ -26,6 +26,10 @@ class Mirror:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._lock = threading.Lock()
+        self._settled = threading.Condition(self._lock)
+        self._changing: set[bytes] = (
+            set()
+        )  # records that this process is putting others in place of
         self._entries: dict[bytes, bytes] = {}  # digest → packed entry
         self._sizes: dict[bytes, int] = {}
         self._leases: Counter[bytes] = Counter()  # records that this process is reading
@@ -112,9 +116,10 @@ class Mirror:
 
     def lease(self, digest: bytes) -> bool:
         """A record is to be read: it is no victim until it is given back as often. False: it is
-        one already.
+        one already. Waits while another record is put in its place, which takes a commit.
         """
-        with self._lock:
+        with self._settled:
+            self._settled.wait_for(lambda: digest not in self._changing)
             if digest in self._leaving:
                 return False
             self._leases[digest] += 1
@@ -126,6 +131,34 @@ class Mirror:
             self._leases[digest] -= 1
             if not self._leases[digest]:
                 del self._leases[digest]
+
+    def change(self, digest: bytes) -> bool:
+        """Another record is to be put in this one's place: until `settle` nobody leases it.
+
+        False: others than the caller, who has a lease, are reading it.
+        """
+        with self._lock:
+            if self._leases[digest] != 1:
+                return False
+            self._changing.add(digest)
+            return True
+
+    def settle(self, digest: bytes) -> None:
+        """It has been put there, or not."""
+        with self._settled:
+            self._changing.discard(digest)
+            self._settled.notify_all()
+
+    def recoded(self, commit: int, digest: bytes, to: bytes, entry: MetaEntry) -> None:
+        """This process put a record in the place of one that says the same in commit `commit`."""
+        with self._lock:
+            if self._entries.pop(digest, None) is not None:
+                del self._sizes[digest]
+                self._policy.on_recode(digest, to, _known_of(entry))
+                self._entries[to], self._sizes[to] = entry.pack(), entry.size_bytes
+            else:
+                self._add(to, entry.pack(), entry)
+            self._follow(commit)
 
     def victims(self, bytes_needed: int, at_most_bytes: int) -> list[bytes]:
         """Digests to evict, worst first, to free `bytes_needed`, as far as `at_most_bytes` go.

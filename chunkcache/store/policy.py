@@ -48,6 +48,13 @@ class Policy(Protocol):
         """A record came in, or came in again as another. No use: a demotion is none."""
         ...
 
+    def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
+        """A record that nobody wanted lately is another now, smaller and maybe under another digest.
+
+        No use, and no newcomer. Unknown digests are ignored.
+        """
+        ...
+
     def on_delete(self, digest: bytes) -> None:
         """A record left, evicted or deleted. Unknown digests are ignored."""
         ...
@@ -98,6 +105,13 @@ class LruPolicy:
         """See `Policy`."""
         self._entries[digest] = entry
         self._entries.move_to_end(digest)
+
+    def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
+        """See `Policy`. It is the next to leave."""
+        if self._entries.pop(digest, None) is None:
+            return
+        self._entries[to] = entry
+        self._entries.move_to_end(to, last=False)
 
     def on_delete(self, digest: bytes) -> None:
         """See `Policy`."""
@@ -220,16 +234,18 @@ class WindowedFrequencyPolicy:
         self.on_delete(digest)
         self._popularity.introduce(digest)
         self._now += 1
-        self._used[digest] = self._now
-        self._held[digest] = held = Held(entry, self._rankings(entry))
-        self._account(entry, entry.size_bytes)
-        if entry.terms.expires_s < math.inf:
-            self._expiring.add(digest)
-        if entry.terms.retention is not Retention.PINNED:
-            self._move(digest, held, Stage.WINDOW)
-        if self._expiring:
-            self._expire()
+        self._take_in(digest, entry, self._now, Stage.WINDOW)
         self._shrink_window()
+
+    def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
+        """See `Policy`. If it was in the window still, its time there is over."""
+        used = self._used.get(digest)
+        if used is None:
+            return
+        self._popularity.follow(digest, to)
+        self.on_delete(digest)
+        self.on_delete(to)
+        self._take_in(to, entry, used, Stage.MAIN)
 
     def on_delete(self, digest: bytes) -> None:
         """See `Policy`."""
@@ -305,6 +321,17 @@ class WindowedFrequencyPolicy:
         return chosen.digests
 
     # ------------------------------------------------------------
+
+    def _take_in(self, digest: bytes, entry: Entry, used: int, stage: Stage) -> None:
+        self._used[digest] = used
+        self._held[digest] = held = Held(entry, self._rankings(entry))
+        self._account(entry, entry.size_bytes)
+        if entry.terms.expires_s < math.inf:
+            self._expiring.add(digest)
+        if entry.terms.retention is not Retention.PINNED:
+            self._move(digest, held, stage)
+        if self._expiring:
+            self._expire()
 
     def _new_pools(self) -> Pools:
         return Pools(self._expiry, self._worth, self._used.__getitem__)

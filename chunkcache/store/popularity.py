@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _REMEMBERED_HALF_LIVES = 16  # a use that long ago weighs 2^-16: it is forgotten
 
@@ -24,27 +24,31 @@ class Popularity:
 
     Args:
         half_life_uses: after so many uses of any record one weighs half.
-        also: the digest that a tier keeps a record under, where that is another than its own.
+        also: further digests that a tier may keep a record under, as many for each.
     """
 
     def __init__(
-        self, half_life_uses: float = 8000, *, also: Callable[[bytes], bytes] | None = None
+        self,
+        half_life_uses: float = 8000,
+        *,
+        also: Callable[[bytes], Sequence[bytes]] = lambda _: (),
     ) -> None:
         self._half_life = half_life_uses
         self._also = also
-        names = 1 if also is None else 2
+        names = 1 + len(also(bytes(32)))
         self._limit = names * math.ceil(_REMEMBERED_HALF_LIVES * half_life_uses)
         self._lock = threading.Lock()
         self._now = 0
         self._weights: OrderedDict[bytes, float] = OrderedDict()  # least recently used first
+        self._last: dict[bytes, int] = {}  # the number of each one's last use
 
     def count(self, digest: bytes) -> None:
         """A record was wanted, whether it was there or not."""
         with self._lock:
             self._now += 1
             self._add(digest)
-            if self._also is not None:
-                self._add(self._also(digest))
+            for other in self._also(digest):
+                self._add(other)
 
     def introduce(self, digest: bytes) -> None:
         """A record came in under this digest: if nobody ever wanted it, that counts as a use."""
@@ -52,6 +56,23 @@ class Popularity:
             if digest not in self._weights:
                 self._now += 1
                 self._add(digest)
+
+    def follow(self, digest: bytes, to: bytes) -> None:
+        """A record lies under another digest from now on: it was wanted as often; no use."""
+        with self._lock:
+            if digest in self._weights and to not in self._weights:
+                self._weights[to], self._last[to] = self._weights[digest], self._last[digest]
+                self._weights.move_to_end(to, last=False)
+                self._forget_some()
+
+    @property
+    def counted(self) -> int:
+        """Uses counted so far, of all records."""
+        return self._now
+
+    def last_use(self, digest: bytes) -> int:
+        """What `counted` was when a record was wanted last; 0: unknown, or forgotten since."""
+        return self._last.get(digest, 0)
 
     def weight(self, digest: bytes) -> float:
         """log2 of the decayed number of uses, on a scale on which nothing decays; −∞: unknown."""
@@ -62,8 +83,12 @@ class Popularity:
         old = self._weights.pop(digest, None)
         weight = fresh if old is None else fresh + math.log2(1.0 + math.exp2(old - fresh))
         self._weights[digest] = weight
-        if len(self._weights) > self._limit:
-            self._weights.popitem(last=False)
+        self._last[digest] = self._now
+        self._forget_some()
+
+    def _forget_some(self) -> None:
+        while len(self._weights) > self._limit:
+            del self._last[self._weights.popitem(last=False)[0]]
 
     def uses(self, digest: bytes) -> float:
         """The decayed number of uses as of now."""

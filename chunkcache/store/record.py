@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from chunkcache.chunk import ChunkStats, KVGeometry, pack_token_ids
+from chunkcache.chunk import ChunkKey, ChunkStats, KVGeometry, pack_token_ids
 from chunkcache.codec_spec import stored_under
 from chunkcache.errors import CorruptRecord, StoreError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chunkcache.chunk import ChunkKV
+    from chunkcache.store.base import RecordReader
 
 MAGIC = b"CHUNKKV\x00"
 VERSION = 1
@@ -56,13 +57,19 @@ class RecordHeader:
         return len(self.packed_token_ids) // 4
 
     @property
+    def key(self) -> ChunkKey:
+        """Of the chunk."""
+        token_ids = np.frombuffer(self.packed_token_ids, "<u4").tolist()
+        return ChunkKey(self.digest, tuple(token_ids))
+
+    @property
     def stored_digest(self) -> bytes:
         """What the record lies under: the chunk's digest, or of it and a lossy codec."""
         return stored_under(self.digest, self.codec)
 
 
 def encode_header(
-    record: ChunkKV,
+    record: ChunkKV | RecordReader,
     *,
     fingerprint: bytes,
     codec: str,

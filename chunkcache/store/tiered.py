@@ -16,7 +16,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -59,6 +59,14 @@ class Opened:
     miss: str | None
 
 
+class Job(Protocol):
+    """Something that goes on in a thread of its own until it is closed."""
+
+    def close(self) -> None:
+        """End it, and wait until it has."""
+        ...
+
+
 class TieredStore:
     """Tiers from fast to slow; none is a store that holds nothing. Thread-safe.
 
@@ -68,6 +76,7 @@ class TieredStore:
         write_queue_bytes: KV that may wait for one durable tier.
         queue: makes what takes writes off the request's path; a replay of a trace writes at once.
         clock: seconds, by which loads are timed; a replay has a clock of its own.
+        jobs: what works on the tiers by itself; closed before they are.
     """
 
     def __init__(
@@ -79,6 +88,7 @@ class TieredStore:
         write_queue_bytes: int = 256 * 1024 * 1024,
         queue: NewQueue = WriteBehind,
         clock: Callable[[], float] = time.perf_counter,
+        jobs: Sequence[Job] = (),
     ) -> None:
         names = [tier.name for tier in tiers]
         assert len(set(names)) == len(names), f"two tiers of one name: {names}"
@@ -87,6 +97,7 @@ class TieredStore:
         self._durable = tuple(tier for tier in tiers if tier.durable)
         self._metrics = metrics
         self._clock = clock
+        self._jobs = tuple(jobs)
         self._limits = (write_queue_limit, write_queue_bytes)
         self._behind = {
             tier.name: queue(
@@ -300,6 +311,8 @@ class TieredStore:
                 closing.callback(tier.close)
             for behind in self._behind.values():
                 closing.callback(behind.close)
+            for job in self._jobs:
+                closing.callback(job.close)
 
     def _takes(self, tier: Tier, size_bytes: int) -> bool:
         try:

@@ -13,14 +13,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from chunkcache.codec_spec import is_lossless
+from chunkcache.codec_spec import is_read
 from chunkcache.errors import CorruptRecord, InvalidRequest, StoreError
 from chunkcache.store.check import check_store
 from chunkcache.store.layout import MetaEntry, map_bytes_for
 from chunkcache.store.lmdb_env import DATA_FILE, RecordEnv
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from pathlib import Path
 
     from chunkcache.store.check import CheckReport
@@ -87,12 +87,12 @@ def take_inventory(path: Path, capacity_bytes: int) -> Inventory:
 
 
 def why_useless(
-    entry: MetaEntry, *, fingerprint: bytes, codec: str, now_s: float | None = None
+    entry: MetaEntry, *, fingerprint: bytes, codecs: Collection[str], now_s: float | None = None
 ) -> str | None:
     """`other model`, `other codec` or `expired`; None: it can still be served."""
     if entry.fingerprint != fingerprint:
         return "other model"
-    if entry.codec != codec and not is_lossless(entry.codec):
+    if not is_read(entry.codec, codecs):
         return "other codec"
     expires_s = entry.terms.expires_s
     is_over = expires_s < math.inf and expires_s < (time.time() if now_s is None else now_s)

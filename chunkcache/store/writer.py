@@ -106,6 +106,39 @@ class RecordWriter:
             self._mirror.added(commit, digest, entry)
             self._unsynced.set()
 
+    def recode(
+        self, digest: bytes, seen: bytes, to: bytes, entry: MetaEntry,
+        header: bytes, slabs: Sequence[bytes],
+    ) -> bool:  # fmt: skip
+        """Put a record in the place of a larger one that says the same, in one transaction.
+
+        Args:
+            digest: of the one that leaves; the caller has a lease on it.
+            seen: its packed entry.
+            to: what the other is to lie under; may be the same.
+
+        Returns:
+            False: it is being read, or is not what it was; nothing was written.
+
+        Raises:
+            StoreError: map or disk full, or another failure; nothing was written.
+        """
+        with self._lock:
+            if not self._mirror.change(digest):
+                return False
+            try:
+                with self._env.writing(entry.size_bytes) as txn:
+                    if not self._env.remove_unchanged(txn, digest, seen):
+                        return False
+                    self._env.put(txn, to, entry, header, slabs)
+                    commit = txn.id()
+                self._mirror.recoded(commit, digest, to, entry)
+            finally:
+                self._mirror.settle(digest)
+            self._unsynced.set()
+            self._free_pages()
+            return True
+
     def remove(self, digest: bytes) -> None:
         """Remove a record, or what is left of it. Raises `StoreError`."""
         with self._lock:

@@ -91,6 +91,7 @@ def test_hit_rates_of_a_running_service() -> None:
     metrics.chunk_queries.labels("host").inc(0)
     metrics.tier_bytes.labels("disk").set(float("nan"))
     metrics.tier_records.labels("disk").set(7)
+    metrics.recompressed.labels("disk").inc(2)
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -110,7 +111,7 @@ def test_hit_rates_of_a_running_service() -> None:
         server.shutdown()
     assert disk == {
         "tier": "disk", "records": 7, "bytes": None, "queries": 4, "hits": 3, "evictions": None,
-        "hit_rate": 0.75,
+        "recompressed": 2, "hit_rate": 0.75,
     }  # fmt: skip
     assert host["hit_rate"] is None
     with pytest.raises(ServerUnreachable):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from records import FINGERPRINT, make_record
+from records import FINGERPRINT, make_finite, make_record
 
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.metrics import Metrics
@@ -133,7 +133,25 @@ def copy(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
     tell({"records": report.records, "ok": report.ok, "corrupt": report.corrupt})
 
 
-DUTIES = {"copy": copy, "fill": fill, "mend": mend, "hold": hold, "fork": fork}
+def recode(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
+    """Put records, then code them anew, and so on in turns."""
+    codec = codec_named(order["codec"])
+    tier = DiskTier(
+        Path(order["path"]), order["capacity_bytes"], codec_named("raw"),
+        fingerprint=FINGERPRINT, cold=codec,
+    )  # fmt: skip
+    made = [make_finite(number) for number in order["numbers"]]
+    for record in made:
+        tier.put(record)
+    tell("filled")
+    while True:
+        for record in made:
+            tell(tier.recode(record.key.digest, codec))
+        for record in made:
+            tier.put(record)
+
+
+DUTIES = {"recode": recode, "copy": copy, "fill": fill, "mend": mend, "hold": hold, "fork": fork}
 
 
 class Child:

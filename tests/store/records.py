@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -69,3 +71,10 @@ def contents(record: ChunkKV) -> tuple[object, ...]:
         stats.prior_digests,
         stats.prior_lengths,
     )
+
+
+def make_finite(number: int, num_tokens: int = 400) -> ChunkKV:
+    """Chunk `number` with numbers that every codec codes."""
+    made = make_record(number, num_tokens)
+    draw = torch.Generator().manual_seed(number)
+    return replace(made, kv=torch.randn(made.kv.shape, generator=draw).to(made.kv.dtype))

@@ -46,7 +46,7 @@ def change(path: Path, edit: Callable[[RecordEnv, Any], object]) -> None:
 
 
 def test_a_sound_store_is_clean_and_its_bytes_are_counted(path: Path, records: ModuleType) -> None:
-    report = check_store(path, CAPACITY, fingerprint=records.FINGERPRINT, codec="raw")
+    report = check_store(path, CAPACITY, fingerprint=records.FINGERPRINT, codecs=["raw"])
     assert report == CheckReport(records=4, ok=4, models=1, size_bytes=4 * 4 * 4096)
     assert report.clean
 

@@ -174,7 +174,7 @@ def test_check_takes_records_for_stale_that_the_codec_in_use_does_not_read(
     tier.close()
 
     def stale(codec: str, **options: Any) -> int:
-        report = check_store(tmp_path / "kv", CAPACITY, codec=codec, **options)
+        report = check_store(tmp_path / "kv", CAPACITY, codecs=[codec], **options)
         assert report.clean
         return report.stale
 

@@ -34,6 +34,7 @@ steps = st.lists(
         st.tuples(st.just("on_use"), numbers),
         st.tuples(st.just("on_use"), numbers),
         st.tuples(st.just("on_delete"), numbers),
+        st.tuples(st.just("on_recode"), numbers, numbers, entries),
         st.tuples(st.just("on_time"), st.sampled_from(TIMES)),
         st.tuples(st.sampled_from(["on_wait", "on_wait_over"]), st.lists(numbers, max_size=3)),
         st.tuples(st.just("on_quota"), st.sampled_from([None, 30, 90])),
@@ -53,6 +54,8 @@ def told(verb: str, args: list[Any]) -> list[Any]:
     """The arguments of a step with digests in place of numbers."""
     if verb in {"on_use", "on_delete", "on_put"}:
         return [name(args[0]), *args[1:]]
+    if verb == "on_recode":
+        return [name(args[0]), name(args[1]), args[2]]
     if verb in {"on_wait", "on_wait_over"}:
         return [[name(number) for number in args[0]]]
     if verb == "on_quota":
@@ -105,6 +108,15 @@ class SlowWindowed:
     def on_delete(self, digest: bytes) -> None:
         self.entries.pop(digest, None)
         self.window.discard(digest)
+
+    def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
+        if digest in self.entries:
+            self.times.setdefault(to, list(self.times[digest]))
+            last = self.last[digest]
+            self.on_delete(digest)
+            self.on_delete(to)
+            self.entries[to], self.last[to] = entry, last
+            self.drop_expired_from_window()
 
     def on_time(self, now_s: float) -> None:
         self.now_s = max(self.now_s, now_s)
@@ -253,6 +265,13 @@ class SlowLru:
     def on_delete(self, digest: bytes) -> None:
         if digest in self.order:
             self.order.remove(digest)
+
+    def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
+        if digest in self.order:
+            self.on_delete(digest)
+            self.on_delete(to)
+            self.order.insert(0, to)
+            self.entries[to] = entry
 
     def admit(
         self, digest: bytes, entry: Entry, needed: int, spared: set[bytes]

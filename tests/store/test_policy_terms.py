@@ -68,7 +68,7 @@ def test_the_heap_of_a_much_used_record_is_bounded() -> None:
 
 
 def test_a_record_is_known_under_its_name_in_a_lower_tier() -> None:
-    popularity = Popularity(half_life_uses=2, also=lambda digest: b"coded " + digest)
+    popularity = Popularity(half_life_uses=2, also=lambda digest: (b"coded " + digest,))
     for _ in range(3):
         popularity.count(b"a")
     assert popularity.uses(b"coded a") == popularity.uses(b"a") > 2
@@ -78,6 +78,22 @@ def test_a_record_is_known_under_its_name_in_a_lower_tier() -> None:
     for number in range(1000):
         popularity.count(b"%d" % number)
     assert len(popularity._weights) == 64
+
+
+def test_a_record_that_moves_to_another_digest_was_wanted_as_often() -> None:
+    popularity = Popularity(half_life_uses=2)
+    for digest in (b"a", b"a", b"b"):
+        popularity.count(digest)
+    assert (popularity.counted, popularity.last_use(b"a"), popularity.last_use(b"c")) == (3, 2, 0)
+    popularity.follow(b"a", b"c")
+    assert popularity.uses(b"c") == popularity.uses(b"a") and popularity.last_use(b"c") == 2
+    popularity.follow(b"b", b"c")  # known already
+    popularity.follow(b"nobody", b"d")
+    assert popularity.last_use(b"c") == 2 and popularity.uses(b"d") == 0.0
+    for number in range(1000):
+        popularity.count(b"%d" % number)
+        popularity.follow(b"%d" % number, b"to %d" % number)
+    assert len(popularity._weights) == len(popularity._last) == 32
 
 
 def test_tiers_that_share_their_counts_know_a_record_that_comes_down() -> None:

@@ -76,7 +76,7 @@ def test_why_a_record_is_useless(
     fingerprint: bytes, codec: str, expires_s: float, reason: str | None
 ) -> None:
     entry = MetaEntry(1, 1, 0, fingerprint, codec, Terms(expires_s=expires_s))
-    assert why_useless(entry, fingerprint=b"f", codec="int4", now_s=100.0) == reason
+    assert why_useless(entry, fingerprint=b"f", codecs=["int4"], now_s=100.0) == reason
 
 
 # ---------------------------------------------------------------- backup

@@ -33,6 +33,19 @@ class _Plain:
     def on_wait_over(self, digests: Iterable[bytes]) -> None:
         """See `Policy`."""
 
+    def on_put(self, digest: bytes, entry: Entry) -> None:
+        """See `Policy`."""
+        raise NotImplementedError
+
+    def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
+        """See `Policy`."""
+        self.on_delete(digest)
+        self.on_put(to, entry)
+
+    def on_delete(self, digest: bytes) -> None:
+        """See `Policy`."""
+        raise NotImplementedError
+
     def admit(
         self, digest: bytes, entry: Entry, bytes_needed: int, spared: Container[bytes] = ()
     ) -> list[bytes] | None:

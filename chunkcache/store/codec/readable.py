@@ -1,0 +1,30 @@
+"""Which records a tier finds: those of lossless codecs, and of the lossy ones it was given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chunkcache.codec_spec import is_read, lossy_places
+from chunkcache.store.codec import codec_named
+
+if TYPE_CHECKING:
+    from chunkcache.store.codec.base import Codec
+
+
+class ReadableCodecs:
+    """The codecs whose records a tier reads, beside all lossless ones. Immutable."""
+
+    def __init__(self, *codecs: Codec | None) -> None:
+        self._by_name = {codec.name: codec for codec in codecs if codec is not None}
+
+    def read(self, codec: str) -> bool:
+        """Whether records of this one are."""
+        return is_read(codec, self._by_name)
+
+    def places(self, digest: bytes) -> tuple[bytes, ...]:
+        """Digests that a chunk's record may lie under, the most exact one first."""
+        return (digest, *lossy_places(digest, self._by_name))
+
+    def named(self, name: str) -> Codec:
+        """The codec that made a record that is read."""
+        return self._by_name.get(name) or codec_named(name)

@@ -1,0 +1,79 @@
+"""Puts what another codec makes of a record in LMDB in its place, under whoever reads the store."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from chunkcache.codec_spec import stored_under
+from chunkcache.store.frame import frame_of_layers
+from chunkcache.store.layout import MetaEntry, entry_of, padded
+from chunkcache.store.leased import LeasedRecord
+
+if TYPE_CHECKING:
+    from chunkcache.store.codec.base import Codec
+    from chunkcache.store.leased import SlabSource
+    from chunkcache.store.lmdb_env import RecordEnv
+    from chunkcache.store.mirror import Mirror
+    from chunkcache.store.writer import RecordWriter
+
+
+class Recoder:
+    """Of one disk tier. Thread-safe.
+
+    The record that was there and the one that takes its place change in one transaction: whoever
+    looks, and whatever kills the process, finds one of them, whole.
+
+    Args:
+        source: the tier; its verbs end before the environment is closed.
+    """
+
+    def __init__(
+        self, source: SlabSource, env: RecordEnv, mirror: Mirror, writer: RecordWriter
+    ) -> None:
+        self._source = source
+        self._env = env
+        self._mirror = mirror
+        self._writer = writer
+
+    def recode(self, digest: bytes, codec: Codec) -> int:
+        """Code what lies under a digest anew, if that makes it smaller and nobody else reads it.
+
+        Memory: one layer's KV, and the record as coded.
+
+        Returns:
+            Bytes of file pages that are free now; 0: nothing was done.
+
+        Raises:
+            CorruptRecord, StoreError: it cannot be read, coded or written; it is as it was.
+        """
+        if not self._mirror.lease(digest):
+            return 0
+        record = None
+        try:
+            with self._env.reading() as txn:
+                seen = self._env.entry(txn, digest)
+                if seen is None:
+                    return 0
+                header = self._env.header(txn, digest)
+            record = LeasedRecord(self._source, header.key, header, seen)
+            return self._replace(record, codec)
+        finally:
+            self._mirror.give_back(digest)
+
+    def _replace(self, record: LeasedRecord, codec: Codec) -> int:
+        before = MetaEntry.unpack(record.packed_entry)
+        frame = frame_of_layers(
+            record, record.layers(), codec, before.fingerprint, padded=padded
+        )  # fmt: skip
+        entry = entry_of(
+            frame, before.num_tokens, before.fingerprint, codec.name, before.terms
+        )  # fmt: skip
+        entry = replace(entry, created_ns=before.created_ns)  # it is no newer than it was
+        saved_bytes = before.size_bytes - entry.size_bytes
+        digest, to = record.header.stored_digest, stored_under(record.key.digest, codec.name)
+        if saved_bytes <= 0 or not self._writer.recode(
+            digest, record.packed_entry, to, entry, frame.header, frame.slabs
+        ):
+            return 0
+        return saved_bytes

@@ -1,0 +1,187 @@
+"""One record becomes another under whoever reads it, or stays: readers, failures, kills."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from chunkcache.chunk import ChunkKV, Terms
+from chunkcache.errors import StoreError
+from chunkcache.store import check_store
+from chunkcache.store.codec import codec_named, read_through
+from chunkcache.store.disk import DiskTier
+from chunkcache.store.reader import read_record
+
+INT4 = "int4(group=32)"
+CODEC = codec_named(INT4)
+CAPACITY = 64 * 1024 * 1024
+
+
+@pytest.fixture
+def record(records: ModuleType) -> ChunkKV:
+    made: ChunkKV = records.make_finite(1)
+    return made
+
+
+@pytest.fixture
+def tier(open_tier: Callable[..., DiskTier], record: ChunkKV) -> DiskTier:
+    """Holds the record, as it was computed."""
+    opened = open_tier(cold=CODEC)
+    opened.put(record)
+    return opened
+
+
+def rounded_by(tier: DiskTier, record: ChunkKV) -> str | None:
+    found = tier.get(record.key)
+    assert found is not None
+    return found.rounded_by
+
+
+def test_what_is_being_read_stays_until_it_is_given_back(
+    tier: DiskTier, record: ChunkKV, records: ModuleType
+) -> None:
+    with tier.open(record.key) as reader:
+        assert tier.recode(record.key.digest, CODEC) == 0
+        assert records.contents(read_record(reader)) == records.contents(record)
+    assert tier.recode(record.key.digest, CODEC) > 0
+    assert not tier._mirror._leases and rounded_by(tier, record) == INT4
+    assert tier.recode(record.key.digest, CODEC) == 0, "it has left that place"
+
+
+def test_who_opens_it_meanwhile_waits_for_the_commit_and_gets_the_other(
+    tier: DiskTier, record: ChunkKV, monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[[Callable[[], bool]], None],
+) -> None:  # fmt: skip
+    put, found = tier._env.put, []
+
+    def look() -> None:
+        with tier.open(record.key) as reader:
+            found.append(reader.rounded_by)
+
+    reading = threading.Thread(target=look)
+
+    def put_slowly(*arguments: Any) -> None:
+        reading.start()
+        eventually(lambda: bool(tier._mirror._settled._waiters))
+        put(*arguments)
+
+    monkeypatch.setattr(tier._env, "put", put_slowly)
+    assert tier.recode(record.key.digest, CODEC) > 0
+    reading.join()
+    assert found == [INT4]
+
+
+@pytest.mark.parametrize("layer", [1, 2])  # of three: while it is read, and after
+def test_what_changed_meanwhile_is_not_written_over(
+    tier: DiskTier, record: ChunkKV, layer: int
+) -> None:
+    class Meddling:
+        name = CODEC.name
+
+        decode_layer = CODEC.decode_layer
+
+        def encode_layer(self, number: int, *arguments: Any) -> bytes:
+            if number == layer:
+                tier.delete(record.key)
+                tier.put(replace(record, terms=Terms("another")))
+            return CODEC.encode_layer(number, *arguments)
+
+    with pytest.raises(StoreError, match="gone") if layer == 1 else nullcontext():
+        assert tier.recode(record.key.digest, Meddling()) == 0
+    ((_, entry),) = tier.entries()
+    assert (entry.codec, entry.terms.tenant) == ("raw", "another")
+
+
+class FailingCodec:
+    """Breaks off at one layer."""
+
+    name = INT4
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.decode_layer = codec_named(INT4).decode_layer
+
+    def encode_layer(self, layer: int, *arguments: Any) -> bytes:
+        if layer == self.at:
+            raise StoreError("codec: made to fail")
+        return codec_named(INT4).encode_layer(layer, *arguments)
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_a_failure_while_encoding_leaves_the_record(
+    tier: DiskTier, record: ChunkKV, records: ModuleType, layer: int
+) -> None:
+    with pytest.raises(StoreError, match="made to fail"):
+        tier.recode(record.key.digest, FailingCodec(layer))
+    found = tier.get(record.key)
+    assert found is not None and records.contents(found) == records.contents(record)
+    assert not tier._mirror._leases
+
+
+@pytest.mark.parametrize("value", range(5))  # three layers, the header, the entry
+def test_a_failure_while_writing_leaves_the_record(
+    tier: DiskTier, record: ChunkKV, records: ModuleType, value: int,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    put = tier._env.put
+
+    class Transaction:
+        """Fails at one of the values it is to put."""
+
+        def __init__(self, txn: Any) -> None:
+            self.txn, self.left = txn, value
+
+        def put(self, *arguments: Any, **options: Any) -> Any:
+            if not self.left:
+                raise StoreError("store: disk full, made up")
+            self.left -= 1
+            return self.txn.put(*arguments, **options)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.txn, name)
+
+    monkeypatch.setattr(tier._env, "put", lambda txn, *arguments: put(Transaction(txn), *arguments))
+    with pytest.raises(StoreError, match="made up"):
+        tier.recode(record.key.digest, CODEC)
+    found = tier.get(record.key)
+    assert found is not None and records.contents(found) == records.contents(record)
+    assert not tier._mirror._changing and tier.usage().records == 1
+    tier.close()
+    assert check_store(tmp_path / "kv", CAPACITY).clean
+
+
+def test_a_kill_at_any_moment_leaves_one_of_them_whole(
+    other_process: Any, open_tier: Callable[..., DiskTier], records: ModuleType, tmp_path: Path
+) -> None:
+    draw, codec, path = random.Random(3), codec_named(INT4), tmp_path / "kv"
+    numbers = range(6)
+    kinds: set[str | None] = set()
+    for kill in range(4):
+        answer = other_process.ask(
+            "kill after", words=2 + kill, seconds=draw.uniform(0, 0.004), order={
+                "do": "recode", "path": path, "capacity_bytes": CAPACITY, "codec": INT4,
+                "numbers": list(numbers),
+            },
+        )  # fmt: skip
+        assert answer["killed"], "it ended before it was killed"
+        report = check_store(path, CAPACITY, fingerprint=records.FINGERPRINT, codecs=[INT4])
+        assert report.clean and report.stale == 0
+        tier = open_tier(cold=codec)
+        for number in numbers:
+            record = records.make_finite(number)
+            found = tier.get(record.key)
+            expected = record if found.rounded_by is None else read_through(codec, record)
+            assert records.contents(found) == records.contents(expected)
+            kinds.add(found.rounded_by)
+            tier.delete(record.key)
+        assert tier.usage().records == 0
+        tier.close()
+    assert kinds == {None, INT4}
