@@ -12,12 +12,14 @@ with `raw` question by question: the mean difference, and the ratio of means, wi
 (bootstrap over questions).
 
 One line per question goes to `--work` (it holds text of the set: not to be committed): a run can be
-stopped and resumed, with more questions too. Only the JSON line at the end is a result.
+stopped and resumed, with more questions too. Only the JSON line at the end is a result; with
+`--minutes` it is of the questions that were answered by then.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -144,11 +146,14 @@ def measured_lines(
         "seed": given.seed, "fit_questions": FIT_QUESTIONS, **installation_facts(cache),
     }  # fmt: skip
     name = f"codec-{Path(given.model).name.replace(':', '-')}-{given.set}-{given.split}.jsonl"
-    lines = []
+    lines: list[dict[str, dict[str, float]]] = []
+    until_s = time.monotonic() + 60 * given.minutes
     with ResultsFile(given.work / name, facts) as results:
         known = results.known(questions)
         for number, question in enumerate(questions, start=1):
             line = known.get(question.id)
+            if line is None and lines and time.monotonic() > until_s:
+                break
             if line is None:
                 prompt = lab.prompt(question)
                 found = drifts(lab, prompt, codecs, lab.records(prompt), given.budget)
@@ -218,6 +223,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--set", default="hotpotqa", help="name of a file in the qa folder")
     parser.add_argument("--split", default="report", choices=("tune", "report"))
     parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then no new question")
     parser.add_argument("--passages", type=int, default=5)
     parser.add_argument("--budget", type=float, default=0.15)
     parser.add_argument("--codecs", nargs="+", default=list(CODECS))

@@ -49,7 +49,7 @@ class Policy(Protocol):
         ...
 
     def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
-        """A record that nobody wanted lately is another now, smaller and maybe under another digest.
+        """A record that nobody wanted lately is another now, smaller, maybe under another digest.
 
         No use, and no newcomer. Unknown digests are ignored.
         """

@@ -97,7 +97,7 @@ class TieredStore:
         self._durable = tuple(tier for tier in tiers if tier.durable)
         self._metrics = metrics
         self._clock = clock
-        self._jobs = tuple(jobs)
+        self.jobs = tuple(jobs)
         self._limits = (write_queue_limit, write_queue_bytes)
         self._behind = {
             tier.name: queue(
@@ -311,7 +311,7 @@ class TieredStore:
                 closing.callback(tier.close)
             for behind in self._behind.values():
                 closing.callback(behind.close)
-            for job in self._jobs:
+            for job in self.jobs:
                 closing.callback(job.close)
 
     def _takes(self, tier: Tier, size_bytes: int) -> bool:

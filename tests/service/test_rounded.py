@@ -9,6 +9,8 @@ import pytest
 from chunkcache import ChunkCache
 from chunkcache.chunk import Rung
 from chunkcache.protocol import SpanReport
+from chunkcache.service.upkeep import find_garbage
+from chunkcache.store.recompress import Recompressor
 
 INT4 = "int4(group=32)"
 TEXTS = [f"Passage {i}: " + "the quick brown fox jumps over the lazy dog. " * 2 for i in range(3)]
@@ -78,3 +80,31 @@ def test_lossless_codecs_change_nothing_in_reports(
     first, *others = chunks_of(restarted("zstd"), policy="none")
     assert (first.tier, first.rung, first.codec) == ("disk", Rung.EXACT, None)
     assert {s.codec for s in others} == {None}
+
+
+def test_what_was_recompressed_while_cold_is_repaired_and_its_codec_named(
+    open_cache: Callable[..., ChunkCache],
+) -> None:
+    store = {"cold": {"codec": "int4", "after_s": 0, "above": 0}}
+    long = [text * 4 for text in TEXTS]
+    first = open_cache(store=store)
+    kept = first.ask("why?", documents=long, policy="none").report
+    first.runtime.store.flush()
+    (job,) = first.runtime.store.jobs
+    assert isinstance(job, Recompressor)
+    job.close()  # from here on by hand
+    stored = len(list(first.runtime.store.tiers[-1].scan()))
+    for _ in range(stored):
+        job.step()
+    again = first.ask("why?", documents=long, policy="none").report
+    assert all(span.codec is None for span in [*kept.spans, *again.spans]), "exact on the device"
+    first.close()
+    second = open_cache(store=store)
+    spans = [s for s in second.ask("why?", documents=long, policy="none").report.spans
+             if s.kind == "chunk"]  # fmt: skip
+    assert {(s.tier, s.rung, s.codec) for s in spans} == {("disk", Rung.REPAIRED, INT4)}
+    exact = second.ask("why?", documents=long, mode="exact").report
+    assert exact.rung is not Rung.REPAIRED and all(s.codec is None for s in exact.spans)
+    second.close()
+    assert "other codec" not in find_garbage(second.settings)
+    assert len(find_garbage(open_cache().settings)["other codec"]) == stored
