@@ -255,7 +255,7 @@ class DiskTier:
         with self._using(), self._env.reading() as txn:
             return list(self._ours(txn))
 
-    def recode(self, digest: bytes, codec: Codec) -> int:
+    def recode(self, digest: bytes, codec: Codec) -> int | None:
         """See `Recoder`. Raises `StoreError`: the record is as it was."""
         return self._recoder.recode(digest, codec)
 

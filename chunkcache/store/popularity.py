@@ -20,7 +20,7 @@ class Popularity:
     their order changes only when something is used: they are kept as logarithms which never need
     updating, and which grow without bound by 1 per half-life. Thread-safe; tiers may share one, so
     that a record coming down a tier is known there. `count`, `weight`: O(1). Memory: at most 16
-    half-lives of records, some 200 bytes each.
+    half-lives of records, some 300 bytes each.
 
     Args:
         half_life_uses: after so many uses of any record one weighs half.

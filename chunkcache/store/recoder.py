@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from chunkcache.codec_spec import stored_under
+from chunkcache.chunk import Retention
+from chunkcache.codec_spec import is_lossless, stored_under
 from chunkcache.store.frame import frame_of_layers
 from chunkcache.store.layout import MetaEntry, entry_of, padded
 from chunkcache.store.leased import LeasedRecord
@@ -36,32 +37,33 @@ class Recoder:
         self._mirror = mirror
         self._writer = writer
 
-    def recode(self, digest: bytes, codec: Codec) -> int:
+    def recode(self, digest: bytes, codec: Codec) -> int | None:
         """Code what lies under a digest anew, if that makes it smaller and nobody else reads it.
 
         Memory: one layer's KV, and the record as coded.
 
         Returns:
-            Bytes of file pages that are free now; 0: nothing was done.
+            Bytes of file pages that are free now. 0: it would not be smaller, or may not be coded
+            so. None: somebody is reading it, or it has changed or gone.
 
         Raises:
             CorruptRecord, StoreError: it cannot be read, coded or written; it is as it was.
         """
         if not self._mirror.lease(digest):
-            return 0
-        record = None
+            return None
         try:
             with self._env.reading() as txn:
                 seen = self._env.entry(txn, digest)
                 if seen is None:
-                    return 0
+                    return None
                 header = self._env.header(txn, digest)
-            record = LeasedRecord(self._source, header.key, header, seen)
-            return self._replace(record, codec)
+            if not may_be_recoded(MetaEntry.unpack(seen), codec.name):
+                return 0
+            return self._replace(LeasedRecord(self._source, header.key, header, seen), codec)
         finally:
             self._mirror.give_back(digest)
 
-    def _replace(self, record: LeasedRecord, codec: Codec) -> int:
+    def _replace(self, record: LeasedRecord, codec: Codec) -> int | None:
         before = MetaEntry.unpack(record.packed_entry)
         frame = frame_of_layers(
             record, record.layers(), codec, before.fingerprint, padded=padded
@@ -71,9 +73,20 @@ class Recoder:
         )  # fmt: skip
         entry = replace(entry, created_ns=before.created_ns)  # it is no newer than it was
         saved_bytes = before.size_bytes - entry.size_bytes
-        digest, to = record.header.stored_digest, stored_under(record.key.digest, codec.name)
-        if saved_bytes <= 0 or not self._writer.recode(
-            digest, record.packed_entry, to, entry, frame.header, frame.slabs
-        ):
+        if saved_bytes <= 0:
             return 0
-        return saved_bytes
+        digest, to = record.header.stored_digest, stored_under(record.key.digest, codec.name)
+        is_done = self._writer.recode(
+            digest, record.packed_entry, to, entry, frame.header, frame.slabs
+        )
+        return saved_bytes if is_done else None
+
+
+def may_be_recoded(entry: MetaEntry, codec: str) -> bool:
+    """Whether a codec may take the place of the one that made a record.
+
+    What was rounded is not rounded again, and what is pinned is not rounded at all.
+    """
+    if entry.codec == codec or not is_lossless(entry.codec):
+        return False
+    return is_lossless(codec) or entry.terms.retention is not Retention.PINNED

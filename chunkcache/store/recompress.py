@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from chunkcache.chunk import Retention
-from chunkcache.codec_spec import is_lossless
 from chunkcache.cores import one_core
 from chunkcache.errors import StoreError
+from chunkcache.store.recoder import may_be_recoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from chunkcache.cold_settings import ColdSettings
     from chunkcache.store.codec.base import Codec
     from chunkcache.store.disk import DiskTier
-    from chunkcache.store.layout import MetaEntry
     from chunkcache.store.popularity import Popularity
 
 log = structlog.get_logger(__name__)
@@ -104,7 +102,7 @@ class Recompressor:
             return _LOOK_S
         if saved_bytes:
             self._on_recoded(saved_bytes)
-        else:
+        elif saved_bytes is not None:
             self._left_alone.add(digest)
         return size_bytes / self._settings.bytes_per_s
 
@@ -130,15 +128,10 @@ class Recompressor:
             (last_use(digest), digest, entry.size_bytes)
             for digest, entry in entries
             if digest not in self._left_alone
-            and self._may_become_smaller(entry)
+            and may_be_recoded(entry, self._codec.name)
             and last_use(digest) <= cold_since
         )
         self._cold.extend((digest, size) for _, digest, size in heapq.nsmallest(_BATCH, found))
-
-    def _may_become_smaller(self, entry: MetaEntry) -> bool:
-        if entry.codec == self._codec.name or not is_lossless(entry.codec):
-            return False
-        return is_lossless(self._codec.name) or entry.terms.retention is not Retention.PINNED
 
     def _uses_until_cold(self) -> int | None:
         """How many uses had been counted `after_s` ago; None: that is too long ago to know."""

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from chunkcache.chunk import ChunkKV, Terms
+from chunkcache.chunk import ChunkKV, Retention, Terms
+from chunkcache.codec_spec import stored_under
 from chunkcache.errors import StoreError
 from chunkcache.store import check_store
 from chunkcache.store.codec import codec_named, read_through
@@ -49,11 +50,11 @@ def test_what_is_being_read_stays_until_it_is_given_back(
     tier: DiskTier, record: ChunkKV, records: ModuleType
 ) -> None:
     with tier.open(record.key) as reader:
-        assert tier.recode(record.key.digest, CODEC) == 0
+        assert tier.recode(record.key.digest, CODEC) is None
         assert records.contents(read_record(reader)) == records.contents(record)
     assert tier.recode(record.key.digest, CODEC) > 0
     assert not tier._mirror._leases and rounded_by(tier, record) == INT4
-    assert tier.recode(record.key.digest, CODEC) == 0, "it has left that place"
+    assert tier.recode(record.key.digest, CODEC) is None, "it has left that place"
 
 
 def test_who_opens_it_meanwhile_waits_for_the_commit_and_gets_the_other(
@@ -95,9 +96,25 @@ def test_what_changed_meanwhile_is_not_written_over(
             return CODEC.encode_layer(number, *arguments)
 
     with pytest.raises(StoreError, match="gone") if layer == 1 else nullcontext():
-        assert tier.recode(record.key.digest, Meddling()) == 0
+        assert tier.recode(record.key.digest, Meddling()) is None
     ((_, entry),) = tier.entries()
     assert (entry.codec, entry.terms.tenant) == ("raw", "another")
+
+
+def test_nothing_is_rounded_twice_and_nothing_pinned_at_all(
+    open_tier: Callable[..., DiskTier], records: ModuleType
+) -> None:
+    int8 = codec_named("int8")
+    tier = open_tier(codec=int8, cold=CODEC)
+    rounded = records.make_finite(2)
+    pinned = replace(records.make_finite(3), terms=Terms(retention=Retention.PINNED))
+    tier.put(rounded)
+    assert tier.recode(stored_under(rounded.key.digest, int8.name), CODEC) == 0
+    assert rounded_by(tier, rounded) == int8.name
+    tier.close()
+    tier = open_tier(cold=CODEC)
+    tier.put(pinned)
+    assert tier.recode(pinned.key.digest, CODEC) == 0 and rounded_by(tier, pinned) is None
 
 
 class FailingCodec:

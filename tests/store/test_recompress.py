@@ -194,6 +194,17 @@ def test_what_would_not_be_smaller_is_left_alone_and_tried_once(
     assert len(tried) == 1 and one.saved == [] and one.codecs(short) == [None]
 
 
+def test_what_is_being_read_is_tried_again(shelf: NewShelf, made: list[ChunkKV]) -> None:
+    one = shelf()
+    one.put(made[0])
+    one.tier._mirror.lease(made[0].key.digest)  # for what asked for it before it was cold
+    one.pass_time()
+    assert one.saved == []
+    one.tier._mirror.give_back(made[0].key.digest)
+    one.pass_time(0)
+    assert len(one.saved) == 1
+
+
 # ---------------------------------------------------------------- beside readers and writers
 
 
