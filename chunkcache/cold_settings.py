@@ -15,32 +15,33 @@ def _canonical_or_none(text: str) -> str:
 
 
 class ColdSettings(Section):
-    """Background recompression of the disk tier."""
+    """Background recompression of the disk tier: a part of the section `store`."""
 
-    codec: Annotated[str, AfterValidator(_canonical_or_none)] = Field(
+    cold_codec: Annotated[str, AfterValidator(_canonical_or_none)] = Field(
         "",
         description="what records on disk that nobody wanted for a while are rewritten with, as "
         "store.codec is written; empty: they stay as they are. One that rounds makes them "
         "repaired, never exact; pinned ones stay as they are",
     )
-    after_s: float = Field(
+    cold_after_s: float = Field(
         3600.0, ge=0, description="how long nobody must have wanted them, in this process"
     )
-    above: float = Field(
+    cold_above: float = Field(
         0.5, ge=0, le=1,
         description="only while records take more of store.disk_capacity_bytes than this share",
     )  # fmt: skip
-    bytes_per_s: int = Field(
+    cold_bytes_per_s: int = Field(
         8 * MIB, ge=1, description="of stored records that may be rewritten a second, on average"
     )
 
-    def why_not_beside(self, codec: str) -> str | None:
-        """What is wrong with it where new records are coded by `codec`, in words."""
-        if self.codec == codec:
-            return f"codec must be another than store.codec, which is {codec}"
-        if self.codec and not is_lossless(codec):
-            return (
-                f"needs a store.codec that rounds nothing, which {codec} does: what was rounded "
-                "is not rounded again"
-            )
-        return None
+
+def why_not_beside(cold_codec: str, codec: str) -> str | None:
+    """What is wrong with it where new records are coded by `codec`, in words."""
+    if cold_codec == codec:
+        return f"Must be another than store.cold_codec, which is {codec}"
+    if cold_codec and not is_lossless(codec):
+        return (
+            f"Must round nothing, which {codec} does, where store.cold_codec is set: what was "
+            "rounded is not rounded again"
+        )
+    return None

@@ -29,7 +29,7 @@ from pydantic_settings import (
 )
 
 from chunkcache.codec_spec import CODEC_NAMES, parse_codec
-from chunkcache.cold_settings import ColdSettings
+from chunkcache.cold_settings import ColdSettings, why_not_beside
 from chunkcache.errors import ConfigError
 from chunkcache.policy_names import PassageOrder, RepairPolicyName
 from chunkcache.section import GIB, MIB, Section, UserPath, expanded
@@ -134,7 +134,7 @@ def _canonical_codec(text: str) -> str:
     return str(parse_codec(text))
 
 
-class StoreSettings(Section):
+class StoreSettings(ColdSettings):
     """Tiers below the device."""
 
     host_capacity_bytes: int = Field(
@@ -158,11 +158,11 @@ class StoreSettings(Section):
     )
     codec: Annotated[str, AfterValidator(_canonical_codec)] = Field(
         "raw",
+        validate_default=True,
         description="how records are coded below memory, with parameters: "
         f"{', '.join(CODEC_NAMES)}. "
         "All but raw and zstd over raw round: what is read through them is repaired, never exact",
     )
-    cold: ColdSettings = ColdSettings()
     shared: str = Field(
         "",
         pattern=r"^$|^(redis|rediss|valkey|valkeys|unix)://",
@@ -198,13 +198,12 @@ class StoreSettings(Section):
         "chunkcache hitrate advises on sizes; no text; 0: none",
     )
 
-    @field_validator("cold")
+    @field_validator("codec")
     @classmethod
-    def _cold_is_denser(cls, cold: ColdSettings, info: ValidationInfo) -> ColdSettings:
-        problem = cold.why_not_beside(info.data.get("codec", "raw"))  # absent when wrong itself
-        if problem:
+    def _goes_with_the_cold_one(cls, codec: str, info: ValidationInfo) -> str:
+        if problem := why_not_beside(info.data.get("cold_codec", ""), codec):
             raise ValueError(problem)
-        return cold
+        return codec
 
     @field_validator("object")
     @classmethod
@@ -226,7 +225,7 @@ class StoreSettings(Section):
     @property
     def codecs(self) -> tuple[str, ...]:
         """Those whose records are read, beside all lossless ones."""
-        return tuple(filter(None, (self.codec, self.cold.codec)))
+        return tuple(filter(None, (self.codec, self.cold_codec)))
 
     @property
     def quotas(self) -> dict[str, int]:

@@ -17,18 +17,13 @@ class Metrics:
         self.registry = CollectorRegistry(auto_describe=True)
         on = self.registry
         self.ttft_seconds = Histogram(
-            "chunkcache_time_to_first_token_seconds",
-            "Request admitted to first token",
-            ["rung"],
-            buckets=_SECONDS,
-            registry=on,
-        )
+            "chunkcache_time_to_first_token_seconds", "Request admitted to first token", ["rung"],
+            buckets=_SECONDS, registry=on,
+        )  # fmt: skip
         self.request_seconds = Histogram(
-            "chunkcache_request_seconds",
-            "Request admitted to last token",
-            buckets=_SECONDS,
-            registry=on,
-        )
+            "chunkcache_request_seconds", "Request admitted to last token",
+            buckets=_SECONDS, registry=on,
+        )  # fmt: skip
         self.requests = Counter(
             "chunkcache_requests", "Requests by outcome", ["outcome"], registry=on
         )
@@ -49,11 +44,9 @@ class Metrics:
         self.tier_bytes = Gauge("chunkcache_tier_bytes", "Bytes held", ["tier"], registry=on)
         self.tier_records = Gauge("chunkcache_tier_records", "Records held", ["tier"], registry=on)
         self.store_errors = Counter(
-            "chunkcache_store_errors",
-            "Store failures, by tier and kind",
-            ["tier", "kind"],
+            "chunkcache_store_errors", "Store failures, by tier and kind", ["tier", "kind"],
             registry=on,
-        )
+        )  # fmt: skip
         self.tier_rests = Gauge(
             "chunkcache_tier_rests",
             "Circuit breaker of a remote tier: 0 asked, 1 tried again, 2 not asked",
@@ -62,16 +55,10 @@ class Metrics:
         )
         self.evictions = Counter("chunkcache_evictions", "Records evicted", ["tier"], registry=on)
         self.recompressed = Counter(
-            "chunkcache_recompressed",
-            "Cold records rewritten with store.cold.codec",
-            ["tier"],
-            registry=on,
+            "chunkcache_recompressed", "Cold records made denser", ["tier"], registry=on
         )
         self.recompressed_saved_bytes = Counter(
-            "chunkcache_recompressed_saved_bytes",
-            "Bytes of the tier that this gave back",
-            ["tier"],
-            registry=on,
+            "chunkcache_recompressed_saved_bytes", "What that gave back", ["tier"], registry=on
         )
         self.prefetches = Counter(
             "chunkcache_prefetches", "Chunks brought up before a request took them", registry=on

@@ -44,7 +44,7 @@ def stats(
 
     settings = shared(context).settings
     inventory = take_inventory(store_path(settings), settings.store.disk_capacity_bytes)
-    cold = settings.store.cold.codec
+    cold = settings.store.cold_codec
     found = _figures(inventory)
     if cold:
         found["cold"] = _rewritten(inventory, cold)

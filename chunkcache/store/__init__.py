@@ -82,7 +82,7 @@ def open_store(
         counts_uses = False
         tiers.append(HostTier(store.host_capacity_bytes, policy, on_evict=evicted))
     if store.disk_capacity_bytes:
-        cold = codec_named(store.cold.codec, bases_path(settings)) if store.cold.codec else None
+        cold = codec_named(store.cold_codec, bases_path(settings)) if store.cold_codec else None
         disk = DiskTier(
             store_path(settings), store.disk_capacity_bytes, codec,
             fingerprint=fingerprint, sync_interval_s=store.sync_interval_s,
@@ -91,7 +91,7 @@ def open_store(
         )  # fmt: skip
         tiers.append(disk)
         if cold is not None:
-            jobs.append(_recompressor(disk, cold, popularity, store.cold, metrics))
+            jobs.append(_recompressor(disk, cold, popularity, store, metrics))
     for tier in remote:
         for kind, breaker in tier.breakers.items():
             metrics.tier_rests.labels(tier.name, kind).set_function(partial(_state, breaker))

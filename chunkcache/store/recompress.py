@@ -26,16 +26,16 @@ log = structlog.get_logger(__name__)
 
 _LOOK_S = 30.0  # between two looks at a store with nothing to do
 _BATCH = 1000  # records found cold by one look
-_MARKS = 8  # in `after_s`: so much later than asked for a record is cold at most
+_MARKS = 8  # in `cold_after_s`: so much later than asked for a record is cold at most
 
 
 class Recompressor:
     """Rewrites cold records of a disk tier with `codec`, in a thread of its own.
 
-    Cold is what nobody has wanted for `after_s`, from whichever tier it was served: time is told
-    by the number of uses counted since. A process that has just begun knows of none, so nothing is
-    cold in its first `after_s`. The coldest go first. What rounds something is used only on records
-    as they were computed, and not on pinned ones.
+    Cold is what nobody has wanted for `cold_after_s`, from whichever tier it was served: time is
+    told by the number of uses counted since. A process that has just begun knows of none, so that
+    nothing is cold at first. The coldest go first. What rounds something is used only on records as
+    they were computed, and not on pinned ones.
 
     Args:
         tier: reads `codec` too.
@@ -91,7 +91,7 @@ class Recompressor:
             self._failed(error)
             return _LOOK_S
         if cold is None:
-            return min(_LOOK_S, self._settings.after_s / _MARKS) or _LOOK_S
+            return min(_LOOK_S, self._settings.cold_after_s / _MARKS) or _LOOK_S
         digest, size_bytes = cold
         try:
             with one_core():
@@ -104,13 +104,16 @@ class Recompressor:
             self._on_recoded(saved_bytes)
         elif saved_bytes is not None:
             self._left_alone.add(digest)
-        return size_bytes / self._settings.bytes_per_s
+        return size_bytes / self._settings.cold_bytes_per_s
 
     def _next(self) -> tuple[bytes, int] | None:
         """The coldest record and its bytes. Raises `StoreError`: the tier cannot be read."""
         cold_since = self._uses_until_cold()
         usage = self._tier.usage()
-        if cold_since is None or usage.size_bytes <= self._settings.above * usage.capacity_bytes:
+        if (
+            cold_since is None
+            or usage.size_bytes <= self._settings.cold_above * usage.capacity_bytes
+        ):
             return None
         if not self._cold:
             self._look(cold_since)
@@ -134,8 +137,8 @@ class Recompressor:
         self._cold.extend((digest, size) for _, digest, size in heapq.nsmallest(_BATCH, found))
 
     def _uses_until_cold(self) -> int | None:
-        """How many uses had been counted `after_s` ago; None: that is too long ago to know."""
-        now, after_s = self._clock(), self._settings.after_s
+        """How many uses had been counted `cold_after_s` ago; None: that is too long ago to know."""
+        now, after_s = self._clock(), self._settings.cold_after_s
         if not self._marks or now - self._marks[-1][0] >= after_s / _MARKS:
             self._marks.append((now, self._popularity.counted))
         while len(self._marks) > 1 and self._marks[1][0] <= now - after_s:

@@ -40,7 +40,7 @@ def test_figures_of_a_store(run: Run, warmed: int) -> None:
     shown = run("stats").stdout
     assert f"disk: {warmed} records" in shown
     assert "raw" in shown and "cold" not in found
-    cold = ("--set", "store.cold.codec=int4")
+    cold = ("--set", "store.cold_codec=int4")
     assert json.loads(run(*cold, "stats", "--json").stdout)["cold"] == {"records": 0, "bytes": 0}
     assert "cold: 0 of them, 0 bytes, are in int4(group=32)" in run(*cold, "stats").stdout
 

@@ -85,7 +85,7 @@ def test_lossless_codecs_change_nothing_in_reports(
 def test_what_was_recompressed_while_cold_is_repaired_and_its_codec_named(
     open_cache: Callable[..., ChunkCache],
 ) -> None:
-    store = {"cold": {"codec": "int4", "after_s": 0, "above": 0}}
+    store = {"cold_codec": "int4", "cold_after_s": 0, "cold_above": 0}
     long = [text * 4 for text in TEXTS]
     first = open_cache(store=store)
     kept = first.ask("why?", documents=long, policy="none").report

@@ -51,7 +51,8 @@ class Shelf:
         self.tier = open_tier(capacity_bytes, cold=self.codec, policy=policy)
         self.saved: list[int] = []
         self.errors = 0
-        settings = ColdSettings(codec=self.codec.name, **{"after_s": HOUR, "above": 0.0, **cold})
+        wanted = {"codec": self.codec.name, "after_s": HOUR, "above": 0.0, **cold}
+        settings = ColdSettings(**{f"cold_{name}": value for name, value in wanted.items()})
         self.job = Recompressor(
             self.tier, self.codec, self.popularity, settings, clock=self.clock,
             on_recoded=self.saved.append, on_error=self.note_error,
@@ -281,7 +282,8 @@ def store_with(
     opened = []
 
     def make(**cold: Any) -> Any:
-        settings = load_settings(home=tmp_path, store={"host_capacity_bytes": 0, "cold": cold})
+        wanted = {f"cold_{name}": value for name, value in cold.items()}
+        settings = load_settings(home=tmp_path, store={"host_capacity_bytes": 0, **wanted})
         opened.append(open_store(settings, records.FINGERPRINT, metrics))
         return opened[-1]
 
@@ -311,13 +313,14 @@ def test_the_store_does_it_by_itself_and_counts(
 @pytest.mark.parametrize(
     ("store", "said"),
     [
-        ({"codec": "int8", "cold": {"codec": "int4"}}, "not rounded again"),
-        ({"codec": "zstd", "cold": {"codec": "zstd(level=3)"}}, "another than store.codec"),
-        ({"cold": {"codec": "int5"}}, "int5"),
-        ({"cold": {"above": 1.5}}, "store.cold.above"),
+        ({"codec": "int8", "cold_codec": "int4"}, "not rounded again"),
+        ({"codec": "zstd", "cold_codec": "zstd(level=3)"}, "another than store.cold_codec"),
+        ({"cold_codec": "raw"}, "another than store.cold_codec"),
+        ({"cold_codec": "int5"}, "int5"),
+        ({"cold_above": 1.5}, "store.cold_above"),
     ],
 )
 def test_settings_that_contradict_themselves_are_refused(store: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_settings(store=store)
-    assert load_settings(store={"cold": {"codec": "int4"}}).store.codecs == ("raw", INT4)
+    assert load_settings(store={"cold_codec": "int4"}).store.codecs == ("raw", INT4)
