@@ -5,7 +5,10 @@
 Records have the geometry of SmolLM2-135M (30 layers, 3 KV heads of 64, bf16: 23,040 bytes a token).
 Prints a table of medians, then one JSON line. First the disk tier is held to its slow twin, the
 host tier, bit for bit; nothing is measured when they differ. The yardstick of a get is one copy and
-one checksum of the same bytes, which is all that it should cost.
+one checksum of the same bytes, which is all that it should cost. `disk layers` reads as the loader
+does, some layers at a time in two threads into memory that is used again; its yardstick is the best
+plain read of as many bytes of the same file. `to pages` brings layers from memory to where they can
+be attended; its yardstick is one copy of the same bytes.
 
 `cold` closes the store, flushes it, and drops its file from the page cache (posix_fadvise,
 DONTNEED). What the machine below caches, if this is a virtual one, cannot be dropped; `device` is
@@ -24,6 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,18 +39,29 @@ import torch
 import xxhash
 
 from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry
+from chunkcache.engine.angles import RotaryAngles
+from chunkcache.engine.chunk_pages import ChunkPages
+from chunkcache.engine.loader import TASK_BYTES
 from chunkcache.store.codec import codec_named
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.host import HostTier
+from chunkcache_kernels import Arena
+from chunkcache_kernels.compiled import Team
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 GEOMETRY = KVGeometry(30, 3, 64, "bfloat16", "bench")
 CHUNK_TOKENS = (128, 256, 512)
 RUN_BYTES = 48 * 1024 * 1024  # KV of all records of one size
 CAPACITY_BYTES = 1024**3
 FINGERPRINT = b"bench"
+BLOCK_BYTES = 4 << 20  # of a plain read
+PAGE_TOKENS = 32
+YARDSTICKS = {
+    "disk layers, warm": "plain read, warm", "disk layers, cold": "plain read, cold",
+    "to pages": "copy",
+}  # fmt: skip
 
 Samples = dict[tuple[int, str], list[float]]
 
@@ -124,6 +141,77 @@ def put_all(tier: HostTier | DiskTier, records: list[ChunkKV]) -> None:
         tier.put(record)
 
 
+def read_layers(tier: DiskTier, records: Sequence[ChunkKV]) -> None:
+    """Read every record as a loader's thread does."""
+    out = torch.empty(TASK_BYTES, dtype=torch.uint8)
+    for record in records:
+        layer_bytes = record.size_bytes // GEOMETRY.num_layers
+        step = max(1, TASK_BYTES // layer_bytes)
+        with tier.open(record.key) as reader:  # type: ignore[union-attr]
+            for first in range(0, GEOMETRY.num_layers, step):
+                last = min(first + step, GEOMETRY.num_layers)
+                into = out[: (last - first) * layer_bytes].view(torch.bfloat16)
+                reader.read_layers(first, last, into.view(last - first, *record.kv.shape[1:]))
+
+
+def read_plainly(file: Path, thread: int, threads: int) -> None:
+    """Read as many bytes as the records have, block by block, in turns with other threads."""
+    into = bytearray(BLOCK_BYTES)
+    with file.open("rb", buffering=0) as opened:
+        for at in range(thread * BLOCK_BYTES, RUN_BYTES, threads * BLOCK_BYTES):
+            os.preadv(opened.fileno(), [into], at)
+
+
+def together(actions: Sequence[Callable[[], None]]) -> None:
+    """Run all of them at once."""
+    with ThreadPoolExecutor(len(actions)) as executor:
+        for done in [executor.submit(action) for action in actions]:
+            done.result()
+
+
+def measure_reads(records: list[ChunkKV], folder: Path) -> dict[str, float]:
+    """Seconds of layers from the disk tier, and of the best plain read of its file."""
+    seconds: dict[str, float] = {}
+    file = folder / "data.mdb"
+    for state in ("cold", "warm"):
+        for threads in (1, 2):
+            if state == "cold":
+                drop_page_cache(file)
+            taken = timed(
+                together, [partial(read_plainly, file, t, threads) for t in range(threads)]
+            )
+            name = f"plain read, {state}"
+            seconds[name] = min(taken, seconds.get(name, taken))
+        if state == "cold":
+            drop_page_cache(file)
+        disk = open_disk(folder)
+        parts = [partial(read_layers, disk, records[t::2]) for t in range(2)]
+        seconds[f"disk layers, {state}"] = timed(together, parts)
+        disk.close()
+    return seconds
+
+
+def measure_pages(records: list[ChunkKV], team: Team) -> dict[str, float]:
+    """Seconds from memory to pages, layer by layer, and of one copy, of all records."""
+    tokens = records[0].num_tokens
+    arena = Arena.empty(
+        GEOMETRY.num_layers, -(-tokens // PAGE_TOKENS), GEOMETRY.num_kv_heads, GEOMETRY.head_dim,
+        PAGE_TOKENS, dtype=torch.bfloat16, device=torch.device("cpu"),
+    )  # fmt: skip
+    angles = RotaryAngles(1e4 ** -torch.arange(0, 1, 2 / GEOMETRY.head_dim))
+    pages = ChunkPages(arena, [angles] * GEOMETRY.num_layers, team=team)
+    copy = torch.zeros_like(records[0].kv)
+    resident = pages.hold(records[0])  # every page has been written once
+    assert resident is not None
+    seconds = {"copy": 0.0, "to pages": 0.0}
+    for record in records:
+        seconds["copy"] += timed(copy.copy_, record.kv)
+        for layer in range(GEOMETRY.num_layers):
+            kv = record.kv[layer : layer + 1]
+            seconds["to pages"] += timed(pages.write, resident, layer, kv)
+    return seconds
+
+
 def drop_page_cache(file: Path) -> None:
     """Flush a file that nobody maps and drop it from the page cache."""
     descriptor = os.open(file, os.O_RDONLY)
@@ -150,7 +238,7 @@ def timed(action: Callable[..., object], *args: Any) -> float:
     return time.perf_counter() - began
 
 
-def measure_once(records: list[ChunkKV], folder: Path) -> dict[str, float]:
+def measure_once(records: list[ChunkKV], folder: Path, team: Team) -> dict[str, float]:
     """One turn over all operations: seconds each, and the share fetched from the device."""
     seconds: dict[str, float] = {}
     host, disk = HostTier(CAPACITY_BYTES), open_disk(folder)
@@ -172,17 +260,18 @@ def measure_once(records: list[ChunkKV], folder: Path) -> dict[str, float]:
     total = sum(record.size_bytes for record in records)
     seconds["device share"] = (bytes_fetched() - before) / total
     disk.close()
+    seconds |= measure_reads(records, folder) | measure_pages(records, team)
     shutil.rmtree(folder)
     return seconds
 
 
-def measure(seed: int, repeats: int, folder: Path) -> list[dict[str, Any]]:
+def measure(seed: int, repeats: int, folder: Path, team: Team) -> list[dict[str, Any]]:
     """Medians over `repeats` turns in which all sizes and operations take turns."""
     runs = {tokens: make_records(tokens, seed) for tokens in CHUNK_TOKENS}
     samples: Samples = {}
     for turn in range(repeats + 1):
         for tokens, records in runs.items():
-            for name, value in measure_once(records, folder / "kv").items():
+            for name, value in measure_once(records, folder / "kv", team).items():
                 if turn:  # the first turn only warms up
                     samples.setdefault((tokens, name), []).append(value)
     rows = []
@@ -203,6 +292,9 @@ def measure(seed: int, repeats: int, folder: Path) -> list[dict[str, Any]]:
             "tokens_per_s": round(count * tokens / seconds),
             "times_copy_and_checksum": round(seconds / yardstick, 3),
         }
+        if name in YARDSTICKS:
+            pairs = zip(values, samples[tokens, YARDSTICKS[name]], strict=True)
+            row["of_yardstick"] = round(statistics.median(y / value for value, y in pairs), 3)
         if name == "disk get, cold":
             row["device_share"] = round(statistics.median(samples[tokens, "device share"]), 3)
         rows.append(row)
@@ -213,17 +305,18 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """The medians, one line an operation."""
     print(
         f"{'tokens':>6}  {'operation':<18}{'ms/chunk':>10}{'min':>9}{'max':>9}{'GB/s':>9}"
-        f"{'tokens/s':>13}{'× copy+sum':>12}{'device':>8}"
+        f"{'tokens/s':>13}{'× copy+sum':>12}{'of best':>9}{'device':>8}"
     )
     for row in rows:
         by_reference = row["operation"].startswith("host")  # no bytes move: a rate means nothing
         rate = "-" if by_reference else f"{row['gb_per_s']:.2f}"
         tokens = "-" if by_reference else f"{row['tokens_per_s']:,}"
         device = f"{row['device_share']:.0%}" if "device_share" in row else ""
+        share = f"{row['of_yardstick']:.2f}" if "of_yardstick" in row else ""
         print(
             f"{row['chunk_tokens']:>6}  {row['operation']:<18}{row['ms_per_chunk']:>10.3f}"
             f"{row['min_ms_per_chunk']:>9.3f}{row['max_ms_per_chunk']:>9.3f}{rate:>9}"
-            f"{tokens:>13}{row['times_copy_and_checksum']:>12.2f}{device:>8}"
+            f"{tokens:>13}{row['times_copy_and_checksum']:>12.2f}{share:>9}{device:>8}"
         )
 
 
@@ -258,13 +351,15 @@ def main() -> int:
     if given.repeats < 5:
         parser.error(f"--repeats: got {given.repeats}, must be at least 5. Hint: leave it out")
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder, ExitStack() as stack:
+        team = Team(Path(folder) / "library", PAGE_TOKENS)
+        stack.callback(team.close)
         for tokens in CHUNK_TOKENS:
             problem = differs_from_twin(make_records(tokens, given.seed)[:4], Path(folder) / "twin")
             if problem is not None:
                 print(f"not measured: disk and host tier differ: {problem}", file=sys.stderr)
                 return 1
-        rows = measure(given.seed, given.repeats, Path(folder))
+        rows = measure(given.seed, given.repeats, Path(folder), team)
     print_table(rows)
     flags = [] if given.out is None else ["--out", os.path.relpath(given.out)]
     command = ["python", "benchmarks/bench_store.py", "--repeats", str(given.repeats)]

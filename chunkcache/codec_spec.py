@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ _PARAMETERS: dict[str, dict[str, _Number | _FileDigest | _Inner]] = {
 CODEC_NAMES = tuple(_PARAMETERS)
 
 
+@lru_cache(maxsize=64)  # every look at a record asks
 def parse_codec(text: str) -> CodecSpec:
     """The codec that `text` names, parameters left out at their defaults.
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_TASK_BYTES = 1 << 20  # of KV that a thread reads at a time: layers, at least one
+TASK_BYTES = 1 << 20  # of KV that a thread reads at a time: layers, at least one
 _THREADS = 2
 
 
@@ -131,7 +131,7 @@ class Loader:
         lease.enter_context(reader)
         geometry = reader.geometry
         layer_bytes = geometry.bytes_per_token * reader.num_tokens // geometry.num_layers
-        step = max(1, _TASK_BYTES // max(1, layer_bytes))
+        step = max(1, TASK_BYTES // max(1, layer_bytes))
         kept = None
         if batch.on_record is not None:
             kept = torch.empty(kv_shape(geometry, reader.num_tokens), dtype=DTYPES[geometry.dtype])

@@ -2,7 +2,7 @@
 
 Without an fsync per commit a power failure may leave pages that were never written, or an older
 state of them. LMDB trusts its pages: such a file can end the process with a signal or an assertion.
-Here it is read, never mapped. Layout of pages and nodes: mdb.c of LMDB 0.9 on 64-bit machines.
+Here it is read, never mapped. Layout of pages and nodes: lmdb_pages.py.
 """
 
 from __future__ import annotations
@@ -14,18 +14,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from chunkcache.store.lmdb_pages import (
+    BRANCH,
+    KIND,
+    LEAF,
+    LONG,
+    LONG_VALUE,
+    META_PAGE,
+    NODE,
+    PAGE,
+    PAGE_COUNT,
+    SUBTREE,
+)
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
-_PAGE = struct.Struct("<QHHHH")  # number, pad, flags, lower, upper; a long value: its page count
-_PAGE_COUNT = struct.Struct("<12xI")
-_NODE = struct.Struct("<HHHH")  # size or child, in two parts; flags or its third part; key length
 _META = struct.Struct("<16xII16x48s48sQQ")
 _TREE = struct.Struct("<IHHQQQQQ")
-_BRANCH, _LEAF, _LONG, _META_PAGE = 1, 2, 4, 8  # flags of a page
-_KIND = _BRANCH | _LEAF | _LONG | _META_PAGE
-_LONG_VALUE, _SUBTREE = 1, 2  # flags of a node
 _FREE_LISTS = "free lists"  # the tree whose values name pages
 _NO_ROOT = 2**64 - 1
 _PAGE_SIZES = {1 << bits for bits in range(9, 17)}
@@ -108,12 +115,12 @@ def _newest_meta(descriptor: int, size_bytes: int) -> _Meta:
 
 
 def _meta(descriptor: int, offset: int) -> _Meta:
-    packed = os.pread(descriptor, _PAGE.size + _META.size, offset)
-    if len(packed) < _PAGE.size + _META.size:
+    packed = os.pread(descriptor, PAGE.size + _META.size, offset)
+    if len(packed) < PAGE.size + _META.size:
         raise _DamagedError("it is truncated: it has no two meta pages")
-    flags = _PAGE.unpack_from(packed)[2]
+    flags = PAGE.unpack_from(packed)[2]
     magic, version, free, main, last_page, commit = _META.unpack_from(packed)
-    if not flags & _META_PAGE or (magic, version) != (_MAGIC, _VERSION):
+    if not flags & META_PAGE or (magic, version) != (_MAGIC, _VERSION):
         raise _DamagedError(f"no meta page of LMDB's at byte {offset}")
     return _Meta(_Tree.unpack(free), _Tree.unpack(main), last_page + 1, commit)
 
@@ -138,7 +145,7 @@ class _Walk:
         waiting = [(tree.root, 1)] if tree.root != _NO_ROOT else []
         while waiting:
             number, level = waiting.pop()
-            page = self._page(number, _LEAF if level == tree.depth else _BRANCH)
+            page = self._page(number, LEAF if level == tree.depth else BRANCH)
             nodes = _nodes(page, number)
             if level < tree.depth:
                 counts[0] += 1
@@ -151,7 +158,7 @@ class _Walk:
                     self._claim_free(value, number)
                 elif counts[3] and key <= before:
                     raise _DamagedError(f"page {number}: its keys are out of order")
-                if flags & _SUBTREE:
+                if flags & SUBTREE:
                     subtrees.append((_Tree.unpack(value), repr(key)))
                 before = key
                 counts[3] += 1
@@ -164,37 +171,37 @@ class _Walk:
     def _page(self, number: int, kind: int) -> bytes:
         self._claim(number, 1)
         page = self._read(number, self._page_bytes)
-        found, _, flags, _, _ = _PAGE.unpack_from(page)
-        if found != number or flags & _KIND != kind:
+        found, _, flags, _, _ = PAGE.unpack_from(page)
+        if found != number or flags & KIND != kind:
             raise _DamagedError(f"page {number} is not what its tree says it is")
         return page
 
     def _entry(self, page: bytes, number: int, at: int, *, whole: bool) -> tuple[bytes, bytes, int]:
         """Key, value and flags of a leaf's node; of a long value nothing, unless it is `whole`."""
-        low, high, flags, key_bytes = _NODE.unpack_from(page, at)
-        size, start = low | high << 16, at + _NODE.size + key_bytes
-        end = start + (8 if flags & _LONG_VALUE else size)
-        is_tree_wrong = flags & _SUBTREE and size != _TREE.size
-        if end > len(page) or flags & ~(_LONG_VALUE | _SUBTREE) or is_tree_wrong:
+        low, high, flags, key_bytes = NODE.unpack_from(page, at)
+        size, start = low | high << 16, at + NODE.size + key_bytes
+        end = start + (8 if flags & LONG_VALUE else size)
+        is_tree_wrong = flags & SUBTREE and size != _TREE.size
+        if end > len(page) or flags & ~(LONG_VALUE | SUBTREE) or is_tree_wrong:
             raise _DamagedError(f"page {number}: an entry is not what it should be")
         value = page[start:end]
-        if flags & _LONG_VALUE:
+        if flags & LONG_VALUE:
             value = self._long_value(int.from_bytes(value, "little"), size, whole=whole)
-        return page[at + _NODE.size : start], value, flags
+        return page[at + NODE.size : start], value, flags
 
     def _long_value(self, number: int, size: int, *, whole: bool) -> bytes:
         self._claim(number, 1)
-        page = self._read(number, _PAGE.size + (size if whole else 0))
-        found, _, flags, _, _ = _PAGE.unpack_from(page)
-        (count,) = _PAGE_COUNT.unpack_from(page)
-        if (found, flags & _KIND) != (
+        page = self._read(number, PAGE.size + (size if whole else 0))
+        found, _, flags, _, _ = PAGE.unpack_from(page)
+        (count,) = PAGE_COUNT.unpack_from(page)
+        if (found, flags & KIND) != (
             number,
-            _LONG,
-        ) or count * self._page_bytes < size + _PAGE.size:
+            LONG,
+        ) or count * self._page_bytes < size + PAGE.size:
             raise _DamagedError(f"page {number} is not the value that its entry says it is")
         self._claim(number + 1, count - 1)
         self._counts[2] += count
-        return page[_PAGE.size :]
+        return page[PAGE.size :]
 
     def _claim(self, number: int, count: int) -> None:
         pages = self._taken[number : number + count]
@@ -220,16 +227,16 @@ class _Walk:
 
 def _nodes(page: bytes, number: int) -> list[int]:
     """Where the nodes of a tree page begin."""
-    _, _, _, lower, upper = _PAGE.unpack_from(page)
-    count = (lower - _PAGE.size) // 2
-    if not _PAGE.size < lower <= upper <= len(page):
+    _, _, _, lower, upper = PAGE.unpack_from(page)
+    count = (lower - PAGE.size) // 2
+    if not PAGE.size < lower <= upper <= len(page):
         raise _DamagedError(f"page {number}: its bounds are {lower} and {upper}")
-    nodes = struct.unpack_from(f"<{count}H", page, _PAGE.size)
-    if not all(upper <= at <= len(page) - _NODE.size for at in nodes):
+    nodes = struct.unpack_from(f"<{count}H", page, PAGE.size)
+    if not all(upper <= at <= len(page) - NODE.size for at in nodes):
         raise _DamagedError(f"page {number}: an entry is out of its bounds")
     return list(nodes)
 
 
 def _child(page: bytes, at: int) -> int:
-    low, middle, high, _ = _NODE.unpack_from(page, at)
+    low, middle, high, _ = NODE.unpack_from(page, at)
     return int(low | middle << 16 | high << 32)

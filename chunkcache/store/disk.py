@@ -17,7 +17,7 @@ from chunkcache.store.base import TierUsage
 from chunkcache.store.codec.readable import ReadableCodecs
 from chunkcache.store.frame import frame_of
 from chunkcache.store.layout import MetaEntry, entry_of, map_bytes_for, padded
-from chunkcache.store.leased import LeasedRecord
+from chunkcache.store.leased import LeasedRecord, decode_layers
 from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.mirror import Mirror
 from chunkcache.store.policy import WindowedFrequencyPolicy
@@ -170,14 +170,13 @@ class DiskTier:
         """Some layers of a record that `open` gave; see `RecordReader.read_layers`."""
         header, digest = record.header, record.header.stored_digest
         codec = self._codecs.named(header.codec)
+        assert len(out) == last - first
         with self._using():
             try:
                 with self._env.reading() as txn:
                     if self._env.entry(txn, digest) != record.packed_entry:
                         raise StoreError(f"record {record.key.hex} has gone since it was opened")
-                    slabs = self._env.slabs(txn, header, first, last)
-                    for layer, (slab, into) in enumerate(zip(slabs, out, strict=True), first):
-                        codec.decode_layer(layer, slab, into)
+                    decode_layers(self._env, txn, header, codec, first, out)
             except CorruptRecord:
                 self._drop_corrupt(digest, record.packed_entry)
                 raise
@@ -368,8 +367,7 @@ class DiskTier:
             return None
         geometry, name, codec = header.geometry, header.codec, self._codecs.named(header.codec)
         kv = torch.empty(kv_shape(geometry, header.num_tokens), dtype=DTYPES[geometry.dtype])
-        for layer, slab in enumerate(self._env.slabs(txn, header)):
-            codec.decode_layer(layer, slab, kv[layer])
+        decode_layers(self._env, txn, header, codec, 0, kv)
         rounded_by = None if is_lossless(name) else name
         return ChunkKV(key, geometry, kv, header.stats, rounded_by=rounded_by)
 

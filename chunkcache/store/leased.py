@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, Self
 
+import numpy as np
 import torch
 
 from chunkcache.codec_spec import is_lossless
+from chunkcache.store.codec.raw import RawCodec, octets
 from chunkcache.store.reader import DTYPES, kv_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
+    import lmdb
+
     from chunkcache.chunk import ChunkKey
+    from chunkcache.store.codec.base import Codec
+    from chunkcache.store.lmdb_env import RecordEnv
     from chunkcache.store.record import RecordHeader
 
 
@@ -80,3 +86,29 @@ class LeasedRecord:
         if self._is_open:
             self._is_open = False
             self._source.give_back(self)
+
+
+def decode_layers(
+    env: RecordEnv,
+    txn: lmdb.Transaction[memoryview],
+    header: RecordHeader,
+    codec: Codec,
+    first: int,
+    out: torch.Tensor,
+) -> None:
+    """Layers of a record from `first` on, one for each of `out`; see `RecordReader.read_layers`.
+
+    What needs no decoding is read to where it belongs.
+
+    Raises:
+        CorruptRecord: a layer is missing, failed its checksum, or is not what its codec makes.
+    """
+    lengths = header.slab_lengths[first : first + len(out)]
+    if type(codec) is RawCodec and all(length == out[0].nbytes for length in lengths):
+        for _ in env.slabs_into(txn, header, first, octets(out).reshape(len(out), -1)):
+            pass  # being yielded is being there
+        return
+    scratch = np.empty(max(lengths, default=0), np.uint8)
+    coded = env.slabs_into(txn, header, first, [scratch[:length] for length in lengths])
+    for layer, (slab, into) in enumerate(zip(coded, out, strict=True), first):
+        codec.decode_layer(layer, slab, into)

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import lmdb
+import numpy as np
 
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.layout import PAGE_BYTES, header_key, pages_bytes, slab_key, stored_length
+from chunkcache.store.lmdb_pages import long_value_of
 from chunkcache.store.occupancy import Occupancy
-from chunkcache.store.record import DIGEST_BYTES, checksum, decode_header, header_length
+from chunkcache.store.record import DIGEST_BYTES, decode_header, header_length
+from chunkcache.store.slab_file import SlabFile
 from chunkcache.store.turnstile import Turnstile
 
 if TYPE_CHECKING:
@@ -43,33 +46,39 @@ class RecordEnv:
         path: the environment's folder; made when missing.
         map_bytes: upper bound of the file. Address space only; the file grows as it fills.
         sets_aside: a damaged file is renamed (`Occupancy`) and a new one begun; else it is refused.
+        is_copied: what the map shows is read on and on, as `copy` does; else only pages of trees
+            are looked at through it, here and there.
 
     Raises:
         StoreError: the environment cannot be opened, or is damaged and cannot be set aside.
     """
 
-    def __init__(self, path: Path, map_bytes: int, *, sets_aside: bool = True) -> None:
+    def __init__(
+        self, path: Path, map_bytes: int, *, sets_aside: bool = True, is_copied: bool = False
+    ) -> None:
         self.path = path
+        self._data_path = str(path / DATA_FILE)
         self._pid = os.getpid()
         self._transactions = Turnstile()
         self._occupancy = Occupancy(path / DATA_FILE, sets_aside=sets_aside)
         self.set_aside = self._occupancy.set_aside
         try:
-            self._open(map_bytes)
+            self._open(map_bytes, is_copied)
         except BaseException:
             self._occupancy.close()
             raise
         self._occupancy.note_sound()
 
-    def _open(self, map_bytes: int) -> None:
+    def _open(self, map_bytes: int, is_copied: bool) -> None:
         path = self.path
         try:
             # No fsync per commit: a commit is complete for other processes and survives a kill;
-            # after power loss checksums find values not written. Read-ahead stays on: without it
-            # every 4 KB page is one I/O. No writemap: it turns a full disk into a signal.
+            # after power loss checksums find values not written. No writemap: it turns a full disk
+            # into a signal. No read-ahead: values are not read through the map (slab_file.py), and
+            # each page of a tree would bring megabytes around it along.
             self._env = lmdb.open(
                 str(path), map_size=-(-map_bytes // PAGE_BYTES) * PAGE_BYTES, max_dbs=2,
-                sync=False, metasync=False, writemap=False, readahead=True,
+                sync=False, metasync=False, writemap=False, readahead=is_copied,
             )  # fmt: skip
         except (lmdb.Error, OSError) as error:
             raise StoreError(
@@ -77,19 +86,24 @@ class RecordEnv:
                 "if its files are not LMDB's, delete the folder, it is only a cache"
             ) from error
         try:
-            self._inode = self._data_stat().st_ino
+            self._file = SlabFile(path / DATA_FILE, self._env.stat()["psize"])
+        except StoreError:
+            self._env.close()
+            raise
+        try:
+            self._inode = self._file.inode
             self._check_file()
             self.free_stale_readers()
             self._meta = self._env.open_db(b"meta")
             self._slabs = self._env.open_db(b"slabs")
         except lmdb.Error as error:
-            self._env.close()
+            self._close()
             raise StoreError(
                 f"store: cannot use {path}: {error}. Hint: free disk space; if it is not a "
                 "chunkcache store or is damaged, delete the folder, it is only a cache"
             ) from error
         except StoreError:
-            self._env.close()
+            self._close()
             raise
 
     @property
@@ -118,7 +132,7 @@ class RecordEnv:
 
     def _data_stat(self) -> os.stat_result:
         try:
-            return (self.path / DATA_FILE).stat()
+            return os.stat(self._data_path)
         except OSError as error:
             raise StoreError(f"store: {self.path} has lost its file: {error.strerror}") from error
 
@@ -185,12 +199,11 @@ class RecordEnv:
         # LMDB leaves pages unwritten that a transaction took at the end of the file and gave back,
         # so a healthy file may be shorter than it says. Growing it first, under the write lock (as
         # a hole, it takes no space), keeps "too short" a sign of truncation, even after a kill.
-        file = self.path / DATA_FILE
         info = self._env.info()
         used = (info["last_pgno"] + 1) * PAGE_BYTES
         target = min(used + value_bytes + _SLACK_BYTES + used // 64, info["map_size"])
-        if file.stat().st_size < target:
-            os.truncate(file, target)
+        if os.stat(self._data_path).st_size < target:
+            os.truncate(self._data_path, target)
 
     # ------------------------------------------------------------ within a transaction
 
@@ -258,12 +271,13 @@ class RecordEnv:
             return {bytes(key)[:DIGEST_BYTES] for key in cursor.iternext(values=False)}
 
     def record_bytes(self, txn: AnyTransaction, digest: bytes) -> int:
-        """Pages that the values of one record lie in, counted one by one. Reads all of it."""
+        """Pages that the values of one record lie in, counted one by one."""
         total = 0
         with txn.cursor(db=self._slabs) as cursor:
             more = cursor.set_range(digest)
             while more and bytes(cursor.key())[:DIGEST_BYTES] == digest:
-                total += pages_bytes(len(cursor.value()))
+                place = long_value_of(cursor.key())
+                total += pages_bytes(len(cursor.value()) if place is None else place.length)
                 more = cursor.next()
         return total
 
@@ -277,37 +291,43 @@ class RecordEnv:
     def encoded_header(self, txn: AnyTransaction, digest: bytes) -> bytes:
         """Its bytes without padding, not verified. Raises `CorruptRecord`: there is none."""
         name = f"record {digest.hex()}"
-        found = txn.get(header_key(digest), db=self._slabs)
-        if found is None:
-            raise CorruptRecord(f"{name}: the header is missing")
-        buffer = bytes(found)
+        with txn.cursor(db=self._slabs) as cursor:
+            if not cursor.set_key(header_key(digest)):
+                raise CorruptRecord(f"{name}: the header is missing")
+            buffer = self._file.value(cursor)
         length = header_length(buffer)
         if len(buffer) != stored_length(length) or buffer[length:].strip(b"\0"):
             raise CorruptRecord(f"{name}: the header is padded wrongly")
         return buffer[:length]
 
     def slabs(
-        self,
-        txn: lmdb.Transaction[memoryview],
-        header: RecordHeader,
-        first: int = 0,
-        last: int | None = None,
+        self, txn: lmdb.Transaction[memoryview], header: RecordHeader
     ) -> Iterator[memoryview]:
-        """The bytes of layers `first` up to but not including `last`, or of all from there on, in
-        order, verified; valid until `txn` ends.
+        """The bytes of all layers, in order, verified; each valid until the next one.
 
         Raises:
             CorruptRecord: missing, or its checksum, which covers its length, does not match.
         """
-        digest = header.stored_digest
-        last = len(header.slab_lengths) if last is None else last
-        for layer in range(first, last):
-            length, expected = header.slab_lengths[layer], header.slab_checksums[layer]
-            found = txn.get(slab_key(digest, layer), db=self._slabs)
-            if found is None or checksum(found) != expected:
-                problem = "missing" if found is None else "checksum does not match"
-                raise CorruptRecord(f"record {digest.hex()} layer {layer}: {problem}")
-            yield found[:length]
+        scratch = np.empty(max(header.slab_lengths, default=0), np.uint8)
+        yield from self.slabs_into(
+            txn, header, 0, [scratch[:length] for length in header.slab_lengths]
+        )
+
+    def slabs_into(
+        self,
+        txn: lmdb.Transaction[memoryview],
+        header: RecordHeader,
+        first: int,
+        buffers: Sequence[np.ndarray],
+    ) -> Iterator[memoryview]:
+        """The bytes of layers from `first` on, one for each buffer, each as long as it, in order.
+
+        They are read when they are asked for; what a buffer holds is verified when it is given.
+
+        Raises:
+            CorruptRecord: missing, or its checksum, which covers its length, does not match.
+        """
+        return self._file.layers(txn, self._slabs, header, first, buffers)
 
     # ------------------------------------------------------------ upkeep
 
@@ -334,7 +354,8 @@ class RecordEnv:
             raise StoreError(f"store: cannot sync {self.path}: {error}") from error
 
     def copy(self, folder: Path) -> None:
-        """Write all records, as of now and without free pages, into an empty folder.
+        """Write all records, as of now and without free pages, into an empty folder. Slow in an
+        environment that was not opened to be copied.
 
         Raises:
             StoreError: the disk is full, or LMDB failed; what is in the folder is no store.
@@ -352,8 +373,12 @@ class RecordEnv:
         """Close, when the last transaction has ended. In a forked child, leave it to the parent."""
         if self.is_ours:
             with self._transactions.alone():
-                self._env.close()
+                self._close()
             self._occupancy.close()
+
+    def _close(self) -> None:
+        self._file.close()
+        self._env.close()
 
 
 def _flush(file: Path) -> None:

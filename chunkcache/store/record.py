@@ -33,9 +33,13 @@ _SHAPE = struct.Struct("<III")
 _NUM_FIELDS = 14
 
 
-def checksum(buffer: bytes | memoryview) -> bytes:
-    """xxh3_128, 16 bytes. Guards against decay and torn writes, not against an adversary."""
-    return xxhash.xxh3_128_digest(buffer)
+def checksum(*parts: bytes | bytearray | memoryview | np.ndarray) -> bytes:
+    """xxh3_128 of the parts, joined, 16 bytes. Guards against decay and torn writes, not against
+    an adversary. Other threads run meanwhile."""
+    hasher = xxhash.xxh3_128()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

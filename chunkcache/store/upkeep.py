@@ -128,7 +128,7 @@ def back_up(path: Path, capacity_bytes: int, folder: Path) -> CheckReport:
     if folder.exists():
         raise InvalidRequest.of("folder", str(folder), "a new folder", "give another name")
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    with opened(path, capacity_bytes) as env:
+    with opened(path, capacity_bytes, is_copied=True) as env:
         if env is None:
             raise StoreError(f"store: there is none at {path}. Hint: look at --home")
         try:
@@ -146,12 +146,15 @@ def back_up(path: Path, capacity_bytes: int, folder: Path) -> CheckReport:
 
 
 @contextmanager
-def opened(path: Path, capacity_bytes: int) -> Iterator[RecordEnv | None]:
+def opened(
+    path: Path, capacity_bytes: int, *, is_copied: bool = False
+) -> Iterator[RecordEnv | None]:
     """The environment; None where none was ever made. A damaged file is refused, not set aside."""
     if not (path / DATA_FILE).exists():
         yield None
         return
-    with closing(RecordEnv(path, map_bytes_for(capacity_bytes), sets_aside=False)) as env:
+    map_bytes = map_bytes_for(capacity_bytes)
+    with closing(RecordEnv(path, map_bytes, sets_aside=False, is_copied=is_copied)) as env:
         yield env
 
 

@@ -109,7 +109,7 @@ def assert_same(mine: Outcome, other: Outcome) -> None:
 
 @pytest.fixture
 def scene(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    monkeypatch.setattr("chunkcache.engine.loader._TASK_BYTES", 1)  # a layer at a time
+    monkeypatch.setattr("chunkcache.engine.loader.TASK_BYTES", 1)  # a layer at a time
     monkeypatch.setattr(sequence_kv, "PATIENCE_S", WAIT_S)
     chunks = [bench.tokens(count, seed) for count, seed in ((30, 1), (41, 2))]
     records = {i: bench.record(ids) for i, ids in enumerate(chunks, start=1)}

@@ -20,17 +20,18 @@ class RawCodec:
 
     def encode_layer(self, layer: int, kv: torch.Tensor, stats: ChunkStats) -> bytes:
         """See `Codec`."""
-        return _octets(kv.contiguous()).tobytes()
+        return octets(kv.contiguous()).tobytes()
 
     def decode_layer(self, layer: int, buffer: memoryview, out: torch.Tensor) -> None:
         """See `Codec`."""
-        into = _octets(out).reshape(-1)
+        into = octets(out).reshape(-1)
         if len(buffer) != len(into):
             raise CorruptRecord(f"raw codec: a layer has {len(buffer)} bytes, expected {len(into)}")
         into[:] = np.frombuffer(buffer, np.uint8)
 
 
-def _octets(tensor: torch.Tensor) -> np.ndarray:
-    # numpy has no bfloat16: the tensor is seen as bytes, which also keeps NaN payloads untouched.
-    octets: np.ndarray = tensor.view(torch.uint8).numpy()
-    return octets
+def octets(tensor: torch.Tensor) -> np.ndarray:
+    """The bytes of a contiguous CPU tensor, not copied: for this codec, what is stored of it."""
+    # numpy has no bfloat16; as bytes, NaN payloads stay untouched, too
+    seen: np.ndarray = tensor.view(torch.uint8).numpy()
+    return seen

@@ -1,0 +1,145 @@
+"""Long values of LMDB's file by plain reads.
+
+Through LMDB's map every page of a value costs a fault, and py-lmdb touches all of them before it
+gives the value. A plain read copies from the page cache, or has the device at work on all of it at
+once (docs/decisions/0034-plain-reads.md). While a read transaction lasts, LMDB writes to no page
+that it can see, so that what is read is what the map shows.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.store.layout import slab_key, stored_length
+from chunkcache.store.lmdb_pages import KIND, LONG, PAGE, PAGE_COUNT, long_value_of
+from chunkcache.store.record import checksum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import lmdb
+
+    from chunkcache.store.lmdb_pages import LongValue
+    from chunkcache.store.record import RecordHeader
+
+
+class SlabFile:
+    """LMDB's data file, open for reading beside LMDB. Thread-safe.
+
+    Args:
+        page_bytes: of LMDB's pages.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
+
+    def __init__(self, file: Path, page_bytes: int) -> None:
+        self._file = file
+        self._page_bytes = page_bytes
+        try:
+            self._descriptor = os.open(file, os.O_RDONLY)
+        except OSError as error:
+            raise StoreError(f"store: cannot open {file}: {error.strerror}") from error
+        self.inode = os.fstat(self._descriptor).st_ino
+
+    def value(self, cursor: lmdb.Cursor[bytes] | lmdb.Cursor[memoryview]) -> bytes:
+        """The value that a cursor is at.
+
+        Raises:
+            StoreError: the device failed.
+        """
+        place = long_value_of(cursor.key())
+        if place is not None:
+            found = bytearray(place.length)
+            if self._read(place, found):
+                return bytes(found)
+        return bytes(cursor.value())
+
+    def layers(
+        self,
+        txn: lmdb.Transaction[memoryview],
+        slabs: lmdb._Database,
+        header: RecordHeader,
+        first: int,
+        buffers: Sequence[np.ndarray],
+    ) -> Iterator[memoryview]:
+        """The bytes of layers from `first` on, one for each buffer, each as long as it, in order.
+
+        They are read when they are asked for; what a buffer holds is verified when it is given.
+
+        Raises:
+            CorruptRecord: missing, or its checksum, which covers its length, does not match.
+            StoreError: the device failed.
+        """
+        places = _places(txn, slabs, header, first, len(buffers))
+        for layer, (buffer, place) in enumerate(zip(buffers, places, strict=True), first):
+            length = header.slab_lengths[layer]
+            assert len(buffer) == length
+            padding = bytearray(stored_length(length) - length)
+            is_there = place is not None and self._read(place, buffer, padding)
+            if not is_there or checksum(buffer, padding) != header.slab_checksums[layer]:
+                buffer[:] = _mapped(txn, slabs, header, layer)
+            yield buffer.data
+
+    def _read(self, value: LongValue, *into: bytearray | np.ndarray) -> bool:
+        """Fill the buffers, one after the other, with a value that they hold just so.
+
+        Returns:
+            False: no such value lies there, and what is in the buffers means nothing.
+
+        Raises:
+            StoreError: the device failed, or the file ends before the value does.
+        """
+        head = bytearray(PAGE.size)
+        needed = PAGE.size + value.length
+        try:
+            count = os.preadv(self._descriptor, [head, *into], value.page * self._page_bytes)
+        except OSError as error:
+            raise StoreError(f"store: cannot read {self._file}: {error.strerror}") from error
+        if count < needed:  # the map must not be asked: reading there would be a signal
+            raise StoreError(f"store: {self._file} is truncated: page {value.page} is missing")
+        number, _, flags, _, _ = PAGE.unpack(head)
+        (pages,) = PAGE_COUNT.unpack(head)
+        is_there = number == value.page and flags & KIND == LONG
+        return is_there and count == needed <= pages * self._page_bytes
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._descriptor)
+
+
+def _places(
+    txn: lmdb.Transaction[memoryview],
+    slabs: lmdb._Database,
+    header: RecordHeader,
+    first: int,
+    count: int,
+) -> list[LongValue | None]:
+    """Where layers lie in the file, as far as that is known. Touches no page of theirs."""
+    places: list[LongValue | None] = []
+    with txn.cursor(db=slabs) as cursor:
+        more = cursor.set_range(slab_key(header.stored_digest, first))
+        for layer in range(first, first + count):
+            key = cursor.key() if more else b""
+            if key == slab_key(header.stored_digest, layer):
+                places.append(long_value_of(key))
+                more = cursor.next()
+            else:
+                places.append(None)
+    return places
+
+
+def _mapped(
+    txn: lmdb.Transaction[memoryview], slabs: lmdb._Database, header: RecordHeader, layer: int
+) -> np.ndarray:
+    """The slow twin: a layer, verified, as LMDB itself gives it. Its word is final."""
+    found = txn.get(slab_key(header.stored_digest, layer), db=slabs)
+    if found is None or checksum(found) != header.slab_checksums[layer]:
+        problem = "missing" if found is None else "checksum does not match"
+        raise CorruptRecord(f"record {header.stored_digest.hex()} layer {layer}: {problem}")
+    return np.frombuffer(found, np.uint8)[: header.slab_lengths[layer]]
