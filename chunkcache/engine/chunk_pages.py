@@ -371,8 +371,8 @@ class ChunkPages:
         self, kind: RotaryAngles | None, count: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """fp32 cos and sin of the places in a chunk; of width 0 where keys have no positions."""
-        places = torch.arange(count, device=self._arena.keys.device)
         if kind is None:
-            nothing = torch.empty((count, 0), device=places.device)
+            nothing = torch.empty((count, 0), device=self._arena.keys.device)
             return nothing, nothing
-        return kind.at(places)
+        table = kind.table(count)
+        return table.cos[:count], table.sin[:count]

@@ -258,7 +258,7 @@ def place_chunk(
     assert cos.is_contiguous() and sin.is_contiguous() and len(cos) >= tokens
     assert arena.keys.shape[2:4] == (heads, dim) and first + layers <= len(arena.keys)
     described = _arena(arena)
-    scratch = np.empty((arena.page_tokens, dim), dtype=np.float32)
+    scratch = np.empty((2, arena.page_tokens, dim), dtype=np.float32)
     call = PlaceC(
         c.addressof(described), kv.data_ptr(), pages.ctypes.data, cos.data_ptr(), sin.data_ptr(),
         scratch.ctypes.data,

@@ -8,7 +8,7 @@ typedef struct {
     const void *kv;        /* [layers][2][tokens][heads][dim], keys before RoPE */
     const int64_t *pages;  /* [ceil(tokens / PAGE)] */
     const float *cos, *sin; /* [tokens][rotary_dim]; 0: keys have no positions */
-    float *rows;           /* [PAGE][dim], scratch */
+    float *rows;           /* [PAGE][dim] and [dim][PAGE], scratch */
     int32_t type;          /* of `kv` */
     int32_t first, layers; /* of the arena's layers */
     int32_t tokens, heads, dim, rotary_dim;
@@ -29,15 +29,27 @@ static void turn(float *restrict row, const float *restrict cos, const float *re
     }
 }
 
-/* int8 numbers of `count` numbers `step` apart, and their scale: by the largest, to even. */
-INLINE float to_int8(const float *from, int step, int8_t *to, int count) {
-    float most = 1.17549435e-38f;
-    for (int i = 0; i < count; i++) {
-        const float size = fabsf(from[(int64_t)i * step]);
+/* Rows of PAGE tokens, `dim` long, to rows of channels. */
+INLINE void turn_over(const float *restrict rows, float *restrict to, int dim) {
+    for (int d = 0; d < dim; d++)
+        for (int t = 0; t < PAGE; t++) to[d * PAGE + t] = rows[t * dim + d];
+}
+
+/* int8 numbers of `count` numbers, and their scale: by the largest, to even. */
+INLINE float to_int8(const float *restrict from, int8_t *restrict to, int count) {
+    vf tops = (vf){} + 1.17549435e-38f;
+    int i = 0;
+    for (; i + WIDTH <= count; i += WIDTH) {
+        const vf x = load_f32(from + i);
+        tops = larger(pick(x < 0.0f, -x, x), tops); /* in this order a NaN counts for nothing */
+    }
+    float most = largest(tops);
+    for (; i < count; i++) {
+        const float size = fabsf(from[i]);
         most = size > most ? size : most;
     }
     const float scale = most / 127.0f;
-    for (int i = 0; i < count; i++) to[i] = (int8_t)rintf(from[(int64_t)i * step] / scale);
+    for (i = 0; i < count; i++) to[i] = (int8_t)rintf(from[i] / scale);
     return scale;
 }
 
@@ -55,14 +67,18 @@ INLINE void keys_of_page(const Place *of, int layer, int64_t page, int first, in
     memset(of->rows + count * dim, 0, (size_t)(PAGE - count) * dim * sizeof(float));
     const int64_t channel = (page * of->heads + head) * dim, layers = of->first + layer;
     const int64_t to = layers * arena->layer_numbers + channel * PAGE;
-    for (int d = 0; d < dim; d++) {
-        if (into == I8) {
-            arena->key_scales[layers * arena->layer_key_scales + channel + d] =
-                to_int8(of->rows + d, dim, (int8_t *)arena->keys + to + d * PAGE, PAGE);
-        } else {
-            for (int t = 0; t < PAGE; t++)
-                store_one(arena->keys, to + d * PAGE + t, into, of->rows[t * dim + d]);
-        }
+    if (into == F32) {
+        turn_over(of->rows, (float *)arena->keys + to, dim);
+        return;
+    }
+    float *turned = of->rows + PAGE * dim;
+    turn_over(of->rows, turned, dim);
+    if (into == I8) {
+        float *scales = arena->key_scales + layers * arena->layer_key_scales + channel;
+        for (int d = 0; d < dim; d++)
+            scales[d] = to_int8(turned + d * PAGE, (int8_t *)arena->keys + to + d * PAGE, PAGE);
+    } else {
+        for (int i = 0; i < dim * PAGE; i++) store_one(arena->keys, to + i, into, turned[i]);
     }
 }
 
@@ -82,7 +98,7 @@ INLINE void values_of_page(const Place *of, int layer, int64_t page, int first, 
             memcpy(place, (const char *)of->kv + at * SIZE_OF[from], (size_t)dim * SIZE_OF[from]);
         } else if (t < count) {
             widen(of->kv, at, of->rows, dim, from);
-            if (into == I8) scales[t] = to_int8(of->rows, 1, (int8_t *)place, dim);
+            if (into == I8) scales[t] = to_int8(of->rows, (int8_t *)place, dim);
             else
                 for (int i = 0; i < dim; i++) store_one(place, i, into, of->rows[i]);
         } else {
