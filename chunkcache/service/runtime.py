@@ -163,11 +163,11 @@ class Runtime:
         key = self.key(token_ids, salt)
         return self.engine.chunks.contains(key) or self.store.contains(key) is not None
 
-    def is_warm(self, key: ChunkKey) -> bool:
-        """Whether a durable tier holds the chunk; then those that lack it and have room get it."""
+    def are_warm(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """Whether a durable tier holds each chunk; then those that lack it and have room get it."""
         if self.store.is_empty:
-            return self.engine.chunks.contains(key)
-        return self.store.spread(key)
+            return [self.engine.chunks.contains(key) for key in keys]
+        return self.store.spread_many(keys)
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether the lowest tier could take another record without evicting one.

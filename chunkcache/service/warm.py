@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import Retention, Terms
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import Chunk, ChunkKey
     from chunkcache.service.runtime import Runtime
+
+
+_ASKED_TOGETHER = 64  # chunks that a tier on another machine is asked about at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def warm_chunks(
 
     Args:
         chunks: all of them anew at each call. They are gone through twice, first to see what is
-            missing, so that of each chunk no more than a digest is held.
+            missing, so that of all but a few no more than a digest is held.
 
     Cost: linear in the chunks.
     """
@@ -118,18 +122,19 @@ class _Share:
     def survey(self, terms: Terms) -> WarmReport:
         """Look every chunk up; one that is there is kept on `terms` from now on."""
         report = WarmReport()
-        warm: set[bytes] = set()
-        for key in self._keys():
-            if key.digest in warm or key.digest in self._missing:
-                continue
-            report.chunks += 1
-            if self._runtime.is_warm(key):
-                warm.add(key.digest)
-                self._runtime.store.retain(key, terms)
-            else:
-                self._missing.add(key.digest)
-                self.missing_tokens += len(key.token_ids)
-        report.already_warm = len(warm)
+        seen: set[bytes] = set()
+        unseen = (key for key in self._keys() if key.digest not in seen)
+        while batch := list(islice(unseen, _ASKED_TOGETHER)):
+            keys = list({key.digest: key for key in batch}.values())
+            seen.update(key.digest for key in keys)
+            report.chunks += len(keys)
+            for key, is_warm in zip(keys, self._runtime.are_warm(keys), strict=True):
+                if is_warm:
+                    report.already_warm += 1
+                    self._runtime.store.retain(key, terms)
+                else:
+                    self._missing.add(key.digest)
+                    self.missing_tokens += len(key.token_ids)
         return report
 
     def missing(self) -> Iterator[ChunkKey]:

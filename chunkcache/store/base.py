@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 from chunkcache.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     import torch
@@ -138,4 +138,13 @@ class Retaining(Protocol):
 
     def retain(self, key: ChunkKey, terms: Terms) -> None:
         """Keep a record on these terms from now on, if it is there on looser ones; no use."""
+        ...
+
+
+@runtime_checkable
+class AskedTogether(Protocol):
+    """A tier that is asked about many records in fewer round trips than one by one."""
+
+    def contains_many(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """`contains` for each key, in order."""
         ...

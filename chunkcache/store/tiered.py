@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from chunkcache.errors import CorruptRecord, StoreError
-from chunkcache.store.base import Retaining, TierAtRest
+from chunkcache.store.base import AskedTogether, Retaining, TierAtRest
 from chunkcache.store.cost import CostModel
 from chunkcache.store.reader import HeldRecord, read_record
 from chunkcache.store.write_behind import WriteBehind
@@ -224,6 +224,15 @@ class TieredStore:
             self._note_error("read", tier.name, error)
             return False
 
+    def _holds_many(self, tier: Tier, keys: Sequence[ChunkKey]) -> list[bool]:
+        if not isinstance(tier, AskedTogether):
+            return [self._holds(tier, key) for key in keys]
+        try:
+            return tier.contains_many(keys)
+        except StoreError as error:
+            self._note_error("read", tier.name, error)
+            return [False] * len(keys)
+
     # ------------------------------------------------------------ keeping
 
     def offer(self, record: ChunkKV, *, wait: bool = False) -> bool:
@@ -248,12 +257,22 @@ class TieredStore:
         return _any_written(queued) if wait else any(done is not None for done in queued)
 
     def spread(self, key: ChunkKey) -> bool:
-        """Copy a record that a durable tier holds to those that lack it and have room; waits.
+        """`spread_many` for one."""
+        return self.spread_many([key])[0]
+
+    def spread_many(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """Copy each record that a durable tier holds to those that lack it and have room; waits.
 
         Returns:
-            Whether a durable tier holds it; without such a tier, whether it is held.
+            For each, whether a durable tier holds it; without such a tier, whether it is held.
         """
-        holding = [tier for tier in self._durable or self._tiers if self._holds(tier, key)]
+        holding: list[list[Tier]] = [[] for _ in keys]
+        for tier in self._durable or self._tiers:
+            for of_one, holds in zip(holding, self._holds_many(tier, keys), strict=True):
+                of_one += [tier] if holds else []
+        return [self._spread(key, tiers) for key, tiers in zip(keys, holding, strict=True)]
+
+    def _spread(self, key: ChunkKey, holding: Sequence[Tier]) -> bool:
         lacking = [tier for tier in self._durable if tier not in holding]
         if not holding or not lacking:
             return bool(holding)

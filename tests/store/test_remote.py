@@ -291,3 +291,51 @@ def test_a_missing_package_is_named_with_what_installs_it(
 def test_an_address_that_fsspec_does_not_know_is_named() -> None:
     with pytest.raises(ConfigError, match=r"store\.object: got 'shelf://a'"):
         ObjectBlobs("shelf://a", "1/raw")
+
+
+# ---------------------------------------------------------------- asked about many at a time
+
+
+def test_many_are_looked_for_by_one_read_as_each_alone(
+    kind: str, tier: RemoteTier, blobs: Any, records: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = [records.make_record(number) for number in range(3)]
+    held.append(records.make_record(3, num_priors=400))  # a header longer than most
+    for record in held:
+        tier.put(record)
+    damaged, stranger, foreign, odd, nowhere = (records.make_record(n) for n in range(10, 15))
+    whole = stored(damaged, records.FINGERPRINT)
+    blobs.write(damaged.key.hex, [whole[:30], b"\xff", whole[31:]])
+    blobs.write(stranger.key.hex, [stored(records.make_record(99), records.FINGERPRINT)])
+    blobs.write(foreign.key.hex, [stored(foreign, b"another model")])
+    blobs.write(odd.key.hex, [b"<"])
+    if kind == "shared":
+        blobs.remove(odd.key.hex)
+        blobs._client.lpush(blobs._prefix + odd.key.hex, "a list")
+    keys = [one.key for one in (damaged, *held[:2], stranger, foreign, odd, nowhere, *held[2:])]
+    alone = [tier.contains(key) for key in keys]
+    reads: list[int] = []
+    real = blobs.read_many
+    monkeypatch.setattr(
+        blobs, "read_many", lambda names, stop: reads.append(len(names)) or real(names, stop)
+    )
+    assert tier.contains_many(keys) == alone
+    assert alone == [False, True, True, False, False, False, False, True, True]
+    assert reads == [len(keys)]
+    assert tier.contains_many(keys[-1:] * 70) == [True] * 70 and reads[1:] == [64, 6]
+    assert tier.contains_many([]) == []
+
+
+def test_a_tier_that_fails_has_none_of_many(
+    tier: RemoteTier, blobs: Any, records: ModuleType, monkeypatch: pytest.MonkeyPatch,
+    metrics: Metrics, counted: Callable[..., float],
+) -> None:  # fmt: skip
+    def fails(names: Sequence[str], stop: int) -> list[bytes | None]:
+        raise OSError("gone")
+
+    record, store = records.make_record(1), TieredStore([tier], metrics)
+    tier.put(record)
+    assert store.spread_many([record.key]) == [True]
+    monkeypatch.setattr(blobs, "read_many", fails)
+    assert store.spread_many([record.key] * 3) == [False] * 3
+    assert counted("store_errors_total", tier=tier.name, kind="read") == 1

@@ -191,6 +191,8 @@ def test_spreading_copies_to_the_tiers_that_lack_a_record_and_computes_nothing(
     assert store.spread(down.key) and store.spread(up.key) and not store.spread(nowhere.key)
     assert near.contains(up.key) and far.contains(down.key)
     assert store.spread(up.key) and near.puts == [down.key, up.key], "once"
+    assert store.spread_many([up.key, nowhere.key, down.key]) == [True, False, True]
+    assert store.spread_many([]) == []
 
 
 def test_spreading_evicts_nothing_and_needs_no_tier_that_fails(

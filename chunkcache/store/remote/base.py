@@ -27,6 +27,13 @@ class Blobs(Protocol):
         """
         ...
 
+    def read_many(self, names: Sequence[str], stop: int) -> list[bytes | None]:
+        """`read` from 0 up to `stop` for each name, in as few round trips as can be.
+
+        Of a name under which no string of bytes is, an empty one: what is there is no record.
+        """
+        ...
+
     def write(self, name: str, parts: Sequence[bytes]) -> None:
         """Put the parts, joined, under a name; whole or not at all. Replaces what was there."""
         ...

@@ -61,6 +61,19 @@ class RespBlobs:
             raise
         return found or None
 
+    def read_many(self, names: Sequence[str], stop: int) -> list[bytes | None]:
+        """See `Blobs`. One round trip."""
+        batch = self._client.pipeline(transaction=False)
+        for name in names:
+            batch.getrange(self._prefix + name, 0, stop - 1)
+        found: list[bytes | None] = []
+        for answer in batch.execute(raise_on_error=False):
+            is_refused = isinstance(answer, self._refusal)
+            if isinstance(answer, Exception) and not str(answer).startswith("WRONGTYPE"):
+                raise answer
+            found.append(b"" if is_refused else answer or None)
+        return found
+
     def write(self, name: str, parts: Sequence[bytes]) -> None:
         """See `Blobs`."""
         self._client.set(self._prefix + name, b"".join(parts))

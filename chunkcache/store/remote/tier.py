@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,7 +16,7 @@ from chunkcache.store.remote.breaker import Breaker, BreakerState
 from chunkcache.store.remote.guard import Guard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from chunkcache.chunk import ChunkKey, ChunkKV, KVGeometry
     from chunkcache.store.base import RecordReader
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _FIRST_BYTES = 64 * 1024  # read first: the header of a chunk of 4,000 tokens fits
+_HEADER_TOKEN_BYTES = 16  # about what a token takes in it
+_LOOKS_AT_A_TIME = 64
 _ATTEMPTS = 4  # to read a record that others replace meanwhile
 _WRITE_PATIENCE = 10  # a write, which nobody waits for, may take so many times as long as a read
 
@@ -122,6 +125,18 @@ class RemoteTier:
         """See `Tier`. Reads the header alone; damage to the layers is found by `get`."""
         return self._holds(key, if_corrupt=False)
 
+    def contains_many(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """See `AskedTogether`. A round trip for each `_LOOKS_AT_A_TIME`, each within the limit.
+
+        Raises:
+            StoreError: the tier failed, took too long, or is at rest.
+        """
+        held: list[bool] = []
+        for first in range(0, len(keys), _LOOKS_AT_A_TIME):
+            batch = keys[first : first + _LOOKS_AT_A_TIME]
+            held += self._reads.run(partial(self._look_at, batch))
+        return held
+
     def delete(self, key: ChunkKey) -> bool:
         """See `Tier`. A damaged record was there too."""
         if not self._holds(key, if_corrupt=True):
@@ -201,16 +216,31 @@ class RemoteTier:
             raise CorruptRecord(f"record {key.hex}: its header says its layers are too long")
 
     def _holds(self, key: ChunkKey, *, if_corrupt: bool) -> bool:
-        def look() -> bool:
-            encoded = self._read_header(key)
-            return encoded is not None and is_of(
-                decode_header(encoded), key, self._fingerprint, self._codec
-            )
-
         try:
-            return self._reads.run(look)
+            return self._reads.run(lambda: self._is_there(key, self._read_header(key)))
         except CorruptRecord:
             return if_corrupt
+
+    def _look_at(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """`_holds` for each, by one read of all their beginnings."""
+        tokens = max(len(key.token_ids) for key in keys)
+        stop = _FIRST_BYTES // 16 + _HEADER_TOKEN_BYTES * tokens  # most headers are shorter
+        beginnings = self._blobs.read_many([_name_of(key) for key in keys], stop)
+        held: list[bool] = []
+        for key, found in zip(keys, beginnings, strict=True):
+            try:
+                is_whole = found is None or said_length(found) <= len(found)
+                header = found if is_whole else self._read_header(key)
+                held.append(self._is_there(key, header and header[: said_length(header)]))
+            except CorruptRecord:
+                held.append(False)
+        return held
+
+    def _is_there(self, key: ChunkKey, encoded: bytes | None) -> bool:
+        """Whether a header is that of the record. Raises `CorruptRecord`."""
+        return encoded is not None and is_of(
+            decode_header(encoded), key, self._fingerprint, self._codec
+        )
 
     def _listed(self) -> list[tuple[bytes, int]]:
         def listed() -> list[tuple[bytes, int]]:
