@@ -41,7 +41,7 @@ import xxhash
 from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry
 from chunkcache.engine.angles import RotaryAngles
 from chunkcache.engine.chunk_pages import ChunkPages
-from chunkcache.engine.loader import TASK_BYTES
+from chunkcache.engine.loader import TASK_BYTES, end_of_task
 from chunkcache.store.codec import codec_named
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.host import HostTier
@@ -143,15 +143,15 @@ def put_all(tier: HostTier | DiskTier, records: list[ChunkKV]) -> None:
 
 def read_layers(tier: DiskTier, records: Sequence[ChunkKV]) -> None:
     """Read every record as a loader's thread does."""
-    out = torch.empty(TASK_BYTES, dtype=torch.uint8)
+    out = torch.empty_like(records[0].kv)
     for record in records:
-        layer_bytes = record.size_bytes // GEOMETRY.num_layers
-        step = max(1, TASK_BYTES // layer_bytes)
+        step = max(1, TASK_BYTES // (record.size_bytes // GEOMETRY.num_layers))
         with tier.open(record.key) as reader:  # type: ignore[union-attr]
-            for first in range(0, GEOMETRY.num_layers, step):
-                last = min(first + step, GEOMETRY.num_layers)
-                into = out[: (last - first) * layer_bytes].view(torch.bfloat16)
-                reader.read_layers(first, last, into.view(last - first, *record.kv.shape[1:]))
+            first = 0
+            while first < GEOMETRY.num_layers:
+                last = min(end_of_task(first, step), GEOMETRY.num_layers)
+                reader.read_layers(first, last, out[: last - first])
+                first = last
 
 
 def read_plainly(file: Path, thread: int, threads: int) -> None:

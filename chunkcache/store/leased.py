@@ -104,10 +104,12 @@ def decode_layers(
         CorruptRecord: a layer is missing, failed its checksum, or is not what its codec makes.
     """
     lengths = header.slab_lengths[first : first + len(out)]
-    if type(codec) is RawCodec and all(length == out[0].nbytes for length in lengths):
-        for _ in env.slabs_into(txn, header, first, octets(out).reshape(len(out), -1)):
-            pass  # being yielded is being there
-        return
+    if type(codec) is RawCodec:
+        layers = octets(out).reshape(len(out), -1)
+        if set(lengths) == {layers.shape[1]}:
+            for _ in env.slabs_into(txn, header, first, list(layers)):
+                pass  # being yielded is being there
+            return
     scratch = np.empty(max(lengths, default=0), np.uint8)
     coded = env.slabs_into(txn, header, first, [scratch[:length] for length in lengths])
     for layer, (slab, into) in enumerate(zip(coded, out, strict=True), first):

@@ -33,7 +33,7 @@ _SHAPE = struct.Struct("<III")
 _NUM_FIELDS = 14
 
 
-def checksum(*parts: bytes | bytearray | memoryview | np.ndarray) -> bytes:
+def checksum(*parts: bytes | bytearray | memoryview) -> bytes:
     """xxh3_128 of the parts, joined, 16 bytes. Guards against decay and torn writes, not against
     an adversary. Other threads run meanwhile."""
     hasher = xxhash.xxh3_128()

@@ -81,12 +81,12 @@ class SlabFile:
             length = header.slab_lengths[layer]
             assert len(buffer) == length
             padding = bytearray(stored_length(length) - length)
-            is_there = place is not None and self._read(place, buffer, padding)
-            if not is_there or checksum(buffer, padding) != header.slab_checksums[layer]:
+            is_there = place is not None and self._read(place, buffer.data, padding)
+            if not is_there or checksum(buffer.data, padding) != header.slab_checksums[layer]:
                 buffer[:] = _mapped(txn, slabs, header, layer)
             yield buffer.data
 
-    def _read(self, value: LongValue, *into: bytearray | np.ndarray) -> bool:
+    def _read(self, value: LongValue, *into: bytearray | memoryview) -> bool:
         """Fill the buffers, one after the other, with a value that they hold just so.
 
         Returns:
@@ -105,8 +105,9 @@ class SlabFile:
             raise StoreError(f"store: {self._file} is truncated: page {value.page} is missing")
         number, _, flags, _, _ = PAGE.unpack(head)
         (pages,) = PAGE_COUNT.unpack(head)
-        is_there = number == value.page and flags & KIND == LONG
-        return is_there and count == needed <= pages * self._page_bytes
+        is_long: bool = number == value.page and flags & KIND == LONG
+        fits: bool = count == needed <= pages * self._page_bytes
+        return is_long and fits
 
     def close(self) -> None:
         """Close it."""
@@ -123,14 +124,12 @@ def _places(
     """Where layers lie in the file, as far as that is known. Touches no page of theirs."""
     places: list[LongValue | None] = []
     with txn.cursor(db=slabs) as cursor:
-        more = cursor.set_range(slab_key(header.stored_digest, first))
+        is_somewhere = cursor.set_range(slab_key(header.stored_digest, first))
         for layer in range(first, first + count):
-            key = cursor.key() if more else b""
-            if key == slab_key(header.stored_digest, layer):
-                places.append(long_value_of(key))
-                more = cursor.next()
-            else:
-                places.append(None)
+            key = cursor.key() if is_somewhere else b""
+            is_there = key == slab_key(header.stored_digest, layer)
+            places.append(long_value_of(key) if is_there else None)
+            is_somewhere = is_there and layer + 1 < first + count and cursor.next()
     return places
 
 

@@ -32,6 +32,9 @@ class Angles:
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._table.at(positions)
 
+    def table(self, num_positions: int) -> Rotary:
+        return self._table
+
 
 def record_of(number: int, *, digest: bytes | None = None) -> ChunkKV:
     """Chunk `number`: its length and every number of it follow from its number."""

@@ -179,14 +179,14 @@ def test_closing_waits_for_a_verb_that_runs(
     tier, record = open_tier(), records.make_record(1)
     tier.put(record)
     reading, go_on = threading.Event(), threading.Event()
-    slabs = RecordEnv.slabs
+    slabs = RecordEnv.slabs_into
 
     def slow_slabs(self: RecordEnv, *args: Any) -> Iterator[memoryview]:
         reading.set()
         assert go_on.wait(20)
         return slabs(self, *args)
 
-    monkeypatch.setattr(RecordEnv, "slabs", slow_slabs)
+    monkeypatch.setattr(RecordEnv, "slabs_into", slow_slabs)
     found: list[Any] = []
     reader = threading.Thread(target=lambda: found.append(tier.get(record.key)))
     reader.start()
