@@ -167,7 +167,7 @@ class Runtime:
         """Whether a durable tier holds each chunk; then those that lack it and have room get it."""
         if self.store.is_empty:
             return [self.engine.chunks.contains(key) for key in keys]
-        return self.store.spread_many(keys)
+        return self.store.spread(keys)
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether the lowest tier could take another record without evicting one.

@@ -125,10 +125,6 @@ class TieredStore:
 
     # ------------------------------------------------------------ looking up
 
-    def fetch_many(self, keys: Sequence[ChunkKey]) -> list[Lookup]:
-        """`fetch` for each key, in order."""
-        return [self.fetch(key) for key in keys]
-
     def fetch(self, key: ChunkKey) -> Lookup:
         """Look from the top down; a hit below is promoted to the tiers above."""
         misses: list[str] = []
@@ -256,11 +252,7 @@ class TieredStore:
         queued = [self._queue(tier, record, wait=wait) for tier in self._durable]
         return _any_written(queued) if wait else any(done is not None for done in queued)
 
-    def spread(self, key: ChunkKey) -> bool:
-        """`spread_many` for one."""
-        return self.spread_many([key])[0]
-
-    def spread_many(self, keys: Sequence[ChunkKey]) -> list[bool]:
+    def spread(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """Copy each record that a durable tier holds to those that lack it and have room; waits.
 
         Returns:

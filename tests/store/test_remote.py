@@ -335,7 +335,7 @@ def test_a_tier_that_fails_has_none_of_many(
 
     record, store = records.make_record(1), TieredStore([tier], metrics)
     tier.put(record)
-    assert store.spread_many([record.key]) == [True]
+    assert store.spread([record.key]) == [True]
     monkeypatch.setattr(blobs, "read_many", fails)
-    assert store.spread_many([record.key] * 3) == [False] * 3
+    assert store.spread([record.key] * 3) == [False] * 3
     assert counted("store_errors_total", tier=tier.name, kind="read") == 1

@@ -188,11 +188,11 @@ def test_spreading_copies_to_the_tiers_that_lack_a_record_and_computes_nothing(
     down, up, nowhere = (records.make_record(n) for n in range(3))
     near.put(down)
     far.put(up)
-    assert store.spread(down.key) and store.spread(up.key) and not store.spread(nowhere.key)
+    assert store.spread([down.key, up.key, nowhere.key]) == [True, True, False]
     assert near.contains(up.key) and far.contains(down.key)
-    assert store.spread(up.key) and near.puts == [down.key, up.key], "once"
-    assert store.spread_many([up.key, nowhere.key, down.key]) == [True, False, True]
-    assert store.spread_many([]) == []
+    assert store.spread([up.key]) == [True] and near.puts == [down.key, up.key], "once"
+    assert store.spread([up.key, nowhere.key, down.key]) == [True, False, True]
+    assert store.spread([]) == []
 
 
 def test_spreading_evicts_nothing_and_needs_no_tier_that_fails(
@@ -202,12 +202,12 @@ def test_spreading_evicts_nothing_and_needs_no_tier_that_fails(
     store = TieredStore([near, far], metrics)
     far.put(records.make_record(0))
     near.put(records.make_record(1))
-    assert store.spread(records.make_record(1).key), "it is warm"
+    assert store.spread([records.make_record(1).key]) == [True], "it is warm"
     assert set(far.scan()) == {records.make_record(0).key.digest}
     near.fault = StoreError("gone")
-    assert store.spread(records.make_record(0).key)
+    assert store.spread([records.make_record(0).key]) == [True]
     far.fault = StoreError("gone")
-    assert not store.spread(records.make_record(0).key)
+    assert store.spread([records.make_record(0).key]) == [False]
     store.close()
 
 

@@ -58,7 +58,7 @@ def test_a_hit_on_disk_is_promoted_and_bit_equal(
     record = records.make_record(1, num_tokens=30)
     disk.put(record)
     assert store.contains(record.key) == "disk"
-    first, second = store.fetch_many([record.key, record.key])
+    first, second = store.fetch(record.key), store.fetch(record.key)
     assert (first.tier, second.tier) == ("disk", "host")
     assert first.record is not None
     assert records.contents(first.record) == records.contents(record)
