@@ -5,7 +5,9 @@
 A type is served if the gate passes over a prompt of 2,400 tokens (`chunkcache/engine/gate.py`) and,
 beyond what the gate asks, full prefill and a decoded token are transformers' own at 100, 700 and
 2,000 tokens: below and above the tiny model's window of 512. docs/reference/models.md is made of
-the result (`python docs/build.py`). Sizes are tiny; what decides attention is as each type has it.
+the result (`python docs/build.py`). Sizes are tiny; what decides attention is as each type has it,
+or, where a type's own defaults are of no model that people have, as their models have it (`OWN`).
+Of types that read images beside text the whole is built, and the part that reads is put to it.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from typing import Any
 import torch
 from reporting import command_line, emit, surroundings
 from tokenizers import Tokenizer, models
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast, logging
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast, logging
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from chunkcache.engine.gate import run_gate
-from chunkcache.engine.model import refuse_unsupported, text_config, wrap_model
+from chunkcache.engine.model import loader_of, refuse_unsupported, text_config, wrap_model
 from chunkcache.engine.trial import Trial, long_lengths
 from chunkcache.errors import UnsupportedModel
 
@@ -37,6 +42,26 @@ SIZES: dict[str, Any] = {
     "sliding_window": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
     "n_group": 1, "topk_group": 1, "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+    "n_shared_experts": 1, "attention_chunk_size": 512, "floor_scale": 256,
+    "vocab_size_per_layer_input": 320,
+}  # fmt: skip
+OTHERS: dict[str, Any] = {  # of what sees or hears
+    "hidden_size": 32, "embed_dim": 32, "intermediate_size": 48, "num_attention_heads": 2,
+    "num_heads": 2, "num_hidden_layers": 2, "depth": 2, "out_hidden_size": 64, "image_size": 28,
+    "patch_size": 14, "head_dim": 16, "vocab_size": 320, "mlp_ratio": 1.5, "hidden_dim": 32,
+    "projection_dim": 32, "num_key_value_heads": 2, "deepstack_visual_indexes": [0],
+    "output_dim": 64, "vision_output_dim": 32, "num_global_layers": 1,
+}  # fmt: skip
+CONVOLUTIONS = {"layer_types": ["conv", "full_attention"] * 2}
+HEADS_BY_LAYER = {"global_head_dim": 32, "hidden_size_per_layer_input": 0}
+SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+OWN: dict[str, dict[str, Any]] = {
+    "lfm2": CONVOLUTIONS, "lfm2_moe": CONVOLUTIONS,
+    "gemma4_text": HEADS_BY_LAYER, "gemma4_unified_text": HEADS_BY_LAYER,
+    "qwen2_vl_text": {"rope_parameters": SECTIONS},
+    "qwen2_5_vl_text": {"rope_parameters": SECTIONS},
+    "qwen3_vl_text": {"rope_parameters": {**SECTIONS, "mrope_interleaved": True}},
+    "qwen3_vl_moe_text": {"rope_parameters": {**SECTIONS, "mrope_interleaved": True}},
 }  # fmt: skip
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8,
@@ -47,24 +72,44 @@ SHOWN = ("reference", "continuation", "repair_all", "moved", "unrepaired")
 
 def tiny(model_type: str, seed: int) -> Any:
     """A random network of that type; its norms random too, so that one behind a rotation shows."""
-    make = CONFIG_MAPPING[model_type]
-    given = make()
-    sizes = SIZES
-    if hasattr(given, "kv_lora_rank") and given.kv_lora_rank:
-        sizes = {**{k: v for k, v in SIZES.items() if k != "head_dim"}, **LATENT}
-    config = make(**{k: v for k, v in sizes.items() if hasattr(given, k)})
+    config = _sized(CONFIG_MAPPING[model_type], SIZES)
     refuse_unsupported(text_config(config))
+    make: Any = loader_of(config)
     with torch.device("meta"):
-        numbers = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        numbers = sum(p.numel() for p in make.from_config(config).parameters())
     if numbers > MOST_NUMBERS:
         raise ValueError(f"{numbers / 1e6:.0f} million parameters in parts that have no sizes here")
     torch.manual_seed(seed)
-    network = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    network = make.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if parameter.ndim == 1 or "sink" in name:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return network
+
+
+def _sized(make: Any, sizes: dict[str, Any]) -> Any:
+    """A configuration of that class, and of all its parts, with tiny sizes."""
+    given, told = make(), {}
+    for name, part in getattr(make, "sub_configs", {}).items():
+        held = getattr(given, name, None)
+        if held is None:
+            continue
+        inner = CONFIG_MAPPING[held.model_type] if part.__name__ == "AutoConfig" else type(held)
+        is_text = name in ("text_config", "decoder", "generator", "thinker_config")
+        told[name] = _sized(inner, SIZES if is_text else OTHERS).to_dict()
+    if _has(given, "kv_lora_rank") and given.kv_lora_rank:
+        sizes = {**{k: v for k, v in sizes.items() if k != "head_dim"}, **LATENT}
+    fixed = {name for name, of in vars(make).items() if isinstance(of, property)}
+    told |= {k: v for k, v in sizes.items() if k not in fixed and _has(given, k)}
+    return make(**{**told, **OWN.get(getattr(make, "model_type", ""), {})})
+
+
+def _has(config: Any, name: str) -> bool:
+    try:
+        return hasattr(config, name)
+    except RuntimeError:  # layers have it, each its own
+        return True
 
 
 def judged(model_type: str, seed: int, kernels: Path) -> dict[str, Any]:
@@ -82,6 +127,8 @@ def judged(model_type: str, seed: int, kernels: Path) -> dict[str, Any]:
         )
     except UnsupportedModel as error:
         return {"verdict": "refused", "reason": _reason(error)}
+    except Exception as error:  # of a folder `load_model` would raise it as it is
+        return {"verdict": "CRASH", "reason": f"{type(error).__name__}: {error}"[:200]}
     verdict = run_gate(model)
     row: dict[str, Any] = {
         "figures": {name: verdict.figures[name] for name in SHOWN if name in verdict.figures},
@@ -110,7 +157,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     given = parser.parse_args()
-    types = given.types or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    everything = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    types = given.types or sorted(everything)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         for model_type in types:

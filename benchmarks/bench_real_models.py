@@ -177,7 +177,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", nargs="+", help="of models, as `save_pretrained` writes them")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--passages", type=int, default=4, help="in a prompt of `ttft`")
+    parser.add_argument("--passages", type=int, default=3, help="in a prompt of `ttft`")
     parser.add_argument("--tokens", type=int, default=256, help="of each such passage")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--most-s", type=float, default=100.0, help="of turns, for one model")

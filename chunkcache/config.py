@@ -62,6 +62,12 @@ class ModelSettings(Section):
         description="int8: products with weights rounded to 8 bits, on a CPU; another model than "
         "auto's, with chunk KV of its own",
     )
+    longrope: Literal["short", "long"] = Field(
+        "short",
+        description="which of a longrope model's two sets of angles all prompts get: short ends at "
+        "its original length; long reaches its whole length, and short prompts get those angles "
+        "too; each has chunk KV of its own",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     num_threads: int = Field(0, ge=0, description="torch threads on CPU; 0 leaves torch's choice")
     gate: Literal["on", "off"] = Field(

@@ -234,8 +234,15 @@ class HeardRows:
         query, key, value = heard.query, heard.key, heard.value
         if self.order is not None:
             query, key = query[..., self.order], key[..., self.order]
-        if facts.value_dim < key.shape[-1]:
-            value = torch.nn.functional.pad(value, (0, key.shape[-1] - facts.value_dim))
+        heads = self.rows.facts.kinds[facts.kind].heads
+        if len(key) < heads.kv_heads:
+            key, value = (t.repeat_interleave(heads.kv_heads // len(key), 0) for t in (key, value))
+        query, key, value = (
+            torch.nn.functional.pad(t, (0, heads.dim - t.shape[-1]))
+            if t.shape[-1] < heads.dim
+            else t
+            for t in (query, key, value)
+        )
         qkv = torch.cat([t.transpose(0, 1).flatten(1) for t in (query, key, value)], dim=1)
         out = self.rows.attend(self.layer, qkv)
         return out.view(len(out), len(query), -1)[..., : facts.value_dim]

@@ -38,9 +38,10 @@ class LayerFacts:
 
     `kind`: which of the model's `LayerKind`s; `turned`: its keys have positions (RoPE); `scale`
     multiplies scores; `window`: only so many positions up to its own are seen, None for all;
-    `softcap`: scores are bounded by c·tanh(s/c); `order`: channels of queries and keys in the
-    kernels' order, None as they are; `value_dim`: channels of a value, which are fewer than a
-    key's in latent attention.
+    `softcap`: scores are bounded by c·tanh(s/c); `block`: only positions of the row's own block of
+    so many are seen, None for all; `order`: channels of queries and keys in the kernels' order,
+    None as they are; `value_dim`: channels of a value, which are fewer than a key's in latent
+    attention, and in layers whose heads are smaller than those of others.
     """
 
     kind: int
@@ -49,6 +50,7 @@ class LayerFacts:
     value_dim: int
     window: int | None = None
     softcap: float | None = None
+    block: int | None = None
     order: tuple[int, ...] | None = None
 
 
@@ -79,7 +81,8 @@ class ModelFacts:
     def are_alike(self) -> bool:
         """Whether all layers attend in the same way, but for having positions, and plainly."""
         plain = all(
-            facts.order is None and not (facts.window or facts.softcap) for facts in self.layers
+            facts.order is None and not (facts.window or facts.softcap or facts.block)
+            for facts in self.layers
         )
         return plain and len(self.kinds) == 1 and not any(s is not None for s in self.sinks)
 
@@ -100,11 +103,7 @@ def facts_of(hf: PreTrainedModel) -> ModelFacts:
     """
     layers = layers_of(hf)
     heard = _listen(hf, len(layers))
-    shapes = {(h.query.shape[0], h.key.shape[0], h.key.shape[-1]) for h in heard}
-    if len(shapes) != 1 or any(h.value.shape[-1] > h.key.shape[-1] for h in heard):
-        raise CannotFollow("layers whose heads are of several shapes")
-    heads, kv_heads, dim = shapes.pop()
-    kinds = _Kinds(Heads(heads, kv_heads, dim, 1.0, 0))
+    kinds = _Kinds(_widest(heard))
     config: Any = config_of(hf)
     device = heard[0].key.device
     names: Any = getattr(config, "layer_types", None) or [None] * len(layers)
@@ -113,8 +112,11 @@ def facts_of(hf: PreTrainedModel) -> ModelFacts:
     windows = [_window(config, layer, h, name) for layer, h, name in
                zip(layers, heard, names, strict=True)]  # fmt: skip
     found = []
-    for of, rotation, window, embedding in zip(heard, rotations, windows, embeddings, strict=True):
-        kind = kinds.of(of, rotation, window, embedding.scale, device)
+    for of, rotation, window, embedding, name in zip(
+        heard, rotations, windows, embeddings, names, strict=True
+    ):
+        block = _block(config, name)
+        kind = kinds.of(of, rotation, window, block, embedding.scale, device)
         found.append(
             LayerFacts(
                 kind=kind,
@@ -123,6 +125,7 @@ def facts_of(hf: PreTrainedModel) -> ModelFacts:
                 value_dim=of.value.shape[-1],
                 window=window,
                 softcap=of.softcap,
+                block=block,
                 order=None if rotation is None else rotation.order,
             )
         )
@@ -134,7 +137,10 @@ def decoder_of(hf: PreTrainedModel) -> Any:
     """The part of a model that holds its layers; of one that sees images, the part that reads."""
     network: Any = hf
     found = network.get_decoder()
-    return found if hasattr(found, "config") else network.base_model  # some name something else so
+    if not hasattr(found, "config"):
+        return network.base_model  # some name something else so
+    inner = getattr(found, "model", None)  # and some the whole of what reads
+    return inner if not hasattr(found, "layers") and hasattr(inner, "layers") else found
 
 
 def config_of(hf: PreTrainedModel) -> Any:
@@ -152,7 +158,10 @@ def layers_of(hf: PreTrainedModel) -> list[Any]:
     found: Any = getattr(decoder, "layers", None)
     if found is None or len(found) < config_of(hf).num_hidden_layers:
         raise CannotFollow("no list of layers")
-    return list(found)[: config_of(hf).num_hidden_layers]
+    layers = list(found)[: config_of(hf).num_hidden_layers]
+    if any(getattr(attention_of(layer), "is_kv_shared_layer", False) for layer in layers):
+        raise CannotFollow("layers that attend to the keys of other layers")
+    return layers
 
 
 def _listen(hf: PreTrainedModel, count: int) -> list[Heard]:
@@ -165,6 +174,18 @@ def _listen(hf: PreTrainedModel, count: int) -> list[Heard]:
             f"{count} layers, of which {len(recorder.heard)} attend through transformers' interface"
         )
     return recorder.heard
+
+
+def _widest(heard: list[Heard]) -> Heads:
+    """What keys and values of all layers fit into: smaller heads are filled up with zeros, fewer
+    ones stand there several times.
+    """
+    heads = {h.query.shape[0] for h in heard}
+    kv_heads, dim = max(h.key.shape[0] for h in heard), max(h.key.shape[-1] for h in heard)
+    fits = all(kv_heads % h.key.shape[0] == 0 and h.value.shape[-1] <= dim for h in heard)
+    if len(heads) != 1 or not fits:
+        raise CannotFollow("layers whose heads are of several shapes")
+    return Heads(heads.pop(), kv_heads, dim, 1.0, 0)
 
 
 def _embeddings(hf: PreTrainedModel, kind: str | None) -> Embeddings:
@@ -205,12 +226,18 @@ def _window(config: Any, layer: Any, heard: Heard, kind: str | None) -> int | No
     return window if window and window < context_of(config) else None
 
 
+def _block(config: Any, kind: str | None) -> int | None:
+    """Of chunked attention, which layers only make masks with."""
+    block = getattr(config, "attention_chunk_size", None) if kind == "chunked_attention" else None
+    return block if block and block < context_of(config) else None
+
+
 def context_of(config: Any) -> int:
     """Tokens a prompt and its answer may have.
 
     YaRN reaches as far as its factor says (Qwen's configurations leave the length as it was);
     longrope has other angles from its original length on, for all positions of a prompt, which
-    KV made for a shorter prompt does not know: prompts end there.
+    KV made for a shorter prompt does not know: prompts end there, unless they all get those angles.
     """
     tokens = int(config.max_position_embeddings)
     given: Any = getattr(config, "rope_parameters", None) or {}
@@ -220,7 +247,8 @@ def context_of(config: Any) -> int:
     reaches = []
     for rope in ropes:
         original = rope.get("original_max_position_embeddings") or whole
-        if rope.get("rope_type") == "longrope" and original:
+        changes = rope.get("short_factor") != rope.get("long_factor")
+        if rope.get("rope_type") == "longrope" and original and changes:
             reaches.append(min(tokens, int(original)))
         elif rope.get("rope_type") == "yarn" and original and rope.get("factor"):
             reaches.append(max(tokens, int(original * rope["factor"])))
@@ -268,12 +296,13 @@ class _Kinds:
         heard: Heard,
         rotation: Rotation | None,
         window: int | None,
+        block: int | None,
         scale: float,
         device: torch.device,
     ) -> int:
         """The number of the layer's kind."""
         self._device = device
-        facts = (heard.scale, window or 0, heard.softcap or 0.0)
+        facts = (heard.scale, window or 0, heard.softcap or 0.0, block or 0)
         turn = None if rotation is None else (tuple(rotation.frequencies.tolist()), scale)
         for number, (others, turns) in enumerate(self._keys):
             if others == facts and (turn is None or turns is None or turns == turn):
@@ -286,14 +315,15 @@ class _Kinds:
     def made(self) -> tuple[LayerKind, ...]:
         """All that were met."""
         kinds = []
-        for (scale, window, softcap), turn in self._keys:
+        for (scale, window, softcap, block), turn in self._keys:
             frequencies, scaling = turn or ((), 1.0)
             angles = RotaryAngles(
                 torch.tensor(frequencies, dtype=torch.float32, device=self._device), scaling
             )
             shape = self._shape
             heads = Heads(
-                shape.heads, shape.kv_heads, shape.dim, scale, angles.rotary_dim, window, softcap
-            )
+                shape.heads, shape.kv_heads, shape.dim, scale, angles.rotary_dim, window, softcap,
+                block,
+            )  # fmt: skip
             kinds.append(LayerKind(heads, angles))
         return tuple(kinds)

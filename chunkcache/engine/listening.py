@@ -79,6 +79,12 @@ def attention_function(
     return _LISTENER.get().attend(heard)[None], None
 
 
+def number_type_of(module: Any) -> torch.Tensor:
+    """A parameter of the type, and on the device, that a module computes with; no packed one."""
+    wide = (p for p in module.parameters() if p.is_floating_point() and p.itemsize > 1)
+    return next(wide)  # type: ignore[no-any-return]
+
+
 @dataclass(slots=True, eq=False)
 class Recorder:
     """Writes down what layers say and answers with zeros."""
@@ -92,16 +98,36 @@ class Recorder:
         return heard.value.new_zeros((rows, heads, heard.value.shape[-1]))
 
 
+class _Standing:
+    """In the place of a cache, for layers that ask one how far along their rows are."""
+
+    def __init__(self, positions: torch.Tensor) -> None:
+        self._positions = positions
+
+    def get_seq_length(self, *_: Any) -> torch.Tensor:
+        """What such layers add the row's number to: its position less that number."""
+        positions = self._positions
+        return positions - positions.new_ones(len(positions)).cumsum(0) + 1
+
+    def update(self, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> Any:
+        """Nothing is kept here: pages are the engine's."""
+        return key, value
+
+
 def run_layer(
     layer: Any, hidden: torch.Tensor, embeddings: Any, positions: torch.Tensor
 ) -> torch.Tensor:
     """One layer over `hidden` `[rows, width]` with these rotary embeddings; `positions` int64."""
-    told = {
+    told: dict[str, Any] = {
         "position_embeddings": embeddings, "position_ids": positions[None],
         "attention_mask": None, "use_cache": False,
     }  # fmt: skip
     takes = inspect.signature(layer.forward).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         told = {name: value for name, value in told.items() if name in takes}
+    if "shared_kv_states" in takes:  # some layers leave K and V there, for others
+        told["shared_kv_states"] = {}
+    if getattr(getattr(layer, "self_attn", None), "attn_temperature_tuning", False):
+        told["cache"] = _Standing(positions)
     out = layer(hidden[None], **told)
     return (out[0] if isinstance(out, tuple) else out)[0]  # type: ignore[no-any-return]

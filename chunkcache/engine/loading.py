@@ -5,34 +5,42 @@ Whatever is wrong with what a user names is said in one sentence, not as a trace
 
 from __future__ import annotations
 
-import json
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from chunkcache.engine.model import (
     geometry_of,
+    loader_of,
     model_fingerprint,
     refuse_unsupported,
     text_config,
+    use_long_angles,
     wrap_model,
 )
-from chunkcache.engine.weights import no_loading_bar, resolve_model, weights_digest
-from chunkcache.errors import ChunkCacheError, ModelNotFound, UnsupportedModel
+from chunkcache.engine.sources import Source, in_words, merged, read_json, source_of
+from chunkcache.engine.weights import no_loading_bar
+from chunkcache.errors import UnsupportedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from chunkcache.config import ModelSettings, Settings
     from chunkcache.engine.decoder import DecoderModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SHOWN_CHARACTERS = 240  # of what a library says
+_QUANTISED_BY = {  # quant_method of a configuration: what pip installs to read such weights
+    "aqlm": "aqlm[cpu]", "auto-round": "auto-round", "awq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors", "eetq": "kernels",
+    "fbgemm_fp8": "fbgemm-gpu", "fouroversix": "fouroversix", "fp_quant": "fp_quant",
+    "gptq": "optimum gptqmodel", "higgs": "flute-kernel fast_hadamard_transform", "hqq": "hqq",
+    "metal": "kernels", "mxfp4": "kernels", "nvfp4": "kernels", "quanto": "optimum-quanto",
+    "quark": "amd-quark", "sinq": "sinq", "spqr": "spqr_quant", "torchao": "torchao",
+    "vptq": "vptq",
+}  # fmt: skip
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -53,74 +61,13 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-@contextmanager
-def _in_words(name: str, what: str) -> Iterator[None]:
-    """Whatever transformers raises while it reads `what` of the model `name`, as one sentence.
-
-    Raises:
-        ModelNotFound: a file is missing or cannot be read.
-        UnsupportedModel: a library is missing, or what the file says is not understood.
-    """
-    try:
-        yield
-    except ChunkCacheError:
-        raise
-    except OSError as error:
-        raise ModelNotFound(
-            f"model.name: cannot read {what} of {name!r}: {_first_line(error)} "
-            "Hint: give a hub id that can be reached, a local folder or a .gguf file."
-        ) from error
-    except ImportError as error:
-        raise UnsupportedModel(
-            f"model.name: {what} of {name!r} needs a library that is not installed: "
-            f"{_first_line(error)}"
-        ) from error
-    except Exception as error:  # a library's own code, on files it was not made for
-        raise UnsupportedModel(
-            f"model.name: {what} of {name!r} cannot be read: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:_SHOWN_CHARACTERS] if lines else type(error).__name__
-
-
-def _look_over(folder: Path, name: str) -> None:
-    """Refuse, before any library reads it, a folder that is not a model by itself."""
-    if not folder.is_dir():
-        return
-    has_config = (folder / "config.json").is_file()
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file() and not has_config:
-        base = _read_json(adapter, name).get("base_model_name_or_path") or "its base model"
-        raise UnsupportedModel(
-            f"model.name: {name!r} is a PEFT adapter over {base!r}, not a model. Hint: merge it "
-            "once (peft's merge_and_unload, then save_pretrained) and give that folder."
-        )
-    if not has_config:
-        ggufs = sorted(path.name for path in folder.glob("*.gguf"))
-        hint = f"give the file {ggufs[0]!r} in it" if ggufs else "as `save_pretrained` writes it"
-        raise ModelNotFound(f"model.name: no config.json in {name!r}. Hint: {hint}.")
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelNotFound(
-            f"model.name: {path.name} of {name!r} is no JSON: {_first_line(error)}"
-        ) from error
-    return found if isinstance(found, dict) else {}
-
-
-def _open_config(source: str, name: str) -> PreTrainedConfig:
+def _open_config(source: str, settings: ModelSettings) -> PreTrainedConfig:
     """The configuration; code that lies in a model's own folder is never run."""
-    _look_over(Path(source), name)
+    name = settings.name
     file = Path(source) / "config.json"
-    with _in_words(name, "the configuration"):
+    with in_words(name, "the configuration"):
         if file.is_file():
-            given = _read_json(file, name)
+            given = read_json(file, name)
             from transformers import CONFIG_MAPPING
 
             if "auto_map" in given and given.get("model_type") not in CONFIG_MAPPING:
@@ -130,25 +77,46 @@ def _open_config(source: str, name: str) -> PreTrainedConfig:
                     "Hint: a model of a type that transformers knows."
                 )
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if settings.longrope == "long":
+        use_long_angles(text_config(config))
     return config
 
 
 def _open_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
-    with _in_words(name, "the tokenizer"):
+    with in_words(name, "the tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False
         )
     return tokenizer
 
 
-def _open_weights(source: str, name: str, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
+def _open_weights(
+    source: Source, name: str, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+) -> Any:
     quantised: Any = getattr(config, "quantization_config", None) or {}
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
     what = f"weights quantised by {method!r}" if method else "the weights"
-    is_local = Path(source).is_dir()
+    packages = _QUANTISED_BY.get(str(method))
+    hint = f" Hint: pip install {packages}." if packages else ""
+    is_local = Path(source.base).is_dir()
     bar = no_loading_bar() if is_local else nullcontext()  # a download's bar is worth seeing
-    with _in_words(name, what), bar:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+    # quantised weights are laid out for the device they are loaded on
+    placed = {"device_map": {"": device}} if method and device.type != "cpu" else {}
+    with in_words(name, what, hint), bar:
+        network, found = loader_of(config).from_pretrained(
+            source.base, config=config, dtype=dtype, trust_remote_code=False,
+            output_loading_info=True, **placed,
+        )  # fmt: skip
+        if absent := sorted(found["missing_keys"]):  # transformers makes them up at random
+            raise UnsupportedModel(
+                f"model.name: {what} of {name!r} lack {len(absent)} tensors, {absent[0]!r} among "
+                "them. Hint: a folder whose weights are those of its configuration."
+            )
+        network = network if network.device.type == device.type else network.to(device)
+    if source.adapter is not None:
+        with in_words(name, "the adapter"):
+            network = merged(network, source.adapter)
+    return network
 
 
 def load_model(settings: Settings) -> DecoderModel:
@@ -164,17 +132,14 @@ def load_model(settings: Settings) -> DecoderModel:
     if settings.model.num_threads:
         torch.set_num_threads(settings.model.num_threads)
     name = settings.model.name
-    source = resolve_model(name, settings.cache)
-    config = _open_config(source, name)
+    source = source_of(name, settings.cache)
+    config = _open_config(source.base, settings.model)
     refuse_unsupported(text_config(config))
-    tokenizer = _open_tokenizer(source, name)
+    tokenizer = _open_tokenizer(source.tokenizer, name)
     device = choose_device(settings.model.device)
     dtype = choose_dtype(settings.model.dtype, device)
-    hf = _open_weights(source, name, config, dtype)
-    with _in_words(name, "the weights"):
-        hf = hf.to(device)
-        folder = Path(source) if Path(source).is_dir() else _hub_folder(source)
-    digest = _digest_as_run(folder, settings)
+    hf = _open_weights(source, name, config, dtype, device)
+    digest = _digest_as_run(source, settings)
     geometry = geometry_of(text_config(config), dtype)
     fingerprint = model_fingerprint(config, tokenizer, digest, geometry)
     return wrap_model(
@@ -184,9 +149,10 @@ def load_model(settings: Settings) -> DecoderModel:
     )  # fmt: skip
 
 
-def _digest_as_run(folder: Path, settings: Settings) -> str:
+def _digest_as_run(source: Source, settings: Settings) -> str:
     """Of the weights, and of what is made of them before they run."""
-    digest = weights_digest(folder, settings.cache)
+    with in_words(settings.model.name, "the weights"):
+        digest = source.digest(settings.cache)
     return digest if settings.model.weights == "auto" else f"{digest} {settings.model.weights}"
 
 
@@ -197,19 +163,12 @@ def load_fingerprint(settings: Settings) -> bytes:
         ModelNotFound: nothing at that id or path.
     """
     name = settings.model.name
-    source = resolve_model(name, settings.cache)
+    source = source_of(name, settings.cache)
     dtype = choose_dtype(settings.model.dtype, choose_device(settings.model.device))
-    config, tokenizer = _open_config(source, name), _open_tokenizer(source, name)
-    with _in_words(name, "the weights"):
-        folder = Path(source) if Path(source).is_dir() else _hub_folder(source)
-    digest = _digest_as_run(folder, settings)
+    config = _open_config(source.base, settings.model)
+    tokenizer = _open_tokenizer(source.tokenizer, name)
+    digest = _digest_as_run(source, settings)
     return model_fingerprint(config, tokenizer, digest, geometry_of(text_config(config), dtype))
-
-
-def _hub_folder(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(hub_id, local_files_only=True))
 
 
 def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
@@ -218,9 +177,8 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     Raises:
         ModelNotFound: nothing at that id or path.
     """
-    source = resolve_model(settings.model.name, settings.cache)
-    _look_over(Path(source), settings.model.name)
-    return _open_tokenizer(source, settings.model.name)
+    name = settings.model.name
+    return _open_tokenizer(source_of(name, settings.cache).tokenizer, name)
 
 
 def model_ids(settings: ModelSettings) -> tuple[str, ...]:

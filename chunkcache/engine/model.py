@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_cache_dir
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from chunkcache.chunk import KVGeometry
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.facts import CannotFollow, ModelFacts, config_of, context_of, facts_of
 from chunkcache.engine.layers import ModuleLayers
-from chunkcache.engine.listening import ATTENTION_NAME, attention_function
+from chunkcache.engine.listening import ATTENTION_NAME, attention_function, number_type_of
 from chunkcache.engine.packed import KNOWN_FAMILIES, PackedLayers, packable
 from chunkcache.errors import UnsupportedModel
 
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 # part of the fingerprint: change it when records change meaning
 _LAYOUT = "kv/2 k-before-rope, pairs in halves"
 
@@ -38,21 +44,44 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
     """Raise for architectures whose KV cannot be moved by a rotation, naming the reason.
 
     Raises:
-        UnsupportedModel: recurrent or chunked layers, mRoPE, no rotary, encoder-decoders.
+        UnsupportedModel: recurrent layers, no rotary, encoder-decoders.
     """
     reasons = []
     other_types = set(getattr(config, "layer_types", None) or []) - _LAYER_TYPES
     if other_types:
         reasons.append(f"layers of type {', '.join(sorted(other_types))}")
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("mrope_section"):
-        reasons.append("multimodal rotary embedding (mRoPE)")
-    if not rope:
+    if not getattr(config, "rope_parameters", None):
         reasons.append("no rotary embedding")
     if getattr(config, "is_encoder_decoder", False):
         reasons.append("an encoder")
     if reasons:
         raise _unsupported(config, reasons)
+
+
+def loader_of(config: PreTrainedConfig) -> Any:
+    """The class of transformers that loads such a model: one that reads images besides text is
+    loaded whole, and used for text.
+    """
+    reads = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if sees and not reads else AutoModelForCausalLM
+
+
+def use_long_angles(config: PreTrainedConfig) -> None:
+    """Make longrope's angles for long prompts those of all prompts.
+
+    transformers takes them for a prompt longer than the original length, for all its positions; so
+    KV made for a short prompt would be wrong in a long one.
+
+    Raises:
+        UnsupportedModel: the model has no longrope.
+    """
+    rope: Any = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        raise UnsupportedModel(
+            f"model.longrope: got 'long', but {config.model_type!r} has no longrope. Hint: short."
+        )
+    rope["short_factor"] = rope["long_factor"]
 
 
 def _unsupported(config: PreTrainedConfig, reasons: list[str]) -> UnsupportedModel:
@@ -86,8 +115,8 @@ def wrap_model(
     config._attn_implementation = ATTENTION_NAME
     network: Any = hf
     network.eval().requires_grad_(False)
-    dtype = next(hf.parameters()).dtype
-    device = next(hf.parameters()).device
+    like = number_type_of(hf)
+    dtype, device = like.dtype, like.device
     geometry = geometry_of(config, dtype)
     facts = _facts(hf, geometry)
     packs = device.type == "cpu" and facts.are_alike and packable(hf)
@@ -139,8 +168,10 @@ def _eos_ids(hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozens
 def geometry_of(config: PreTrainedConfig, dtype: torch.dtype) -> KVGeometry:
     """Shape and number type of the KV a model of this configuration makes."""
     heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    # layers may have heads of their own
+    each: Any = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    kv_heads = max(getattr(one, "num_key_value_heads", None) or heads for one in each)
+    dim = max(getattr(one, "head_dim", None) or one.hidden_size // heads for one in each)
     if getattr(config, "kv_lora_rank", None):  # latent attention: as its heads read it
         kv_heads, dim = heads, config.qk_nope_head_dim + config.qk_rope_head_dim
     return KVGeometry(

@@ -60,6 +60,8 @@ def packable(hf: PreTrainedModel) -> bool:
         type(layer).__name__.removesuffix("DecoderLayer") in KNOWN_FAMILIES
         and getattr(layer.mlp, "act_fn", None).__class__.__name__ in {"SiLU", "SiLUActivation"}
         and not any(p.bias is not None for p in _mlp(layer))
+        # a quantised layer's products are of classes of their own
+        and all(type(p) is torch.nn.Linear for p in layer.modules() if hasattr(p, "in_features"))
         for layer in decoder.layers
     )
 

@@ -8,12 +8,13 @@ reaches. Its weights are made so that attention is far from flat.
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-from chunkcache.engine.facts import attention_of, kind_of, layers_of
+from chunkcache.engine.facts import attention_of, decoder_of, kind_of, layers_of
 from chunkcache.engine.model import wrap_model
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ def reduced_model(model: DecoderModel, layers: Sequence[int]) -> DecoderModel:
         CannotReduce: the configuration does not allow it, or transformers cannot run the twin.
     """
     config = reduced_config(model, layers)
-    whole: Any = type(model.hf)
-    # of a model that sees images too, the part that reads is a model by itself
-    make = whole if model.hf.config is model.config else AutoModelForCausalLM.from_config
+    make: Any = _maker(model)
     try:
         with torch.random.fork_rng(devices=[]):  # building it must not move the caller's dice
             network = make(config).float().to(model.device).eval()
@@ -84,12 +83,48 @@ def reduced_model(model: DecoderModel, layers: Sequence[int]) -> DecoderModel:
         ) from error
 
 
+def _maker(model: DecoderModel) -> Any:
+    """What makes a network of a configuration; of a model that sees images too, of the part that
+    reads.
+    """
+    if model.hf.config is model.config:
+        return type(model.hf)
+    if type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM.from_config
+    decoder: Any = type(decoder_of(model.hf))
+    return lambda config: Reader(decoder(config))
+
+
+class Reader(torch.nn.Module):
+    """A decoder that is only known as a part of other models, with an output layer."""
+
+    def __init__(self, decoder: Any) -> None:
+        super().__init__()
+        self.config = decoder.config
+        self.model = decoder
+        self.lm_head = torch.nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+
+    @property
+    def base_model(self) -> Any:
+        """As transformers calls it."""
+        return self.model
+
+    def get_decoder(self) -> Any:
+        """As transformers calls it."""
+        return self.model
+
+    def forward(self, input_ids: torch.Tensor, **told: Any) -> Any:
+        """What transformers' models return of it that anybody reads: `logits`."""
+        return SimpleNamespace(logits=self.lm_head(self.model(input_ids, **told)[0]))
+
+
 def reduced_config(model: DecoderModel, layers: Sequence[int]) -> PreTrainedConfig:
     """The model's configuration with few layers, heads, experts and tokens, and near lengths."""
     config: PreTrainedConfig = copy.deepcopy(model.config)
     config._attn_implementation = "eager"
     kv_heads = min(model.geometry.num_kv_heads, 2)
     heads = kv_heads * min(config.num_attention_heads // model.geometry.num_kv_heads, 2)
+    overrides = _own_fields(config, layers, kv_heads, model.geometry.num_kv_heads)
     given = {
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -115,8 +150,26 @@ def reduced_config(model: DecoderModel, layers: Sequence[int]) -> PreTrainedConf
         k: _brought_near(v) if is_length(k, v) else v for k, v in rope.items()
     }
     config.num_hidden_layers = len(layers)
-
+    if overrides:
+        config.per_layer_config = overrides
     return config
+
+
+def _own_fields(config: Any, layers: Sequence[int], kv_heads: int, whole: int) -> Any:
+    """What single layers have otherwise than the others, by their new numbers."""
+    if not getattr(config, "is_heterogeneous", False):
+        return {}
+    found = {}
+    for number, index in enumerate(layers):
+        own = dict(config._heterogeneity_spec.per_layer_overrides.get(index, {}))
+        if "num_key_value_heads" in own:
+            own["num_key_value_heads"] = max(1, kv_heads * own["num_key_value_heads"] // whole)
+        for name, value in own.items():
+            if (largest := _largest(name)) and isinstance(value, int):
+                own[name] = min(value, largest)
+        found[number] = own
+    config.per_layer_config = None
+    return {number: own for number, own in found.items() if own}
 
 
 def is_length(name: str, value: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from chunkcache.engine.listening import Recorder, listening, run_layer
+from chunkcache.engine.listening import Recorder, listening, number_type_of, run_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _TOLERANCE = 1e-5  # of an angle's cos and sin in fp32
+_LAST_DIGITS = 4  # of the layer's number type, by which norms of the same numbers differ
 
 
 class NotARotation(Exception):
@@ -109,24 +110,47 @@ class Rotation:
 def rotation_of(layer: Any, hidden_size: int, embeddings: Embeddings) -> Rotation | None:
     """What the layer does with its angles; None: nothing, it has no positions.
 
-    Cost: one run of the layer over a row for each angle of a position.
+    Cost: one run of the layer over a row for each angle of a position. A norm without weights may
+    stand behind the rotation, whose result no turn of whole pairs changes: where single angles say
+    nothing, those of a pair are switched on together.
 
     Raises:
         NotARotation: queries or keys change otherwise than by turning pairs of channels.
     """
-    plain, turned = _asked(layer, hidden_size, embeddings)
+    index = embeddings.index
+    singly = torch.eye(embeddings.width)
+    try:
+        plain, turned = _asked(layer, hidden_size, embeddings, singly)
+        return _pairs(plain, turned, embeddings.frequencies[index], index, 0.0)
+    except NotARotation:
+        every = torch.arange(len(embeddings.frequencies))
+        together = (index[None] == every[:, None]).float()
+        plain, turned = _asked(layer, hidden_size, embeddings, together)
+        eps = torch.finfo(number_type_of(layer).dtype).eps
+        tolerance = _LAST_DIGITS * eps * float(plain.abs().max())  # a sum in another order
+        return _pairs(plain, turned, embeddings.frequencies, every, tolerance)
+
+
+def _pairs(
+    plain: torch.Tensor,
+    turned: torch.Tensor,
+    frequencies: torch.Tensor,
+    index: torch.Tensor,
+    tolerance: float,
+) -> Rotation | None:
+    """The pairs; `frequencies` and `index`, which of them it is, of each thing switched on."""
     dim = plain.shape[-1]
     angle, partner, sign = [-1] * dim, [-1] * dim, [0] * dim
     for number, got in enumerate(turned.unbind(1)):
-        for channel in torch.nonzero((got != plain).any(0)).flatten().tolist():
+        changed = ((got - plain).abs() > tolerance).any(0)
+        for channel in torch.nonzero(changed).flatten().tolist():
             if angle[channel] != -1:
                 raise NotARotation("queries or keys that change after they are turned")
             angle[channel] = number
-            partner[channel], sign[channel] = _source(got[:, channel], plain)
+            partner[channel], sign[channel] = _source(got[:, channel], plain, tolerance)
     firsts = [c for c in range(dim) if sign[c] == -1]
     if not any(sign):
         return None
-    index = embeddings.index
     for channel in firsts:
         other = partner[channel]
         ours, theirs = index[angle[channel]], index[angle[other]]
@@ -137,27 +161,28 @@ def rotation_of(layer: Any, hidden_size: int, embeddings: Embeddings) -> Rotatio
         raise NotARotation("channels that are turned, but not in pairs")
     rest = [c for c in range(dim) if not sign[c]]
     order = [*firsts, *seconds, *rest]
-    frequencies = embeddings.frequencies[index[[angle[c] for c in firsts]]]
-    return Rotation(frequencies, None if order == list(range(dim)) else tuple(order))
+    found = frequencies[[angle[c] for c in firsts]]
+    return Rotation(found, None if order == list(range(dim)) else tuple(order))
 
 
 def _asked(
-    layer: Any, hidden_size: int, embeddings: Embeddings
+    layer: Any, hidden_size: int, embeddings: Embeddings, switched: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries' and keys' channels `[heads, dim]` without any turn, and `[heads, width, dim]` with
-    each angle in turn a quarter of a circle. All rows are of one and the same hidden state.
+    """Queries' and keys' channels `[heads, dim]` without any turn, and `[heads, n, dim]` with each
+    row of `switched` `[n, width]` in turn: angles that are 1 there are a quarter of a circle. All
+    rows are of one and the same hidden state.
     """
-    width = embeddings.width
-    weight = next(layer.parameters())
+    rows = len(switched) + 1
+    weight = number_type_of(layer)
     generator = torch.Generator().manual_seed(20260101)
     state = torch.randn(hidden_size, generator=generator).to(weight)
-    cos = torch.ones(width + 1, width)
-    cos[1:] -= torch.eye(width)
+    cos = torch.ones(rows, embeddings.width)
+    cos[1:] -= switched
     angles = embeddings.of(cos.to(weight), (1.0 - cos).to(weight))
-    where = torch.zeros(width + 1, dtype=torch.int64, device=weight.device)
+    where = torch.zeros(rows, dtype=torch.int64, device=weight.device)
     recorder = Recorder()
     with _no_zeros(layer), listening(recorder):
-        run_layer(layer, state.expand(width + 1, -1), angles, where)
+        run_layer(layer, state.expand(rows, -1), angles, where)
     if len(recorder.heard) != 1:
         raise NotARotation("layers that do not attend once")
     heard = recorder.heard[0]
@@ -183,10 +208,11 @@ def _no_zeros(layer: Any) -> Iterator[None]:
             parameter.copy_(before)
 
 
-def _source(got: torch.Tensor, plain: torch.Tensor) -> tuple[int, int]:
+def _source(got: torch.Tensor, plain: torch.Tensor, tolerance: float) -> tuple[int, int]:
     """The channel, and its sign, whose numbers in all heads are those."""
     for sign in (1, -1):
-        found = torch.nonzero((plain * sign == got[:, None]).all(0)).flatten().tolist()
+        alike = ((plain * sign - got[:, None]).abs() <= tolerance).all(0)
+        found = torch.nonzero(alike).flatten().tolist()
         if len(found) == 1:
             return found[0], sign
     raise NotARotation("queries or keys that change after they are turned")

@@ -121,8 +121,10 @@ class PartTokenizer:
         self._tokenizer: Any = tokenizer
         self._contents: Any = copy.deepcopy(tokenizer)
         self._bos = _bos_to_add(tokenizer)
-        used = {i for part in control_parts for i in self.template(part)}
         added = tokenizer.added_tokens_decoder
+        # Gemma has added tokens for runs of line feeds: templates use them, and so do texts
+        used = {i for part in control_parts for i in self.template(part)}
+        used -= {i for i, token in added.items() if token.content.isspace()}
         self._control = {i for i, token in added.items() if token.special or i in used}
         self._control.discard(tokenizer.unk_token_id)  # any text may hold the unknown
         self._contents.add_tokens(

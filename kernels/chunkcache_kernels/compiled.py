@@ -138,7 +138,7 @@ class CompiledStep:
                 c.addressof(described), *(array.ctypes.data for array in arrays),
                 layout.num_rows, len(layout.items), heads.heads, heads.kv_heads, heads.dim,
                 rotary_dim, rotary.cos.data_ptr(), rotary.sin.data_ptr(), heads.scale,
-                heads.softcap, heads.window, parts.data_ptr(),
+                heads.softcap, heads.window, heads.block, parts.data_ptr(),
             )  # fmt: skip
 
         turned, still = attend(heads.rotary_dim), attend(0)

@@ -34,6 +34,7 @@ class Heads:
     rotary_dim: int  # the first so many channels are turned; 0: none
     window: int = 0  # positions up to its own that a row sees; 0: all
     softcap: float = 0.0  # c: scores are c · tanh(score / c); 0: as they are
+    block: int = 0  # a row sees keys of its own block of so many positions; 0: of all
 
 
 @dataclass(slots=True, eq=False)
@@ -172,6 +173,8 @@ def _weigh(
     """
     positions = torch.from_numpy(sequence.positions[block].astype(np.int64))
     floors = positions - (heads.window or 1 << 40)
+    if heads.block:
+        floors = torch.maximum(floors, positions - positions % heads.block - 1)
     first, last = int(floors[0]), int(positions[-1])
     scores, others = [], []
     for segment in sequence.segments:

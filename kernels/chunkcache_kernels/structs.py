@@ -35,7 +35,7 @@ class AttendC(c.Structure):
         ("num_rows", c.c_int32), ("num_items", c.c_int32),
         ("heads", c.c_int32), ("kv_heads", c.c_int32), ("dim", c.c_int32),
         ("rotary_dim", c.c_int32), ("cos", c.c_void_p), ("sin", c.c_void_p),
-        ("scale", c.c_float), ("softcap", c.c_float), ("window", c.c_int32),
+        ("scale", c.c_float), ("softcap", c.c_float), ("window", c.c_int32), ("block", c.c_int32),
         ("parts", c.c_void_p),
     ]  # fmt: skip
 

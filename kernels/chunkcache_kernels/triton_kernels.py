@@ -44,13 +44,19 @@ def _load_turned(  # type: ignore[no-untyped-def]
     return own
 
 
+@triton.jit
+def _floor(position, window, block):  # type: ignore[no-untyped-def]
+    """The last position that a row does not see, before those it sees."""
+    return tl.maximum(position - window, position - position % block - 1)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def bound_kernel(  # type: ignore[no-untyped-def]
-    items, looks, row_positions, key_positions, bounds, window,
+    items, looks, row_positions, key_positions, bounds, window, block,
     PAGE: tl.constexpr, LOOKS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Which keys of each item's pages to go through: from the first to the last that a look of it
-    sees; a row sees those up to its position, `window` of them.
+    sees; a row sees those up to its position, `window` of them, in its `block` of positions.
     """
     item = items + 4 * tl.program_id(0)
     number = tl.arange(0, LOOKS)
@@ -60,13 +66,14 @@ def bound_kernel(  # type: ignore[no-untyped-def]
     position = tl.load(row_positions + row, mask=real, other=-1)
     first_key = tl.load(look + 2, mask=real, other=0)
     num_keys = tl.load(item + 1) * PAGE
+    floor = _floor(position, window, block)
     end = tl.zeros((LOOKS,), tl.int32)
     begin = tl.full((LOOKS,), _HIDDEN, tl.int32)
     for start in range(0, num_keys, KEYS):
         index = start + tl.arange(0, KEYS)
         there = real[:, None] & (index < num_keys)[None, :]
         stands = tl.load(key_positions + first_key[:, None] + index[None, :], there, other=_HIDDEN)
-        sees = (stands <= position[:, None]) & (stands > (position - window)[:, None])
+        sees = (stands <= position[:, None]) & (stands > floor[:, None])
         end = tl.maximum(end, tl.max(tl.where(sees, index[None, :] + 1, 0), 1))
         begin = tl.minimum(begin, tl.min(tl.where(sees, index[None, :], _HIDDEN), 1))
     tl.store(bounds + 2 * tl.program_id(0), tl.min(begin, 0))
@@ -101,7 +108,7 @@ def _capped(scores, cap):  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def attend_kernel(  # type: ignore[no-untyped-def]
     qkv, keys, values, cos, sin, items, bounds, pages, looks, row_positions, key_positions,
-    mixed_parts, top_parts, total_parts, stride_row, scale_log2, cap_log2, window,
+    mixed_parts, top_parts, total_parts, stride_row, scale_log2, cap_log2, window, block,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     ROTARY: tl.constexpr, PAGE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, CAPPED: tl.constexpr,
@@ -129,7 +136,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     # looks of one sequence see the same keys up to their row: one line of positions says it all
     any_first = tl.max(first_key)
     alike = tl.min(tl.where(real, first_key, any_first)) == any_first
-    last_row, floor = tl.max(position), position - window
+    last_row, floor = tl.max(position), _floor(position, window, block)
     lowest = tl.min(tl.where(real, floor, last_row))
     top = tl.full((QUERIES,), _NEVER, tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)

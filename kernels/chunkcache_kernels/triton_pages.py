@@ -76,8 +76,9 @@ class TritonStep:
         most_looks = int(items[:, 3].max())
         programs.bound_kernel[(len(items),)](
             arrays["items"], arrays["looks"], arrays["row_positions"], arrays["key_positions"],
-            arrays["bounds"], heads.window or _NO_WINDOW, PAGE=arenas[0].page_tokens,
-            LOOKS=triton.next_power_of_2(most_looks), KEYS=_BOUND_KEYS, enable_fp_fusion=True,
+            arrays["bounds"], heads.window or _NO_WINDOW, heads.block or _NO_WINDOW,
+            PAGE=arenas[0].page_tokens, LOOKS=triton.next_power_of_2(most_looks),
+            KEYS=_BOUND_KEYS, enable_fp_fusion=True,
         )  # fmt: skip
         shape = (int(layout.row_parts[-1]), heads.heads)
         parts = (
@@ -168,7 +169,7 @@ class TritonStep:
             arrays["items"][first:end], arrays["bounds"][first:end], arrays["pages"],
             arrays["looks"], arrays["row_positions"], arrays["key_positions"], *self.parts,
             qkv.stride(0), heads.scale * _LOG2_E, heads.softcap * _LOG2_E,
-            heads.window or _NO_WINDOW,
+            heads.window or _NO_WINDOW, heads.block or _NO_WINDOW,
             KV_HEADS=heads.kv_heads, GROUP=group,
             QUERIES=max(16, triton.next_power_of_2(self.most_looks * group)),  # tl.dot wants 16
             KEYS=keys, WIDE=wide, PRECISION="ieee" if exact else "tf32",

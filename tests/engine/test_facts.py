@@ -16,24 +16,27 @@ from transformers import (
     DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GlmConfig,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
     HunYuanDenseV1Config,
+    Llama4TextConfig,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
+    NanoChatConfig,
     PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
     SmolLM3Config,
 )
 
-from chunkcache.engine import gate
+from chunkcache.engine import gate, listening
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.facts import LayerFacts, ModelFacts, context_of
-from chunkcache.engine.model import refuse_unsupported, wrap_model
+from chunkcache.engine.model import refuse_unsupported, use_long_angles, wrap_model
 from chunkcache.errors import UnsupportedModel
 
 SMALL: dict[str, Any] = {
@@ -50,6 +53,9 @@ MLA: dict[str, Any] = {
     "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
     "qk_rope_head_dim": 4, "v_head_dim": 6, "max_position_embeddings": 4096, "pad_token_id": None,
 }  # fmt: skip
+
+
+EXPERTS: dict[str, Any] = {"num_local_experts": 2, "intermediate_size_mlp": 32}
 
 
 def wrapped(config: PreTrainedConfig, tokenizer: Any = None) -> DecoderModel:
@@ -163,6 +169,33 @@ def test_channels_that_are_zero_in_one_layer_are_asked_of_another() -> None:
     assert {kind.heads.rotary_dim for kind in model.facts.kinds} == {8}
 
 
+def test_a_norm_without_weights_may_stand_behind_the_rotation() -> None:
+    """It makes of turned channels what it makes of those that are not; and the turn is another."""
+    found = facts(NanoChatConfig(**SMALL))
+    assert {f.order for f in found.layers} == {(4, 5, 6, 7, 0, 1, 2, 3)}
+    assert found.kinds[0].heads.rotary_dim == 8
+
+
+def test_smaller_heads_are_filled_up_and_fewer_ones_repeated() -> None:
+    config = Gemma4TextConfig(
+        **SMALL, hidden_size_per_layer_input=0, global_head_dim=16, num_global_key_value_heads=1,
+        attention_k_eq_v=True, sliding_window=64,
+    )  # fmt: skip
+    model = wrapped(config)
+    assert (model.geometry.num_kv_heads, model.geometry.head_dim) == (2, 16)
+    assert [f.value_dim for f in model.facts.layers] == [8, 8, 8, 16]
+    kinds = [model.facts.kinds[f.kind].heads for f in model.facts.layers]
+    assert [(h.kv_heads, h.dim, h.rotary_dim) for h in kinds] == [(2, 16, 8)] * 3 + [(2, 16, 16)]
+
+
+def test_blocks_are_facts_of_the_layers_that_have_them() -> None:
+    found = facts(Llama4TextConfig(**SMALL, **EXPERTS, attention_chunk_size=64))
+    assert [(f.turned, f.block) for f in found.layers] == [(True, 64)] * 3 + [(False, None)]
+    assert not found.are_alike
+    found = facts(Llama4TextConfig(**SMALL, **EXPERTS, attention_chunk_size=512))
+    assert {f.block for f in found.layers} == {None}, "no prompt outgrows it"
+
+
 def test_a_model_has_the_facts_of_its_layers(build: Callable[..., Any], family: str) -> None:
     model = build(family)
     assert len(model.facts.layers) == model.geometry.num_layers
@@ -176,10 +209,11 @@ def test_a_model_has_the_facts_of_its_layers(build: Callable[..., Any], family: 
     [
         (HunYuanDenseV1Config(**SMALL), "change after they are turned"),
         (LlamaConfig(**SMALL, layer_types=["full_attention", "conv"] * 2), "layers of type conv"),
-        (LlamaConfig(**SMALL, rope_parameters={"rope_type": "default", "rope_theta": 1e4,
-                                               "mrope_section": [2, 1, 1]}), "mRoPE"),
+        (Gemma4TextConfig(**SMALL, hidden_size_per_layer_input=0, global_head_dim=16,
+                          layer_types=["sliding_attention", "full_attention"] * 2,
+                          num_kv_shared_layers=2), "keys of other layers"),
     ],
-    ids=["norm behind the rotation", "conv layers", "mrope"],
+    ids=["norm behind the rotation", "conv layers", "keys of other layers"],
 )  # fmt: skip
 def test_what_is_not_followed_is_refused_in_words(config: Any, reason: str) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
@@ -207,6 +241,19 @@ def test_how_long_a_prompt_may_be(parameters: dict[str, Any], tokens: int) -> No
     assert context_of(config) == tokens
 
 
+def test_longropes_long_angles_reach_the_whole_length_for_all_prompts() -> None:
+    parameters = rope("longrope", factor=2.0, original_max_position_embeddings=256,
+                      short_factor=[1.0] * 4, long_factor=[2.0] * 4)  # fmt: skip
+    config = Qwen2Config(**SMALL, rope_parameters=parameters)
+    short = facts(config).kinds[0].angles.table(8)
+    use_long_angles(config)
+    assert context_of(config) == 512
+    long = facts(config).kinds[0].angles.table(8)
+    assert not torch.equal(short.cos, long.cos)
+    with pytest.raises(UnsupportedModel, match=r"model\.longrope: got 'long', but 'qwen2'"):
+        use_long_angles(Qwen2Config(**SMALL))
+
+
 def test_the_shortest_reach_of_any_layer_is_the_models() -> None:
     by_layer = {"sliding_attention": rope("default"), "full_attention": rope(
         "longrope", factor=2.0, original_max_position_embeddings=256, short_factor=[1.0] * 4,
@@ -230,6 +277,12 @@ SERVED = {
                              residual_multiplier=0.5, attention_multiplier=0.2),
     "a scale by position": Ministral3Config(**LONG, sliding_window=None, rope_parameters=YARN),
     "latent attention": DeepseekV3Config(**MLA),
+    "blocks": Llama4TextConfig(**LONG, **EXPERTS, attention_chunk_size=600, floor_scale=256,
+                               no_rope_layers=[1, 0]),
+    "a norm behind": NanoChatConfig(**LONG),
+    "heads of two shapes": Gemma4TextConfig(
+        **LONG, hidden_size_per_layer_input=0, global_head_dim=16, num_global_key_value_heads=1,
+        attention_k_eq_v=True, sliding_window=600),
 }  # fmt: skip
 
 
@@ -242,7 +295,8 @@ def test_families_pass_the_gate(name: str, tokenizer: Any) -> None:
 
 def without(model: DecoderModel, **switched: Any) -> None:
     """A fact of all layers switched off where the kernels take it."""
-    changed = {k: v for k, v in switched.items() if k in ("window", "softcap", "scale")}
+    kernels_take = ("window", "softcap", "scale", "block")
+    changed = {k: v for k, v in switched.items() if k in kernels_take}
     kinds = tuple(replace(kind, heads=replace(kind.heads, **changed)) for kind in model.facts.kinds)
     rest = {k: v for k, v in switched.items() if k not in changed}
     model.facts = replace(model.facts, kinds=kinds, **rest)
@@ -252,9 +306,9 @@ def without(model: DecoderModel, **switched: Any) -> None:
     ("name", "fact"),
     [
         ("a window", {"window": 0}), ("soft-caps", {"softcap": 0.0}),
-        ("sinks", {"sinks": (None, None)}), ("factors", {"scale": 1.0}),
+        ("sinks", {"sinks": (None, None)}), ("factors", {"scale": 1.0}), ("blocks", {"block": 0}),
     ],
-    ids=["window", "softcap", "sinks", "scale"],
+    ids=["window", "softcap", "sinks", "scale", "block"],
 )  # fmt: skip
 def test_a_fact_that_is_not_followed_does_not_pass(
     name: str, fact: dict[str, Any], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
@@ -270,3 +324,12 @@ def test_a_fact_that_is_not_followed_does_not_pass(
     monkeypatch.setattr(gate, "reduced_model", reduced)
     verdict = gate.run_gate(wrapped(SERVED[name], tokenizer))
     assert not verdict.serves and not verdict.reuses
+
+
+def test_a_scale_by_place_that_is_not_followed_does_not_pass(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Llama 4 asks a cache where its rows stand, and takes them to be at the start without one."""
+    monkeypatch.setattr(listening._Standing, "get_seq_length", lambda *_: 0)
+    verdict = gate.run_gate(wrapped(SERVED["blocks"], tokenizer))
+    assert not verdict.serves

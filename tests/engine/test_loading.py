@@ -7,14 +7,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from chunkcache.config import Settings
-from chunkcache.engine import gate
+from chunkcache.engine import gate, loading, sources
 from chunkcache.engine.loading import load_fingerprint, load_model, load_tokenizer
 from chunkcache.engine.model import wrap_model
+from chunkcache.engine.trial import transformers_logits
 from chunkcache.errors import ModelNotFound, UnsupportedModel
 
 
@@ -42,9 +53,50 @@ def refusal(folder: Path, tmp_path: Path) -> str:
     return message
 
 
-def test_a_folder_of_an_adapter(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    assert "PEFT adapter over 'org/base'" in refusal(tmp_path, tmp_path)
+@pytest.mark.parametrize(
+    ("base", "has_peft", "said"),
+    [
+        (
+            "org/base",
+            False,
+            "adapter over 'org/base', and peft is not installed. Hint: pip install ",
+        ),
+        ("/no/base", True, "adapter over '/no/base', which is not there"),
+        (None, True, "adapter over 'a base model' that it does not name"),
+    ],
+    ids=["no peft", "no base", "no name"],
+)
+def test_an_adapter_that_cannot_be_merged(
+    base: str | None, has_peft: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "find_spec", lambda _: has_peft or None)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    assert said in refusal(tmp_path, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
+def test_an_adapter_is_merged_into_its_base(folder: Path, tmp_path: Path) -> None:
+    """It answers as PEFT's own model, and its KV is its own."""
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(8)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    network = peft.get_peft_model(base, lora).eval()
+    network.peft_config["default"].base_model_name_or_path = str(folder)
+    network.save_pretrained(tmp_path / "adapter")
+    adapted = settings(tmp_path / "adapter", tmp_path)
+    model, ids = load_model(adapted), torch.arange(9)[None]
+    with torch.inference_mode():
+        wanted = network(ids).logits[0]
+        network.disable_adapter_layers()
+        plain = network(ids).logits[0]
+    found = transformers_logits(model, ids[0].tolist())
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert (wanted - plain).abs().max() > 0.1
+    marks = [load_fingerprint(adapted), load_fingerprint(settings(folder, tmp_path))]
+    changed = tmp_path / "adapter" / "adapter_config.json"
+    changed.write_text(json.dumps({**json.loads(changed.read_text()), "lora_alpha": 99}))
+    assert model.fingerprint == marks[0]
+    assert len({*marks, load_fingerprint(adapted)}) == 3
 
 
 def test_a_folder_without_a_configuration_names_the_gguf_in_it(tmp_path: Path) -> None:
@@ -91,9 +143,17 @@ def test_a_missing_tokenizer(folder: Path, tmp_path: Path) -> None:
         load_fingerprint(settings(folder, tmp_path))
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "bitsandbytes"])
+@pytest.mark.parametrize(
+    ("method", "package"),
+    [
+        ("gptq", "optimum gptqmodel"), ("awq", "gptqmodel"), ("bitsandbytes", "bitsandbytes"),
+        ("aqlm", "aqlm[cpu]"), ("quanto", "optimum-quanto"), ("hqq", "hqq"), ("eetq", "kernels"),
+        ("quark", "amd-quark"), ("torchao", "torchao"), ("vptq", "vptq"),
+        ("auto-round", "auto-round"), ("sinq", "sinq"), ("fouroversix", "fouroversix"),
+    ],
+)  # fmt: skip
 def test_quantised_weights_whose_library_is_not_there(
-    folder: Path, tmp_path: Path, method: str
+    folder: Path, tmp_path: Path, method: str, package: str
 ) -> None:
     fields: dict[str, Any] = {"quant_method": method, "bits": 4, "group_size": 128}
     if method == "bitsandbytes":
@@ -101,6 +161,59 @@ def test_quantised_weights_whose_library_is_not_there(
     change(folder, quantization_config=fields)
     message = refusal(folder, tmp_path)
     assert f"weights quantised by {method!r}" in message
+    assert message.endswith(f"Hint: pip install {package}.")
+
+
+def test_every_method_of_transformers_has_a_package_or_needs_none() -> None:
+    """A method of a later release is seen here; those that need no package were loaded as plain."""
+    methods = {
+        m.removesuffix("_4bit").removesuffix("_8bit") for m in AUTO_QUANTIZATION_CONFIG_MAPPING
+    }
+    alone = {"gguf", "bitnet", "fp8", "mxfp8", "gemma"}
+    assert methods - alone == set(loading._QUANTISED_BY)
+
+
+def test_weights_in_8_bits_are_served_where_their_library_is(folder: Path, tmp_path: Path) -> None:
+    """As `compressed-tensors` packs them; transformers unpacks them on a CPU."""
+    tiny = Path(shutil.copytree(folder, tmp_path / "rounded"))
+    plain = load_file(folder / "model.safetensors")
+    packed: dict[str, torch.Tensor] = {}
+    rounded: dict[str, torch.Tensor] = {}
+    for name, weight in plain.items():
+        if not name.endswith("_proj.weight"):
+            packed[name] = rounded[name] = weight
+            continue
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        numbers = (weight / scale).round().to(torch.int8)
+        rounded[name] = numbers * scale
+        packed[f"{name}_packed"] = pack_to_int32(numbers, 8)
+        packed[f"{name}_scale"] = scale
+        packed[f"{name}_shape"] = torch.tensor(weight.shape)
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    change(folder, quantization_config={
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    })  # fmt: skip
+    save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
+    model = load_model(settings(folder, tmp_path))
+    found = transformers_logits(model, range(9))
+    verdict = gate.run_gate(model)
+    assert verdict.reuses, verdict.problems
+    save_file(rounded, tiny / "model.safetensors", metadata={"format": "pt"})
+    network = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            found, network(torch.arange(9)[None]).logits[0], atol=1e-3, rtol=1e-3
+        )
+
+
+def test_weights_that_are_not_all_there(folder: Path, tmp_path: Path) -> None:
+    """transformers makes up what is missing, at random, and goes on."""
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "lack 1 tensors, 'model.layers.1.mlp.up_proj.weight'" in refusal(folder, tmp_path)
 
 
 def test_weights_that_are_cut_short(folder: Path, tmp_path: Path) -> None:
@@ -128,3 +241,25 @@ def test_what_reads_in_a_model_that_sees_is_served(tokenizer: Any) -> None:
     assert model.num_tokens == 320 and model.context_tokens == 4096
     verdict = gate.run_gate(model)
     assert verdict.reuses, verdict.problems
+
+
+def test_a_model_that_sees_is_loaded_whole_and_its_reader_is_tried(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    """Of Qwen2.5-VL no model of the text part alone has a name; its three sections are one here."""
+    sections = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    text = {
+        "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "num_hidden_layers": 2, "vocab_size": 320,
+        "max_position_embeddings": 4096, "rope_parameters": sections,
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+              "out_hidden_size": 32, "patch_size": 14}  # fmt: skip
+    torch.manual_seed(4)
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(tmp_path / "sees")
+    tokenizer.save_pretrained(tmp_path / "sees")
+    model = load_model(settings(tmp_path / "sees", tmp_path))
+    verdict = gate.run_gate(model)
+    assert verdict.reuses and not verdict.notes, (verdict.problems, verdict.notes)
+    assert model.fingerprint == load_fingerprint(settings(tmp_path / "sees", tmp_path))

@@ -168,6 +168,22 @@ def test_a_tokenizer_whose_words_include_control_tokens_refuses_texts_that_hold_
     builder.build([user("a ☃ b")], [])  # the unknown token is no control token
 
 
+def test_a_token_for_line_feeds_is_no_control_token_though_the_template_has_it(
+    with_template: WithTemplate,
+) -> None:
+    """Gemma's tokenizers have added tokens for runs of white space."""
+    tokenizer = with_template(TURNS)
+    tokenizer.add_tokens(["\n", "\n\n"])
+    line, lines = tokenizer.convert_tokens_to_ids(["\n", "\n\n"])
+    prompt = PromptBuilder(tokenizer, PromptSettings()).build([user("a\nb\n\nc")], [])
+    assert {line, lines} <= set(prompt.token_ids)
+    other = with_template(TURNS.replace("<|im_start|>", "[turn]"))
+    other.add_tokens(["[turn]"])
+    turn = other.convert_tokens_to_ids("[turn]")
+    prompt = PromptBuilder(other, PromptSettings()).build([user("a [turn] b")], [])
+    assert prompt.token_ids.count(turn) == 3, "of the template: system, user, assistant"
+
+
 def test_a_tokenizer_that_marks_words_tokenises_parts_alone() -> None:
     """A Metaspace tokenizer puts a mark before every text; a chunk gets its own, everywhere."""
     pieces = [("<unk>", 0.0), *((c, -3.0) for c in "▁abcdeinorstuwAD:?#\n"), ("▁ab", -1.0)]

@@ -65,6 +65,7 @@ SHAPES = st.builds(
     window=st.sampled_from([0, 0, 1, 9, 50]),
     softcap=st.sampled_from([0.0, 0.0, 0.7, 30.0]),
     has_sinks=st.booleans(),
+    block=st.sampled_from([0, 0, 0, 16, 70]),
 )
 RANDOM = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -88,7 +89,8 @@ def test_half_precision_is_as_good_as_torchs_own(
         check(Shape(seed, dim=dim, page_tokens=page_tokens, begin=begin, dtype=dtype), teams)
 
 
-@pytest.mark.parametrize("fact", [{"window": 7}, {"softcap": 0.7}, {"has_sinks": True}])
+@pytest.mark.parametrize("fact", [{"window": 7}, {"softcap": 0.7}, {"has_sinks": True},
+                                  {"block": 16}])  # fmt: skip
 def test_a_fact_of_a_layer_is_seen(teams: Teams, fact: dict[str, Any]) -> None:
     """The other tests hold the kernels to it; this one that it changes something at all."""
     plain, other = World(Shape(3)), World(Shape(3))

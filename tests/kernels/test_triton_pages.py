@@ -51,6 +51,7 @@ SHAPES = {
     "many heads on one": Shape((40, 1), 16),
     "a window": Shape(window=30),
     "a window of one": Shape((2, 1), 16, window=1, rows=BF16, arenas=(BF16, BF16)),
+    "a block": Shape(block=40),
     "capped scores": Shape(softcap=2.0, sharpness=5.0),
     "sinks": Shape(has_sinks=True),
     "all of it in bf16": Shape(

@@ -76,6 +76,7 @@ class Shape:
     window: int = 0
     softcap: float = 0.0
     has_sinks: bool = False
+    block: int = 0
 
 
 @dataclass
@@ -100,7 +101,7 @@ class World:
         rotary_dim = int(shape.dim * shape.rotary_share) // 2 * 2
         self.heads = Heads(
             shape.group * shape.kv_heads, shape.kv_heads, shape.dim, shape.dim**-0.5, rotary_dim,
-            window=shape.window, softcap=shape.softcap,
+            window=shape.window, softcap=shape.softcap, block=shape.block,
         )  # fmt: skip
         self.sinks = self._sinks()
         self.rotary = angles(shape.rope, rotary_dim, shape.begin + 400)
@@ -214,6 +215,8 @@ class World:
             keys = rotated(keys, *(part.double() for part in self._angles(positions)))
         distance = own[:, None] - positions[None]
         sees = (distance >= 0) & (distance < (self.shape.window or 1 << 30))
+        block = self.shape.block or 1 << 30
+        sees &= own[:, None] // block == positions[None] // block
         return query, keys, values, torch.from_numpy(sees)
 
     def weights(self, query: torch.Tensor, keys: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:

@@ -42,6 +42,7 @@ class Shape:
     window: int = 0
     softcap: float = 0.0
     has_sinks: bool = False
+    block: int = 0
 
 
 @dataclass(slots=True)
@@ -151,6 +152,8 @@ class Problem:
     def _sees(self, rows: np.ndarray, at: np.ndarray) -> Tensor:
         distance = rows[:, None] - at[None]
         sees = (distance >= 0) & (distance < (self.heads.window or POSITIONS))
+        block = self.heads.block or POSITIONS
+        sees &= rows[:, None] // block == at[None] // block
         return torch.from_numpy(sees).to(self.qkv.device)
 
     def _weighed(self, q: Tensor, k: Tensor, v: Tensor, sees: Tensor) -> Tensor:
@@ -213,8 +216,9 @@ class Maker:
         rotary_dim = shape.dim if shape.rotary_dim is None else shape.rotary_dim
         self.shape, self.device, self.turned = shape, device, turned
         self.heads = Heads(
-            heads, kv_heads, shape.dim, shape.dim**-0.5, rotary_dim, shape.window, shape.softcap
-        )
+            heads, kv_heads, shape.dim, shape.dim**-0.5, rotary_dim, shape.window, shape.softcap,
+            shape.block,
+        )  # fmt: skip
         cos, sin = _angles(torch.arange(POSITIONS), rotary_dim)
         self.rotary = Rotary(cos.float().to(device), sin.float().to(device))
         sizes = LAYERS, PAGES, kv_heads, shape.dim, shape.page_tokens

@@ -32,6 +32,7 @@ typedef struct {
     float scale;
     float softcap;                 /* c: scores are c tanh(score / c); 0: as they are */
     int32_t window;                /* positions up to its own that a row sees; 0: all */
+    int32_t block;                 /* a row sees keys of its own block of positions; 0: of all */
     float *parts;                  /* [parts][heads][dim + 2]: mixed values, largest score, sum */
 } Attend;
 
@@ -46,7 +47,9 @@ typedef struct {
 
 /* A row sees the keys above its floor, up to its own position. */
 static inline int32_t floor_of(const Attend *of, int32_t position) {
-    return of->window ? position - of->window : INT32_MIN;
+    const int32_t by_window = of->window ? position - of->window : INT32_MIN;
+    const int32_t by_block = of->block ? position - position % of->block - 1 : INT32_MIN;
+    return by_window > by_block ? by_window : by_block;
 }
 
 /* Bytes of scratch that one member needs. */
