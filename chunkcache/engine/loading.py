@@ -112,6 +112,9 @@ def _open_weights(
                 f"model.name: {what} of {name!r} lack {len(absent)} tensors, {absent[0]!r} among "
                 "them. Hint: a folder whose weights are those of its configuration."
             )
+        if method:  # some unpack their weights in the first pass, and not in inference mode
+            with torch.no_grad():
+                network(torch.zeros((1, 1), dtype=torch.int64, device=network.device))
         network = network if network.device.type == device.type else network.to(device)
     if source.adapter is not None:
         with in_words(name, "the adapter"):

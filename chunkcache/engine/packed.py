@@ -60,10 +60,14 @@ def packable(hf: PreTrainedModel) -> bool:
         type(layer).__name__.removesuffix("DecoderLayer") in KNOWN_FAMILIES
         and getattr(layer.mlp, "act_fn", None).__class__.__name__ in {"SiLU", "SiLUActivation"}
         and not any(p.bias is not None for p in _mlp(layer))
-        # a quantised layer's products are of classes of their own
-        and all(type(p) is torch.nn.Linear for p in layer.modules() if hasattr(p, "in_features"))
+        and all(_is_plain(part) for part in layer.modules() if hasattr(part, "in_features"))
         for layer in decoder.layers
     )
+
+
+def _is_plain(product: Any) -> bool:
+    """Whether it is weight and bias alone: of quantised ones the class or the call is another."""
+    return type(product) is torch.nn.Linear and "forward" not in vars(product)
 
 
 def _mlp(layer: Any) -> tuple[Any, Any, Any]:

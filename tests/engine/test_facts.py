@@ -333,3 +333,18 @@ def test_a_scale_by_place_that_is_not_followed_does_not_pass(
     monkeypatch.setattr(listening._Standing, "get_seq_length", lambda *_: 0)
     verdict = gate.run_gate(wrapped(SERVED["blocks"], tokenizer))
     assert not verdict.serves
+
+
+def test_long_angles_are_right_beyond_the_original_length_and_short_ones_are_not(
+    tokenizer: Any,
+) -> None:
+    parameters = rope("longrope", factor=2.0, original_max_position_embeddings=1024,
+                      short_factor=[1.0] * 4, long_factor=[1.5, 2.0, 3.0, 4.0])  # fmt: skip
+    config = Qwen2Config(**LONG, rope_parameters=parameters)
+    short = wrapped(config, tokenizer)
+    assert short.context_tokens == 1024
+    short.context_tokens = 8192  # as if they had no end
+    assert not gate.run_gate(short).serves
+    use_long_angles(config)
+    verdict = gate.run_gate(wrapped(config, tokenizer))
+    assert verdict.reuses, verdict.problems

@@ -29,8 +29,10 @@ from chunkcache.engine.trial import transformers_logits
 from chunkcache.errors import ModelNotFound, UnsupportedModel
 
 
-def settings(folder: Path, tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", cache=tmp_path / "cache", model={"name": str(folder)})  # type: ignore[arg-type]
+def settings(folder: Path, tmp_path: Path, cache: Path | None = None) -> Settings:
+    """With `cache` one where kernels are that were compiled before."""
+    name: Any = {"name": str(folder)}
+    return Settings(home=tmp_path / "home", cache=cache or tmp_path / "cache", model=name)
 
 
 @pytest.fixture
@@ -173,7 +175,9 @@ def test_every_method_of_transformers_has_a_package_or_needs_none() -> None:
     assert methods - alone == set(loading._QUANTISED_BY)
 
 
-def test_weights_in_8_bits_are_served_where_their_library_is(folder: Path, tmp_path: Path) -> None:
+def test_weights_in_8_bits_are_served_where_their_library_is(
+    folder: Path, tmp_path: Path, tiny_verdicts: Path
+) -> None:
     """As `compressed-tensors` packs them; transformers unpacks them on a CPU."""
     tiny = Path(shutil.copytree(folder, tmp_path / "rounded"))
     plain = load_file(folder / "model.safetensors")
@@ -196,7 +200,7 @@ def test_weights_in_8_bits_are_served_where_their_library_is(folder: Path, tmp_p
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
     })  # fmt: skip
     save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
-    model = load_model(settings(folder, tmp_path))
+    model = load_model(settings(folder, tmp_path, tiny_verdicts))
     found = transformers_logits(model, range(9))
     verdict = gate.run_gate(model)
     assert verdict.reuses, verdict.problems
@@ -244,7 +248,7 @@ def test_what_reads_in_a_model_that_sees_is_served(tokenizer: Any) -> None:
 
 
 def test_a_model_that_sees_is_loaded_whole_and_its_reader_is_tried(
-    tokenizer: Any, tmp_path: Path
+    tokenizer: Any, tmp_path: Path, tiny_verdicts: Path
 ) -> None:
     """Of Qwen2.5-VL no model of the text part alone has a name; its three sections are one here."""
     sections = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
@@ -259,7 +263,7 @@ def test_a_model_that_sees_is_loaded_whole_and_its_reader_is_tried(
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(tmp_path / "sees")
     tokenizer.save_pretrained(tmp_path / "sees")
-    model = load_model(settings(tmp_path / "sees", tmp_path))
+    model = load_model(settings(tmp_path / "sees", tmp_path, tiny_verdicts))
     verdict = gate.run_gate(model)
     assert verdict.reuses and not verdict.notes, (verdict.problems, verdict.notes)
     assert model.fingerprint == load_fingerprint(settings(tmp_path / "sees", tmp_path))
