@@ -115,7 +115,12 @@ class EngineSettings(Section):
     step_tokens: int = Field(512, ge=16, description="rows computed in one step, decode rows first")
     max_running: int = Field(16, ge=1, description="requests decoded together")
     queue_limit: int = Field(64, ge=1, description="waiting requests before 429")
-    max_new_tokens_default: int = Field(256, ge=1, description="when a request names no limit")
+    max_new_tokens_default: int = Field(
+        1024,
+        ge=1,
+        description="of an answer when the request names no limit, or what the prompt leaves room "
+        "for; their KV is set aside when the request begins",
+    )
     prefix_cache: bool = Field(True, description="share pages of exact prefixes between requests")
     overflow: Literal["error", "drop"] = Field(
         "error", description="prompt longer than the context: refuse, or drop lowest-ranked chunks"

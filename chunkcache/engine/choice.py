@@ -33,8 +33,19 @@ class Matcher(Protocol):
         """
         ...
 
+    def within(self, token: int, left: int) -> int:
+        """The token, or one that leads to an end where it would leave no room for one: after it
+        come `left` at most. What was written so far ends the answer early; `was_closed` says so.
+        """
+        ...
+
     def accept(self, token: int) -> bool:
         """The token comes next. False: nothing can follow it."""
+        ...
+
+    @property
+    def was_closed(self) -> bool:
+        """Whether the answer was led to its end because its tokens were over."""
         ...
 
 
@@ -84,17 +95,21 @@ class Choice:
         if self._keep_logits:
             self.step_logits.append(logits.cpu())
         token = self._sampler.draw(logits, self._allowed(model, logits))
+        goes_on, ended = True, "stop"
+        if self._matcher is not None:
+            token = self._matcher.within(token, self._max_new_tokens - len(self._ids) - 1)
+            goes_on = self._matcher.accept(token)
+            ended = "length" if self._matcher.was_closed else "stop"
         self._ids.append(token)
-        goes_on = self._matcher is None or self._matcher.accept(token)
         if token in model.eos_ids and not self._sampling.ignore_eos:
-            self._finish(text, "stop")
+            self._finish(text, ended)
             return None
         if self._sampling.logprobs is not None:
             self._chances.append(chances_of(logits, token, self._sampling.logprobs))
         if delta := text.push(token):
             self._deliver(delta)
         if text.stopped or not goes_on:
-            self._finish(text, "stop")
+            self._finish(text, ended)
         elif len(self._ids) >= self._max_new_tokens:
             self._finish(text, "length")
         return None if self.written else token

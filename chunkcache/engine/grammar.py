@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import llguidance
 import numpy as np
 import torch
 
+from chunkcache.engine.closing import Closing, Place
 from chunkcache.engine.unions import told_apart
 from chunkcache.errors import InvalidRequest
 from chunkcache.forms import CallForm, JsonForm
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 MAX_SCHEMA_CHARS = 1 << 16
 MAX_SCHEMA_DEPTH = 48
 _KEPT = 32  # compiled grammars
+_LONGEST_WAY = 512  # to an end, in tokens
+_WATCHED = 32  # tokens more than the way from the beginning has: ends are looked for from there on
 # One way to write a value, the one models know best. Where white space is free, a small model
 # may write nothing else until it runs out of tokens.
 _STYLE: Json = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -44,7 +48,7 @@ class Grammars:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()  # guards what is kept, not the compiling
-        self._kept: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[str, Compiled] = OrderedDict()
 
     def compile(self, form: JsonForm | CallForm) -> Callable[[], FormMatcher]:
         """What makes a matcher for every choice of an answer.
@@ -58,11 +62,14 @@ class Grammars:
         with self._lock:
             compiled = self._kept.pop(source, None)
         if compiled is None:
-            compiled = llguidance.LLMatcher(
+            closing = self._vocabulary.closing
+            matcher = llguidance.LLMatcher(
                 self._vocabulary.trie, source, log_level=0, limits=_limits()
             )
             try:
-                FormMatcher(compiled, field).first_mask()
+                _check_followed(matcher.deep_copy(), field)
+                way = closing.way(matcher, Place(), _LONGEST_WAY)
+                compiled = Compiled(matcher, closing, len(way) if way is not None else None)
             except InvalidRequest:
                 if isinstance(form, CallForm) and len(form.functions) > 1:
                     for function in form.functions:  # the one whose schema it is says so
@@ -75,22 +82,26 @@ class Grammars:
         return partial(FormMatcher, compiled, field)
 
 
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A grammar where it begins. `way`: tokens of a short answer; None: no short one was found."""
+
+    matcher: llguidance.LLMatcher
+    closing: Closing
+    way: int | None
+
+
 class FormMatcher:
     """Follows one choice. `compiled` is copied, so that several choices can follow one grammar."""
 
-    def __init__(self, compiled: llguidance.LLMatcher, field: str) -> None:
-        self._matcher = compiled.deep_copy()
+    def __init__(self, compiled: Compiled, field: str) -> None:
+        self._matcher = compiled.matcher.deep_copy()
+        self._closing = compiled.closing
+        self._watched = -1 if compiled.way is None else compiled.way + _WATCHED
+        self._place = Place()
+        self._way: list[int] | None = None  # from here to an end, while one is looked for
         self._field = field
-
-    def first_mask(self) -> None:
-        """Find out what only shows at the first token, as circles of references and wide objects.
-
-        Raises:
-            InvalidRequest: the grammar cannot be compiled or followed.
-        """
-        self._check()
-        self._matcher.compute_bitmask()
-        self._check()
+        self.was_closed = False
 
     def allowed(self, vocab: int) -> torch.Tensor:
         """bool `[vocab]`: tokens that may come next; an end-of-sequence token where it may end.
@@ -99,21 +110,52 @@ class FormMatcher:
             InvalidRequest: following the grammar takes more work than a token may cost.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        self._check()
+        _check(self._matcher, self._field)
         allowed = torch.zeros(vocab, dtype=torch.bool)
         known = np.unpackbits(bits, bitorder="little")[:vocab]
         allowed[: len(known)] = torch.from_numpy(known).bool()
         return allowed
 
+    def within(self, token: int, left: int) -> int:
+        """The token, or the next one on the way to an end where `left` more would not reach one.
+
+        Raises:
+            InvalidRequest: following the grammar takes more work than a token may cost.
+        """
+        if left > self._watched:
+            return token
+        if self._way is None:
+            self._way = self._closing.way(self._matcher, self._place, left + 1)
+        after = self._matcher.deep_copy()
+        after.consume_token(token)
+        place = self._place.after(self._closing.token_bytes(token))
+        way = self._closing.way(after, place, left)
+        if way is None and self._way:
+            token, *way = self._way
+            self.was_closed = True
+        if way is None:  # there is no room for an end, nor will there be
+            self._watched = -1
+        self._way = way
+        return token
+
     def accept(self, token: int) -> bool:
         """The token comes next. False: the answer is complete, and nothing can follow."""
+        self._place = self._place.after(self._closing.token_bytes(token))
         self._matcher.consume_token(token)
-        self._check()
+        _check(self._matcher, self._field)
         return not self._matcher.is_stopped()
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise _refused(self._field, self._matcher.get_error())
+
+def _check_followed(matcher: llguidance.LLMatcher, field: str) -> None:
+    """Find out what only shows at the first token, as circles of references and wide objects."""
+    _check(matcher, field)
+    matcher.compute_bitmask()
+    _check(matcher, field)
+
+
+def _check(matcher: llguidance.LLMatcher, field: str) -> None:
+    if matcher.is_error():
+        raise _refused(field, matcher.get_error())
 
 
 def _limits() -> llguidance.LLParserLimits:

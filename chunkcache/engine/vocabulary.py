@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import llguidance
 import llguidance.hf
 
+from chunkcache.engine.closing import Closing
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -25,6 +27,7 @@ class Vocabulary:
         self._eos_ids = eos_ids
         self._lock = threading.Lock()
         self._trie: llguidance.LLTokenizer | None = None
+        self._closing: Closing | None = None
 
     @property
     def trie(self) -> llguidance.LLTokenizer:
@@ -35,6 +38,15 @@ class Vocabulary:
                 eos = own if own in self._eos_ids or not self._eos_ids else min(self._eos_ids)
                 self._trie = llguidance.hf.from_tokenizer(self._tokenizer, eos_token=eos)
             return self._trie
+
+    @property
+    def closing(self) -> Closing:
+        """How forms are closed in these tokens."""
+        trie = self.trie
+        with self._lock:
+            if self._closing is None:
+                self._closing = Closing(trie)
+            return self._closing
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for; of a special token, its name. Empty for an id beyond them."""

@@ -83,14 +83,13 @@ class Asker:
             InvalidRequest, PromptTooLong, Cancelled, ShuttingDown: nothing was queued.
         """
         runtime, repair, options = self._runtime, self._settings.repair, request.options
-        max_new = request.sampling.max_tokens or self._settings.engine.max_new_tokens_default
         notes = [*request.notes, *_sampling_notes(request)]
         self._check_biases(request)
         new_matcher = runtime.grammars.compile(request.form) if request.form else None
         started_at = time.perf_counter()
         recognised = self._recognise(request)
         chunks, retrieve_ms = self._choose(request, recognised, passages, notes)
-        prompt, chunks = self._fit(request, chunks, recognised.prompt, max_new, notes)
+        prompt, chunks = self._fit(request, chunks, recognised.prompt, notes)
         shares = self._settings.engine.prefix_cache  # without it no order is better than another
         if shares and (options.order or self._settings.retrieval.order) == "cache_friendly":
             prompt, chunks = self._reorder(request, prompt, chunks, salt, notes)
@@ -124,7 +123,8 @@ class Asker:
         generation = Generation(
             prompt, residents,
             policy=policy, budget=budget, exact_only=exact_only, max_residual=max_residual,
-            sampling=request.sampling, max_new_tokens=max_new, salt=salt,
+            sampling=request.sampling, max_new_tokens=self._most_new_tokens(request, prompt),
+            salt=salt,
             takes_prefix=options.mode != "full" and not measure.takes_no_prefix,
             gives_prefix=options.mode != "full" and not measure.leaves_no_prefix,
             forced_ids=measure.forced_ids, keep_logits=measure.keep_logits,
@@ -257,12 +257,12 @@ class Asker:
         request: AnswerRequest,
         chunks: list[Chunk],
         without: Prompt | None,
-        max_new: int,
         notes: list[str],
     ) -> tuple[Prompt, list[Chunk]]:
         """The prompt, with as few of the last-ranked chunks dropped as the context asks for."""
-        runtime = self._runtime
-        limit = min(runtime.model.context_tokens, runtime.engine.capacity_tokens) - max_new
+        runtime, named = self._runtime, request.sampling.max_tokens
+        room = min(runtime.model.context_tokens, runtime.engine.capacity_tokens)
+        limit = room - (named or self._settings.engine.max_new_tokens_default)
         given = len(chunks)
         messages = told_messages(request)
         made = without if not chunks else None  # the one without passages may be there already
@@ -274,10 +274,11 @@ class Asker:
                 total -= sizes.pop()
                 chunks = chunks[:-1]
             prompt = runtime.prompts.build(messages, chunks, request.layout)
-        if prompt.num_tokens > limit:
+        least = named or 1  # who names no limit gets what room there is
+        if prompt.num_tokens > room - least:
             raise PromptTooLong(
-                f"messages: got {prompt.num_tokens} prompt tokens and {max_new} for the answer, "
-                f"must be at most {limit + max_new} together. Hint: fewer or shorter documents, a "
+                f"messages: got {prompt.num_tokens} prompt tokens and {least} for the answer, "
+                f"must be at most {room} together. Hint: fewer or shorter documents, a "
                 "smaller max_tokens, or engine.overflow = drop.",
                 param="messages",
             )
@@ -287,6 +288,17 @@ class Asker:
                 f"the prompt must fit {limit} tokens"
             )
         return prompt, chunks
+
+    def _most_new_tokens(self, request: AnswerRequest, prompt: Prompt) -> int:
+        """What the request says; else the setting, or the room that the prompt leaves."""
+        sampling, runtime = request.sampling, self._runtime
+        if sampling.max_tokens is not None:
+            return sampling.max_tokens
+        pages = runtime.engine.capacity_tokens - prompt.num_tokens
+        if sampling.n > 1:  # each choice in pages of its own, the last of them not full
+            pages = pages // sampling.n - self._settings.engine.page_tokens
+        room = min(runtime.model.context_tokens - prompt.num_tokens, pages)
+        return max(1, min(self._settings.engine.max_new_tokens_default, room))
 
 
 def _sampling_notes(request: AnswerRequest) -> list[str]:

@@ -52,6 +52,19 @@ def test_the_page_keeps_what_is_known_of_clients_not_tried(
     assert rows == [f"| {first} | 1 | chat | fails: ¦ |", f"| {second} | 2 | chat | fails |"]
 
 
+def test_the_page_keeps_what_another_model_did(
+    try_clients: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "clients.md"
+    monkeypatch.setattr(try_clients, "PAGE", page)
+    name = try_clients.CLIENTS[0].name
+    try_clients.write_page(name, [f"| {name} | 1 | chat [other-0.5b] | old |"], "other-0.5b")
+    try_clients.write_page(name, [f"| {name} | 1 | chat | fails |"])
+    try_clients.write_page(name, [f"| {name} | 1 | chat [other-0.5b] | works |"], "other-0.5b")
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| ")][1:]
+    assert rows == [f"| {name} | 1 | chat | fails |", f"| {name} | 1 | chat [other-0.5b] | works |"]
+
+
 @pytest.mark.clients
 @pytest.mark.skipif(not URL, reason="CHUNKCACHE_CLIENTS_URL names no server")
 @pytest.mark.parametrize("index", range(18))

@@ -5,7 +5,7 @@
 URL is that of a running server (`http://127.0.0.1:8321`), FOLDER is where environments are made and
 kept. Without names all of the roster are tried. MODEL_FOLDER names a folder with the tokenizer of
 the served model, which lmcache's benchmark counts with. Writes docs/reference/clients.md; what is
-known of clients that were not tried this time stays in it.
+known of clients that were not tried this time, or with another model, stays in it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ HEAD = """# Clients
 <!-- made by tests/clients/try_clients.py -->
 
 Each in an environment of its own, with its own defaults, against `chunkcache serve` with the
-embedded model. What a model of 135M parameters writes is not judged, but whether the client gets
-what it asked for. Where a client asks for JSON whose texts have no bound, it may write until its
-tokens are over (`engine.max_new_tokens_default`), which the client then says.
+embedded model, or the one named in brackets. What a model of 135M parameters writes is not judged,
+but whether the client gets what it asked for. JSON is closed where the answer's tokens are nearly
+over, and the answer says that it was cut (`finish_reason: length`), which some clients take for a
+failure. A client that asks for any JSON (`json_object`) leaves the keys to the model.
 
 | client | version | tried | verdict |
 |---|---|---|---|
 """
-ROW = re.compile(r"^\| (?P<client>[^|]+) \| [^|]+ \| [^|]+ \| .* \|$", re.MULTILINE)
+ROW = re.compile(r"^\| (?P<client>[^|]+) \| [^|]+ \| (?P<tried>[^|]+) \| .* \|$", re.MULTILINE)
+EMBEDDED = "smollm2-135m-instruct"
+NAMED = re.compile(r"\[([^\]]+)\]$")  # at the end of what was tried: the model, if another one
 
 
 def prepared(client: Client, folder: Path) -> list[str]:
@@ -65,10 +68,15 @@ def prepared(client: Client, folder: Path) -> list[str]:
     return ["node"]
 
 
+def served(url: str) -> dict[str, str]:
+    """Ids of the models that answer and embed, by kind."""
+    models = httpx.get(f"{url}/v1/models").json()["data"]
+    return {model["chunkcache"]["kind"]: model["id"] for model in reversed(models)}
+
+
 def tried(client: Client, folder: Path, url: str) -> list[tuple[str, str]]:
     """What was tried, and the verdict on each; a client that cannot be installed is one too."""
-    models = httpx.get(f"{url}/v1/models").json()["data"]
-    ids = {model["chunkcache"]["kind"]: model["id"] for model in reversed(models)}
+    ids = served(url)
     told = {
         "BASE_URL": f"{url}/v1", "MODEL": ids["chat"], "EMBEDDER": ids["embedding"],
         "OPENAI_API_KEY": "unused",
@@ -98,27 +106,32 @@ def tried(client: Client, folder: Path, url: str) -> list[tuple[str, str]]:
     return found
 
 
-def write_page(name: str, rows: list[str]) -> None:
-    """The page with these rows of a client, and what it had of the others."""
+def write_page(name: str, rows: list[str], model: str = EMBEDDED) -> None:
+    """The page with these rows of a client and a model, and what it had of the others."""
     kept: dict[str, list[str]] = {}
     for row in ROW.finditer(PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""):
-        kept.setdefault(row["client"], []).append(row[0])
-    kept[name] = rows
+        named = NAMED.search(row["tried"])
+        if (row["client"], named[1] if named else EMBEDDED) != (name, model):
+            kept.setdefault(row["client"], []).append(row[0])
+    of_others = kept.get(name, [])
+    kept[name] = [*rows, *of_others] if model == EMBEDDED else [*of_others, *rows]
     ordered = [line for client in CLIENTS for line in kept.get(client.name, [])]
     PAGE.write_text(HEAD + "\n".join(ordered) + "\n", encoding="utf-8")
 
 
 def main() -> int:
     url, folder, *names = sys.argv[1:]
+    model = served(url)["chat"]
+    named = "" if model == EMBEDDED else f" [{model}]"
     for client in CLIENTS:
         if names and client.name not in names:
             continue
         rows = [
-            f"| {client.name} | {client.version} | {what} | {verdict.replace('|', '¦')} |"
+            f"| {client.name} | {client.version} | {what}{named} | {verdict.replace('|', '¦')} |"
             for what, verdict in tried(client, Path(folder), url)
         ]
         print("\n".join(rows), flush=True)
-        write_page(client.name, rows)
+        write_page(client.name, rows, model)
     return 0
 
 
