@@ -12,7 +12,7 @@ from chunkcache.store.policy import Entry, WindowedFrequencyPolicy
 from chunkcache.store.reader import HeldRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from chunkcache.chunk import ChunkKey, ChunkKV, Terms
     from chunkcache.store.base import RecordReader
@@ -53,34 +53,42 @@ class HostTier:
 
     def get(self, key: ChunkKey) -> ChunkKV | None:
         """See `Tier`. The record itself, not a copy: records are immutable."""
+        digest = key.digest
         with self._lock:
-            self._policy.on_use(key.digest)
-            return self._find(key)
+            self._policy.on_use(digest)
+            record = self._records.get(digest)
+        return record if record is not None and _is_of(record, key) else None
 
     def put(self, record: ChunkKV) -> bool:
         """See `Tier`. A record that is there already counts as used and is not replaced."""
         if record.size_bytes > self._capacity_bytes:
             return False
-        record = _owning_its_memory(record)
+        record = self._owned(record)
         digest = record.key.digest
-        entry = Entry(record.size_bytes, record.num_tokens, record.terms)
         with self._lock:
-            if self._find(record.key) is not None:
-                self._policy.on_use(digest)
-                return True
-            self._drop(digest)  # another chunk with the same digest
-            excess = self._size_bytes + record.size_bytes - self._capacity_bytes
-            self._policy.on_time(time.time())
-            victims = self._policy.admit(digest, entry, excess)
-            if victims is None:
-                return False
+            if (there := self._records.get(digest)) is not None:
+                if _is_of(there, record.key):
+                    self._policy.on_use(digest)
+                    return True
+                self._drop(digest)  # another chunk with the same digest
+            return self._take_in(digest, record)
+
+    def _take_in(self, digest: bytes, record: ChunkKV) -> bool:
+        """A record that is not here, if the policy admits it. Under the lock."""
+        policy, size_bytes = self._policy, record.size_bytes
+        entry = Entry(size_bytes, record.num_tokens, record.terms)
+        policy.on_time(time.time())
+        excess = self._size_bytes + size_bytes - self._capacity_bytes
+        victims = policy.admit(digest, entry, excess)
+        if victims is None:
+            return False
+        if victims:
             for victim in victims:
                 self._drop(victim)
-            if victims:
-                self._on_evict(len(victims))
-            self._records[digest] = record
-            self._size_bytes += record.size_bytes
-            self._policy.on_put(digest, entry)
+            self._on_evict(len(victims))
+        self._records[digest] = record
+        self._size_bytes += size_bytes
+        policy.on_put(digest, entry)
         return True
 
     def contains(self, key: ChunkKey) -> bool:
@@ -93,14 +101,31 @@ class HostTier:
         with self._lock:
             return self._find(key) is not None and self._drop(key.digest)
 
-    def retain(self, key: ChunkKey, terms: Terms) -> None:
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> None:
         """See `Retaining`."""
         with self._lock:
             record = self._find(key)
-            if record is not None and record.terms.retention < terms.retention:
+            if record is None:
+                return
+            if exactly or record.terms.retention < terms.retention:
                 self._records[key.digest] = replace(record, terms=terms)
                 entry = Entry(record.size_bytes, record.num_tokens, terms)
                 self._policy.on_put(key.digest, entry)
+
+    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        """See `Retaining`."""
+        with self._lock:
+            self._policy.on_quota(tenant, limit_bytes)
+
+    def on_wait(self, keys: Iterable[ChunkKey]) -> None:
+        """See `Retaining`."""
+        with self._lock:
+            self._policy.on_wait([key.digest for key in keys])
+
+    def on_wait_over(self, keys: Iterable[ChunkKey]) -> None:
+        """See `Retaining`."""
+        with self._lock:
+            self._policy.on_wait_over([key.digest for key in keys])
 
     def forget(self, is_meant: Callable[[ChunkKey], bool]) -> int:
         """Forget the records whose key is meant. How many there were."""
@@ -129,9 +154,15 @@ class HostTier:
             for digest in list(self._records):
                 self._drop(digest)
 
+    def _owned(self, record: ChunkKV) -> ChunkKV:
+        """A view into a larger tensor would keep all of that alive, outside the budget."""
+        if record.kv.untyped_storage().nbytes() <= record.size_bytes:
+            return record
+        return replace(record, kv=record.kv.clone())
+
     def _find(self, key: ChunkKey) -> ChunkKV | None:
         record = self._records.get(key.digest)
-        return record if record is not None and record.key == key else None
+        return record if record is not None and _is_of(record, key) else None
 
     def _drop(self, digest: bytes) -> bool:
         record = self._records.pop(digest, None)
@@ -142,8 +173,5 @@ class HostTier:
         return True
 
 
-def _owning_its_memory(record: ChunkKV) -> ChunkKV:
-    """A view into a larger tensor would keep all of that alive, outside the budget."""
-    if record.kv.untyped_storage().nbytes() <= record.size_bytes:
-        return record
-    return replace(record, kv=record.kv.clone())
+def _is_of(record: ChunkKV, key: ChunkKey) -> bool:
+    return record.key is key or record.key == key

@@ -7,25 +7,30 @@ asking changes nothing.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from chunkcache.chunk import USUAL_TERMS, Retention
 from chunkcache.store.popularity import Popularity
 from chunkcache.store.ranking import Ranking
-from chunkcache.store.victims import Held, Pools, Stage, Stages, Victims
+from chunkcache.store.victims import Held, Pools, Stage, Victims
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
     from chunkcache.chunk import Terms
 
+# looked up in the enumerations once: these are asked about at every record
+_MAIN: Final = Stage.MAIN
+_WINDOW: Final = Stage.WINDOW
+_PASSING: Final = Retention.PASSING
+_PINNED: Final = Retention.PINNED
+_WARMED: Final = Retention.WARMED
 _MIN_WINDOW_RECORDS = 4  # a byte share below a few chunks would admit nothing (measured: 98 % miss)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What a policy knows of a record.
 
     `saved` is what one hit saves beside a miss, the cost of repair taken off: seconds where the
@@ -63,6 +68,10 @@ class Policy(Protocol):
         """It is this late now (Unix time), as far as `Terms.expires_s` is concerned."""
         ...
 
+    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        """A tenant may hold so much from now on; None: as much as there is."""
+        ...
+
     def on_wait(self, digests: Iterable[bytes]) -> None:
         """A request that will want these stands in the queue, behind those told of before.
 
@@ -88,70 +97,6 @@ class Policy(Protocol):
     def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
         """Digests to evict, worst first, which together free `bytes_needed`, or all that may go."""
         ...
-
-
-class LruPolicy:
-    """Least recently used leaves first; of terms it knows `Retention` alone."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
-
-    def on_use(self, digest: bytes) -> None:
-        """See `Policy`."""
-        if digest in self._entries:
-            self._entries.move_to_end(digest)
-
-    def on_put(self, digest: bytes, entry: Entry) -> None:
-        """See `Policy`."""
-        self._entries[digest] = entry
-        self._entries.move_to_end(digest)
-
-    def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
-        """See `Policy`. It is the next to leave."""
-        if self._entries.pop(digest, None) is None:
-            return
-        self._entries[to] = entry
-        self._entries.move_to_end(to, last=False)
-
-    def on_delete(self, digest: bytes) -> None:
-        """See `Policy`."""
-        self._entries.pop(digest, None)
-
-    def on_time(self, now_s: float) -> None:
-        """See `Policy`."""
-
-    def on_wait(self, digests: Iterable[bytes]) -> None:
-        """See `Policy`."""
-
-    def on_wait_over(self, digests: Iterable[bytes]) -> None:
-        """See `Policy`."""
-
-    def admit(
-        self, digest: bytes, entry: Entry, bytes_needed: int, spared: Container[bytes] = ()
-    ) -> list[bytes] | None:
-        """See `Policy`. O(victims + those that may not go)."""
-        is_passing = entry.terms.retention is Retention.PASSING
-        chosen = self._choose(
-            bytes_needed, spared, Retention.NORMAL if is_passing else Retention.WARMED
-        )
-        freed = sum(self._entries[victim].size_bytes for victim in chosen)
-        return chosen if freed >= bytes_needed else None
-
-    def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
-        """See `Policy`. O(victims + those that may not go)."""
-        return self._choose(bytes_needed, spared, Retention.WARMED)
-
-    def _choose(
-        self, bytes_needed: int, spared: Container[bytes], firmest: Retention
-    ) -> list[bytes]:
-        chosen: list[bytes] = []
-        for digest, entry in self._entries.items():
-            if bytes_needed <= 0:
-                break
-            if digest not in spared and entry.terms.retention <= firmest:
-                chosen.append(digest)
-                bytes_needed -= entry.size_bytes
-        return chosen
 
 
 @dataclass(slots=True)
@@ -205,9 +150,9 @@ class WindowedFrequencyPolicy:
         self._counts_uses = counts_uses
         self._protected_bytes = int(capacity_bytes * protected_share)
         self._min_uses = min_uses
+        self._weights = self._popularity.weights
         self._held: dict[bytes, Held] = {}
-        self._used: dict[bytes, int] = {}  # when each record here was used last
-        self._now = 0
+        self._now = 0  # in uses of what is here
         self._now_s = -math.inf
         self._waits: dict[bytes, deque[int]] = {}  # places in the queue, first one first
         self._places = 0
@@ -215,6 +160,7 @@ class WindowedFrequencyPolicy:
         self._warmed_bytes = 0
         self._expiring = Ranking(self._expiry)
         self._everyone = self._new_pools()
+        self._of_everyone = (self._everyone,)
         self._bound: dict[str, _BoundTenant] = {}
         for tenant, limit_bytes in (quotas or {}).items():
             self.on_quota(tenant, limit_bytes)
@@ -225,43 +171,49 @@ class WindowedFrequencyPolicy:
         """See `Policy`."""
         if self._counts_uses:
             self._popularity.count(digest)
-        if digest in self._used:
+        held = self._held.get(digest)
+        if held is not None and held.stage is _WINDOW:
             self._now += 1
-            self._used[digest] = self._now
+            held.used_at = self._now
+            for pools in held.pools:
+                pools.use(digest, held)
 
     def on_put(self, digest: bytes, entry: Entry) -> None:
         """See `Policy`. A record that nobody ever wanted counts as used once."""
-        self.on_delete(digest)
+        if digest in self._held:
+            self.on_delete(digest)
         self._popularity.introduce(digest)
         self._now += 1
-        self._take_in(digest, entry, self._now, Stage.WINDOW)
-        self._shrink_window()
+        self._take_in(digest, entry, _WINDOW)
+        if self._window_bytes > self._window_capacity:
+            self._shrink_window()
 
     def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
         """See `Policy`. If it was in the window still, its time there is over."""
-        used = self._used.get(digest)
-        if used is None:
+        if digest not in self._held:
             return
         self._popularity.follow(digest, to)
         self.on_delete(digest)
         self.on_delete(to)
-        self._take_in(to, entry, used, Stage.MAIN)
+        self._take_in(to, entry, _MAIN)
 
     def on_delete(self, digest: bytes) -> None:
         """See `Policy`."""
         held = self._held.pop(digest, None)
         if held is None:
             return
-        self._move(digest, held, None)
-        if self._expiring:
+        self._leave(digest, held)
+        if self._expiring.places:
             self._expiring.discard(digest)
-        del self._used[digest]
-        self._account(held.entry, -held.entry.size_bytes)
+        if self._bound or held.is_warmed:
+            self._account(held, -held.entry.size_bytes)
 
     def on_time(self, now_s: float) -> None:
         """See `Policy`."""
-        self._now_s = max(self._now_s, now_s)
-        self._expire()
+        if now_s > self._now_s:
+            self._now_s = now_s
+            if self._expiring.places:
+                self._expire()
 
     def on_wait(self, digests: Iterable[bytes]) -> None:
         """See `Policy`."""
@@ -279,17 +231,17 @@ class WindowedFrequencyPolicy:
                 self._waits.pop(digest, None)
 
     def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
-        """A tenant may hold so much from now on; None: as much as there is. O(records)."""
+        """See `Policy`. O(records)."""
         self._bound.pop(tenant, None)
         if limit_bytes is not None:
             self._bound[tenant] = _BoundTenant(limit_bytes, self._new_pools())
-        for digest, held in self._held.items():
-            if held.entry.terms.tenant == tenant:
-                held.rankings = self._rankings(held.entry)
-                if limit_bytes is not None:
-                    self._bound[tenant].held_bytes += held.entry.size_bytes
-                    if held.stage is not None:
-                        held.rankings[1][held.stage].add(digest)
+        own = [(d, held) for d, held in self._held.items() if held.entry.terms.tenant == tenant]
+        for digest, held in sorted(own, key=lambda one: one[1].used_at):
+            held.pools = self._pools_of(tenant)
+            if limit_bytes is not None:
+                self._bound[tenant].held_bytes += held.entry.size_bytes
+                if held.stage is not None:
+                    held.pools[1].add(digest, held)
 
     # ------------------------------------------------------------ who leaves
 
@@ -301,9 +253,11 @@ class WindowedFrequencyPolicy:
             return None
         if self._min_uses and self._popularity.uses(digest) < self._min_uses:
             return None
-        bound = self._bound.get(entry.terms.tenant)
+        bound = self._bound.get(entry.terms.tenant) if self._bound else None
+        if bytes_needed <= 0 and bound is None:
+            return []
         over = bound.held_bytes + entry.size_bytes - bound.limit_bytes if bound else 0
-        passes = entry.terms.retention is Retention.PASSING
+        passes = entry.terms.retention is _PASSING
         warmed_to_spare = self._warmed_bytes - self._protected_bytes if passes else math.inf
         chosen = Victims(self._held, spared, self._waits, warmed_to_spare)
         if bound and over > 0:
@@ -322,61 +276,70 @@ class WindowedFrequencyPolicy:
 
     # ------------------------------------------------------------
 
-    def _take_in(self, digest: bytes, entry: Entry, used: int, stage: Stage) -> None:
-        self._used[digest] = used
-        self._held[digest] = held = Held(entry, self._rankings(entry))
-        self._account(entry, entry.size_bytes)
-        if entry.terms.expires_s < math.inf:
+    def _take_in(self, digest: bytes, entry: Entry, stage: Stage) -> None:
+        terms = entry.terms
+        retention = terms.retention
+        pools = self._pools_of(terms.tenant) if self._bound else self._of_everyone
+        held = Held(entry, pools, self._now, is_warmed=retention is _WARMED)
+        self._held[digest] = held
+        if self._bound or held.is_warmed:
+            self._account(held, entry.size_bytes)
+        if retention is not _PINNED:
+            self._enter(digest, held, stage)
+        if terms.expires_s < math.inf:
             self._expiring.add(digest)
-        if entry.terms.retention is not Retention.PINNED:
-            self._move(digest, held, stage)
-        if self._expiring:
+        if self._expiring.places:
             self._expire()
 
     def _new_pools(self) -> Pools:
-        return Pools(self._expiry, self._worth, self._used.__getitem__)
+        return Pools(self._expiry, self._worth)
 
     def _expiry(self, digest: bytes) -> float:
         return self._held[digest].entry.terms.expires_s
 
     def _worth(self, digest: bytes) -> float:
-        return self._popularity.weight(digest) + self._held[digest].log2_density
+        return self._weights.get(digest, -math.inf) + self._held[digest].log2_density
 
-    def _rankings(self, entry: Entry) -> tuple[Stages, ...]:
-        """Those of everyone, and those of its tenant if that has a quota."""
-        bound = self._bound.get(entry.terms.tenant)
-        everyone = self._everyone.of(entry)
-        return (everyone, bound.pools.of(entry)) if bound else (everyone,)
+    def _pools_of(self, tenant: str) -> tuple[Pools, ...]:
+        """Those of everyone, and those of the tenant if it has a quota."""
+        bound = self._bound.get(tenant)
+        return (self._everyone, bound.pools) if bound else self._of_everyone
 
-    def _account(self, entry: Entry, size_bytes: int) -> None:
-        """So many bytes came in on the terms of `entry`, or went if below 0."""
-        if entry.terms.retention is Retention.WARMED:
+    def _account(self, held: Held, size_bytes: int) -> None:
+        """So many bytes came in on the terms of `held`, or went if below 0."""
+        if held.is_warmed:
             self._warmed_bytes += size_bytes
-        if self._bound and (bound := self._bound.get(entry.terms.tenant)):
+        if bound := self._bound.get(held.entry.terms.tenant):
             bound.held_bytes += size_bytes
 
-    def _move(self, digest: bytes, held: Held, stage: Stage | None) -> None:
-        """Between the rankings of the record's pools; None: it is in none."""
-        before = held.stage
-        for rankings in held.rankings:
-            if before is not None:
-                rankings[before].discard(digest)
-            if stage is not None:
-                rankings[stage].add(digest)
-        if before is Stage.WINDOW:
-            self._window_bytes -= held.entry.size_bytes
-        if stage is Stage.WINDOW:
-            self._window_bytes += held.entry.size_bytes
+    def _enter(self, digest: bytes, held: Held, stage: Stage) -> None:
         held.stage = stage
+        for pools in held.pools:
+            pools.add(digest, held)
+        if stage is _WINDOW:
+            self._window_bytes += held.entry.size_bytes
+
+    def _leave(self, digest: bytes, held: Held) -> None:
+        if held.stage is None:
+            return
+        for pools in held.pools:
+            pools.remove(digest, held)
+        if held.stage is _WINDOW:
+            self._window_bytes -= held.entry.size_bytes
+        held.stage = None
 
     def _shrink_window(self) -> None:
+        others, warmed = self._everyone.window
         while self._window_bytes > self._window_capacity:
-            if self._everyone.count(Stage.WINDOW) <= _MIN_WINDOW_RECORDS:
+            if len(others) + len(warmed) <= _MIN_WINDOW_RECORDS:
                 break
-            digest = self._everyone.head(Stage.WINDOW)
-            self._move(digest, self._held[digest], Stage.MAIN)
+            digest, held = self._everyone.oldest()
+            self._leave(digest, held)
+            self._enter(digest, held, _MAIN)
 
     def _expire(self) -> None:
         while (place := self._expiring.head()) is not None and place[0] <= self._now_s:
             self._expiring.pop()
-            self._move(place[1], self._held[place[1]], Stage.EXPIRED)
+            held = self._held[place[1]]
+            self._leave(place[1], held)
+            self._enter(place[1], held, Stage.EXPIRED)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from math import exp2, log2
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _REMEMBERED_HALF_LIVES = 16  # a use that long ago weighs 2^-16: it is forgotten
 
@@ -19,7 +20,7 @@ class Popularity:
     Time is counted in uses so that a quiet night ages nothing. Because all weights decay alike,
     their order changes only when something is used: they are kept as logarithms which never need
     updating, and which grow without bound by 1 per half-life. Thread-safe; tiers may share one, so
-    that a record coming down a tier is known there. `count`, `weight`: O(1). Memory: at most 16
+    that a record coming down a tier is known there. `count`, `weights`: O(1). Memory: at most 16
     half-lives of records, some 300 bytes each.
 
     Args:
@@ -52,6 +53,8 @@ class Popularity:
 
     def introduce(self, digest: bytes) -> None:
         """A record came in under this digest: if nobody ever wanted it, that counts as a use."""
+        if digest in self._weights:
+            return
         with self._lock:
             if digest not in self._weights:
                 self._now += 1
@@ -74,17 +77,22 @@ class Popularity:
         """What `counted` was when a record was wanted last; 0: unknown, or forgotten since."""
         return self._last.get(digest, 0)
 
-    def weight(self, digest: bytes) -> float:
-        """log2 of the decayed number of uses, on a scale on which nothing decays; −∞: unknown."""
-        return self._weights.get(digest, -math.inf)
+    @property
+    def weights(self) -> Mapping[bytes, float]:
+        """log2 of the decayed number of uses, on a scale on which nothing decays; to be read."""
+        return self._weights
 
     def _add(self, digest: bytes) -> None:
-        fresh = self._now / self._half_life
-        old = self._weights.pop(digest, None)
-        weight = fresh if old is None else fresh + math.log2(1.0 + math.exp2(old - fresh))
-        self._weights[digest] = weight
-        self._last[digest] = self._now
-        self._forget_some()
+        now, weights = self._now, self._weights
+        fresh = now / self._half_life
+        old = weights.get(digest)
+        self._last[digest] = now
+        if old is None:
+            weights[digest] = fresh
+            self._forget_some()
+        else:
+            weights[digest] = fresh + log2(1.0 + exp2(old - fresh))
+            weights.move_to_end(digest)
 
     def _forget_some(self) -> None:
         while len(self._weights) > self._limit:
@@ -93,4 +101,4 @@ class Popularity:
     def uses(self, digest: bytes) -> float:
         """The decayed number of uses as of now."""
         with self._lock:
-            return math.exp2(self.weight(digest) - self._now / self._half_life)
+            return exp2(self._weights.get(digest, -math.inf) - self._now / self._half_life)

@@ -16,36 +16,40 @@ class Ranking:
 
     So `worth` may be asked about any record in here at any time, and must never fall while the
     record is in here. `add`, `discard`, `head`, `pop`: O(log n) amortised over changes of worth.
+    `places` has the one place of each record that counts; whoever reads it does not change it.
     """
+
+    __slots__ = ("_heap", "_worth", "places")
 
     def __init__(self, worth: Callable[[bytes], float]) -> None:
         self._worth = worth
         self._heap: list[Place] = []
-        self._live: dict[bytes, Place] = {}  # the one place of each record that counts
-
-    def __len__(self) -> int:
-        return len(self._live)
+        self.places: dict[bytes, Place] = {}
 
     def add(self, digest: bytes) -> None:
         """A record comes in."""
-        self._push((self._worth(digest), digest))
+        self.places[digest] = place = (self._worth(digest), digest)
+        heapq.heappush(self._heap, place)
 
     def discard(self, digest: bytes) -> None:
         """A record leaves, if it is here."""
-        self._live.pop(digest, None)
-        if len(self._heap) > 2 * len(self._live) + 64:
-            self._heap = list(self._live.values())
+        places = self.places
+        places.pop(digest, None)
+        if len(self._heap) > 2 * len(places) + 64:
+            self._heap = list(places.values())
             heapq.heapify(self._heap)
 
     def head(self) -> Place | None:
         """The place of the worst record."""
-        while self._heap:
-            place = self._heap[0]
-            if self._live.get(place[1]) is not place:
-                heapq.heappop(self._heap)
-            elif (worth := self._worth(place[1])) > place[0]:
-                heapq.heappop(self._heap)
-                self._push((worth, place[1]))
+        heap, places = self._heap, self.places
+        while heap:
+            place = heap[0]
+            digest = place[1]
+            if places.get(digest) is not place:
+                heapq.heappop(heap)
+            elif (worth := self._worth(digest)) > place[0]:
+                places[digest] = place = (worth, digest)
+                heapq.heapreplace(heap, place)
             else:
                 return place
         return None
@@ -53,13 +57,10 @@ class Ranking:
     def pop(self) -> Place:
         """Take the head out; it must have been asked for just before. See `restore`."""
         place = heapq.heappop(self._heap)
-        del self._live[place[1]]
+        del self.places[place[1]]
         return place
 
     def restore(self, place: Place) -> None:
         """Put back what was popped, to where it was."""
-        self._push(place)
-
-    def _push(self, place: Place) -> None:
-        self._live[place[1]] = place
+        self.places[place[1]] = place
         heapq.heappush(self._heap, place)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from chunkcache.chunk import Retention
 from chunkcache.store.ranking import Ranking
 
 if TYPE_CHECKING:
@@ -24,48 +24,74 @@ class Stage(IntEnum):
     WINDOW = 2
 
 
-Stages = tuple[Ranking, Ranking, Ranking]  # one for each stage
-_WORST_FIRST = tuple(Stage)
+_MAIN: Final = Stage.MAIN  # looked up in the enumeration once: these run at every record
+_WINDOW: Final = Stage.WINDOW
 
 
 class Held:
-    """A record in the tier and its stage (none: pinned), in the rankings of one or two pools."""
+    """A record in the tier and its stage (none: pinned), in one or two pools."""
 
-    __slots__ = ("entry", "log2_density", "rankings", "stage")
+    __slots__ = ("entry", "is_warmed", "log2_density", "pools", "stage", "used_at")
 
-    def __init__(self, entry: Entry, rankings: tuple[Stages, ...]) -> None:
+    def __init__(
+        self, entry: Entry, pools: tuple[Pools, ...], used_at: int, *, is_warmed: bool
+    ) -> None:
         self.entry = entry
-        self.rankings = rankings
+        self.pools = pools
+        self.is_warmed = is_warmed
         self.stage: Stage | None = None
+        self.used_at = used_at  # when it was used last, for as long as it is in the window
         # of what it saves by bytes, priority included
-        density = max(entry.saved, 1e-12) / max(entry.size_bytes, 1)
-        self.log2_density = math.log2(density) + entry.terms.priority
+        size_bytes, saved, terms = entry
+        density = max(saved, 1e-12) / max(size_bytes, 1)
+        self.log2_density = math.log2(density) + terms.priority
+
+
+Window = OrderedDict[bytes, Held]  # least recently used first
 
 
 class Pools:
-    """Rankings by stage, warmed records and others apart, since not all may push out the former."""
+    """Records by stage: the window by last use, the others ranked.
 
-    def __init__(
-        self,
-        expiry: Callable[[bytes], float],
-        worth: Callable[[bytes], float],
-        used: Callable[[bytes], float],
-    ) -> None:
-        self.others = (Ranking(expiry), Ranking(worth), Ranking(used))
-        self.warmed = (Ranking(expiry), Ranking(worth), Ranking(used))
+    Warmed ones stand apart, second in each pair, since not everything may push them out.
+    """
 
-    def of(self, entry: Entry) -> Stages:
-        """The rankings a record belongs to, by stage."""
-        return self.warmed if entry.terms.retention is Retention.WARMED else self.others
+    __slots__ = ("expired", "main", "window")
 
-    def count(self, stage: Stage) -> int:
-        """Records at a stage."""
-        return len(self.others[stage]) + len(self.warmed[stage])
+    def __init__(self, expiry: Callable[[bytes], float], worth: Callable[[bytes], float]) -> None:
+        self.expired = (Ranking(expiry), Ranking(expiry))
+        self.main = (Ranking(worth), Ranking(worth))
+        self.window: tuple[Window, Window] = (OrderedDict(), OrderedDict())
 
-    def head(self, stage: Stage) -> bytes:
-        """The worst record of a stage, of which there must be one."""
-        heads = [ranking.head() for ranking in (self.others[stage], self.warmed[stage]) if ranking]
-        return min(place for place in heads if place is not None)[1]
+    def add(self, digest: bytes, held: Held) -> None:
+        """A record comes to its stage, used last where that is the window."""
+        if held.stage is _MAIN:
+            self.main[held.is_warmed].add(digest)
+        elif held.stage is _WINDOW:
+            self.window[held.is_warmed][digest] = held
+        else:
+            self.expired[held.is_warmed].add(digest)
+
+    def use(self, digest: bytes, held: Held) -> None:
+        """A record of the window is used."""
+        self.window[held.is_warmed].move_to_end(digest)
+
+    def oldest(self) -> tuple[bytes, Held]:
+        """The record of the window that was used longest ago; there must be one."""
+        others, warmed = self.window
+        if not warmed:
+            return next(iter(others.items()))
+        heads = [next(iter(part.items())) for part in self.window if part]
+        return min(heads, key=lambda head: head[1].used_at)
+
+    def remove(self, digest: bytes, held: Held) -> None:
+        """A record leaves its stage."""
+        if held.stage is _MAIN:
+            self.main[held.is_warmed].discard(digest)
+        elif held.stage is _WINDOW:
+            del self.window[held.is_warmed][digest]
+        else:
+            self.expired[held.is_warmed].discard(digest)
 
 
 class Victims:
@@ -78,6 +104,11 @@ class Victims:
             taken only when nothing else is left, the one wanted last first.
         warmed_to_spare: bytes of warmed records that may be taken, expired ones apart.
     """
+
+    __slots__ = (
+        "_held", "_is_chosen", "_later", "_popped", "_spared", "_waits", "_warmed_to_spare",
+        "digests", "freed_bytes",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -94,7 +125,7 @@ class Victims:
         self._warmed_to_spare = warmed_to_spare
         self._is_chosen: set[bytes] = set()
         self._popped: list[tuple[Ranking, Place]] = []
-        self._at: Ranking | None = None  # whose head was looked at last, and is still in it
+        self._later: list[bytes] = []
 
     def restore(self) -> None:
         """Leave the pools as they were."""
@@ -103,43 +134,64 @@ class Victims:
 
     def take(self, pools: Pools, bytes_needed: float) -> None:
         """Choose from `pools` until they free `bytes_needed`, as far as they go."""
-        later: list[bytes] = []
-        for stage in _WORST_FIRST:
-            others, warmed = pools.others[stage], pools.warmed[stage]
-            while self.freed_bytes < bytes_needed and (others or warmed):
-                digest = self._next(others, warmed, stage)
-                if digest is None:
-                    break
-                if digest in self._waits:
-                    later.append(digest)
-                elif digest not in self._spared:
-                    self._choose(digest)
-        if later:
+        for (others, warmed), is_kept in ((pools.expired, False), (pools.main, True)):
+            if others.places or warmed.places:
+                self._take_ranked(others, warmed, bytes_needed, is_kept=is_kept)
+        if self.freed_bytes < bytes_needed:
+            self._take_from_window(pools.window, bytes_needed)
+        if self._later:
+            later, self._later = self._later, []
             later.sort(key=lambda digest: -self._waits[digest][0])
             for digest in later:
                 if self.freed_bytes < bytes_needed:
                     self._choose(digest)
 
-    def _next(self, others: Ranking, warmed: Ranking, stage: Stage) -> bytes | None:
-        """The next worst record of a stage that may go. The last one stays in its ranking."""
-        if self._at is not None:
-            self._popped.append((self._at, self._at.pop()))
-        ranking, place = others, others.head()
-        if warmed and (head := warmed.head()) is not None and (place is None or head < place):
-            size_bytes = self._held[head[1]].entry.size_bytes
-            if stage is Stage.EXPIRED or size_bytes <= self._warmed_to_spare:
-                ranking, place = warmed, head
-        self._at = ranking if place is not None else None
-        return place[1] if place is not None else None
+    def _take_ranked(
+        self, others: Ranking, warmed: Ranking, bytes_needed: float, *, is_kept: bool
+    ) -> None:
+        """From two rankings as if they were one. `is_kept`: not all warmed ones may go."""
+        while self.freed_bytes < bytes_needed:
+            ranking, place = others, others.head()
+            if warmed.places and (head := warmed.head()) and (place is None or head < place):
+                size_bytes = self._held[head[1]].entry.size_bytes
+                if not is_kept or size_bytes <= self._warmed_to_spare:
+                    ranking, place = warmed, head
+            if place is None:
+                return
+            self._consider(place[1])
+            if self.freed_bytes < bytes_needed:  # else it stays where it is: no need to put it back
+                self._popped.append((ranking, ranking.pop()))
+
+    def _take_from_window(self, window: tuple[Window, Window], bytes_needed: float) -> None:
+        others, warmed = (iter(part.items()) for part in window)
+        other, warm = next(others, None), next(warmed, None)
+        while self.freed_bytes < bytes_needed:
+            if warm is not None and warm[1].entry.size_bytes > self._warmed_to_spare:
+                warm = None  # nor may any behind it go
+            if warm is not None and (other is None or warm[1].used_at < other[1].used_at):
+                self._consider(warm[0])
+                warm = next(warmed, None)
+            elif other is not None:
+                self._consider(other[0])
+                other = next(others, None)
+            else:
+                return
+
+    def _consider(self, digest: bytes) -> None:
+        if digest in self._waits:
+            self._later.append(digest)
+        else:
+            self._choose(digest)
 
     def _choose(self, digest: bytes) -> None:
-        held = self._held[digest]
         if digest in self._is_chosen or digest in self._spared:
             return
-        if held.entry.terms.retention is Retention.WARMED and held.stage is not Stage.EXPIRED:
-            if held.entry.size_bytes > self._warmed_to_spare:
+        held = self._held[digest]
+        size_bytes = held.entry.size_bytes
+        if held.is_warmed and held.stage is not Stage.EXPIRED:
+            if size_bytes > self._warmed_to_spare:
                 return
-            self._warmed_to_spare -= held.entry.size_bytes
+            self._warmed_to_spare -= size_bytes
         self._is_chosen.add(digest)
         self.digests.append(digest)
-        self.freed_bytes += held.entry.size_bytes
+        self.freed_bytes += size_bytes

@@ -22,7 +22,8 @@ from chunkcache.store.base import Tier
 from chunkcache.store.codec import codec_named
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.host import HostTier
-from chunkcache.store.policy import LruPolicy, Policy, WindowedFrequencyPolicy
+from chunkcache.store.lru import LruPolicy
+from chunkcache.store.policy import Policy, WindowedFrequencyPolicy
 from chunkcache.store.reader import read_record
 from chunkcache.store.remote.objects import ObjectBlobs
 from chunkcache.store.remote.resp import RespBlobs

@@ -12,7 +12,7 @@ import structlog
 from chunkcache.errors import StoreError
 from chunkcache.store.codec.raw import RawCodec
 from chunkcache.store.lmdb_env import RecordEnv
-from chunkcache.store.policy import LruPolicy
+from chunkcache.store.lru import LruPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

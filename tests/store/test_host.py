@@ -9,7 +9,7 @@ import pytest
 from chunkcache.chunk import ChunkKV
 from chunkcache.store.base import TierUsage
 from chunkcache.store.host import HostTier
-from chunkcache.store.policy import LruPolicy
+from chunkcache.store.lru import LruPolicy
 
 if TYPE_CHECKING:
     from types import ModuleType

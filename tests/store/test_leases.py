@@ -13,7 +13,7 @@ import torch
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.layout import slab_key
-from chunkcache.store.policy import LruPolicy
+from chunkcache.store.lru import LruPolicy
 from chunkcache.store.reader import read_record
 
 KIB = 1024

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from chunkcache.store.layout import MetaEntry
+from chunkcache.store.lru import LruPolicy
 from chunkcache.store.mirror import Mirror
-from chunkcache.store.policy import LruPolicy
 
 
 def entry(size_bytes: int, created_ns: int = 0) -> MetaEntry:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkcache.chunk import Retention, Terms
-from chunkcache.store.policy import Entry, LruPolicy, WindowedFrequencyPolicy
+from chunkcache.store.lru import LruPolicy
+from chunkcache.store.policy import Entry, WindowedFrequencyPolicy
 
 CAPACITY = 300
 HALF_LIFE = 7.3  # no two records get equal worth by chance

@@ -10,7 +10,8 @@ import pytest
 
 from chunkcache.chunk import Retention, Terms
 from chunkcache.store import ranking
-from chunkcache.store.policy import Entry, LruPolicy, Policy, WindowedFrequencyPolicy
+from chunkcache.store.lru import LruPolicy
+from chunkcache.store.policy import Entry, Policy, WindowedFrequencyPolicy
 from chunkcache.store.popularity import Popularity
 
 
@@ -64,7 +65,7 @@ def test_the_heap_of_a_much_used_record_is_bounded() -> None:
     for _ in range(10_000):
         policy.on_use(b"0")
         assert policy.victims(1) == [b"1"]
-    assert len(policy._everyone.others[1]._heap) <= 70
+    assert len(policy._everyone.main[0]._heap) <= 70
 
 
 def test_a_record_is_known_under_its_name_in_a_lower_tier() -> None:
@@ -176,6 +177,7 @@ def test_work_for_an_access_does_not_grow_with_the_records(
         policy.on_put(b"%d" % number, Entry(10, terms=terms))
     monkeypatch.setattr(ranking.heapq, "heappush", counted(heapq.heappush))
     monkeypatch.setattr(ranking.heapq, "heappop", counted(heapq.heappop))
+    monkeypatch.setattr(ranking.heapq, "heapreplace", counted(heapq.heapreplace))
     accesses = 2000
     for number in range(accesses):
         policy.on_use(b"%d" % (number * 7 % records))

@@ -7,7 +7,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from chunkcache.errors import InvalidRequest
-from chunkcache.store.policy import LruPolicy, WindowedFrequencyPolicy
+from chunkcache.store.lru import LruPolicy
+from chunkcache.store.policy import WindowedFrequencyPolicy
 from chunkcache.store.popularity import Popularity
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class _Plain:
     """What policies without terms, clock and look-ahead answer."""
 
     def on_time(self, now_s: float) -> None:
+        """See `Policy`."""
+
+    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
         """See `Policy`."""
 
     def on_wait(self, digests: Iterable[bytes]) -> None:

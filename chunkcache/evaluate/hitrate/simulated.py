@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from chunkcache.chunk import ChunkKey, ChunkKV
+from chunkcache.chunk import USUAL_TERMS, ChunkKey, ChunkKV
 from chunkcache.store.cost import Rows, Stored
 from chunkcache.store.host import HostTier
 from chunkcache.store.tiered import TieredStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import torch
 
     from chunkcache.metrics import Metrics
     from chunkcache.store.policy import Policy
@@ -57,19 +55,6 @@ class TierSpec:
     durable: bool = False
 
 
-class _NoTensor:
-    """In the place of a record's KV: it has no bytes."""
-
-    def untyped_storage(self) -> _NoTensor:
-        return self
-
-    def nbytes(self) -> int:
-        return 0
-
-
-_NO_TENSOR = _NoTensor()
-
-
 class SimulatedRecord(ChunkKV):
     """A record that has a key, sizes and terms, and no contents."""
 
@@ -80,11 +65,14 @@ class SimulatedRecord(ChunkKV):
 
     def __init__(self, number: int, num_tokens: int, size_bytes: int) -> None:
         ids = cast("tuple[int, ...]", range(num_tokens))  # has a length, and takes no memory
-        key = ChunkKey(number.to_bytes(8, "big"), ids)
-        nothing: Any = None
-        super().__init__(key, nothing, cast("torch.Tensor", _NO_TENSOR), nothing)
-        object.__setattr__(self, "num_tokens", num_tokens)
-        object.__setattr__(self, "size_bytes", size_bytes)
+        assign = object.__setattr__  # there is no KV: nobody reads it
+        assign(self, "key", ChunkKey(number.to_bytes(8, "big"), ids))
+        assign(self, "terms", USUAL_TERMS)
+        assign(self, "rounded_by", None)
+        assign(self, "geometry", None)
+        assign(self, "stats", None)
+        assign(self, "num_tokens", num_tokens)
+        assign(self, "size_bytes", size_bytes)
 
 
 class SimulatedTier(HostTier):
@@ -98,13 +86,15 @@ class SimulatedTier(HostTier):
         self.written_bytes = 0
         self.evicted = 0
 
-    def put(self, record: ChunkKV) -> bool:
-        """See `Tier`. Takes no time: writes are off the request's path."""
-        before = self._records.get(record.key.digest)
-        kept = super().put(record)
-        if kept and before is None:
+    def _take_in(self, digest: bytes, record: ChunkKV) -> bool:
+        """See `HostTier`. Takes no time: writes are off the request's path."""
+        kept = super()._take_in(digest, record)
+        if kept:
             self.written_bytes += record.size_bytes
         return kept
+
+    def _owned(self, record: ChunkKV) -> ChunkKV:
+        return record
 
     def _count_evicted(self, records: int) -> None:
         self.evicted += records
@@ -204,7 +194,7 @@ class SimulatedService:
         """Look for a record from the top down. Returns: the tier it was in."""
         if self._pages.get(record.key) is not None:
             return self._pages.name
-        if self._loses(record):
+        if self._store.is_empty or self._loses(record):
             return None
         lookup = self._store.fetch(record.key)
         if lookup.record is not None:
@@ -219,10 +209,14 @@ class SimulatedService:
         stored = Stored(tier, record.size_bytes, Rows(record.num_tokens))
         return not (cost.pays(stored) or cost.choose([stored], Rows()).loads[0])
 
-    def compute(self, record: SimulatedRecord) -> None:
-        """A record that was in no tier is made, and kept."""
-        seconds = record.num_tokens / self._tokens_per_s
+    def compute(self, records: Sequence[SimulatedRecord]) -> None:
+        """Records of a prompt that were in no tier are made together, and kept."""
+        tokens = sum([record.num_tokens for record in records])
+        seconds = tokens / self._tokens_per_s
         self.clock.now_s += seconds
-        self._store.cost.observe_prefill(record.num_tokens, 0, seconds)
-        self._store.offer(record)
-        self._pages.put(record)
+        self._store.cost.observe_prefill(tokens, 0, seconds)
+        has_store, put = not self._store.is_empty, self._pages.put
+        for record in records:
+            if has_store:
+                self._store.offer(record)
+            put(record)

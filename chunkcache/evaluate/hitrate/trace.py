@@ -7,6 +7,7 @@ question. Context counts only where prompts are compared from their beginning (`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Final
 
 from chunkcache.store.layout import pages_bytes
@@ -32,8 +33,7 @@ class TracedRequest:
         parts = zip(self.ids, self.tokens, strict=True)
         if self.is_passage is None:
             return parts
-        flags = self.is_passage
-        return (part for part, flag in zip(parts, flags, strict=True) if flag)
+        return compress(parts, self.is_passage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,80 @@
+"""Least recently used leaves first: what the shipped policy is measured against. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from chunkcache.chunk import Retention
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
+    from chunkcache.store.policy import Entry
+
+
+class LruPolicy:
+    """Least recently used leaves first; of terms it knows `Retention` alone."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+
+    def on_use(self, digest: bytes) -> None:
+        """See `Policy`."""
+        if digest in self._entries:
+            self._entries.move_to_end(digest)
+
+    def on_put(self, digest: bytes, entry: Entry) -> None:
+        """See `Policy`."""
+        self._entries[digest] = entry
+        self._entries.move_to_end(digest)
+
+    def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
+        """See `Policy`. It is the next to leave."""
+        if self._entries.pop(digest, None) is None:
+            return
+        self._entries[to] = entry
+        self._entries.move_to_end(to, last=False)
+
+    def on_delete(self, digest: bytes) -> None:
+        """See `Policy`."""
+        self._entries.pop(digest, None)
+
+    def on_time(self, now_s: float) -> None:
+        """See `Policy`."""
+
+    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        """See `Policy`."""
+
+    def on_wait(self, digests: Iterable[bytes]) -> None:
+        """See `Policy`."""
+
+    def on_wait_over(self, digests: Iterable[bytes]) -> None:
+        """See `Policy`."""
+
+    def admit(
+        self, digest: bytes, entry: Entry, bytes_needed: int, spared: Container[bytes] = ()
+    ) -> list[bytes] | None:
+        """See `Policy`. O(victims + those that may not go)."""
+        is_passing = entry.terms.retention is Retention.PASSING
+        chosen = self._choose(
+            bytes_needed, spared, Retention.NORMAL if is_passing else Retention.WARMED
+        )
+        freed = sum(self._entries[victim].size_bytes for victim in chosen)
+        return chosen if freed >= bytes_needed else None
+
+    def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
+        """See `Policy`. O(victims + those that may not go)."""
+        return self._choose(bytes_needed, spared, Retention.WARMED)
+
+    def _choose(
+        self, bytes_needed: int, spared: Container[bytes], firmest: Retention
+    ) -> list[bytes]:
+        chosen: list[bytes] = []
+        for digest, entry in self._entries.items():
+            if bytes_needed <= 0:
+                break
+            if digest not in spared and entry.terms.retention <= firmest:
+                chosen.append(digest)
+                bytes_needed -= entry.size_bytes
+        return chosen
