@@ -7,6 +7,7 @@ ChunkCacheError
 │   ├── RequestTooLarge 413  more bytes than the server takes
 │   └── RequestTimeout  408  the body did not come in time
 ├── Unauthorized        401
+├── Forbidden           403  the key is known, and is not for this
 ├── NotFound            404
 │   └── LinkExpired     410  a link to a passage whose time is over
 ├── Overloaded          429  the queue is full; carries retry_after_s
@@ -101,6 +102,13 @@ class Unauthorized(ChunkCacheError):
 
     status = 401
     code = "invalid_api_key"
+
+
+class Forbidden(ChunkCacheError):
+    """The API key is known, and may not do this."""
+
+    status = 403
+    code = "forbidden"
 
 
 class NotFound(ChunkCacheError):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .chunk import Rung, SpanKind
 from .filters import AttributeFilter
 from .forms import CallForm, FunctionCall, JsonForm
+from .keep import Keep
 from .policy_names import PassageOrder, RepairPolicyName
 from .ranking import Ranking
 
@@ -60,10 +61,10 @@ class ChunkCacheOptions(_Wire):
     top_k: int | None = Field(
         None, ge=0, le=64, description="passages retrieved; 0: none. Not the sampling top_k"
     )
-
     match_messages: bool | None = Field(
         None, description="whether known passages in the messages are served from the cache"
     )
+    keep: Keep | None = Field(None, description="on what terms KV made for it is kept")
 
     @model_validator(mode="after")
     def _one_way_to_say_how_exact(self) -> ChunkCacheOptions:

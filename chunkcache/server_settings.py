@@ -17,6 +17,9 @@ class ServerSettings(Section):
     api_keys_file: UserPath | None = Field(
         None, description="lines of `key tenant`; none means one open tenant"
     )
+    operators: tuple[str, ...] = Field(
+        (), description="tenants whose keys may set the quotas of all; without keys everybody may"
+    )
     public_url: str = Field(
         "",
         pattern=r"^(https?://[^/?#\s]+(/[^?#\s]*)?)?$",

@@ -15,6 +15,7 @@ from chunkcache.cli import (
     documents,
     evaluation,
     hitrate,
+    keeping,
     serving,
     upkeep,
 )
@@ -38,6 +39,8 @@ for command in (
     chunks.warm,
     chunks.fit_basis,
     chunks.check,
+    keeping.keep,
+    keeping.quota,
     upkeep.stats,
     upkeep.gc,
     upkeep.purge,

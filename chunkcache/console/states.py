@@ -47,6 +47,14 @@ class Cleared(BaseModel):
     removed: dict[str, int]
 
 
+class Kept(BaseModel):
+    """How many chunks were meant, and how many of them a tier below the device has."""
+
+    object: Literal["chunkcache.kept"] = "chunkcache.kept"
+    chunks: int
+    stored: int = Field(description="these are kept on the terms asked for from now on")
+
+
 class DocumentState(BaseModel):
     """How many chunks of a document have their KV where."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import structlog
@@ -14,7 +15,8 @@ from chunkcache.errors import Cancelled, ChunkCacheError, InvalidRequest, Shutti
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from chunkcache.protocol import WarmReport
+    from chunkcache.keep import Keep
+    from chunkcache.protocol import GivenDocument, WarmReport
 
 log = structlog.get_logger(__name__)
 
@@ -59,9 +61,14 @@ class Warm(Protocol):
         tenant: str,
         collection: str,
         document_ids: Sequence[str] | None = None,
+        texts: Sequence[GivenDocument] | None = None,
+        keep: Keep | None = None,
         on_progress: Callable[[Progress], None],
     ) -> WarmReport:
-        """Blocks until all of the collection, or of these documents of it, is warm."""
+        """Blocks until all of the collection, or of these documents of it, is warm.
+
+        With `texts`, until these are; `keep`: on which terms.
+        """
         ...
 
 
@@ -81,16 +88,25 @@ class WarmState(BaseModel):
     message: str = Field("", description="why it ended before its end")
 
 
+@dataclass(frozen=True, slots=True)
+class WarmWish:
+    """What is to be warm: texts, else documents, else a whole collection; and on what terms."""
+
+    collection: str
+    document_ids: Sequence[str] | None = None
+    texts: Sequence[GivenDocument] | None = None
+    keep: Keep | None = None
+
+
 class _Job:
     """One warm-up in a thread of its own. Pausing holds it between two chunks."""
 
-    def __init__(
-        self, warm: Warm, tenant: str, collection: str, document_ids: Sequence[str] | None
-    ) -> None:
+    def __init__(self, warm: Warm, tenant: str, wish: WarmWish) -> None:
         self._warm = warm
-        self._document_ids = document_ids
+        self._wish = wish
         self._tenant = tenant
-        self._state = WarmState(state="running", vector_store_id=collection, began_at=time.time())
+        store = wish.collection if wish.texts is None else None
+        self._state = WarmState(state="running", vector_store_id=store, began_at=time.time())
         self._lock = threading.Lock()
         self._go_on = threading.Event()
         self._go_on.set()
@@ -139,11 +155,11 @@ class _Job:
             )  # fmt: skip
 
     def _run(self) -> None:
-        collection = self._state.vector_store_id or ""
+        wish = self._wish
         try:
             report = self._warm(
-                tenant=self._tenant, collection=collection, document_ids=self._document_ids,
-                on_progress=self._note,
+                tenant=self._tenant, collection=wish.collection, document_ids=wish.document_ids,
+                texts=wish.texts, keep=wish.keep, on_progress=self._note,
             )  # fmt: skip
         except (Cancelled, ShuttingDown) as error:
             self._end("stopped", error.message)
@@ -203,10 +219,8 @@ class WarmUps:
         job = self._jobs.get(tenant)
         return job.state if job else WarmState()
 
-    def start(
-        self, tenant: str, collection: str, document_ids: Sequence[str] | None = None
-    ) -> WarmState:
-        """Begin to warm a collection, or these documents of it; returns at once.
+    def start(self, tenant: str, wish: WarmWish) -> WarmState:
+        """Begin to warm what is wished for; returns at once.
 
         Raises:
             InvalidRequest: the tenant has one that runs or is paused.
@@ -220,7 +234,7 @@ class WarmUps:
                 raise InvalidRequest.of(
                     "action", "start", "asked while no other warm-up runs", "stop that one first"
                 )
-            self._jobs[tenant] = _Job(self._warm, tenant, collection, document_ids)
+            self._jobs[tenant] = _Job(self._warm, tenant, wish)
             return self._jobs[tenant].state
 
     def pause(self, tenant: str) -> WarmState:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from chunkcache.chunk import USUAL_TERMS
+from chunkcache.chunk import USUAL_TERMS, Retention
 from chunkcache.engine.arrival import Arrival
 from chunkcache.engine.pages import PagePool
 from chunkcache.store.base import TierUsage
@@ -237,6 +237,21 @@ class ChunkPages:
         finally:
             self.release(taken.pass_on())
 
+    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        """A tenant may hold so much from now on; None: as much as there is."""
+        with self._lock:
+            self._policy.on_quota(tenant, limit_bytes)
+
+    def on_wait(self, keys: Sequence[ChunkKey]) -> None:
+        """A request that waits will want these; see `Policy`."""
+        with self._lock:
+            self._policy.on_wait([key.digest for key in keys])
+
+    def on_wait_over(self, keys: Sequence[ChunkKey]) -> None:
+        """It waits no more."""
+        with self._lock:
+            self._policy.on_wait_over([key.digest for key in keys])
+
     def contains(self, key: ChunkKey) -> bool:
         """Whether `lease` would find it. Does not count as a use."""
         with self._lock:
@@ -295,6 +310,8 @@ class ChunkPages:
     def _entry(self, key: ChunkKey, terms: Terms) -> Entry:
         """What the policy is to know: whole pages, and what a hit saves in tokens."""
         tokens = len(key.token_ids)
+        if terms.retention is Retention.PINNED:  # here it would leave requests no pages to run on
+            terms = replace(terms, retention=Retention.WARMED)
         return Entry(self._pool.pages_for(tokens) * self._page_bytes, tokens, terms)
 
     def _no_longer_foreseen(self, resident: Resident) -> None:

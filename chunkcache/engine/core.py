@@ -325,6 +325,7 @@ class Engine:
 
     def _start(self, request: Request, shared: int) -> None:
         request.started_at = time.perf_counter()
+        request.wait_over()
         self._running[request.request_id] = request
         request.kv = SequenceKV(
             self.pages.page_tokens, self.model.geometry.num_layers, request.max_tokens,
@@ -358,6 +359,7 @@ class Engine:
         self.pages.release(pages)
 
     def _give_back_leases(self, request: Request) -> None:
+        request.wait_over()
         leases, request.leases = request.leases, []
         self.chunks.release(leases)
 

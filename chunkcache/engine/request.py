@@ -22,13 +22,18 @@ from chunkcache.engine.attention import Logits, SequenceRows
 from chunkcache.engine.scheduler import Candidate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from chunkcache.engine.attention import KeptRows, RowObserver
     from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache.engine.sequence_kv import PlacedChunk, SequenceKV
     from chunkcache.errors import ChunkCacheError
+
+
+def _nothing() -> None:
+    """Nobody is to be told."""
+
 
 _arrivals = itertools.count()  # a source of ids, not state: nothing reads it back
 
@@ -103,6 +108,7 @@ class Request(ABC):
         self.takes_prefix = takes_prefix  # from other requests under the same salt
         self.gives_prefix = gives_prefix
         self.leases: list[Resident] = []
+        self.wait_over: Callable[[], None] = _nothing  # called when it begins, and when it ends
         self.pages: list[int] = []  # of the exact prefix, then its own, then the reserve
         self.reserve: list[int] = []  # for branches that have not begun
         self.kv: SequenceKV | None = None

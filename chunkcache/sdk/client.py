@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx
 
-from . import documents, flows
+from . import documents, flows, keeping
 from . import texts as text_flows
 from .calls import DEFAULT_URL, client_options
 from .driver import AsyncDriver, Driver
@@ -19,11 +19,13 @@ from .wishes import chat_call
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 
+    from ..keep import Keep
     from ..protocol import DocumentInfo, IngestReport, Json
+    from .keeping import Kept, Quota
     from .results import Answer, ModelInfo, StreamEvent
     from .sources import Given
     from .texts import Hit, StoredText, Text
-    from .wishes import Question, Wishes
+    from .wishes import Documents, Question, Wishes
 
 _DEFAULT_STORE = "default"
 
@@ -187,6 +189,55 @@ class Client:
         """
         return self._driver.run(documents.delete_store(vector_store_id))
 
+    def prefetch(
+        self,
+        texts: Documents | None = None,
+        *,
+        document_ids: Sequence[str] | None = None,
+        keep: Keep | None = None,
+        vector_store_id: str = _DEFAULT_STORE,
+    ) -> Json:
+        """Have the KV of texts, or of documents of a vector store, computed ahead of questions.
+
+        Texts are what requests will bring as `documents`. Returns at once, with the state of the
+        warm-up; `warm_up` says how far it is. Without `keep` it is kept as `warmed`.
+
+        Raises:
+            InvalidRequest: neither or both are given, or another warm-up runs.
+            NotFound: there is no such document or vector store.
+        """
+        return self._driver.run(keeping.prefetch(texts, document_ids, keep, vector_store_id))
+
+    def warm_up(self) -> Json:
+        """The state of the current or last warm-up."""
+        return self._driver.run(keeping.warm_up())
+
+    def keep(
+        self,
+        keep: Keep,
+        texts: Documents | None = None,
+        *,
+        document_ids: Sequence[str] | None = None,
+        vector_store_id: str = _DEFAULT_STORE,
+    ) -> Kept:
+        """Put what is stored of texts or documents on other terms; `Keep()` takes wishes back.
+
+        >>> client.keep(Keep(retention="pinned"), document_ids=["doc-1"])  # doctest: +SKIP
+        """
+        return self._driver.run(keeping.keep_on(keep, texts, document_ids, vector_store_id))
+
+    def quota(self) -> Quota:
+        """What you may hold in each tier, and what you hold on disk."""
+        return self._driver.run(keeping.quota())
+
+    def set_quota(self, limit_bytes: int | None, *, tenant: str | None = None) -> Quota:
+        """Limit a tenant, or yourself; None: no limit.
+
+        Raises:
+            Forbidden: the server has keys, and this one is no operator's.
+        """
+        return self._driver.run(keeping.set_quota(limit_bytes, tenant))
+
     def health(self) -> Json:
         """The server's own statement, also while it is draining."""
         return self._driver.run(flows.health())
@@ -304,6 +355,40 @@ class AsyncClient:
     async def delete_vector_store(self, vector_store_id: str) -> bool:
         """See `Client.delete_vector_store`."""
         return await self._driver.run(documents.delete_store(vector_store_id))
+
+    async def prefetch(
+        self,
+        texts: Documents | None = None,
+        *,
+        document_ids: Sequence[str] | None = None,
+        keep: Keep | None = None,
+        vector_store_id: str = _DEFAULT_STORE,
+    ) -> Json:
+        """See `Client.prefetch`."""
+        return await self._driver.run(keeping.prefetch(texts, document_ids, keep, vector_store_id))
+
+    async def warm_up(self) -> Json:
+        """See `Client.warm_up`."""
+        return await self._driver.run(keeping.warm_up())
+
+    async def keep(
+        self,
+        keep: Keep,
+        texts: Documents | None = None,
+        *,
+        document_ids: Sequence[str] | None = None,
+        vector_store_id: str = _DEFAULT_STORE,
+    ) -> Kept:
+        """See `Client.keep`."""
+        return await self._driver.run(keeping.keep_on(keep, texts, document_ids, vector_store_id))
+
+    async def quota(self) -> Quota:
+        """See `Client.quota`."""
+        return await self._driver.run(keeping.quota())
+
+    async def set_quota(self, limit_bytes: int | None, *, tenant: str | None = None) -> Quota:
+        """See `Client.set_quota`."""
+        return await self._driver.run(keeping.set_quota(limit_bytes, tenant))
 
     async def health(self) -> Json:
         """See `Client.health`."""

@@ -20,6 +20,7 @@ import httpx
 from .. import errors
 from ..errors import (
     ChunkCacheError,
+    Forbidden,
     InvalidRequest,
     InvalidResponse,
     NotFound,
@@ -41,6 +42,7 @@ _BY_CODE: dict[str, type[ChunkCacheError]] = {
 _BY_STATUS: dict[int, type[ChunkCacheError]] = {
     400: InvalidRequest,
     401: Unauthorized,
+    403: Forbidden,
     404: NotFound,
     413: RequestTooLarge,
     422: InvalidRequest,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from ..keep import Keep
 from ..protocol import GivenDocument, Message
 from .calls import Call
 
@@ -20,9 +21,9 @@ Documents = Sequence[str | GivenDocument | Mapping[str, str]]
 class Wishes(TypedDict, total=False):
     """What may be said beside the question. What is left out, or None, is the server's to choose.
 
-    `top_k`, `vector_store_id`, `mode`, `policy`, `budget`, `cfo_alpha`, `exactness`, `order` and
-    `match_messages` are those of `ChunkCacheOptions`; `top_k` passages are retrieved (0: none) and
-    `documents` are used instead of retrieval. Forms and tools are OpenAI's objects.
+    `top_k`, `vector_store_id`, `mode`, `policy`, `budget`, `cfo_alpha`, `exactness`, `order`,
+    `match_messages` and `keep` are those of `ChunkCacheOptions`; `top_k` passages are retrieved
+    (0: none) and `documents` are used instead of retrieval. Forms and tools are OpenAI's objects.
     """
 
     documents: Documents | None
@@ -35,6 +36,7 @@ class Wishes(TypedDict, total=False):
     exactness: Mapping[str, float] | None
     order: PassageOrder | None
     match_messages: bool | None
+    keep: Keep | None
     model: str | None
     temperature: float | None
     top_p: float | None
@@ -64,6 +66,7 @@ _OPTIONS = (
     "exactness",
     "order",
     "match_messages",
+    "keep",
 )
 
 
@@ -80,13 +83,15 @@ def chat_call(question: Question, wishes: Wishes, *, stream: bool = False) -> Ca
     options = {name: said.pop(name) for name in _OPTIONS if name in said}
     body: Json = {**said, "messages": _messages(question)}
     if "documents" in said:
-        body["documents"] = [_document(document) for document in said["documents"]]
+        body["documents"] = [document_of(document) for document in said["documents"]]
     if "tools" in said:
         body["tools"] = list(said["tools"])
     if "stop" in said and not isinstance(said["stop"], str):
         body["stop"] = list(said["stop"])
     if "logit_bias" in said:
         body["logit_bias"] = {str(token): bias for token, bias in said["logit_bias"].items()}
+    if isinstance(options.get("keep"), Keep):
+        options["keep"] = options["keep"].model_dump(exclude_none=True)
     if options:
         body["chunkcache"] = options
     if stream:
@@ -117,7 +122,8 @@ def _message(message: Message) -> Json:
     return turn
 
 
-def _document(document: str | GivenDocument | Mapping[str, str]) -> Json:
+def document_of(document: str | GivenDocument | Mapping[str, str]) -> Json:
+    """A document as request bodies have it."""
     if isinstance(document, str):
         return {"text": document}
     return document.model_dump() if isinstance(document, GivenDocument) else dict(document)

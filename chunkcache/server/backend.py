@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
     from chunkcache.config import Settings
     from chunkcache.console import Console
-    from chunkcache.console.states import ChunkState, Cleared, DocumentState, RecordState
+    from chunkcache.console.states import ChunkState, Cleared, DocumentState, Kept, RecordState
     from chunkcache.filters import Comparison, Compound, Membership
+    from chunkcache.keep import Keep
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import (
         AnswerEvent,
         AnswerRequest,
         CollectionInfo,
         DocumentInfo,
+        GivenDocument,
         Passage,
     )
     from chunkcache.ranking import Ranking
@@ -71,6 +73,30 @@ class Holdings(Protocol):
         ...
 
 
+class Keeping(Protocol):
+    """Puts what is stored on other terms; no use."""
+
+    def keep(
+        self,
+        keep: Keep,
+        *,
+        tenant: str,
+        collection: str,
+        document_ids: Sequence[str] | None = None,
+        texts: Sequence[GivenDocument] | None = None,
+    ) -> Kept:
+        """Chunks of texts, else of documents, else of a collection. Raises NotFound."""
+        ...
+
+
+class Quotas(Protocol):
+    """How much of each tier a tenant may hold."""
+
+    def limit_bytes(self, tenant: str) -> int | None:
+        """None: no limit."""
+        ...
+
+
 class Service(Protocol):
     """A running chunkcache. Every method may be called from any thread, and may block."""
 
@@ -97,6 +123,20 @@ class Service(Protocol):
     @property
     def holdings(self) -> Holdings:
         """What its tiers keep for a tenant."""
+        ...
+
+    @property
+    def keeping(self) -> Keeping:
+        """On what terms its KV is kept."""
+        ...
+
+    @property
+    def quotas(self) -> Quotas:
+        """What its tenants may hold."""
+        ...
+
+    def set_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        """Limit a tenant, now and after a restart; None: not any more. Raises StoreError."""
         ...
 
     @property

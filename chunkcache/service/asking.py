@@ -13,6 +13,7 @@ from chunkcache.repair import policy_named
 from chunkcache.service.answer import AnswerHandle, Preparation, chunk_spans, elapsed_ms
 from chunkcache.service.calibration import CALIBRATED_POLICY
 from chunkcache.service.calls import told_messages
+from chunkcache.service.keeping import terms_of
 from chunkcache.service.lookups import logged_parts
 from chunkcache.service.order import RankedPassage
 from chunkcache.service.recognition import Recognised, Recogniser
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import AnswerFinished, AnswerRequest, ChunkCacheOptions
     from chunkcache.retrieval.passage_matcher import PassageMatcher
+    from chunkcache.service.announcement import Announcement
     from chunkcache.service.runtime import Runtime
     from chunkcache.store.codec.base import Codec
 
@@ -105,31 +107,28 @@ class Asker:
         root, order = _digests_of(prompt, salt)
         prompt = self._recogniser.cut(request, prompt, recognised, salt, reuses=not exact_only)
         preparation = Preparation(
-            prompt,
-            _cited(prompt),
-            policy=_mode_name(options.mode, name, exact_only),
-            budget=1.0 if exact_only else budget,
-            started_at=started_at,
-            retrieve_ms=retrieve_ms,
-            notes=notes,
-            calibration=runtime.calibration,
-        )
-        policy = policy_named(name, self._repair(options))
-        residents: dict[int, Resident] = {}
-        if not exact_only:
-            residents = self._find(request, salt, preparation, gone, measure.reads_through)
-        if shares and options.mode != "full" and not measure.leaves_no_prefix:
-            preparation.on_exact = lambda: runtime.orders.remember(root, order)
-        generation = Generation(
-            prompt, residents,
-            policy=policy, budget=budget, exact_only=exact_only, max_residual=max_residual,
-            sampling=request.sampling, max_new_tokens=self._most_new_tokens(request, prompt),
-            salt=salt,
-            takes_prefix=options.mode != "full" and not measure.takes_no_prefix,
-            gives_prefix=options.mode != "full" and not measure.leaves_no_prefix,
-            forced_ids=measure.forced_ids, keep_logits=measure.keep_logits,
-            new_matcher=new_matcher,
+            prompt, _cited(prompt), policy=_mode_name(options.mode, name, exact_only),
+            budget=1.0 if exact_only else budget, started_at=started_at, retrieve_ms=retrieve_ms,
+            notes=notes, calibration=runtime.calibration,
         )  # fmt: skip
+        policy = policy_named(name, self._repair(options))
+        gives_prefix = options.mode != "full" and not measure.leaves_no_prefix
+        if shares and gives_prefix:
+            preparation.on_exact = lambda: runtime.orders.remember(root, order)
+        with runtime.announcement() as announced:
+            residents: dict[int, Resident] = {}
+            if not exact_only:
+                residents = self._find(request, salt, preparation, announced, gone, measure)
+            generation = Generation(
+                prompt, residents,
+                policy=policy, budget=budget, exact_only=exact_only, max_residual=max_residual,
+                sampling=request.sampling, salt=salt,
+                max_new_tokens=self._most_new_tokens(request, prompt),
+                takes_prefix=options.mode != "full" and not measure.takes_no_prefix,
+                gives_prefix=gives_prefix, new_matcher=new_matcher,
+                forced_ids=measure.forced_ids, keep_logits=measure.keep_logits,
+            )  # fmt: skip
+            generation.wait_over = announced.pass_on()
         submit(generation)
         return AnswerHandle(generation, preparation, request, runtime, self._metrics, on_end)
 
@@ -228,8 +227,9 @@ class Asker:
         request: AnswerRequest,
         salt: bytes,
         into: Preparation,
+        announced: Announcement,
         gone: threading.Event | None,
-        codec: Codec | None,
+        measure: Measure,
     ) -> dict[int, Resident]:
         began, prompt = time.perf_counter(), into.prompt
         into.rows = _rows_of(prompt, 0.0 if into.policy == "none" else into.budget)
@@ -238,7 +238,10 @@ class Asker:
         residents = {}
         if self._lookups is not None:
             self._lookups.note(logged_parts(prompt, dict(zip(spans, keys, strict=True)), salt))
-        finding = self._runtime.find(keys, salt, gone, _terms_of(request), codec, into.rows)
+        announced.of(keys)
+        finding = self._runtime.find(
+            keys, salt, gone, _terms_of(request), measure.reads_through, into.rows
+        )
         into.planned_s, into.from_memory = finding.planned_s, finding.from_memory
         for index, found in zip(spans, finding.found, strict=True):
             if found.resident is not None:
@@ -308,8 +311,21 @@ def _sampling_notes(request: AnswerRequest) -> list[str]:
 
 
 def _terms_of(request: AnswerRequest) -> Terms:
-    given = request.documents is not None
-    return Terms(request.tenant, retention=Retention.PASSING if given else Retention.NORMAL)
+    """On what terms chunks that are computed for a request are kept.
+
+    Raises:
+        InvalidRequest: they are firmer than what a request leaves behind may be.
+    """
+    keep = request.options.keep
+    if keep is None:
+        given = request.documents is not None
+        return Terms(request.tenant, retention=Retention.PASSING if given else Retention.NORMAL)
+    if keep.retention != "normal":
+        raise InvalidRequest.of(
+            "chunkcache.keep.retention", keep.retention, "normal in a request",
+            "POST /v1/chunkcache/cache/prefetches warms and pins ahead of requests",
+        )  # fmt: skip
+    return terms_of(request.tenant, keep)
 
 
 def _rows_of(prompt: Prompt, budget: float) -> Rows:

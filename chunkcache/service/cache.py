@@ -27,10 +27,12 @@ from chunkcache.service.asking import Asker, Measure
 from chunkcache.service.corpus_basis import fit_corpus_basis
 from chunkcache.service.given import check_tokens, counts
 from chunkcache.service.holdings import Holdings
+from chunkcache.service.keeping import Keeping
 from chunkcache.service.kv_states import KVStates
 from chunkcache.service.library import DEFAULT, PUBLIC, Library
 from chunkcache.service.lookups import record_facts
 from chunkcache.service.order import distinct
+from chunkcache.service.quotas import Quotas
 from chunkcache.service.runtime import Runtime
 from chunkcache.service.tenants import link_key, load_secret, salting_secret, tenant_salt
 from chunkcache.service.warm import Shard, WarmProgress, warm_chunks
@@ -43,8 +45,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chunkcache.chunk import Chunk
-    from chunkcache.protocol import AnswerEvent
+    from chunkcache.keep import Keep
+    from chunkcache.protocol import AnswerEvent, GivenDocument
     from chunkcache.service.answer import AnswerHandle
+    from chunkcache.service.given import GivenDocuments
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +70,7 @@ class ChunkCache(Library):
         self._closed = False
         self._draining = False
         self._secret = load_secret(settings.home)
+        self.quotas = Quotas(settings.home / "quotas.json", settings.store.quotas)
         self._salting_secret = salting_secret(settings)
 
     @classmethod
@@ -102,8 +107,18 @@ class ChunkCache(Library):
         return Holdings(lambda: self.runtime, self._salt)
 
     @cached_property
+    def keeping(self) -> Keeping:
+        """Terms of what is stored."""
+        return Keeping(self.catalog, lambda: self._splits, lambda: self.runtime, self._salt)
+
+    @property
+    def _splits(self) -> GivenDocuments:
+        with self._lock:
+            return self._given
+
+    @cached_property
     def _runtime(self) -> Runtime:
-        return Runtime(self.settings, self.metrics)
+        return Runtime(self.settings, self.metrics, self.quotas.all())
 
     @cached_property
     def _lookups(self) -> LookupLog | None:
@@ -150,33 +165,27 @@ class ChunkCache(Library):
         tenant: str = PUBLIC,
         collection: str = DEFAULT,
         document_ids: Sequence[str] | None = None,
+        texts: Sequence[GivenDocument] | None = None,
+        keep: Keep | None = None,
         shard: Shard | None = None,
         on_progress: Callable[[WarmProgress], None] = lambda _: None,
     ) -> WarmReport:
         """Compute the KV of every chunk of a collection that the disk tier lacks.
 
-        With `document_ids`, of these documents alone; those that are gone are left out.
-        Documents split with another tokenizer or chunk size are split again first.
+        With `document_ids`, of these documents alone; those that are gone are left out. With
+        `texts`, of these instead, as requests will bring them (`documents`). Documents split with
+        another tokenizer or chunk size are split again first. `keep`: see `warm_chunks`.
         """
-        with self._lock:
-            ingestor = self._ingestor
-        ingestor.refresh(tenant=tenant, collection=collection)
+        if texts is None:
+            with self._lock:
+                ingestor = self._ingestor
+            ingestor.refresh(tenant=tenant, collection=collection)
+        which: Any = {"document_ids": document_ids, "texts": texts}
         return warm_chunks(
-            self.runtime,
-            lambda: self._chunks(tenant, collection, document_ids),
-            self._salt(tenant),
-            tenant=tenant,
-            shard=shard or Shard(),
+            self.runtime, lambda: self.keeping.chunks(tenant, collection, **which),
+            self._salt(tenant), tenant=tenant, shard=shard or Shard(), keep=keep,
             on_progress=on_progress,
-        )
-
-    def _chunks(
-        self, tenant: str, collection: str, document_ids: Sequence[str] | None
-    ) -> Iterator[Chunk]:
-        if document_ids is None:
-            return self.catalog.chunks(tenant, collection)
-        read = self.catalog.entries.of_document
-        return (chunk for one in document_ids for chunk in read(tenant, collection, one))
+        )  # fmt: skip
 
     def fit_basis(
         self, *, tenant: str = PUBLIC, collection: str = DEFAULT, most_chunks: int = 200
@@ -192,6 +201,17 @@ class ChunkCache(Library):
 
     def _salt(self, tenant: str) -> bytes:
         return tenant_salt(self._salting_secret, tenant)
+
+    def set_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        """Limit what a tenant holds in each tier, now and after a restart; None: no limit.
+
+        What it holds above that leaves when it brings more, whoever's is worth less.
+
+        Raises:
+            StoreError: it cannot be written down; all is as it was.
+        """
+        runtime = self.runtime
+        self.quotas.put(tenant, limit_bytes, lambda: runtime.on_quota(tenant, limit_bytes))
 
     # ------------------------------------------------------------ answers
 
@@ -265,10 +285,8 @@ class ChunkCache(Library):
 
     def _passages(self, request: AnswerRequest) -> list[Chunk]:
         if request.documents is not None:
-            with self._lock:
-                given = self._given
             most_tokens = _CONTEXTS_OF_DOCUMENTS * self._room_tokens
-            return given.chunks(request.documents, request.tenant, most_tokens=most_tokens)
+            return self._splits.chunks(request.documents, request.tenant, most_tokens=most_tokens)
         top_k = self.settings.retrieval.top_k if request.top_k is None else request.top_k
         question = request.question
         if top_k == 0 or not question.strip():

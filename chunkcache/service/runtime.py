@@ -22,6 +22,7 @@ from chunkcache.engine.prefill import ChunkPrefill
 from chunkcache.engine.prompt import PromptBuilder
 from chunkcache.engine.vocabulary import Vocabulary
 from chunkcache.errors import Cancelled, ChunkCacheError, GateFailed
+from chunkcache.service.announcement import Announcement
 from chunkcache.service.calibration import load_calibration
 from chunkcache.service.finder import Finder, Found
 from chunkcache.service.order import OrderBook
@@ -31,7 +32,7 @@ from chunkcache.store.cost import Rows
 from chunkcache.store.popularity import Popularity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from chunkcache.chunk import ChunkKV, Terms
     from chunkcache.config import Settings
@@ -57,9 +58,12 @@ class Finding:
 
 
 class Runtime:
-    """A loaded model with its engine and its store. Thread-safe."""
+    """A loaded model with its engine and its store. Thread-safe.
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    `quotas` are bytes that tenants may hold in each tier; unlimited for those not named.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, quotas: Mapping[str, int]) -> None:
         self.model = in_own_thread(load_model, settings)
         self.verdict = in_own_thread(_gate, self.model, settings)
         self.prompts = PromptBuilder(self.model.tokenizer, settings.prompt)
@@ -71,7 +75,7 @@ class Runtime:
         self.store = open_store(
             settings, self.model.fingerprint, metrics,
             with_host=self.model.device.type != "cpu", popularity=popularity,
-            geometry=self.model.geometry,
+            geometry=self.model.geometry, quotas=quotas,
         )  # fmt: skip
         on_cpu = self.model.device.type == "cpu"
         room = settings.store.host_capacity_bytes if on_cpu else settings.engine.kv_capacity_bytes
@@ -79,7 +83,7 @@ class Runtime:
             self.model, settings.engine, metrics,
             on_prefill=self.store.cost.observe_prefill,
             chunk_capacity_bytes=settings.engine.chunk_capacity_bytes or room,
-            chunk_quotas=settings.store.quotas, popularity=popularity,
+            chunk_quotas=quotas, popularity=popularity,
         )  # fmt: skip
         self.finder = Finder(self.engine, self.store, metrics, len(self.prompts.born_prefix))
         used = metrics.tier_bytes.labels(self.engine.chunk_tier)
@@ -153,6 +157,15 @@ class Runtime:
             hits = [found[key] for key in keys]
             whole = all(hit.tier == self.engine.chunk_tier for hit in hits)
             return Finding(hits, choice.planned_s, whole)
+
+    def announcement(self) -> Announcement:
+        """Tells every tier what a request that waits will want; empty so far."""
+        return Announcement((self.engine.chunks, self.store))
+
+    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        """A tenant may hold so much of each tier from now on; None: no limit."""
+        self.engine.chunks.on_quota(tenant, limit_bytes)
+        self.store.on_quota(tenant, limit_bytes)
 
     def foresee(self, passages: Sequence[Sequence[int]], salt: bytes) -> None:
         """Begin to bring up passages that a request may be about to ask for (see `Finder`)."""

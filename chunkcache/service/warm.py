@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from chunkcache.chunk import Retention, Terms
 from chunkcache.errors import StoreError
 from chunkcache.protocol import WarmReport
+from chunkcache.service.keeping import terms_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from chunkcache.chunk import Chunk, ChunkKey
+    from chunkcache.keep import Keep
     from chunkcache.service.runtime import Runtime
 
 
@@ -51,6 +53,7 @@ def warm_chunks(
     *,
     tenant: str,
     shard: Shard,
+    keep: Keep | None = None,
     on_progress: Callable[[WarmProgress], None],
 ) -> WarmReport:
     """Compute and store every chunk that the durable tier lacks.
@@ -62,13 +65,14 @@ def warm_chunks(
     Args:
         chunks: all of them anew at each call. They are gone through twice, first to see what is
             missing, so that of all but a few no more than a digest is held.
+        keep: the terms; None: `warmed`, and those that are firmer stay.
 
     Cost: linear in the chunks.
     """
     started = time.perf_counter()
-    terms = Terms(tenant, retention=Retention.WARMED)
+    terms = Terms(tenant, retention=Retention.WARMED) if keep is None else terms_of(tenant, keep)
     share = _Share(runtime, chunks, salt, shard)
-    report = share.survey(terms)
+    report = share.survey(terms, exactly=keep is not None)
     if not runtime.reuses:
         report.stopped_reason = "the model did not pass the gate, its chunk KV is not reused"
         return report
@@ -119,7 +123,7 @@ class _Share:
         self._missing: set[bytes] = set()
         self.missing_tokens = 0
 
-    def survey(self, terms: Terms) -> WarmReport:
+    def survey(self, terms: Terms, *, exactly: bool) -> WarmReport:
         """Look every chunk up; one that is there is kept on `terms` from now on."""
         report = WarmReport()
         seen: set[bytes] = set()
@@ -131,7 +135,7 @@ class _Share:
             for key, is_warm in zip(keys, self._runtime.are_warm(keys), strict=True):
                 if is_warm:
                     report.already_warm += 1
-                    self._runtime.store.retain(key, terms)
+                    self._runtime.store.retain(key, terms, exactly=exactly)
                 else:
                     self._missing.add(key.digest)
                     self.missing_tokens += len(key.token_ids)

@@ -9,6 +9,7 @@ from chunkcache.codec_spec import lossy_places
 from chunkcache.store.check import CheckReport, check_store
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from chunkcache.chunk import KVGeometry
@@ -44,6 +45,7 @@ def open_store(
     with_host: bool = True,
     popularity: Popularity | None = None,
     geometry: KVGeometry | None = None,
+    quotas: Mapping[str, int] | None = None,
 ) -> TieredStore:
     """The tiers that the settings ask for, from fast to slow. Loads torch.
 
@@ -54,6 +56,7 @@ def open_store(
         popularity: of who counts uses above these tiers: what is used there must not look unused
             on disk.
         geometry: of the model; records from other machines that differ are corrupt.
+        quotas: bytes that tenants may hold in each tier; None: as the settings say.
 
     Raises:
         StoreError: the LMDB environment cannot be opened.
@@ -73,7 +76,8 @@ def open_store(
     remote = remote_tiers(store, codec, fingerprint=fingerprint, geometry=geometry)
     counts_uses = popularity is None  # the first tier here does, if nobody above
     popularity = popularity or Popularity(also=partial(lossy_places, codecs=store.codecs))
-    policy_of = partial(WindowedFrequencyPolicy, popularity=popularity, quotas=store.quotas)
+    limits = store.quotas if quotas is None else quotas
+    policy_of = partial(WindowedFrequencyPolicy, popularity=popularity, quotas=limits)
     tiers: list[Tier] = []
     jobs: list[Recompressor] = []
     if with_host:

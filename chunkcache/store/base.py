@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 from chunkcache.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
 
     import torch
@@ -134,10 +134,25 @@ class Tier(Protocol):
 
 @runtime_checkable
 class Retaining(Protocol):
-    """A tier that evicts by policy, and so minds the terms of its records."""
+    """A tier that evicts by policy: it minds the terms of its records, and who waits for them."""
 
-    def retain(self, key: ChunkKey, terms: Terms) -> None:
-        """Keep a record on these terms from now on, if it is there on looser ones; no use."""
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> None:
+        """Keep a record on these terms from now on, if it is there on looser ones; no use.
+
+        `exactly`: on whatever ones.
+        """
+        ...
+
+    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        """A tenant may hold so much from now on; None: as much as there is."""
+        ...
+
+    def on_wait(self, keys: Iterable[ChunkKey]) -> None:
+        """A request that waits will want these: they leave only if nothing else can."""
+        ...
+
+    def on_wait_over(self, keys: Iterable[ChunkKey]) -> None:
+        """It waits no more."""
         ...
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,11 +22,12 @@ from chunkcache.store.mirror import Mirror
 from chunkcache.store.policy import WindowedFrequencyPolicy
 from chunkcache.store.reader import DTYPES, kv_shape
 from chunkcache.store.recoder import Recoder
+from chunkcache.store.syncing import Syncing
 from chunkcache.store.turnstile import Turnstile
 from chunkcache.store.writer import RecordWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     import lmdb
@@ -90,21 +90,18 @@ class DiskTier:
         self._fingerprint = fingerprint
         self._env = RecordEnv(path, map_bytes or map_bytes_for(capacity_bytes))
         self._mirror = Mirror(policy or WindowedFrequencyPolicy(capacity_bytes))
+        self.on_quota = self._mirror.on_quota  # see `Retaining`
         self._writer = RecordWriter(self._env, self._mirror, capacity_bytes, on_evict)
         self._recoder = Recoder(self, self._env, self._mirror, self._writer)
         self._verbs = Turnstile()
         self._closed = False
         self._largest_share = 0.0  # of a record's KV that its coded layers took, so far
-        self._stop = threading.Event()
         try:
             self._load_mirror()
         except StoreError:
             self._env.close()
             raise
-        self._syncer = threading.Thread(
-            target=self._sync_loop, args=(sync_interval_s,), name="chunkcache-sync", daemon=True
-        )
-        self._syncer.start()
+        self._syncing = Syncing(self._sync, sync_interval_s)
 
     # ------------------------------------------------------------ the verbs
 
@@ -227,12 +224,20 @@ class DiskTier:
                 was_there = True
             return was_there
 
-    def retain(self, key: ChunkKey, terms: Terms) -> None:
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> None:
         """See `Retaining`. Raises `StoreError`: it stays on the terms that it has."""
         with self._using():
             digest = self._place_of(key, if_corrupt=False)
             if digest is not None:
-                self._writer.retain(digest, terms)
+                self._writer.retain(digest, terms, exactly=exactly)
+
+    def on_wait(self, keys: Iterable[ChunkKey]) -> None:
+        """See `Retaining`. Nothing is read."""
+        self._mirror.on_wait(self._codecs.places_of(keys))
+
+    def on_wait_over(self, keys: Iterable[ChunkKey]) -> None:
+        """See `Retaining`. Nothing is read, nor must the tier be open."""
+        self._mirror.on_wait_over(self._codecs.places_of(keys))
 
     def listed(self, tenant: str, *, after: bytes, limit: int) -> list[tuple[bytes, MetaEntry]]:
         """At most `limit` records of a tenant, in order of digest, behind `after`. O(records).
@@ -293,8 +298,7 @@ class DiskTier:
         """
         if not self._env.is_ours:
             return
-        self._stop.set()
-        self._syncer.join()
+        self._syncing.stop()
         with self._verbs.alone():
             if self._closed:
                 return
@@ -388,10 +392,6 @@ class DiskTier:
             # it stays, is found corrupt again by the next look-up, and is never served
             log.warning("corrupt_record_stays", key=digest.hex()[:12], reason=error.message)
 
-    def _sync_loop(self, interval_s: float) -> None:
-        while not self._stop.wait(interval_s):
-            try:
-                self._env.free_stale_readers()
-                self._writer.sync()
-            except StoreError as error:
-                log.warning("store_sync_failed", reason=error.message, effect="tried again")
+    def _sync(self) -> None:
+        self._env.free_stale_readers()
+        self._writer.sync()

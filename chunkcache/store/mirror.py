@@ -90,6 +90,21 @@ class Mirror:
         with self._lock:
             self._policy.on_use(digest)
 
+    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        """See `Policy`."""
+        with self._lock:
+            self._policy.on_quota(tenant, limit_bytes)
+
+    def on_wait(self, digests: Iterable[bytes]) -> None:
+        """See `Policy`."""
+        with self._lock:
+            self._policy.on_wait(digests)
+
+    def on_wait_over(self, digests: Iterable[bytes]) -> None:
+        """See `Policy`."""
+        with self._lock:
+            self._policy.on_wait_over(digests)
+
     def admit(
         self, digest: bytes, entry: MetaEntry, bytes_needed: int, at_most_bytes: int
     ) -> list[list[bytes]] | None:

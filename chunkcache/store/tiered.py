@@ -13,7 +13,6 @@ import time
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_all
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
@@ -23,6 +22,7 @@ import structlog
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.base import AskedTogether, Retaining, TierAtRest
 from chunkcache.store.cost import CostModel
+from chunkcache.store.lookup import Lookup, Opened
 from chunkcache.store.reader import HeldRecord, read_record
 from chunkcache.store.write_behind import WriteBehind
 
@@ -35,28 +35,6 @@ if TYPE_CHECKING:
     from chunkcache.store.write_behind import NewQueue
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Lookup:
-    """What a look-up found: a record and its tier, or the reason there is none.
-
-    Reasons: `absent`, `corrupt` (dropped, will be made again), `error` (a tier failed). Of several
-    tiers, the highest that has another reason than `absent` gives it.
-    """
-
-    record: ChunkKV | None
-    tier: str | None
-    miss: str | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Opened:
-    """A lease on a record and the tier it is in, or the reason (see `Lookup`) there is none."""
-
-    reader: RecordReader | None
-    tier: str | None
-    miss: str | None
 
 
 class Job(Protocol):
@@ -95,6 +73,7 @@ class TieredStore:
         assert all(tier.durable for tier in tiers[1:]), "only the first may be in memory"
         self._tiers = tuple(tiers)
         self._durable = tuple(tier for tier in tiers if tier.durable)
+        self._retaining = [tier for tier in tiers if isinstance(tier, Retaining)]
         self._metrics = metrics
         self._clock = clock
         self.jobs = tuple(jobs)
@@ -284,14 +263,28 @@ class TieredStore:
             wait_for_all([copy for copy in copies if copy is not None])
         return True
 
-    def retain(self, key: ChunkKey, terms: Terms) -> None:
-        """Keep a record on firmer terms in every tier that has it and evicts by policy."""
-        for tier in self._tiers:
-            if isinstance(tier, Retaining):
-                try:
-                    tier.retain(key, terms)
-                except StoreError as error:
-                    self._note_error("write", tier.name, error)
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> None:
+        """Keep a record on firmer terms, or `exactly` on these, in every tier that minds them."""
+        for tier in self._retaining:
+            try:
+                tier.retain(key, terms, exactly=exactly)
+            except StoreError as error:
+                self._note_error("write", tier.name, error)
+
+    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
+        """A tenant may hold so much of each tier from now on; None: no limit."""
+        for tier in self._retaining:
+            tier.on_quota(tenant, limit_bytes)
+
+    def on_wait(self, keys: Sequence[ChunkKey]) -> None:
+        """A request that waits will want these: tiers let them go last."""
+        for tier in self._retaining:
+            tier.on_wait(keys)
+
+    def on_wait_over(self, keys: Sequence[ChunkKey]) -> None:
+        """It waits no more."""
+        for tier in self._retaining:
+            tier.on_wait_over(keys)
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether the lowest tier that answers could take a record without evicting one.

@@ -89,8 +89,12 @@ class RecordWriter:
             f"Limit: {self._capacity_bytes} bytes. Hint: raise store.disk_capacity_bytes"
         )
 
-    def retain(self, digest: bytes, terms: Terms) -> None:
-        """Put a record on firmer terms. A damaged entry stays as it is. Raises `StoreError`."""
+    def retain(self, digest: bytes, terms: Terms, *, exactly: bool) -> None:
+        """Put a record on firmer terms, or `exactly` on these. A damaged entry stays as it is.
+
+        Raises:
+            StoreError: it stays on those that it has.
+        """
         with self._lock:
             with self._env.writing() as txn:
                 packed = self._env.entry(txn, digest)
@@ -98,7 +102,9 @@ class RecordWriter:
                     entry = MetaEntry.unpack(packed) if packed is not None else None
                 except CorruptRecord:
                     return  # whoever reads it finds out, and drops it
-                if entry is None or entry.terms.retention >= terms.retention:
+                if entry is None or entry.terms == terms:
+                    return
+                if not exactly and entry.terms.retention >= terms.retention:
                     return
                 entry = replace(entry, terms=terms)
                 self._env.put_entry(txn, digest, entry)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from chunkcache.cli.scrape import tier_figures
-from chunkcache.errors import InvalidRequest, ServerUnreachable, StoreError
+from chunkcache.errors import InvalidRequest, NotFound, ServerUnreachable, StoreError
 from chunkcache.metrics import Metrics
 
 Run = Callable[..., Any]
@@ -121,3 +121,19 @@ def test_hit_rates_of_a_running_service() -> None:
         tier_figures(address)
     with pytest.raises(InvalidRequest, match="an address"):
         tier_figures("nowhere")
+
+
+def test_terms_and_quotas(run: Run, warmed: int) -> None:
+    shown = run("keep", "--tenant", "t", "--retention", "pinned", "--priority", "2").stdout
+    assert f"{warmed} of {warmed} chunks" in shown
+    with pytest.raises(NotFound):
+        run("keep", "doc-none", "--tenant", "t")
+    run("keep", "--retention", "for ever", code=2)
+    with pytest.raises(InvalidRequest, match="--expires-after-s: got -1"):
+        run("keep", "--expires-after-s", "-1")
+    assert "t: no limit" in run("quota", "--tenant", "t").stdout
+    run("quota", "--tenant", "t", "--set", "5000")
+    assert "t: 5000 bytes" in run("quota", "--tenant", "t").stdout
+    with pytest.raises(InvalidRequest, match="--set: got '5 GB'"):
+        run("quota", "--set", "5 GB")
+    assert "no limit" in run("quota", "--tenant", "t", "--set", "none").stdout

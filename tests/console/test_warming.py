@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chunkcache.console.warming import WarmState, WarmUps
+from chunkcache.console.warming import WarmState, WarmUps, WarmWish
 from chunkcache.errors import InvalidRequest, ShuttingDown, StoreError
 from chunkcache.protocol import WarmReport
 
@@ -42,6 +42,8 @@ class Work:
         tenant: str,
         collection: str,
         document_ids: Sequence[str] | None = None,
+        texts: Any = None,
+        keep: Any = None,
         on_progress: Callable[[Any], None],
     ) -> WarmReport:
         self.asked.append((tenant, collection))
@@ -96,7 +98,7 @@ def test_before_the_first_one_there_is_nothing_to_tell(warm_ups: WarmUps) -> Non
 def test_progress_is_told_while_it_runs_and_the_outcome_after(
     warm_ups: WarmUps, work: Work
 ) -> None:
-    started = warm_ups.start("public", "vs_1")
+    started = warm_ups.start("public", WarmWish("vs_1"))
     assert (started.state, started.vector_store_id, started.total) == ("running", "vs_1", None)
     let_through(work, 2)
     state = warm_ups.state("public")
@@ -112,7 +114,7 @@ def test_progress_is_told_while_it_runs_and_the_outcome_after(
 
 
 def test_a_paused_one_computes_nothing_until_it_is_resumed(warm_ups: WarmUps, work: Work) -> None:
-    warm_ups.start("public", "default")
+    warm_ups.start("public", WarmWish("default"))
     let_through(work, 1)
     assert warm_ups.pause("public").state == "paused"
     work.steps.release(TOTAL)
@@ -123,7 +125,7 @@ def test_a_paused_one_computes_nothing_until_it_is_resumed(warm_ups: WarmUps, wo
 
 
 def test_the_rate_leaves_out_the_pause(warm_ups: WarmUps, work: Work) -> None:
-    warm_ups.start("public", "default")
+    warm_ups.start("public", WarmWish("default"))
     warm_ups.pause("public")
     work.steps.release()
     time.sleep(0.5)
@@ -140,7 +142,7 @@ def test_the_rate_leaves_out_the_pause(warm_ups: WarmUps, work: Work) -> None:
 def test_one_that_is_stopped_ends_after_its_chunk(
     warm_ups: WarmUps, work: Work, paused: bool
 ) -> None:
-    warm_ups.start("public", "default")
+    warm_ups.start("public", WarmWish("default"))
     let_through(work, 1)
     if paused:
         warm_ups.pause("public")
@@ -152,21 +154,21 @@ def test_one_that_is_stopped_ends_after_its_chunk(
 
 
 def test_each_tenant_has_one_at_a_time(warm_ups: WarmUps, work: Work) -> None:
-    warm_ups.start("one", "default")
+    warm_ups.start("one", WarmWish("default"))
     with pytest.raises(InvalidRequest, match="stop that one first"):
-        warm_ups.start("one", "vs_2")
-    warm_ups.start("two", "default")
+        warm_ups.start("one", WarmWish("vs_2"))
+    warm_ups.start("two", WarmWish("default"))
     assert warm_ups.state("three").state == "idle"
     work.steps.release(2 * TOTAL)
     assert ended(warm_ups, "one").state == ended(warm_ups, "two").state == "done"
-    assert warm_ups.start("one", "vs_2").state == "running"
+    assert warm_ups.start("one", WarmWish("vs_2")).state == "running"
 
 
 def test_verbs_that_do_not_fit_say_so(warm_ups: WarmUps, work: Work) -> None:
     for verb in (warm_ups.pause, warm_ups.resume, warm_ups.stop):
         with pytest.raises(InvalidRequest, match="start one first"):
             verb("public")
-    warm_ups.start("public", "default")
+    warm_ups.start("public", WarmWish("default"))
     with pytest.raises(InvalidRequest, match=r"got 'resume'.*this one is running"):
         warm_ups.resume("public")
     warm_ups.pause("public")
@@ -177,7 +179,7 @@ def test_verbs_that_do_not_fit_say_so(warm_ups: WarmUps, work: Work) -> None:
 def test_why_it_ended_early_is_told(warm_ups: WarmUps, work: Work) -> None:
     work.stopped_reason = "the store is full"
     work.steps.release(TOTAL)
-    warm_ups.start("public", "default")
+    warm_ups.start("public", WarmWish("default"))
     state = ended(warm_ups)
     assert (state.state, state.message, state.done) == ("stopped", "the store is full", 5)
 
@@ -187,12 +189,12 @@ def test_a_failure_is_told_in_its_words_and_a_fault_in_ours(
 ) -> None:
     work.failure = StoreError("the disk went away")
     work.steps.release()
-    warm_ups.start("public", "default")
+    warm_ups.start("public", WarmWish("default"))
     state = ended(warm_ups)
     assert (state.state, state.message) == ("failed", "the disk went away")
     work.failure = RuntimeError("the secret inner state")
     work.steps.release()
-    warm_ups.start("public", "default")
+    warm_ups.start("public", WarmWish("default"))
     state = ended(warm_ups)
     assert state.state == "failed"
     assert "secret" not in state.message and "log" in state.message
@@ -200,11 +202,11 @@ def test_a_failure_is_told_in_its_words_and_a_fault_in_ours(
 
 def test_closing_stops_what_runs_and_lets_nothing_begin(work: Work) -> None:
     warm_ups = WarmUps(work)
-    warm_ups.start("public", "default")
+    warm_ups.start("public", WarmWish("default"))
     warm_ups.pause("public")
     work.steps.release(TOTAL)
     warm_ups.close()
     assert warm_ups.state("public").state == "stopped"
     with pytest.raises(ShuttingDown):
-        warm_ups.start("public", "default")
+        warm_ups.start("public", WarmWish("default"))
     warm_ups.close()

@@ -263,3 +263,22 @@ def test_many_threads_never_read_what_another_writes() -> None:
     pages._pool.check()
     pages.clear()
     assert pages.usage().size_bytes == 0
+
+
+def test_a_chunk_that_a_waiting_request_will_want_leaves_last() -> None:
+    pages = new_pages()
+    wanted = record_of(0)  # a page, as each sixth is
+    pages.release([pages.hold(wanted)])
+    others = [record_of(6 * n) for n in range(1, PAGES)]
+    for record in others:
+        pages.release([pages.hold(record)])
+    for _ in range(4):
+        for record in others:
+            pages.release([pages.lease(record.key)])
+    pages.on_wait([wanted.key])
+    for number in range(PAGES, PAGES + 8):
+        pages.release([pages.hold(record_of(6 * number))])
+        assert pages.contains(wanted.key), "the least used of all, but somebody waits for it"
+    pages.on_wait_over([wanted.key])
+    pages.release([pages.hold(record_of(600))])
+    assert not pages.contains(wanted.key)

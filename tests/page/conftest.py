@@ -28,8 +28,7 @@ def serve_with(support: Any, fake: Any, live: Any, tmp_path: Path) -> Iterator[C
         def start(queue_limit: int = 8, **server: Any) -> Any:
             settings = Settings(home=tmp_path / "home", cache=tmp_path / "cache", server=server)
             made = fake.FakeService(settings, queue_limit=queue_limit)
-            made.kv_states = support("fake_states").FakeStates(made)
-            made.holdings = support("fake_states").FakeHoldings()
+            support("fake_states").furnish(made)
             return stack.enter_context(live.serving(made))
 
         yield start

@@ -86,7 +86,7 @@ def open_caller() -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture
-def serve_with(fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def serve_with(support: Any, fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     with ExitStack() as stack:
 
         def start(queue_limit: int = 8, **server: Any) -> Any:
@@ -96,6 +96,7 @@ def serve_with(fake: Any, live: Any, tmp_path: Path) -> Iterator[Callable[..., A
                 server={"public_url": "http://public.test", **server},
             )
             made = fake.FakeService(settings, queue_limit=queue_limit)
+            support("fake_states").furnish(made)
             return stack.enter_context(live.serving(made))
 
         yield start

@@ -29,8 +29,7 @@ def serve_with(support: Any, fake: Any, live: Any, tmp_path: Path) -> Iterator[C
                 retrieval=retrieval or {}, model=model or {},
             )  # fmt: skip
             made = fake.FakeService(settings, queue_limit=queue_limit)
-            made.kv_states = support("fake_states").FakeStates(made)
-            made.holdings = support("fake_states").FakeHoldings()
+            support("fake_states").furnish(made)
             return stack.enter_context(live.serving(made))
 
         yield start

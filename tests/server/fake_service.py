@@ -150,10 +150,14 @@ class FakeService:
         self.settings = settings
         self.metrics = Metrics()
         self.warm_steps = threading.Semaphore(0)
-        self.warmed: list[Any] = []  # of each warm-up, which documents
+        self.warmed: list[Any] = []  # of each warm-up, which documents or texts
+        self.warmed_on: list[Any] = []  # and on what terms
         self.console = Console(self.metrics, self._warm_up)
         self.kv_states: Any = None  # see `fake_states`
         self.holdings: Any = None  # likewise
+        self.keeping: Any = None  # likewise
+        self.quotas: Any = None  # likewise
+        self.set_quota: Any = None  # likewise
         self.created_at = 1_700_000_000.0
         self.answers: list[FakeAnswer] = []
         self.requests: list[AnswerRequest] = []
@@ -200,15 +204,10 @@ class FakeService:
             self.metrics.requests.labels("started").inc()
             return answer
 
-    def _warm_up(
-        self,
-        *,
-        tenant: str,
-        collection: str,
-        document_ids: Sequence[str] | None = None,
-        on_progress: Callable[[Any], None],
-    ) -> WarmReport:
-        self.warmed.append(document_ids)
+    def _warm_up(self, *, on_progress: Callable[[Any], None], **task: Any) -> WarmReport:
+        texts = task["texts"] and [text.text for text in task["texts"]]
+        self.warmed.append(texts or task["document_ids"])
+        self.warmed_on.append(task["keep"])
         for done in range(1, WARM_CHUNKS + 1):
             assert self.warm_steps.acquire(timeout=20)
             step = {"total": WARM_CHUNKS, "tokens": 100, "tokens_per_s": 50.0, "eta_s": 6.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chunkcache.console.states import ChunkState, Cleared, DocumentState, RecordState
+from chunkcache.console.states import ChunkState, Cleared, DocumentState, Kept, RecordState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,31 @@ class FakeStates:
         ]
 
 
+class FakeKeeping:
+    """Every document and text has one chunk, which is stored; `asked` is what was wished for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, dict[str, Any]]] = []
+
+    def keep(self, keep: Any, **which: Any) -> Kept:
+        self.asked.append((keep, which))
+        count = len(which["document_ids"] or which["texts"])
+        return Kept(chunks=count, stored=count)
+
+
+class FakeQuotas:
+    """Kept as long as the service."""
+
+    def __init__(self) -> None:
+        self.limits: dict[str, int | None] = {}
+
+    def limit_bytes(self, tenant: str) -> int | None:
+        return self.limits.get(tenant)
+
+    def put(self, tenant: str, limit_bytes: int | None) -> None:
+        self.limits[tenant] = limit_bytes
+
+
 class FakeHoldings:
     """Every tenant has 250 records, until they are cleared."""
 
@@ -60,3 +85,12 @@ class FakeHoldings:
         held = 0 if tenant in self.cleared else 250
         self.cleared.add(tenant)
         return Cleared(removed={"disk": held})
+
+
+def furnish(service: Any) -> None:
+    """Give a fake service all of these."""
+    service.kv_states = FakeStates(service)
+    service.holdings = FakeHoldings()
+    service.keeping = FakeKeeping()
+    service.quotas = FakeQuotas()
+    service.set_quota = service.quotas.put

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from chunkcache.keep import Keep
+
 
 def test_the_status_says_how_full_tiers_are_and_how_often_they_hit(
     served: Any, http: httpx.Client
@@ -63,7 +65,8 @@ def test_a_tenant_clears_its_own_records(serve_with: Callable[..., Any], tmp_pat
             assert http.get(f"/v1/chunkcache/{path}").status_code == 401
         quota = http.get("/v1/chunkcache/quota", headers=one).json()
         assert quota == {
-            "object": "chunkcache.quota", "limit_bytes": None, "disk_bytes": 250 * 4096,
+            "object": "chunkcache.quota", "tenant": "one", "limit_bytes": None,
+            "disk_bytes": 250 * 4096,
         }  # fmt: skip
         wish = {"what": "all"}
         assert http.post("/v1/chunkcache/cache/clear", json=wish).status_code == 401
@@ -89,3 +92,87 @@ def test_documents_are_warmed_ahead_as_the_tenant_s_warm_up(
     served.service.warm_steps.release()
     served.service.console.warm_ups._jobs["public"].join(20)
     assert served.service.warmed == [ids]
+
+
+def test_texts_are_warmed_ahead_on_the_terms_that_are_said(served: Any, http: httpx.Client) -> None:
+    path = "/v1/chunkcache/cache/prefetches"
+    texts = ["Owls hunt.", {"title": "Cats", "text": "Cats purr."}]
+    terms = {"retention": "pinned", "priority": 3, "expires_after_s": 60}
+    assert http.post(path, json={"texts": texts, **terms}).json()["vector_store_id"] is None
+    served.service.warm_steps.release(100)
+    served.service.console.warm_ups._jobs["public"].join(20)
+    assert served.service.warmed == [["Owls hunt.", "Cats purr."]]
+    assert served.service.warmed_on == [Keep(**terms)]
+    assert http.post(path, json={"texts": texts, "priority": 1}).status_code == 200
+    served.service.console.warm_ups._jobs["public"].join(20)
+    assert served.service.warmed_on[1] == Keep(retention="warmed", priority=1)
+
+
+@pytest.mark.parametrize("path", ["prefetches", "terms"])
+@pytest.mark.parametrize(
+    ("wish", "named"),
+    [
+        ({}, "document_ids or texts"),
+        ({"texts": ["a"], "document_ids": ["b"]}, "document_ids or texts"),
+        ({"texts": []}, "texts"),
+        ({"texts": ["a", " \n"]}, "texts"),
+        ({"texts": [{"title": "no text"}]}, "text"),
+        ({"texts": ["a"], "retention": "for ever"}, "retention"),
+        ({"texts": ["a"], "priority": 17}, "priority"),
+        ({"texts": ["a"], "expires_after_s": 0}, "expires_after_s"),
+        ({"texts": ["a"], "ttl": 5}, "ttl"),
+    ],
+)
+def test_wrong_wishes_about_chunks_are_refused_by_name(
+    served: Any, http: httpx.Client, path: str, wish: dict[str, Any], named: str
+) -> None:
+    refused = http.post(f"/v1/chunkcache/cache/{path}", json=wish)
+    assert refused.status_code == 400, refused.text
+    error = refused.json()["error"]
+    assert named in f"{error['param']} {error['message']}"
+    assert served.service.warmed == [] and served.service.keeping.asked == []
+
+
+def test_stored_chunks_are_put_on_other_terms(served: Any, http: httpx.Client) -> None:
+    path = "/v1/chunkcache/cache/terms"
+    pinned = {"document_ids": ["d1", "d2"], "vector_store_id": "vs", "retention": "pinned"}
+    assert http.post(path, json=pinned).json() == {
+        "object": "chunkcache.kept", "chunks": 2, "stored": 2,
+    }  # fmt: skip
+    http.post(path, json={"texts": ["Owls hunt."]})
+    (first, of_first), (second, of_second) = served.service.keeping.asked
+    assert (first, of_first["document_ids"]) == (Keep(retention="pinned"), ["d1", "d2"])
+    assert (of_first["tenant"], of_first["collection"]) == ("public", "vs")
+    assert second == Keep() and [text.text for text in of_second["texts"]] == ["Owls hunt."]
+
+
+def test_a_server_without_keys_lets_everybody_set_the_quota(http: httpx.Client) -> None:
+    path = "/v1/chunkcache/quota"
+    assert http.put(path, json={"limit_bytes": 5000}).json()["limit_bytes"] == 5000
+    assert http.get(path).json()["limit_bytes"] == 5000
+    assert http.put(path, json={"limit_bytes": None}).json()["limit_bytes"] is None
+    for wrong in ({}, {"limit_bytes": -1}, {"limit_bytes": "5 GB"}, {"limit_bytes": 1 << 63}):
+        refused = http.put(path, json=wrong)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "limit_bytes"
+
+
+def test_with_keys_only_operators_set_quotas(
+    serve_with: Callable[..., Any], tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("key-one one\nkey-two two\n")
+    keys.chmod(0o600)
+    served = serve_with(api_keys_file=keys, operators=("two",))
+    one = {"authorization": "Bearer key-one"}
+    two = {"authorization": "Bearer key-two"}
+    path, wish = "/v1/chunkcache/quota", {"tenant": "one", "limit_bytes": 7}
+    with httpx.Client(base_url=served.url, timeout=20) as http:
+        assert http.put(path, json=wish).status_code == 401
+        for own in (wish, {"limit_bytes": 7}):
+            refused = http.put(path, json=own, headers=one)
+            assert refused.status_code == 403
+            assert "server.operators" in refused.json()["error"]["message"]
+        assert served.service.quotas.limits == {}
+        assert http.put(path, json=wish, headers=two).json()["tenant"] == "one"
+        assert http.get(path, headers=one).json()["limit_bytes"] == 7
+        assert http.get(path, headers=two).json()["limit_bytes"] is None

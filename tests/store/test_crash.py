@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from chunkcache.metrics import Metrics
 from chunkcache.store.check import check_store
 from chunkcache.store.damage import find_damage
+from chunkcache.store.tiered import TieredStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,3 +95,41 @@ def test_a_kill_while_records_are_evicted_leaves_the_budget_kept_and_the_rest_wh
             found = tier.get(record.key)
             assert found is not None and records.contents(found) == records.contents(record)
     assert tier.put(records.make_record(99_999, num_tokens=TOKENS))
+
+
+def test_after_a_kill_every_record_asked_for_is_right_or_a_miss_that_is_filled(
+    other_process: Any, open_tier: OpenTier, records: ModuleType, tmp_path: Path
+) -> None:
+    """What a service does after each kill; `-s` shows the counts that docs/log.md has."""
+    draw = random.Random(os.environ.get("CHUNKCACHE_TEST_SEED", "2"))
+    path, capacity_bytes = tmp_path / "kv", 3 * MIB
+    counts: Counter[str] = Counter(points=KILLS)
+    for kill in range(KILLS):
+        first = draw.randrange(60)
+        answer = other_process.ask(
+            "kill after", words=draw.randrange(1, 12), seconds=draw.uniform(0, 0.06), order={
+                "do": "fill", "path": path, "capacity_bytes": capacity_bytes,
+                "num_tokens": TOKENS, "first": first, "last": 10_000, "deletes": kill % 2,
+            },
+        )  # fmt: skip
+        assert answer["killed"], "it ended before it was killed"
+        metrics = Metrics()
+        store = TieredStore([open_tier(capacity_bytes, path=path)], metrics)
+        for number in draw.sample(range(first, first + 16), 8):
+            record = records.make_record(number, num_tokens=TOKENS)
+            found = store.fetch(record.key)
+            counts["asked"] += 1
+            counts[found.miss or "hits"] += 1
+            if found.record is None:
+                assert store.offer(record, wait=True)
+                found = store.fetch(record.key)
+                counts["made again"] += found.record is not None
+            wrong = found.record is None or records.contents(found.record) != records.contents(
+                record
+            )
+            counts["wrong"] += wrong
+        store.close()
+    print(dict(counts))
+    assert counts["wrong"] == counts["error"] == counts["corrupt"] == 0
+    assert counts["made again"] == counts["absent"]
+    assert counts["hits"] > 0 and counts["absent"] > 0

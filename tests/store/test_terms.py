@@ -154,3 +154,72 @@ def test_asking_whether_a_record_is_there_changes_no_order(
         for tier in tiers:
             tier.put(record)
         assert set(tiers[0].scan()) == set(tiers[1].scan())
+
+
+def test_what_a_waiting_request_will_want_leaves_last(new_tier: Make, records: ModuleType) -> None:
+    tier = new_tier()
+    wanted = records.make_record(0)
+    held = [wanted, *(records.make_record(n) for n in range(1, ROOM))]
+    for record in held:
+        assert tier.put(record)
+    for _ in range(4):
+        for record in held[1:]:
+            assert tier.get(record.key) is not None
+    for _ in range(2):  # two requests wait for it
+        tier.on_wait([wanted.key])
+    for number in range(100, 110):
+        assert tier.put(records.make_record(number))
+        assert tier.contains(wanted.key), "the least used of all, but somebody waits for it"
+    tier.on_wait_over([wanted.key])
+    assert tier.put(records.make_record(110)) and tier.contains(wanted.key), "one waits still"
+    tier.on_wait_over([wanted.key])
+    assert tier.put(records.make_record(111)) and not tier.contains(wanted.key)
+
+
+def test_a_tier_is_not_stuck_when_all_it_holds_is_waited_for(
+    new_tier: Make, records: ModuleType
+) -> None:
+    tier = new_tier()
+    held = [records.make_record(n) for n in range(ROOM)]
+    for record in held:
+        assert tier.put(record)
+        tier.on_wait([record.key])
+    assert tier.put(records.make_record(100))
+    assert [tier.contains(record.key) for record in held] == [True] * (ROOM - 1) + [False], (
+        "the one that is wanted last has gone"
+    )
+
+
+def test_a_record_is_pinned_and_let_go_again(new_tier: Make, records: ModuleType) -> None:
+    tier = new_tier()
+    pinned, other = records.make_record(0), records.make_record(1)
+    assert tier.put(pinned) and tier.put(other)
+    tier.retain(pinned.key, Terms("t", 3, Retention.PINNED), exactly=True)
+    tier.retain(other.key, Terms(retention=Retention.PINNED), exactly=True)
+    tier.retain(other.key, Terms(), exactly=True)
+    for number in range(100, 130):
+        assert tier.put(records.make_record(number))
+    assert tier.contains(pinned.key) and not tier.contains(other.key)
+    tier.retain(pinned.key, Terms("t", -9), exactly=True)
+    for number in range(200, 230):
+        assert tier.put(records.make_record(number))
+    assert not tier.contains(pinned.key)
+
+
+def test_a_quota_that_is_set_later_counts_what_is_there(
+    new_tier: Make, records: ModuleType
+) -> None:
+    tier = new_tier()
+    terms = Terms("greedy")
+    own = [on(terms, records.make_record(n)) for n in range(ROOM - 1)]
+    other = records.make_record(50)
+    assert all(tier.put(record) for record in (*own, other))
+    size_bytes = tier.usage().size_bytes // ROOM
+    tier.on_quota("greedy", 3 * size_bytes)
+    assert tier.usage().records == ROOM, "nothing leaves until more comes"
+    assert tier.put(on(terms, records.make_record(60)))
+    assert sum(tier.contains(record.key) for record in own) == 2 and tier.contains(other.key)
+    tier.on_quota("greedy", None)
+    for number in range(70, 74):
+        assert tier.put(on(terms, records.make_record(number)))
+    assert tier.usage().records == ROOM

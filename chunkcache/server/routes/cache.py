@@ -5,22 +5,27 @@ The status is the whole service's, as `/metrics` is; records are the tenant's ow
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from chunkcache.console.warming import WarmWish
+from chunkcache.errors import Forbidden
+from chunkcache.keep import Keep
+from chunkcache.protocol import GivenDocument
 from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ServiceDep, TenantDep
 from chunkcache.server.routes.console import warm_up_answer
-from chunkcache.server.shapes.body import Body, JsonBody
+from chunkcache.server.shapes.body import Body, JsonBody, stated
 from chunkcache.server.shapes.generation import DEFAULT_COLLECTION
 from chunkcache.version import __version__
 
 if TYPE_CHECKING:
     from chunkcache.console.history import Sample
     from chunkcache.protocol import Json
+    from chunkcache.server.backend import Service
 
 router = APIRouter(prefix="/v1/chunkcache", route_class=BoundedRoute)
 
@@ -32,11 +37,65 @@ class RecordsQuery(Body):
     after: str | None = Field(None, max_length=128)
 
 
-class PrefetchWish(JsonBody):
-    """Which documents of which vector store are to be warm."""
+def _as_document(value: Any) -> Any:
+    return {"text": value} if isinstance(value, str) else value
+
+
+_Text = Annotated[GivenDocument, BeforeValidator(_as_document)]
+
+
+class ChunksWish(JsonBody):
+    """Whose chunks: of documents of a vector store, or of texts as requests bring them."""
 
     vector_store_id: str = DEFAULT_COLLECTION
-    document_ids: list[Annotated[str, Field(max_length=512)]] = Field(min_length=1, max_length=100)
+    document_ids: list[Annotated[str, Field(max_length=512)]] | None = Field(
+        None, min_length=1, max_length=100
+    )
+    texts: list[_Text] | None = Field(
+        None, min_length=1, max_length=1024, description="each a text, or as one of `documents`"
+    )
+    retention: Literal["normal", "warmed", "pinned"] | None = Field(
+        None,
+        description="warmed: documents of requests do not push it out; pinned: it leaves no tier "
+        "below the device to make room",
+    )
+    priority: int | None = Field(
+        None, ge=-16, le=16, description="a hit is worth 2^priority of another's"
+    )
+    expires_after_s: float | None = Field(
+        None, gt=0.0, le=315_360_000.0,
+        description="soft: from then on it leaves before all else, and is served until it has",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.document_ids is None) == (self.texts is None):
+            raise stated("say which chunks are meant: document_ids or texts, one of the two")
+        if self.texts is not None and not all(text.text.strip() for text in self.texts):
+            raise stated("texts: one of them is blank, and there is nothing in it to be kept")
+        return self
+
+    def keep(self, retention: Literal["normal", "warmed"]) -> Keep:
+        """The terms, with this retention where none is said."""
+        return Keep(
+            retention=self.retention or retention, priority=self.priority or 0,
+            expires_after_s=self.expires_after_s,
+        )  # fmt: skip
+
+    def says_terms(self) -> bool:
+        """Whether any of the terms is said."""
+        return any(
+            term is not None for term in (self.retention, self.priority, self.expires_after_s)
+        )
+
+
+class QuotaWish(JsonBody):
+    """How much a tenant may hold."""
+
+    tenant: str | None = Field(None, min_length=1, max_length=256, description="null: the caller's")
+    limit_bytes: int | None = Field(
+        ge=0, lt=2**63, description="of each tier; null: no limit, whatever the settings say"
+    )
 
 
 class ClearWish(JsonBody):
@@ -66,14 +125,33 @@ def get_status(service: ServiceDep, _tenant: TenantDep) -> JSONResponse:
 
 @router.get("/quota", response_model=None)
 def get_quota(service: ServiceDep, tenant: TenantDep) -> JSONResponse:
-    """What the tenant may hold in each tier (null: no limit), and what it holds on disk.
+    """What the tenant may hold in each tier (null: no limit), and what it holds on disk."""
+    return _quota_answer(service, tenant)
 
-    A quota is the operator's to set, `store.quota_bytes`: no key of a tenant changes it.
+
+@router.put("/quota", response_model=None)
+def put_quota(wish: QuotaWish, service: ServiceDep, tenant: TenantDep) -> JSONResponse:
+    """Limit what a tenant may hold in each tier, now and after a restart.
+
+    Where there are keys, only those of tenants in `server.operators` may: no tenant raises its own.
+    What it holds above the limit leaves when it brings more.
     """
+    server = service.settings.server
+    if server.api_keys_file is not None and tenant not in server.operators:
+        raise Forbidden(
+            f"The quota of {wish.tenant or tenant} is not for the keys of {tenant} to set. Hint: "
+            "server.operators names the tenants whose keys may."
+        )
+    service.set_quota(wish.tenant or tenant, wish.limit_bytes)
+    return _quota_answer(service, wish.tenant or tenant)
+
+
+def _quota_answer(service: Service, tenant: str) -> JSONResponse:
     return JSONResponse(
         {
             "object": "chunkcache.quota",
-            "limit_bytes": service.settings.store.quotas.get(tenant),
+            "tenant": tenant,
+            "limit_bytes": service.quotas.limit_bytes(tenant),
             "disk_bytes": service.holdings.disk_bytes(tenant),
         }
     )
@@ -107,17 +185,34 @@ def clear_cache(wish: ClearWish, service: ServiceDep, tenant: TenantDep) -> JSON
 
 
 @router.post("/cache/prefetches", response_model=None)
-def prefetch(wish: PrefetchWish, service: ServiceDep, tenant: TenantDep) -> JSONResponse:
-    """Begin to warm documents ahead of the questions; answers at once.
+def prefetch(wish: ChunksWish, service: ServiceDep, tenant: TenantDep) -> JSONResponse:
+    """Begin to warm documents, or texts, ahead of the questions; answers at once.
 
     It is the tenant's warm-up: `/v1/chunkcache/warm_up` says how far it is, pauses and stops it,
-    and while another one runs it is refused.
+    and while another one runs it is refused. What is warm already is put on the terms that are
+    said; without any it is `warmed`.
     """
-    service.kv_states.of_documents(
-        wish.document_ids, tenant=tenant, collection=wish.vector_store_id
-    )  # refuses those that are not there
-    started = service.console.warm_ups.start(tenant, wish.vector_store_id, wish.document_ids)
-    return warm_up_answer(started)
+    if wish.document_ids is not None:
+        service.kv_states.of_documents(
+            wish.document_ids, tenant=tenant, collection=wish.vector_store_id
+        )  # refuses those that are not there
+    keep = wish.keep("warmed") if wish.says_terms() else None
+    task = WarmWish(wish.vector_store_id, wish.document_ids, wish.texts, keep)
+    return warm_up_answer(service.console.warm_ups.start(tenant, task))
+
+
+@router.post("/cache/terms", response_model=None)
+def set_terms(wish: ChunksWish, service: ServiceDep, tenant: TenantDep) -> JSONResponse:
+    """Pin, prefer, let expire, or let be as usual again what is stored of documents or texts.
+
+    What is left out is as usual: retention `normal`, priority 0, no end. Nothing is computed, and
+    tiers on other machines keep no terms.
+    """
+    kept = service.keeping.keep(
+        wish.keep("normal"), tenant=tenant, collection=wish.vector_store_id,
+        document_ids=wish.document_ids, texts=wish.texts,
+    )  # fmt: skip
+    return JSONResponse(kept.model_dump(mode="json"))
 
 
 def _tiers(sample: Sample) -> list[Json]:

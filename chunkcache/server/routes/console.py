@@ -14,6 +14,7 @@ from pydantic import Field
 
 from chunkcache.console.history import INTERVAL_S
 from chunkcache.console.sizing import read_sizing
+from chunkcache.console.warming import WarmWish
 from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ServiceDep, TenantDep
 from chunkcache.server.paging import PageQuery, page
@@ -134,7 +135,7 @@ def change_warm_up(wish: WarmUpWish, service: ServiceDep, tenant: TenantDep) -> 
     warm_ups = service.console.warm_ups
     if wish.action == "start":
         service.collection(wish.vector_store_id, tenant=tenant)
-        return warm_up_answer(warm_ups.start(tenant, wish.vector_store_id))
+        return warm_up_answer(warm_ups.start(tenant, WarmWish(wish.vector_store_id)))
     verbs = {"pause": warm_ups.pause, "resume": warm_ups.resume, "stop": warm_ups.stop}
     return warm_up_answer(verbs[wish.action](tenant))
 

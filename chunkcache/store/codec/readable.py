@@ -8,6 +8,9 @@ from chunkcache.codec_spec import is_read, lossy_places
 from chunkcache.store.codec import codec_named
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from chunkcache.chunk import ChunkKey
     from chunkcache.store.codec.base import Codec
 
 
@@ -24,6 +27,10 @@ class ReadableCodecs:
     def places(self, digest: bytes) -> tuple[bytes, ...]:
         """Digests that a chunk's record may lie under, the most exact one first."""
         return (digest, *lossy_places(digest, self._by_name))
+
+    def places_of(self, keys: Iterable[ChunkKey]) -> list[bytes]:
+        """The same of several chunks."""
+        return [place for key in keys for place in self.places(key.digest)]
 
     def named(self, name: str) -> Codec:
         """The codec that made a record that is read."""

@@ -1,0 +1,74 @@
+"""`keep`, `quota`: on what terms KV is kept, and how much of it a tenant may have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from chunkcache.cli.context import shared
+from chunkcache.cli.documents import Collection, Tenant
+from chunkcache.cli.screen import console, visible
+from chunkcache.errors import InvalidRequest
+from chunkcache.keep import Keep
+
+
+def keep(
+    context: typer.Context,
+    document_ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids, as `ls` shows them; none: all documents.")
+    ] = None,
+    retention: Annotated[
+        Literal["normal", "warmed", "pinned"],
+        typer.Option("--retention", help="pinned: never evicted; warmed: not for given documents."),
+    ] = "normal",
+    priority: Annotated[
+        int, typer.Option("--priority", min=-16, max=16, help="A hit counts 2^priority times.")
+    ] = 0,
+    expires_after_s: Annotated[
+        float | None,
+        typer.Option("--expires-after-s", help="From then on first to leave; served until then."),
+    ] = None,
+    tenant: Tenant = "public",
+    collection: Collection = "default",
+) -> None:
+    """Pin, prefer or let expire stored KV; what is left out is as usual again. Loads the model."""
+    if expires_after_s is not None and not 0 < expires_after_s <= 315_360_000:
+        raise InvalidRequest.of(
+            "--expires-after-s", expires_after_s, "above 0 and at most ten years",
+            "leave it out for KV that does not expire",
+        )  # fmt: skip
+    wish = Keep(retention=retention, priority=priority, expires_after_s=expires_after_s)
+    with shared(context).open() as cache:
+        kept = cache.keeping.keep(
+            wish, tenant=tenant, collection=collection, document_ids=document_ids or None
+        )
+    console().print(f"{kept.stored} of {kept.chunks} chunks are stored, and kept on these terms")
+
+
+def quota(
+    context: typer.Context,
+    limit: Annotated[
+        str | None, typer.Option("--set", help="Bytes of each tier, or none for no limit.")
+    ] = None,
+    tenant: Tenant = "public",
+) -> None:
+    """Show or set what a tenant may hold. A running server goes by it from its next start on."""
+    from chunkcache.service.quotas import Quotas
+
+    settings = shared(context).settings
+    quotas = Quotas(settings.home / "quotas.json", settings.store.quotas)
+    if limit is not None:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        quotas.put(tenant, _bytes(limit))
+    held = quotas.limit_bytes(tenant)
+    shown = "no limit" if held is None else f"{held} bytes of each tier"
+    console().print(f"{visible(tenant)}: {shown}", markup=False)
+
+
+def _bytes(text: str) -> int | None:
+    if text.strip().lower() == "none":
+        return None
+    if not text.strip().isdecimal():
+        raise InvalidRequest.of("--set", text, "whole bytes, or none", "for example 5000000000")
+    return int(text)

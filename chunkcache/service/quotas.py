@@ -1,0 +1,89 @@
+"""How much of each tier a tenant may hold: what the settings say, and what was said since."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from chunkcache.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+
+class Quotas:
+    """Bytes by tenant; who is not named has no limit. Thread-safe.
+
+    What is set outlives a restart, in a file, and goes before the settings.
+
+    Args:
+        file: made when something is set for the first time.
+        configured: those of the settings.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+
+    def __init__(self, file: Path, configured: Mapping[str, int]) -> None:
+        self._file = file
+        self._configured = dict(configured)
+        self._lock = threading.Lock()
+        self._set = _read(file)
+
+    def limit_bytes(self, tenant: str) -> int | None:
+        """None: no limit."""
+        with self._lock:
+            return self._set.get(tenant, self._configured.get(tenant))
+
+    def all(self) -> dict[str, int]:
+        """Those that are limited."""
+        with self._lock:
+            merged = {**self._configured, **self._set}
+        return {tenant: limit for tenant, limit in merged.items() if limit is not None}
+
+    def put(
+        self, tenant: str, limit_bytes: int | None, tell: Callable[[], None] = lambda: None
+    ) -> None:
+        """Limit a tenant from now on, or not any more; `tell` is called once it is on disk.
+
+        Raises:
+            StoreError: the file cannot be written; all is as it was.
+        """
+        with self._lock:
+            changed = {**self._set, tenant: limit_bytes}
+            partial = self._file.with_name(f"{self._file.name}.{os.getpid()}")
+            try:
+                with partial.open("w", encoding="utf-8") as stream:
+                    json.dump(changed, stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                partial.replace(self._file)
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                raise StoreError(f"quotas: cannot write {self._file}: {error.strerror}") from error
+            self._set = changed
+            tell()
+
+
+def _read(file: Path) -> dict[str, int | None]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise _wrong(file, str(error)) from error
+    if not isinstance(found, dict):
+        raise _wrong(file, "no object")
+    for tenant, limit in found.items():
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise _wrong(file, f"the limit of {tenant!r} is neither bytes nor null")
+    return found
+
+
+def _wrong(file: Path, problem: str) -> ConfigError:
+    return ConfigError(
+        f"quotas: cannot read {file}: {problem}. Hint: remove it to go by store.quota_bytes alone"
+    )

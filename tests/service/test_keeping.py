@@ -1,0 +1,114 @@
+"""Terms that users ask for: pinned, preferred, expiring; texts that are warm ahead; quotas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chunkcache import ChunkCache
+from chunkcache.errors import ConfigError, InvalidRequest, NotFound, StoreError
+from chunkcache.keep import Keep
+from chunkcache.protocol import GivenDocument
+from chunkcache.service.quotas import Quotas
+
+TEXT = "Owls hunt at night, turning the head to find where a sound is from."
+ONE_TOKEN = {"max_tokens": 1}
+
+
+def misses(answer: Any) -> list[str | None]:
+    return [span.miss for span in answer.report.spans if span.kind == "chunk"]
+
+
+def terms(cache: ChunkCache, tenant: str = "public") -> list[tuple[str, int, bool]]:
+    cache.runtime.store.flush()
+    listed = cache.holdings.records(tenant, after=None, limit=1000)
+    return [(one.retention, one.priority, one.expires_at is not None) for one in listed]
+
+
+def test_texts_that_were_warmed_are_there_when_a_request_brings_them(cache: ChunkCache) -> None:
+    texts = [GivenDocument(text=TEXT), GivenDocument(title="Cats", text="Cats purr.")]
+    report = cache.warm(texts=texts)
+    assert (report.chunks, report.computed, report.failed) == (2, 2, 0)
+    assert terms(cache) == [("warmed", 0, False)] * 2
+    answer = cache.ask("why?", documents=[text.model_dump() for text in texts], **ONE_TOKEN)
+    assert misses(answer) == [None, None]
+    assert cache.warm(texts=texts, keep=Keep(priority=2)).already_warm == 2
+    assert terms(cache) == [("normal", 2, False)] * 2, "the terms are those that were said"
+
+
+def test_terms_are_set_outlive_a_restart_and_are_taken_back(
+    open_cache: Callable[..., ChunkCache], pages: Path
+) -> None:
+    cache = open_cache()
+    cache.ingest([pages])
+    warmed = cache.warm().chunks
+    ids = [document.document_id for document in cache.documents()]
+    wish = Keep(retention="pinned", priority=3, expires_after_s=60.0)
+    kept = cache.keeping.keep(wish, tenant="public", collection="default", document_ids=ids[:1])
+    assert kept.stored == kept.chunks > 0
+    cache.close()
+    again = open_cache()
+    assert terms(again).count(("pinned", 3, True)) == kept.chunks
+    assert terms(again).count(("warmed", 0, False)) == warmed - kept.chunks
+    with pytest.raises(NotFound, match="doc-none"):
+        again.keeping.keep(
+            Keep(), tenant="public", collection="default", document_ids=[ids[0], "doc-none"]
+        )
+    assert terms(again).count(("pinned", 3, True)) == kept.chunks, "nothing has changed"
+    assert again.keeping.keep(Keep(), tenant="public", collection="default").stored == warmed
+    assert terms(again) == [("normal", 0, False)] * warmed
+    nobody = again.keeping.keep(wish, tenant="two", collection="default", texts=[
+        GivenDocument(text=TEXT)
+    ])  # fmt: skip
+    assert (nobody.chunks, nobody.stored) == (1, 0), "another tenant's KV is not theirs to pin"
+
+
+def test_a_request_says_how_what_it_leaves_behind_is_kept(cache: ChunkCache) -> None:
+    cache.ask("why?", documents=[TEXT], keep={"priority": -2, "expires_after_s": 9.0}, **ONE_TOKEN)
+    assert terms(cache) == [("normal", -2, True)]
+    cache.ask("why?", documents=["Cats purr."], **ONE_TOKEN)
+    assert sorted(terms(cache)) == [("normal", -2, True), ("passing", 0, False)]
+    with pytest.raises(InvalidRequest, match=r"chunkcache\.keep\.retention: got 'pinned'"):
+        cache.ask("why?", documents=["Dogs bark."], keep={"retention": "pinned"}, **ONE_TOKEN)
+    assert len(terms(cache)) == 2
+
+
+def test_a_quota_holds_at_once_and_after_a_restart(open_cache: Callable[..., ChunkCache]) -> None:
+    cache = open_cache(store={"quota_bytes": ("two=123",)})
+    texts = [GivenDocument(text=f"{number}: owls hunt.") for number in range(7)]
+    cache.warm(tenant="one", texts=texts[:5])
+    assert len(terms(cache, "one")) == 5
+    size_bytes = cache.holdings.disk_bytes("one") // 5
+    cache.set_quota("one", 3 * size_bytes)
+    assert cache.warm(tenant="one", texts=texts[5:6]).computed == 1
+    assert len(terms(cache, "one")) == 3
+    cache.set_quota("two", None)
+    cache.close()
+    again = open_cache(store={"quota_bytes": ("two=123", "three=5")})
+    assert again.quotas.all() == {"one": 3 * size_bytes, "three": 5}
+    assert again.warm(tenant="one", texts=texts[6:]).computed == 1
+    assert len(terms(again, "one")) == 3
+
+
+def test_quotas_that_cannot_be_read_or_written_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "quotas.json"
+    quotas = Quotas(file, {"one": 5})
+    quotas.put("two", 7)
+    (tmp_path / "readable.json").write_text(file.read_text())
+    file.unlink()
+    file.mkdir()
+    told: list[str] = []
+    with pytest.raises(StoreError, match="cannot write"):
+        quotas.put("one", 9, lambda: told.append("told"))
+    assert quotas.all() == {"one": 5, "two": 7} and told == []
+    assert [path.name for path in tmp_path.iterdir()] in (
+        [["quotas.json", "readable.json"], ["readable.json", "quotas.json"]]
+    )
+    assert Quotas(tmp_path / "readable.json", {}).all() == {"two": 7}
+    for wrong in ("[]", "{", '{"one": -1}', '{"one": true}', '{"one": "5"}'):
+        (tmp_path / "wrong.json").write_text(wrong)
+        with pytest.raises(ConfigError, match="cannot read"):
+            Quotas(tmp_path / "wrong.json", {})
