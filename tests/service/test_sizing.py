@@ -1,7 +1,11 @@
-"""The advice from a service's log, tried: a service of that size, asked the same, hits as often."""
+"""The advice from a service's log, tried: a service of that size, asked the same, hits as often.
+
+`CHUNKCACHE_TEST_SIZE` makes documents and questions so many times as many.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +17,13 @@ from chunkcache.evaluate.hitrate import Workload, advise, measure, read_service_
 from chunkcache.evaluate.hitrate.policies import SHIPPED
 from chunkcache.store.cost import Choice, CostModel
 
-ANIMALS = (
+SIZE = int(os.environ.get("CHUNKCACHE_TEST_SIZE", "1"))
+KINDS = (
     "otter", "heron", "badger", "lynx", "stoat", "raven", "viper", "newt", "crane", "ibis", "tapir",
     "okapi", "bison", "gecko",
 )  # fmt: skip
-QUESTIONS = 30
+ANIMALS = tuple(f"{kind}{n or ''}" for n in range(SIZE) for kind in KINDS)
+QUESTIONS = 30 * SIZE
 WANTED = 0.5
 
 
