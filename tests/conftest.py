@@ -1,18 +1,27 @@
-"""What all areas share: a tiny tokenizer, a tiny random model saved as a folder, a real Valkey."""
+"""What all areas share: a tiny tokenizer, a tiny random model saved as a folder, a real Valkey.
+
+Random examples are the same in every run, so that a change breaks a test and not the dice. With
+`CHUNKCACHE_TEST_FUZZ=20` (`make fuzz`) property tests get other ones, twenty times as many.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import random
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 import chunkcache  # noqa: F401 - first of all: it tells OpenMP not to spin, before torch is loaded
 
@@ -20,6 +29,47 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+FUZZ = int(os.environ.get("CHUNKCACHE_TEST_FUZZ", "0"))
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.register_profile(
+    "fuzz", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("fuzz" if FUZZ else "suite")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers of pytest-xdist are as many as cores are to be used: each computes on one."""
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch, which is not loaded yet, reads it
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make fuzz`: more examples for what Hypothesis runs, whatever number a test asks for."""
+    functions = [item for item in items if FUZZ and isinstance(item, pytest.Function)]
+    drawn = [item for item in functions if is_hypothesis_test(item.obj)]
+    for owner in {item.cls or item.function for item in drawn}:
+        # of a function, there is no other name for what `settings` has set
+        name = "settings" if isinstance(owner, type) else "_hypothesis_internal_use_settings"
+        asked = getattr(owner, name)
+        setattr(owner, name, settings(asked, max_examples=asked.max_examples * FUZZ))
+
+
+@pytest.fixture(scope="session")
+def times_more() -> int:
+    """How many times as many random examples as usual, for tests that start Hypothesis themselves."""
+    return max(FUZZ, 1)
+
+
+@pytest.fixture(autouse=True)
+def same_dice() -> None:
+    """Every test begins with the same random numbers, whichever ran before it."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -71,9 +121,27 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) 
 
 
 @pytest.fixture(scope="session")
-def tiny_verdicts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def native() -> Path:
+    """Where the compiled kernels lie for good: no folder of a test's own needs others."""
+    folder = platformdirs.user_cache_path("chunkcache", appauthor=False) / "native"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_verdicts(tmp_path_factory: pytest.TempPathFactory, native: Path) -> Path:
     """One `cache` folder for all over the tiny model: the gate's seconds are paid once."""
-    return tmp_path_factory.mktemp("verdicts")
+    folder = tmp_path_factory.mktemp("verdicts")
+    (folder / "native").symlink_to(native)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_cache(tmp_path_factory: pytest.TempPathFactory, native: Path) -> Path:
+    """One `cache` folder for all over the embedded model: it is converted and tried once."""
+    folder = tmp_path_factory.mktemp("embedded")
+    (folder / "native").symlink_to(native)
+    return folder
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,14 +117,16 @@ def test_doctor_prints_the_figures(run: Callable[..., Any]) -> None:
 
 
 def test_doctor_prints_the_cause(
-    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Any], tmp_path: Path, native: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(self: ChunkPages, *_: Any) -> None:
         """Nothing is put anywhere."""
 
     monkeypatch.setattr(ChunkPages, "_write", write)
-    own = f"cache={tmp_path / 'own'}"  # the verdict is remembered, and is nobody else's
-    shown = run("--set", own, "doctor", code=1).stdout
+    own = tmp_path / "own"  # the verdict is remembered, and is nobody else's
+    own.mkdir()
+    (own / "native").symlink_to(native)
+    shown = run("--set", f"cache={own}", "doctor", code=1).stdout
     assert "moved: chunks of one layer's KV" in shown and "likely: " in shown
     assert "full prefill is right, reuse is not" in shown
 
@@ -199,10 +202,9 @@ HEAVY = (
      ["check", "--fix"], ["rm", "DOCUMENT"]],
 )  # fmt: skip
 def test_what_needs_no_model_loads_none(
-    arguments: list[str], run: Callable[..., Any], pages: Path, tmp_path: Path
+    arguments: list[str], run: Callable[..., Any], warm_home: Path, tmp_path: Path
 ) -> None:
-    run("ingest", str(pages))
-    run("warm")
+    shutil.copytree(warm_home, tmp_path / "home")
     held = json.loads(run("ls", "--json").stdout.splitlines()[0])
     arguments = [held["document_id"] if word == "DOCUMENT" else word for word in arguments]
     script = (

@@ -79,8 +79,10 @@ def test_the_images_differ_in_what_they_install_only() -> None:
 
 
 def test_a_container_refuses_the_names_and_pages_of_strangers(
-    tmp_path: Path, model_options: list[str]
+    tmp_path: Path, native: Path, model_options: list[str]
 ) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "native").symlink_to(native)
     with started(IMAGES[0], tmp_path, model_options) as url, httpx.Client(base_url=url) as client:
         for host, status in {
             "127.0.0.1:8321": 200, "localhost:8321": 200, "chunkcache": 200, "192.168.1.7": 200,

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from chunkcache.config import EngineSettings
+from chunkcache.engine import door as doors
 from chunkcache.engine.door import Door
 from chunkcache.errors import Overloaded
 
 
+NOW = 1000.0
+
+
+@pytest.fixture(autouse=True)
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "time", SimpleNamespace(perf_counter=lambda: NOW))
+
+
 def served_for(seconds: float, *, is_part: bool = False, ran: bool = True) -> Any:
-    started_at = time.perf_counter() - seconds
+    started_at = NOW - seconds
     return SimpleNamespace(is_part=is_part, kv=object() if ran else None, started_at=started_at)
 
 
@@ -33,7 +41,7 @@ def test_it_is_service_time_times_place_in_the_queue_over_those_side_by_side() -
     door = Door(EngineSettings(queue_limit=3, max_running=2))
     door.take_place()
     door.let_out(served_for(9.8))
-    assert refused(door).retry_after_s == 20  # 9.8… s × the fourth place ÷ 2, rounded up
+    assert refused(door).retry_after_s == 20  # 9.8 s × the fourth place ÷ 2, rounded up
 
 
 def test_parts_and_those_that_never_ran_say_nothing_about_it() -> None:

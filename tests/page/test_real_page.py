@@ -24,10 +24,10 @@ pytestmark = [
 
 
 @pytest.fixture
-def real(tmp_path: Path) -> Iterator[Any]:
+def real(tmp_path: Path, embedded_cache: Path) -> Iterator[Any]:
     command = [
         sys.executable, "-m", "chunkcache", "--home", str(tmp_path / "home"),
-        "--set", f"cache={tmp_path / 'cache'}", "--set", "retrieval.chunk_tokens=64",
+        "--set", f"cache={embedded_cache}", "--set", "retrieval.chunk_tokens=64",
         "serve", "--port", "0",
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

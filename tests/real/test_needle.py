@@ -42,9 +42,10 @@ needles = load_needles()
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChunkCache]:
+def cache(tmp_path_factory: pytest.TempPathFactory, embedded_cache: Path) -> Iterator[ChunkCache]:
     settings = load_settings(
         home=tmp_path_factory.mktemp("needle"),
+        cache=embedded_cache,
         store={"disk_capacity_bytes": 0},
         retrieval={"embedder": "hashing:64"},
     )

@@ -36,10 +36,9 @@ QUESTION = "Which argument of json.dumps sorts the keys?"
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    folder = tmp_path_factory.mktemp("real")
+def settings(tmp_path_factory: pytest.TempPathFactory, embedded_cache: Path) -> Settings:
     return load_settings(
-        home=folder / "home", cache=folder / "cache",
+        home=tmp_path_factory.mktemp("real") / "home", cache=embedded_cache,
         retrieval={"chunk_tokens": 128}, model={"num_threads": 2, "dtype": "float32"},
     )  # fmt: skip
 
@@ -56,9 +55,11 @@ def pages(settings: Settings) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(settings: Settings, pages: Path) -> Iterator[ChunkCache]:
+    threads = torch.get_num_threads()
     with ChunkCache(settings) as opened:
         opened.ingest([pages])
         yield opened
+    torch.set_num_threads(threads)
 
 
 def asked(**options: Any) -> AnswerRequest:

@@ -152,7 +152,7 @@ def ending(connection: socket.socket, drip: bytes = b"") -> bytes:
 def test_a_head_that_does_not_come_ends_its_connection(tmp_path: Path) -> None:
     """Else any number of them are held for as long as their clients like."""
     body = json.dumps(asking("where is the cat")).encode()
-    with serving(tmp_path, drain_timeout_s=0, head_timeout_s=0.5) as process, ExitStack() as stack:
+    with serving(tmp_path, drain_timeout_s=0, head_timeout_s=1.0) as process, ExitStack() as stack:
         url = httpx.URL(process.url)
         silent, dripping, partial, second, slow_body = (
             stack.enter_context(socket.create_connection((url.host, url.port), timeout=20))

@@ -137,14 +137,15 @@ def machine(records: ModuleType, storage: Callable[[Path], Reopen]) -> type[Rule
     return Twins
 
 
+@pytest.mark.hypothesis
 def test_a_tier_and_the_host_tier_give_the_same_answers_to_any_run_of_verbs(
-    kind: str, records: ModuleType, storage: Callable[[Path], Reopen]
+    kind: str, records: ModuleType, storage: Callable[[Path], Reopen], times_more: int
 ) -> None:
     examples, steps = (30, 40) if kind == "disk" else (8, 20)
     run_state_machine_as_test(
         machine(records, storage),
         settings=settings(
-            max_examples=examples, stateful_step_count=steps, deadline=None,
+            max_examples=examples * times_more, stateful_step_count=steps, deadline=None,
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )  # fmt: skip
