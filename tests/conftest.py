@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,12 @@ settings.load_profile("fuzz" if FUZZ else "suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Workers of pytest-xdist are as many as cores are to be used: each computes on one."""
+    """No certificates for clients, which all speak plain HTTP: those of the world take a twentieth
+    of a second each time. Workers of pytest-xdist are as many as cores are to be used: each
+    computes on one.
+    """
+    os.environ.pop("SSL_CERT_FILE", None)
+    os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
     if hasattr(config, "workerinput"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch, which is not loaded yet, reads it
 
@@ -58,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def times_more() -> int:
-    """How many times as many random examples as usual, for tests that start Hypothesis themselves."""
+    """How many times as many random examples as usual, for who starts Hypothesis himself."""
     return max(FUZZ, 1)
 
 
@@ -171,6 +177,7 @@ def tiny_settings(
 def support() -> Callable[[str], Any]:
     """Loads what stands beside the server's tests, by name: the fake service, the live server."""
 
+    @cache
     def load(name: str) -> Any:
         path = Path(__file__).parent / "server" / f"{name}.py"
         spec = importlib.util.spec_from_file_location(name, path)

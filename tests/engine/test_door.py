@@ -12,7 +12,6 @@ from chunkcache.engine import door as doors
 from chunkcache.engine.door import Door
 from chunkcache.errors import Overloaded
 
-
 NOW = 1000.0
 
 

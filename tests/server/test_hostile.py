@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-COUNT = 300
+COUNT = 200
 MEMORY_MIB = 48
 
 

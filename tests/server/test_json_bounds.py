@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkcache.errors import InvalidRequest
@@ -20,6 +20,7 @@ ANY_JSON = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(ANY_JSON, st.sampled_from([None, 2]), st.booleans())
 def test_within_bounds_it_is_what_the_json_module_says(
     value: Any, indent: int | None, ascii_only: bool
