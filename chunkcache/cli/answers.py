@@ -61,6 +61,9 @@ def ask(
                     typer.echo(json.dumps(event.model_dump(mode="json"), ensure_ascii=False))
                     return
                 out.print()
+                if event.finish_reason == "length":
+                    said = f"cut at its limit of {event.completion_tokens} tokens; see --max-tokens"
+                    out.print(f"note: the answer was {said}", style="yellow")
                 show_citations(out, event.citations)
                 show_report(out, event.report)
 

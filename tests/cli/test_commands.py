@@ -58,6 +58,7 @@ def test_ask_streams_cites_and_reports(run: Callable[..., Any], pages: Path) -> 
     run("ingest", str(pages))
     shown = run("ask", "when do owls hunt?", "--max-tokens", "4", "--budget", "0.5").stdout
     assert "[1] Owls" in shown and "TTFT" in shown and "prompt tokens" in shown
+    assert "cut at its limit of 4 tokens; see --max-tokens" in shown
     as_json = json.loads(run("ask", "owls?", "--max-tokens", "4", "--json").stdout)
     assert as_json["report"]["prompt_tokens"] > 0 and as_json["citations"]
     exact = json.loads(run("ask", "owls?", "--mode", "exact", "--json").stdout)

@@ -46,6 +46,14 @@ def test_the_answer_streams_and_cites(served: Any, open_page: Callable[..., Any]
     assert opened.value.locator("mark").inner_text() == "where owls hold their nests"
 
 
+def test_an_answer_that_was_cut_says_so(served: Any, open_page: Callable[..., Any]) -> None:
+    page = open_page(served)
+    page.get_by_text("Options", exact=True).click()
+    page.get_by_label("Longest answer").fill("1")
+    ask(page, "owls")
+    status(page, "Answered, and cut at the limit of tokens.")
+
+
 def test_the_ribbon_shows_every_row_by_what_was_done_to_it(
     served: Any, open_page: Callable[..., Any]
 ) -> None:

@@ -77,7 +77,8 @@ async function ask(signal) {
   });
   last = { question, wishes, maxTokens, found };
   text.setAttribute("aria-busy", "false");
-  say(byId("ask-status"), "Answered.");
+  const cut = found.finish === "length";
+  say(byId("ask-status"), cut ? "Answered, and cut at the limit of tokens." : "Answered.");
   showReport(found);
   if (byId("ask-compare").checked) await askInFull(signal);
 }
