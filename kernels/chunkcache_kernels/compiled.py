@@ -15,6 +15,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 from chunkcache_kernels.compiler import build_library
+from chunkcache_kernels.portable import mass_of
 from chunkcache_kernels.structs import (
     TYPES,
     ArenaC,
@@ -236,6 +237,18 @@ class CompiledWeights:
             team.handle, c.addressof(self.call), c.addressof(io), self.scratch.data_ptr()
         )
         return out
+
+    def mass(
+        self, layer: int, query: torch.Tensor, edges: torch.Tensor, *, turned: bool = True
+    ) -> torch.Tensor:
+        """See `portable.PortableWeights`."""
+        return mass_of(self.weights(layer, query, turned=turned), edges)
+
+    def received(
+        self, layer: int, query: torch.Tensor, votes: torch.Tensor, *, turned: bool = True
+    ) -> torch.Tensor:
+        """See `portable.PortableWeights`."""
+        return votes @ self.weights(layer, query, turned=turned)
 
 
 def place_chunk(

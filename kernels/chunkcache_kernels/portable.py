@@ -105,10 +105,12 @@ def attend(
     heads: Heads,
     rotary: Rotary,
     sinks: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of a step's rows `[R, Hq, D]` before RoPE → like them.
 
-    `sinks` fp32 `[Hq]`: a score of each head that takes weight and gives no value. Scores and
+    `sinks` fp32 `[Hq]`: a score of each head that takes weight and gives no value. `lse` fp32
+    `[R, Hq]` becomes the logarithm of the sum of e^score over the keys, sinks aside. Scores and
     softmax in fp32. Cost: the keys of every segment are gathered once for each `ROW_BLOCK` rows.
     """
     out = torch.empty_like(query)
@@ -117,8 +119,9 @@ def attend(
         for block in _blocks(sequence):
             rows = slice(first + block.start, first + block.stop)
             weights, values = _weigh(
-                sequence, block, arenas, layer, query[rows], heads, rotary, sinks=sinks
-            )
+                sequence, block, arenas, layer, query[rows], heads, rotary, sinks=sinks,
+                lse=None if lse is None else lse[rows],
+            )  # fmt: skip
             mixed = (weights @ values).view(
                 heads.kv_heads, heads.heads // heads.kv_heads, -1, heads.dim
             )
@@ -167,6 +170,7 @@ def _weigh(
     *,
     values: bool = True,
     sinks: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax weights fp32 `[Hkv, group · R, T]` over all segments, and the keys' values
     `[Hkv, T, D]`, or without them their positions int64 `[T]`.
@@ -192,6 +196,9 @@ def _weigh(
         hidden |= seen[None] <= floors[:, None].to(query.device)
         scores.append(part.masked_fill_(hidden.repeat(part.shape[1] // len(hidden), 1), -torch.inf))
         others.append(seen if value is None else value)
+    if lse is not None:
+        sums = torch.cat(scores, dim=-1).logsumexp(dim=-1)
+        lse.copy_(sums.view(heads.heads, -1).t())
     if sinks is not None:
         group = heads.heads // heads.kv_heads
         of_head = sinks.float().view(heads.kv_heads, group, 1).expand(-1, -1, len(positions))
@@ -231,6 +238,14 @@ def _gather(
     return keys, value
 
 
+def mass_of(weights: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """fp32 `[R, E + 1]` of weights by position `[R, positions]`, summed between `edges` `[E]`."""
+    edges = edges.to(weights.device)
+    at = torch.arange(weights.shape[1], device=edges.device, dtype=edges.dtype)
+    named = torch.searchsorted(edges, at, right=True)
+    return weights @ torch.nn.functional.one_hot(named, len(edges) + 1).float()
+
+
 @dataclass(slots=True, eq=False)
 class PortableWeights:
     """Rows of one sequence bound to what they see: their attention to every position."""
@@ -244,6 +259,20 @@ class PortableWeights:
         """fp32 `[R, last position + 1]` of queries `[R, heads, dim]` before RoPE; rows sum to 1."""
         heads = self.heads if turned else replace(self.heads, rotary_dim=0)
         return attention_weights(self.sequence, self.arenas, layer, query, heads, self.rotary)
+
+    def mass(
+        self, layer: int, query: torch.Tensor, edges: torch.Tensor, *, turned: bool = True
+    ) -> torch.Tensor:
+        """fp32 `[R, E + 1]`: the weights that fall between positions `edges` `[E]`, increasing."""
+        return mass_of(self.weights(layer, query, turned=turned), edges)
+
+    def received(
+        self, layer: int, query: torch.Tensor, votes: torch.Tensor, *, turned: bool = True
+    ) -> torch.Tensor:
+        """fp32 `[last position + 1]`: what every position gets from all rows, each times its vote,
+        fp32 `[R]`.
+        """
+        return votes @ self.weights(layer, query, turned=turned)
 
 
 @dataclass(slots=True, eq=False)
@@ -286,14 +315,15 @@ class PortableStep:
         *,
         turned: bool = True,
         sinks: torch.Tensor | None = None,
+        lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`[R, heads · dim]`, like `qkv`, whose rows begin with their queries before RoPE.
 
-        `sinks` fp32 `[heads]`: scores that take weight and give no value.
+        `sinks` fp32 `[heads]`: scores that take weight and give no value. `lse` as in `attend`.
         """
         heads = self.heads if turned else replace(self.heads, rotary_dim=0)
         query = split_qkv(qkv, heads)[0]
-        out = attend(self.layout, self.arenas, layer, query, heads, self.rotary, sinks)
+        out = attend(self.layout, self.arenas, layer, query, heads, self.rotary, sinks, lse)
         return out.flatten(1)
 
 

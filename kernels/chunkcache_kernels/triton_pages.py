@@ -1,6 +1,7 @@
 """Attention over pages on a GPU: what `compiled.py` is on a CPU, in Triton.
 
-Twin: `portable.py`. A step's arrays go to the GPU once, in one copy, and serve all layers.
+Twin: `portable.py`. A step's arrays go to the GPU once, in one copy, and serve all layers; nothing
+is read back.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 import triton
 
-from chunkcache_kernels import triton_kernels as programs
+from chunkcache_kernels import triton_attend, triton_kernels
+from chunkcache_kernels.triton_plan import plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,14 +25,18 @@ if TYPE_CHECKING:
     from chunkcache_kernels.portable import Heads, Rotary
 
 MAX_DIM = 256  # a wider head's tiles do not fit the shared memory of small GPUs
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_LOG2_E = math.log2(math.e)
-_QUERIES = 64  # rows times query heads per key head that one program takes
-_QUERIES_EXACTLY = 32  # of fp32 products, which tensor cores do not make: more do not fit registers
+MAX_ARENAS = 2
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of rows
+PAGE_TYPES = (*DTYPES, torch.int8)
+LOG2_E = math.log2(math.e)
+NO_WINDOW = 1 << 30  # more positions than there are, and no overflow
+_CHAINED, _SHARED = 64, 64  # rows times query heads per key head that one program takes
+_EXACTLY = 32  # of fp32 products, which tensor cores do not make: more do not fit registers
+_LARGE = 128  # of chained rows where shared memory is large
+_LARGE_SHARED_BYTES = 160 * 1024  # of a block: compute capability 8.0, 9.0 and later large ones
 _BOUND_KEYS = 64
 _WRITE_ROWS = 16
-_MERGED = 1024  # numbers of a row that one program merges
-_NO_WINDOW = 1 << 30  # more positions than there are, and no overflow
+_MERGED = 16384  # numbers of parts on their way to one program at a time
 _ALIGNED = 4  # int32 numbers: Triton compiles another kernel for pointers that are not at 16 bytes
 
 
@@ -43,51 +49,76 @@ class TritonStep:
     rotary: Rotary
     num_rows: int
     arrays: dict[str, torch.Tensor]  # int32, on the device
-    bounds: list[int]  # arena a has items bounds[a] to bounds[a + 1]
-    most_looks: int  # of an item
+    kinds: list[tuple[int, int, int]]  # first item, how many, most queries of one; shared, chained
     parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # mixed values, largest scores, sums
+    counters: torch.Tensor  # int32 [rows · heads]: parts that have come; 0 between launches
+    kv_heads: torch.Tensor | None = None  # int32: those that this is for; all if None
     slots: tuple[np.ndarray, torch.Tensor] | None = None  # of the last write, here and there
 
     @classmethod
     def bind(
-        cls, layout: Layout, arenas: Sequence[Arena], heads: Heads, rotary: Rotary
+        cls,
+        layout: Layout,
+        arenas: Sequence[Arena],
+        heads: Heads,
+        rotary: Rotary,
+        *,
+        shares: bool = True,
+        kv_heads: Sequence[int] | None = None,
     ) -> TritonStep:
         """What all layers of a step share. `rotary` covers all positions of the step.
 
-        Cost: numpy over the items, one copy, one launch that looks at every key position once.
+        Args:
+            shares: rows of several sequences look at a page together; else each looks alone.
+            kv_heads: the key heads whose rows see what `layout` says; all unless given.
+
+        Cost: numpy over the segments, one copy, one launch that looks at every key position.
         """
         device, group = arenas[0].keys.device, heads.heads // heads.kv_heads
-        _check(layout, arenas, heads, rotary)
-        exact = any(arena.keys.dtype is torch.float32 for arena in arenas)
-        queries = _QUERIES_EXACTLY if exact else _QUERIES
-        items, bounds = _cut(layout, len(arenas), max(1, queries // group))
-        arrays = _to_device(
+        check(layout, arenas, heads, rotary)
+        exact = _is_exact(arenas)
+        rows = [max(1, queries // group) for queries in _queries(device, heads.dim, exact)]
+        made = plan(
+            layout, page_tokens=arenas[0].page_tokens, group=group,
+            shared_rows=rows[0] if shares else 0, chained_rows=rows[1],
+            items=-(-_programs(device) // heads.kv_heads),
+        )  # fmt: skip
+        arrays = to_device(
             {
                 "row_positions": layout.row_positions,
-                "pages": layout.pages,
-                "looks": layout.looks,
                 "key_positions": layout.key_positions,
-                "row_parts": layout.row_parts,
-                "items": items,
-                "bounds": np.zeros((len(items), 2), np.int32),
+                "pages": made.pages,
+                "looks": made.looks,
+                "row_parts": made.row_parts,
+                "items": made.items,
+                "entries": made.entries,
+                "stretches": made.stretches,
+                "bounds": np.zeros((len(made.stretches), 2), np.int32),
             },
             device,
         )
-        most_looks = int(items[:, 3].max())
-        programs.bound_kernel[(len(items),)](
-            arrays["items"], arrays["looks"], arrays["row_positions"], arrays["key_positions"],
-            arrays["bounds"], heads.window or _NO_WINDOW, heads.block or _NO_WINDOW,
-            PAGE=arenas[0].page_tokens, LOOKS=triton.next_power_of_2(most_looks),
+        names = "items", "entries", "stretches", "looks", "row_positions", "key_positions", "bounds"
+        triton_attend.bound_kernel[(len(made.stretches),)](
+            *(arrays[name] for name in names), heads.window or NO_WINDOW,
+            PAGE=arenas[0].page_tokens, ROWS=triton.next_power_of_2(max(made.most_rows)),
             KEYS=_BOUND_KEYS, enable_fp_fusion=True,
         )  # fmt: skip
-        shape = (int(layout.row_parts[-1]), heads.heads)
+        first = made.num_shared
+        counts = (0, first), (first, len(made.items) - first)
+        # tl.dot wants 16 rows
+        sizes = [max(16, triton.next_power_of_2(most * group)) for most in made.most_rows]
+        kinds = [(*of, size) for of, size in zip(counts, sizes, strict=True) if of[1]]
+        shape = (int(made.row_parts[-1]) if made.is_merged else 1, heads.heads)
         parts = (
             torch.empty((*shape, heads.dim), dtype=torch.float32, device=device),
             torch.empty(shape, dtype=torch.float32, device=device),
             torch.empty(shape, dtype=torch.float32, device=device),
         )
-        rows = layout.num_rows
-        return cls(list(arenas), heads, rotary, rows, arrays, bounds, most_looks, parts)
+        counters = torch.zeros(layout.num_rows * heads.heads, dtype=torch.int32, device=device)
+        return cls(
+            list(arenas), heads, rotary, layout.num_rows, arrays, kinds, parts, counters,
+            None if kv_heads is None else torch.tensor(kv_heads, dtype=torch.int32, device=device),
+        )  # fmt: skip
 
     def write(
         self,
@@ -109,6 +140,7 @@ class TritonStep:
         heads, into = self.heads, self.arenas[arena]
         width = (heads.heads + 2 * heads.kv_heads) * heads.dim
         assert qkv.shape[1] == width, "rows of queries, keys and values"
+        assert into.key_scales is None, "rows are written as they are, not rounded"
         self._check_rows(qkv)
         for norm in (query_norm, key_norm):
             assert norm is None or (norm.dtype is torch.float32 and norm.is_contiguous())
@@ -116,15 +148,15 @@ class TritonStep:
         assert slots.dtype == np.int32 and len(slots) == self.num_rows
         if self.slots is None or not np.array_equal(self.slots[0], slots):
             kept = slots.copy()
-            self.slots = kept, _to_device({"slots": kept}, qkv.device)["slots"]
+            self.slots = kept, to_device({"slots": kept}, qkv.device)["slots"]
         heads_to_do = heads.kv_heads + (0 if query_norm is None else heads.heads)
-        programs.write_kernel[(triton.cdiv(self.num_rows, _WRITE_ROWS), heads_to_do)](
+        triton_kernels.write_kernel[(triton.cdiv(self.num_rows, _WRITE_ROWS), heads_to_do)](
             qkv, into.keys[layer], into.values[layer], self.rotary.cos, self.rotary.sin,
             self.slots[1], self.arrays["row_positions"], query_norm, key_norm,
             self.num_rows, qkv.stride(0), eps,
             HEADS=heads.heads, KV_HEADS=heads.kv_heads, ROWS=_WRITE_ROWS,
             enable_fp_fusion=False,  # the sums are then rounded as torch rounds them
-            **self._sizes(turned),
+            **self.sizes(turned),
         )  # fmt: skip
 
     def attend(
@@ -134,54 +166,87 @@ class TritonStep:
         *,
         turned: bool = True,
         sinks: torch.Tensor | None = None,
+        lse: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`[R, heads · dim]`, like `qkv`, whose rows begin with their queries before RoPE.
 
-        `sinks` fp32 `[heads]`: scores that take weight and give no value.
-        Products in the arena's number type, in fp32 if the queries are; sums in fp32. Cost: a
-        launch for each arena that the rows look at, and one to merge.
+        Args:
+            sinks: fp32 `[heads]`: scores that take weight and give no value.
+            lse: fp32 `[R, heads]`, becomes the logarithm of each row's sum of e^score, sinks aside.
+
+        Products in the arena's number type (of int8 pages the queries'), in fp32 if the queries
+        are; sums in fp32. Cost: a launch, two where few rows and many are in one step.
         """
-        heads = self.heads
-        assert qkv.shape[1] >= heads.heads * heads.dim, "a row begins with its queries"
-        self._check_rows(qkv)
-        for number, arena in enumerate(self.arenas):
-            if self.bounds[number] < self.bounds[number + 1]:
-                self._look(number, arena, layer, qkv, turned)
-        out = qkv.new_empty((self.num_rows, heads.heads * heads.dim))
-        merged = min(triton.next_power_of_2(heads.heads), _MERGED // _padded(heads.dim))
-        programs.merge_kernel[(self.num_rows, triton.cdiv(heads.heads, merged))](
-            *self.parts, self.arrays["row_parts"], sinks, out,
-            HEADS=heads.heads, DIM=heads.dim, DIM_PADDED=_padded(heads.dim), MERGED=merged,
-            enable_fp_fusion=True,
-        )  # fmt: skip
+        out = qkv.new_empty((self.num_rows, self.heads.heads * self.heads.dim))
+        self.attend_into(out, layer, qkv, turned=turned, sinks=sinks, lse=lse)
         return out
 
-    def _look(self, number: int, arena: Arena, layer: int, qkv: torch.Tensor, turned: bool) -> None:
-        """The parts of all items of one arena."""
+    def attend_into(
+        self,
+        out: torch.Tensor,
+        layer: int,
+        qkv: torch.Tensor,
+        *,
+        turned: bool,
+        sinks: torch.Tensor | None = None,
+        lse: torch.Tensor | None = None,
+        edges: torch.Tensor | None = None,
+    ) -> None:
+        """See `attend`; `edges` int32 `[E]`: instead of values, weights between these positions,
+        fp32 `[R, heads · (E + 1)]`; for a step that does not share.
+        """
         heads, arrays = self.heads, self.arrays
-        first, end = self.bounds[number], self.bounds[number + 1]
+        assert qkv.shape[1] >= heads.heads * heads.dim, "a row begins with its queries"
+        assert out.is_contiguous() and out.shape[0] == self.num_rows
+        self._check_rows(qkv)
         wide = qkv.dtype is torch.float32
-        exact = wide or arena.keys.dtype is torch.float32
-        keys, warps = tiles(heads.dim, exact)
-        group = heads.heads // heads.kv_heads
-        programs.attend_kernel[(end - first, heads.kv_heads)](
-            qkv, arena.keys[layer], arena.values[layer], self.rotary.cos, self.rotary.sin,
-            arrays["items"][first:end], arrays["bounds"][first:end], arrays["pages"],
-            arrays["looks"], arrays["row_positions"], arrays["key_positions"], *self.parts,
-            qkv.stride(0), heads.scale * _LOG2_E, heads.softcap * _LOG2_E,
-            heads.window or _NO_WINDOW, heads.block or _NO_WINDOW,
-            KV_HEADS=heads.kv_heads, GROUP=group,
-            QUERIES=max(16, triton.next_power_of_2(self.most_looks * group)),  # tl.dot wants 16
-            KEYS=keys, WIDE=wide, PRECISION="ieee" if exact else "tf32",
-            CAPPED=heads.softcap > 0,
-            num_warps=warps, enable_fp_fusion=True,
-            **self._sizes(turned),
-        )  # fmt: skip
+        exact = wide or self.is_exact
+        width = heads.dim if edges is None else len(edges) + 1
+        across, parts = padded(width), self.parts
+        if width > heads.dim:
+            parts = parts[0].new_empty((*parts[0].shape[:2], width)), *parts[1:]
+        num_heads = heads.kv_heads if self.kv_heads is None else len(self.kv_heads)
+        for first, count, queries in self.kinds:
+            keys, warps = tiles(heads.dim, exact, queries, self.rounded_page)
+            triton_attend.attend_kernel[(count, num_heads)](
+                qkv, *self.tensors(layer), edges, self.rotary.cos, self.rotary.sin, self.kv_heads,
+                arrays["items"][first : first + count], arrays["entries"], arrays["stretches"],
+                arrays["bounds"], arrays["looks"], arrays["pages"], arrays["row_positions"],
+                arrays["key_positions"], arrays["row_parts"], *parts, self.counters, sinks,
+                out, lse, qkv.stride(0), heads.scale * LOG2_E, heads.softcap * LOG2_E,
+                heads.window or NO_WINDOW,
+                KV_HEADS=heads.kv_heads, GROUP=heads.heads // heads.kv_heads,
+                WIDTH=width, WIDTH_PADDED=across, QUERIES=queries, KEYS=keys, WIDE=wide,
+                PRECISION="ieee" if exact else "tf32", CAPPED=heads.softcap > 0,
+                AT_ONCE=max(1, min(8, _MERGED // (queries * across))),
+                num_warps=warps, enable_fp_fusion=True,
+                **self.sizes(turned),
+            )  # fmt: skip
 
-    def _sizes(self, turned: bool) -> dict[str, int]:
+    def tensors(self, layer: int) -> list[torch.Tensor | None]:
+        """Keys, values and their scales of both arenas in one layer."""
+        found: list[torch.Tensor | None] = []
+        for arena in self.arenas:
+            parts = arena.keys, arena.values, arena.key_scales, arena.value_scales
+            found += [None if part is None else part[layer] for part in parts]
+        return found + [None] * (4 * MAX_ARENAS - len(found))
+
+    def sizes(self, turned: bool) -> dict[str, int]:
+        """What the kernels know when they are compiled."""
         dim, rotary = self.heads.dim, self.heads.rotary_dim if turned else 0
         page = self.arenas[0].page_tokens
-        return {"DIM": dim, "DIM_PADDED": _padded(dim), "ROTARY": rotary, "PAGE": page}
+        return {"DIM": dim, "DIM_PADDED": padded(dim), "ROTARY": rotary, "PAGE": page}
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the pages want products in fp32."""
+        return _is_exact(self.arenas)
+
+    @property
+    def rounded_page(self) -> int:
+        """Tokens of a page if any arena is of int8, else 0."""
+        is_rounded = any(arena.key_scales is not None for arena in self.arenas)
+        return self.arenas[0].page_tokens if is_rounded else 0
 
     def _check_rows(self, qkv: torch.Tensor) -> None:
         assert qkv.shape[0] == self.num_rows and qkv.dtype in DTYPES
@@ -189,23 +254,54 @@ class TritonStep:
         assert qkv.device == self.arrays["items"].device
 
 
-def tiles(dim: int, exact: bool) -> tuple[int, int]:
+def tiles(dim: int, exact: bool, queries: int, rounded_page: int = 0) -> tuple[int, int]:
     """Keys that a program takes at a time, and its warps: what the registers hold, by `ptxas`.
 
-    `exact`: the products are in fp32.
+    `exact`: the products are in fp32. `rounded_page`: tokens of a page of int8, whose scales are
+    loaded once for a tile that lies in one page.
     """
-    padded = _padded(dim)
+    across = padded(dim)
     if exact:
-        return 16, 8 if padded > 64 else 4
-    return max(16, min(64, 4096 // padded)), 8 if padded > 128 else 4
+        keys, warps = 16, 8 if across > 64 else 4
+    elif queries > _CHAINED:
+        keys, warps = 64, 8
+    else:
+        keys, warps = max(16, min(64, 4096 // across)), 8 if across > 128 else 4
+    within = rounded_page & -rounded_page  # the largest power of two that divides it
+    return (min(keys, within) if within >= 16 else keys), warps
 
 
-def _padded(dim: int) -> int:
+def _is_exact(arenas: Sequence[Arena]) -> bool:
+    return any(arena.keys.dtype is torch.float32 for arena in arenas)
+
+
+def _queries(device: torch.device, dim: int, exact: bool) -> tuple[int, int]:
+    """Queries of the largest shared and chained item."""
+    if exact:
+        return _EXACTLY, _EXACTLY
+    if device.type == "cuda" and padded(dim) <= _LARGE:
+        shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        if shared >= _LARGE_SHARED_BYTES:
+            return _SHARED, _LARGE
+    return _SHARED, _CHAINED
+
+
+def _programs(device: torch.device) -> int:
+    """How many keep the device busy: two for each of its processors."""
+    if device.type != "cuda":
+        return 16
+    return 2 * int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def padded(dim: int) -> int:
+    """The power of two that holds so many channels; tl.dot wants 16."""
     width: int = triton.next_power_of_2(dim)
     return max(16, width)
 
 
-def _check(layout: Layout, arenas: Sequence[Arena], heads: Heads, rotary: Rotary) -> None:
+def check(layout: Layout, arenas: Sequence[Arena], heads: Heads, rotary: Rotary) -> None:
+    """Fail unless the kernels read these as they lie."""
+    assert len(arenas) <= MAX_ARENAS
     assert heads.heads % heads.kv_heads == 0 and heads.dim <= MAX_DIM
     assert heads.rotary_dim % 2 == 0 and heads.rotary_dim <= heads.dim
     page_tokens, device = arenas[0].page_tokens, arenas[0].keys.device
@@ -214,35 +310,19 @@ def _check(layout: Layout, arenas: Sequence[Arena], heads: Heads, rotary: Rotary
         assert arena.keys.shape == (layers, pages, heads.kv_heads, heads.dim, page_tokens)
         assert arena.values.shape == (layers, pages, heads.kv_heads, page_tokens, heads.dim)
         for tensor in (arena.keys, arena.values):
-            assert tensor.is_contiguous() and tensor.device == device and tensor.dtype in DTYPES
+            assert tensor.is_contiguous() and tensor.device == device
+            assert tensor.dtype in PAGE_TYPES
         assert arena.keys.dtype is arena.values.dtype
+        for scales in (arena.key_scales, arena.value_scales):
+            assert (scales is None) == (arena.keys.dtype is not torch.int8)
+            assert scales is None or (scales.is_contiguous() and scales.dtype is torch.float32)
     for angles in (rotary.cos, rotary.sin) if heads.rotary_dim else ():
         assert angles.dtype is torch.float32 and angles.is_contiguous()
         assert angles.shape[1] == heads.rotary_dim and angles.device == device
         assert angles.shape[0] > layout.longest_turn
 
 
-def _cut(layout: Layout, num_arenas: int, most: int) -> tuple[np.ndarray, list[int]]:
-    """The looks of each run in pieces as large as a GPU likes them, arena by arena.
-
-    Returns int32 `[items, 4]`: first page, number of pages, first look, number of looks; and where
-    the items of each arena begin, with the end of the last.
-    """
-    runs, of_items = layout.runs, layout.items
-    first_looks = of_items[np.searchsorted(of_items[:, 0], np.arange(len(runs))), 1]
-    num_looks = np.bincount(of_items[:, 0], of_items[:, 2], minlength=len(runs)).astype(np.int32)
-    pieces = -(-num_looks // most)
-    order = np.argsort(runs[:, 0], kind="stable")
-    run = np.repeat(order, pieces[order])
-    before = np.cumsum(pieces[order]) - pieces[order]
-    done = (np.arange(len(run)) - np.repeat(before, pieces[order])) * most
-    looks = np.minimum(most, num_looks[run] - done)
-    items = np.stack([runs[run, 1], runs[run, 2], first_looks[run] + done, looks], axis=1)
-    bounds = np.searchsorted(runs[run, 0], np.arange(num_arenas + 1))
-    return items.astype(np.int32), bounds.tolist()
-
-
-def _to_device(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+def to_device(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
     """Arrays of int32, in one copy that the CPU does not wait for."""
     sizes = [-(-array.size // _ALIGNED) * _ALIGNED for array in arrays.values()]
     packed = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")

@@ -14,10 +14,14 @@ triton = pytest.importorskip("triton")
 
 SMALLEST_SHARED_BYTES = 99 * 1024  # what a block may use on compute capability 8.6 and 8.9
 INDICES = (
-    "items", "bounds", "pages", "looks", "row_positions", "key_positions", "row_parts", "slots",
+    "items", "entries", "stretches", "bounds", "pages", "looks", "row_positions", "key_positions",
+    "row_parts", "counters", "slots", "tiles", "counts", "chosen",
 )  # fmt: skip
-NUMBERS = ("cos", "sin", "mixed_parts", "top_parts", "total_parts", "query_norm", "key_norm",
-           "sinks")  # fmt: skip
+NUMBERS = (
+    "cos", "sin", "mixed_parts", "top_parts", "total_parts", "query_norm", "key_norm", "sinks",
+    "lse", "votes", "received", "scores",
+)  # fmt: skip
+LARGEST_SHARED_BYTES = 163 * 1024  # on compute capability 8.0; 9.0 has 227 KiB
 
 pytestmark = [
     pytest.mark.skipif(
@@ -54,33 +58,89 @@ def _compile(
     return triton.compile(source, target=target, options={"num_warps": warps})
 
 
+def _arenas(*types: str) -> tuple[dict[str, str], dict[str, None]]:
+    """Types of what two arenas have, and what they have not."""
+    known: dict[str, str] = {}
+    absent: dict[str, None] = {}
+    for number, of in enumerate(types):
+        known |= {f"keys_{number}": of, f"values_{number}": of}
+        for name in (f"key_scales_{number}", f"value_scales_{number}"):
+            if of == "*i8":
+                known[name] = "*fp32"
+            else:
+                absent[name] = None
+    return known, absent
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
-    ("rows", "arena", "dim", "queries", "capped"),
-    [("*bf16", "*bf16", 128, 64, False), ("*fp16", "*fp16", 256, 64, False),
-     ("*fp32", "*fp32", 128, 32, False), ("*bf16", "*fp16", 80, 16, False),
-     ("*bf16", "*bf16", 256, 64, True)],
+    ("rows", "chunks", "dim", "queries", "capped"),
+    [("*bf16", "*bf16", 128, 128, False), ("*bf16", "*bf16", 128, 16, False),
+     ("*fp16", "*fp16", 256, 64, True), ("*fp32", "*fp32", 128, 32, False),
+     ("*bf16", "*i8", 128, 128, False), ("*bf16", "*i8", 80, 16, False)],
 )  # fmt: skip
 def test_attention_compiles_and_fits(
-    rows: str, arena: str, dim: int, queries: int, capped: bool, capability: int
+    rows: str, chunks: str, dim: int, queries: int, capped: bool, capability: int
 ) -> None:
-    from chunkcache_kernels import triton_kernels, triton_pages
+    from chunkcache_kernels import triton_attend, triton_pages
 
-    exact = arena == "*fp32"
-    keys, warps = triton_pages.tiles(dim, exact)
+    exact, across = rows == "*fp32", triton.next_power_of_2(dim)
+    page = 32
+    keys, warps = triton_pages.tiles(dim, exact, queries, page if chunks == "*i8" else 0)
+    arenas, absent = _arenas(rows, chunks)
+    absent |= {"edges": None, "kv_heads": None, "lse": None, "sinks": None}
     compiled = _compile(
-        triton_kernels.attend_kernel,
-        {"qkv": rows, "keys": arena, "values": arena},
-        {"KV_HEADS": 8, "GROUP": 3, "DIM": dim, "DIM_PADDED": triton.next_power_of_2(dim),
-         "ROTARY": dim, "PAGE": 16, "QUERIES": queries, "KEYS": keys, "WIDE": rows == "*fp32",
-         "PRECISION": "ieee" if exact else "tf32", "CAPPED": capped},
+        triton_attend.attend_kernel,
+        {"qkv": rows, "out": rows, **arenas},
+        {"KV_HEADS": 8, "GROUP": 4, "DIM": dim, "DIM_PADDED": across, "WIDTH": dim,
+         "WIDTH_PADDED": across, "ROTARY": dim, "PAGE": page, "QUERIES": queries, "KEYS": keys,
+         "WIDE": exact, "PRECISION": "ieee" if exact else "tf32", "CAPPED": capped,
+         "AT_ONCE": max(1, min(8, 16384 // (queries * across))), **absent},
         capability, warps,
     )  # fmt: skip
     assert "cubin" in compiled.asm
-    assert compiled.metadata.shared <= SMALLEST_SHARED_BYTES
+    large = queries > 64
+    assert compiled.metadata.shared <= (LARGEST_SHARED_BYTES if large else SMALLEST_SHARED_BYTES)
     # keys and values come 16 bytes at a time, while the tile before them is multiplied
     copies = [line for line in compiled.asm["ptx"].splitlines() if "cp.async.cg" in line]
     assert copies and all("0x10" in line for line in copies)
+    assert "acq_rel" in compiled.asm["ptx"], "who merges sees the parts of others"
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_sums_of_weights_compile(capability: int) -> None:
+    from chunkcache_kernels import triton_attend
+
+    arenas, absent = _arenas("*bf16", "*i8")
+    sizes: dict[str, Any] = {
+        "KV_HEADS": 8, "GROUP": 4, "DIM": 128, "DIM_PADDED": 128, "ROTARY": 128, "PAGE": 32,
+        "QUERIES": 16, "KEYS": 32, "WIDE": False, "PRECISION": "tf32", "CAPPED": False,
+    }  # fmt: skip
+    mass = {**sizes, "WIDTH": 12, "WIDTH_PADDED": 16, "AT_ONCE": 8, "kv_heads": None, **absent}
+    types = {"qkv": "*bf16", "out": "*fp32", "edges": "*i32", **arenas}
+    assert "cubin" in _compile(triton_attend.attend_kernel, types, mass, capability).asm
+    given = {**sizes, "key_scales_0": None}
+    compiled = _compile(triton_attend.received_kernel, types, given, capability)
+    assert compiled.metadata.shared <= SMALLEST_SHARED_BYTES
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_records_and_choices_compile(capability: int) -> None:
+    from chunkcache_kernels import triton_choice, triton_records
+
+    sizes = {"HEADS": 8, "DIM": 128, "DIM_PADDED": 128, "ROTARY": 128, "PAGE": 32,
+             "PAGE_PADDED": 32}  # fmt: skip
+    raw: dict[str, Any] = {"key_scales": None, "value_scales": None}
+    for bits, kept in ((0, "*bf16"), (8, "*bf16"), (4, "*bf16"), (4, "*i8")):
+        types = {"numbers": "*bf16", "ranges": "*bf16", "coded": "*u8", "keys": kept,
+                 "values": kept, "key_scales": "*fp32", "value_scales": "*fp32"}  # fmt: skip
+        given = {**sizes, "BITS": bits, "GROUP": 64, **(raw if kept != "*i8" else {})}
+        assert "cubin" in _compile(triton_records.promote_kernel, types, given, capability).asm
+    types = {"kv": "*bf16", "ranges": "*bf16", "coded": "*u8"}
+    given = {"CHANNELS": 1024, "BITS": 4, "GROUP": 64, "GROUP_PADDED": 64, "BLOCK": 64}
+    assert "cubin" in _compile(triton_records.quantise_kernel, types, given, capability).asm
+    given = {"BLOCK": 4096}
+    assert "cubin" in _compile(triton_choice.topk_kernel, {}, given, capability, 8).asm
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -99,14 +159,8 @@ def test_writing_compiles(normed: bool, capability: int) -> None:
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-def test_bounds_and_merging_compile(capability: int) -> None:
-    from chunkcache_kernels import triton_kernels
+def test_bounds_compile(capability: int) -> None:
+    from chunkcache_kernels import triton_attend
 
-    sizes = {"PAGE": 16, "LOOKS": 32, "KEYS": 64}
-    assert "cubin" in _compile(triton_kernels.bound_kernel, {}, sizes, capability).asm
-    sizes = {"HEADS": 9, "DIM": 80, "DIM_PADDED": 128, "MERGED": 8}
-    for sinks in ({}, {"sinks": None}):
-        merging = _compile(
-            triton_kernels.merge_kernel, {"out": "*bf16"}, {**sizes, **sinks}, capability
-        )
-        assert "cubin" in merging.asm
+    sizes = {"PAGE": 16, "ROWS": 32, "KEYS": 64}
+    assert "cubin" in _compile(triton_attend.bound_kernel, {}, sizes, capability).asm

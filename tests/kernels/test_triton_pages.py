@@ -7,22 +7,20 @@ position in fp64. Every slot that no row may see holds NaN.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-if TYPE_CHECKING:
-    pass
-
 from triton_problems import (
     ALL_ROWS,
     BF16,
     CHUNKS,
     F16,
     F32,
+    INT8,
     LAYER,
+    LONG,
     NAN,
     ONE_ROW,
     PRIVATE,
@@ -49,6 +47,11 @@ SHAPES = {
     "every head its own keys, some channels turned": Shape((3, 3), 80, 32),
     "no channel turned": Shape((2, 1), 32, 0),
     "many heads on one": Shape((40, 1), 16),
+    "chunks in int8": Shape(arenas=(F32, INT8)),
+    "chunks in int8, rows in bf16": Shape(
+        (4, 2), 80, page_tokens=32, rows=BF16, arenas=(BF16, INT8), softcap=20.0, has_sinks=True
+    ),
+    "chunks in int8, odd pages": Shape((2, 1), 24, page_tokens=24, rows=F16, arenas=(F16, INT8)),
     "a window": Shape(window=30),
     "a window of one": Shape((2, 1), 16, window=1, rows=BF16, arenas=(BF16, BF16)),
     "a block": Shape(block=40),
@@ -73,6 +76,62 @@ def test_rows_are_attended_as_exactly_as_torch_does(
 def test_all_rows_of_a_prompt(shape: Shape, device: torch.device) -> None:
     problem = Maker(shape, device, True).make(ALL_ROWS)
     problem.check(problem.run())
+
+
+TILED = {
+    "fp32": Shape((4, 1), 16, page_tokens=8),
+    "bf16 over int8": Shape((4, 1), 96, page_tokens=8, rows=BF16, arenas=(BF16, INT8)),
+    "a window": Shape((4, 1), 16, page_tokens=8, window=40, has_sinks=True),
+}
+
+
+@pytest.mark.parametrize("shape", TILED.values(), ids=TILED.keys())
+def test_tiles_of_rows_beside_rows_that_share(shape: Shape, device: torch.device) -> None:
+    problem = Maker(shape, device, True).make(LONG)
+    step = problem.bind()
+    assert len(step.kinds) == 2 and len(step.arrays["items"]) > 5, "both kinds, one of them cut"
+    problem.check(problem.run())
+
+
+def test_layers_follow_each_other_on_the_same_counters(device: torch.device) -> None:
+    problem = Maker(Shape((4, 1), 16, page_tokens=8), device, True).make(LONG)
+    step = problem.bind()
+    step.write(LAYER, problem.qkv, problem.slots, arena=PRIVATE)
+    first = step.attend(LAYER, problem.qkv)
+    assert not step.counters.any()
+    assert torch.equal(step.attend(LAYER, problem.qkv), first)
+
+
+def test_a_changed_key_moves_later_rows_and_no_bit_of_others(device: torch.device) -> None:
+    problem = Maker(Shape((4, 1), 16, page_tokens=8), device, True).make(ALL_ROWS[:1])
+    before, own = problem.run(), problem.arenas[PRIVATE]
+    for position in (0, 17, 31, 49):
+        page, place = divmod(int(problem.slots[position]), 8)
+        own.keys[LAYER, page, :, :, place] += 3
+        own.values[LAYER, page, :, place] -= 50
+        after = problem.bind().attend(LAYER, problem.qkv)
+        assert torch.equal(after[:position], before[:position])
+        assert (after[position:] != before[position:]).any(1).all()
+        before = after
+
+
+@pytest.mark.parametrize("shape", [*TILED.values(), Shape(softcap=2.0, rows=BF16)], ids=str)
+def test_the_logarithm_of_the_sum_is_of_keys_alone(shape: Shape, device: torch.device) -> None:
+    problem = Maker(shape, device, True).make(LONG)
+    problem.run()
+    sums = []
+    for step in (problem.bind(), problem.bind_twin()):
+        lse = torch.empty(len(problem.qkv), problem.heads.heads, device=device)
+        step.attend(LAYER, problem.qkv, sinks=problem.sinks(), lse=lse)
+        sums.append(lse.double())
+    every = range(len(problem.layout.sequences))
+    exact, torchs = (
+        torch.cat([problem.scores(n, dtype).logsumexp(-1).t() for n in every])
+        for dtype in (None, problem.coarsest())
+    )
+    limit = 2 * (torchs - exact).norm() + 1e-6 * exact.norm()
+    for lse in sums:
+        assert (lse - exact).norm() <= limit
 
 
 @pytest.mark.parametrize("turned", [True, False], ids=["turned", "still"])

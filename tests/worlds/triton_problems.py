@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from chunkcache_kernels.layout import Layout
     from chunkcache_kernels.triton_pages import TritonStep
 
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+F32, BF16, F16, INT8 = torch.float32, torch.bfloat16, torch.float16, torch.int8
 LAYER, LAYERS, PAGES, POSITIONS = 1, 2, 90, 400
 PRIVATE, CHUNKS = 0, 1
 NAN = float("nan")
@@ -70,6 +70,12 @@ ALL_ROWS: list[Any] = [
     ([*range(20, 45)], [Passage(0, 40, 0, 0, (*range(20, 40),))]),
 ]
 ONE_ROW: list[Any] = [([321], [Passage(0, 300, 21), Passage(1, 21, 0)])]
+# rows enough for tiles of their own, over more pages than one program takes, beside rows that
+# share; a chunk that stands twice in a prompt
+LONG: list[Any] = [
+    ([5, *range(310, 326), 340], [Passage(0, 300, 6, 0, (7, 299)), Passage(1, 9, 330)]),
+    ([20, 21], [Passage(1, 9, 0), Passage(1, 9, 10, 2)]),
+]
 
 
 @dataclass(slots=True)
@@ -93,6 +99,10 @@ class Problem:
 
         return TritonStep.bind(self.layout, self.arenas, self.heads, self.rotary)
 
+    def bind_twin(self) -> portable.PortableStep:
+        """The step in torch."""
+        return portable.PortableStep(self.layout, self.arenas, self.heads, self.rotary)
+
     def run(self) -> Tensor:
         """Write the step's rows and attend."""
         step = self.bind()
@@ -111,6 +121,35 @@ class Problem:
         self.write_by_torch(self.arenas[PRIVATE])
         args = LAYER, self.query(), self.torch_heads(), self.rotary, self.sinks()
         return portable.attend(self.layout, self.arenas, *args).flatten(1)
+
+    def coarsest(self) -> torch.dtype:
+        """The number type of products; int8 is widened to that of the rows."""
+        dtypes = [self.shape.rows, *(of for of in self.shape.arenas if of is not INT8)]
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+    def scores(self, number: int, dtype: torch.dtype | None = None) -> Tensor:
+        """fp64 `[heads, R, keys]` of one sequence, hidden ones -inf; exact, or of queries and keys
+        rounded to a number type, as torch's own attention has them.
+        """
+        sequence, (at, k, _) = self.layout.sequences[number], self.truth[number]
+        first = sum(len(s.positions) for s in self.layout.sequences[:number])
+        rows = sequence.positions
+        q = self.query()[first : first + len(rows)]
+        wide = torch.float64 if dtype is None else F32
+        q, k = self._rotated(q, rows, wide), self._rotated(k, at, wide)
+        if dtype is not None:
+            q, k = q.to(dtype).double(), k.to(dtype).double()
+        k = k.repeat_interleave(self.heads.heads // self.heads.kv_heads, dim=1)
+        return self._scored(q, k, self._sees(rows, at))
+
+    def weights(self, number: int, dtype: torch.dtype | None = None) -> Tensor:
+        """fp64 `[R, last position + 1]` of one sequence, mean over heads, as if without sinks."""
+        weights = self.scores(number, dtype).softmax(-1).mean(0)
+        sequence, at = self.layout.sequences[number], self.truth[number][0]
+        context = int(max(at.max(), sequence.positions[-1])) + 1
+        spread = weights.new_zeros((len(weights), context))
+        spread[:, torch.from_numpy(at.astype(np.int64))] = weights
+        return spread[:, : int(sequence.positions[-1]) + 1]
 
     def torch_heads(self) -> Heads:
         """The heads as torch takes them, which knows no layers that do not turn."""
@@ -156,11 +195,14 @@ class Problem:
         sees &= rows[:, None] // block == at[None] // block
         return torch.from_numpy(sees).to(self.qkv.device)
 
-    def _weighed(self, q: Tensor, k: Tensor, v: Tensor, sees: Tensor) -> Tensor:
+    def _scored(self, q: Tensor, k: Tensor, sees: Tensor) -> Tensor:
         scores = torch.einsum("rhd,thd->hrt", q, k) * self.heads.scale
         if cap := self.heads.softcap:
             scores = cap * (scores / cap).tanh()
-        scores = scores.masked_fill(~sees, -torch.inf)
+        return scores.masked_fill(~sees, -torch.inf)
+
+    def _weighed(self, q: Tensor, k: Tensor, v: Tensor, sees: Tensor) -> Tensor:
+        scores = self._scored(q, k, sees)
         if (sinks := self.sinks()) is not None:
             of_heads = sinks.to(scores.dtype)[:, None, None].expand(-1, len(q), 1)
             scores = torch.cat([scores, of_heads], dim=-1)
@@ -170,9 +212,7 @@ class Problem:
     def _torchs(self, q: Tensor, rows: np.ndarray, at: np.ndarray, k: Tensor, v: Tensor) -> Tensor:
         """Torch's own attention over rotated keys, at the coarsest number type of the problem."""
         q, k = self._rotated(q, rows, F32), self._rotated(k, at, F32)
-        dtypes = self.shape.rows, *self.shape.arenas
-        coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-        sees = self._sees(rows, at)
+        coarsest, sees = self.coarsest(), self._sees(rows, at)
         if self.heads.softcap or self.shape.has_sinks:  # which torch's own function does not know
             group = self.heads.heads // self.heads.kv_heads
             wide = (x.repeat_interleave(group, dim=1).to(coarsest) for x in (k, v))
@@ -246,9 +286,22 @@ class Maker:
             places, size = np.arange(passage.tokens), self.shape.page_tokens
             slots = pages[places // size] * size + places % size
             heads = self.heads if self.turned else replace(self.heads, rotary_dim=0)
-            portable.write_rows(self.arenas[CHUNKS], LAYER, slots, places, k, v, heads, self.rotary)
+            arena = self.arenas[CHUNKS]
+            if arena.key_scales is not None:
+                k, v = self._rounded(pages, k, v)
+            else:
+                portable.write_rows(arena, LAYER, slots, places, k, v, heads, self.rotary)
             self.chunks[passage.chunk] = pages, k, v
         return self.chunks[passage.chunk]
+
+    def _rounded(self, pages: np.ndarray, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a chunk to int8 pages; what they keep of it, K before RoPE, is the truth."""
+        arena, width = self.arenas[CHUNKS], self.heads.rotary_dim if self.turned else 0
+        cos, sin = (x.to(k.device) for x in _angles(torch.arange(len(k)), width))
+        placed = _turned(k.double(), cos, sin).float()
+        arena.write_chunk(pages.astype(np.int64), placed[None], v[None], LAYER)
+        keys, values = (x[: len(k)].double() for x in arena.read_rows(LAYER, pages))
+        return _turned(keys, cos, -sin), values
 
     def make(self, sequences: list[tuple[list[int], list[Passage]]]) -> Problem:
         """Sequences given by their rows' positions and the passages they read."""
@@ -298,6 +351,10 @@ class Maker:
                     shown = segment.key_positions <= sequence.positions[-1]
                     seen[segment.pages] |= shown.reshape(-1, size)
         nobodys = torch.from_numpy(~seen).to(self.device)
+        if arena.key_scales is not None and arena.value_scales is not None:
+            arena.key_scales.masked_fill_(nobodys.all(1)[:, None, None], NAN)
+            arena.value_scales.masked_fill_(nobodys[:, None, :], NAN)
+            return
         arena.keys.masked_fill_(nobodys[:, None, None, :], NAN)
         arena.values.masked_fill_(nobodys[:, None, :, None], NAN)
 
