@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ WIDTH, INNER = 576, 1536  # SmolLM2-135M's
 EPS = 1e-5
 COLD_BYTES = 128 * 2**20  # what arms cycle through: more than the caches hold, as in a model
 ROWS = (1, 4, 16)  # of products made for few rows
-CEILING_FLOATS = 48 * 2**20
-CEILING_SIDE = 1536  # of the matrices whose product is the ceiling of products
+CEILING_FLOATS = 48 * 2**20  # and eight times as many on a GPU, whose L2 is large
+CEILING_SIDE = 1536  # of the matrices whose product is the ceiling of products; 8192 on a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +64,15 @@ def bytes_of(*tensors: torch.Tensor) -> int:
     return sum(t.numel() * t.itemsize for t in tensors)
 
 
-def row_cases(team: Team) -> Iterator[Case]:
+def row_cases(team: Team) -> Iterator[tuple[str, Callable[[], Case]]]:
     """What the C kernels do beside attention, one case at a time."""
     for rows in ROWS:
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
-            yield product_case(team, rows, dtype)
+            yield f"product {rows} {dtype}", partial(product_case, team, rows, dtype)
     for rows in (16, 512):
         for dtype in (torch.float32, torch.bfloat16):
-            yield norm_case(team, rows, dtype)
-            yield silu_case(team, rows, dtype)
+            yield f"norm {rows} {dtype}", partial(norm_case, team, rows, dtype)
+            yield f"silu {rows} {dtype}", partial(silu_case, team, rows, dtype)
 
 
 def product_case(team: Team, num_rows: int, dtype: torch.dtype) -> Case:
@@ -144,25 +145,29 @@ def silu_case(team: Team, num_rows: int, dtype: torch.dtype) -> Case:
     )  # fmt: skip
 
 
-def ceiling_cases(device: torch.device) -> Iterator[Case]:
+def ceiling_cases(device: torch.device) -> Iterator[tuple[str, Callable[[], Case]]]:
     """What this machine can do at most, by torch: reading and copying memory, multiplying."""
-    x = torch.ones(CEILING_FLOATS, device=device)
-    y = torch.empty_like(x)
-    yield Case("read", f"{bytes_of(x) >> 20} MiB", "float32", {"torch": x.sum}, bytes_of(x))
-    yield Case(
-        "copy",
-        f"{bytes_of(x) >> 20} MiB",
-        "float32",
-        {"torch": lambda: y.copy_(x)},
-        2 * bytes_of(x),
-    )
+    yield "read", partial(_memory_case, "read", device)
+    yield "copy", partial(_memory_case, "copy", device)
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(2, CEILING_SIDE, CEILING_SIDE, device=device).to(dtype)
-        yield Case(
-            "matrix product", f"{CEILING_SIDE} cubed", name_of(dtype),
-            {"torch": lambda a=a, b=b: a @ b},  # type: ignore[misc]
-            3 * bytes_of(a), flops=2 * CEILING_SIDE**3,
-        )  # fmt: skip
+        yield f"matrix product {dtype}", partial(_product_ceiling, dtype, device)
+
+
+def _memory_case(kernel: str, device: torch.device) -> Case:
+    x = torch.ones(CEILING_FLOATS * (8 if device.type == "cuda" else 1), device=device)
+    size, y = f"{bytes_of(x) >> 20} MiB", torch.empty_like(x)
+    if kernel == "read":
+        return Case("read", size, "float32", {"torch": x.sum}, bytes_of(x))
+    return Case("copy", size, "float32", {"torch": lambda: y.copy_(x)}, 2 * bytes_of(x))
+
+
+def _product_ceiling(dtype: torch.dtype, device: torch.device) -> Case:
+    side = 8192 if device.type == "cuda" else CEILING_SIDE
+    a, b = torch.randn(2, side, side, device=device).to(dtype)
+    return Case(
+        "matrix product", f"{side} cubed", name_of(dtype), {"torch": lambda: a @ b},
+        3 * bytes_of(a), flops=2 * side**3,
+    )  # fmt: skip
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -34,9 +34,25 @@ step() { # step SECONDS NAME COMMAND...
 }
 
 step 20 device bash -c 'nvidia-smi; '"$python"' -c "import torch, triton, transformers as t; print(torch.__version__, triton.__version__, t.__version__, torch.cuda.is_available())"'
-step 150 kernels $python -m pytest -q -p no:cacheprovider tests/kernels/test_triton_pages.py
-step 90 same-answers $python benchmarks/gpu/same_answers.py --out "$results/same_answers.jsonl"
-step 100 bench-kernels $python benchmarks/bench_kernels.py --out "$results/bench_kernels.jsonl"
-step 100 engine $python -m pytest -q -p no:cacheprovider tests/engine/test_facts.py -k "gate"
+
+kernels() { # tests of Triton's kernels that compile few of them; files side by side, for they compile on one core each
+  local pids=() rc=0 of pid
+  for of in pages weights records; do
+    $python -m pytest -v -p no:cacheprovider "tests/kernels/test_triton_$of.py" \
+      -k "$1" >"$results/kernels-$of.log" 2>&1 &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || rc=1; done
+  grep -hE "(FAILED|ERROR) |passed|failed" "$results"/kernels-*.log
+  return $rc
+}
+export -f kernels
+export python results
+# of attention: both number types, int8, a window, sinks, caps, one row and many, strided rows; the rest whole
+few="bf16 or int8 or capped or counters or changed_key or logarithm or apart or streaming or weights or records or sums or coded or largest"
+step 110 kernels bash -c "kernels '$few'"
+step 80 same-answers $python benchmarks/gpu/same_answers.py --out "$results/same_answers.jsonl"
+step 150 bench-kernels $python benchmarks/bench_kernels.py --seconds 0.3 --within 120 --out "$results/bench_kernels.jsonl"
+step 60 engine $python -m pytest -q -p no:cacheprovider tests/engine/test_facts.py -k "gate"
 echo "failed:${failed:- none}"
 exit "$(wc -w <<<"$failed")"

@@ -61,6 +61,20 @@ class RowWeights(Protocol):
         """
         ...
 
+    def mass(
+        self, layer: int, query: torch.Tensor, edges: torch.Tensor, *, turned: bool = True
+    ) -> torch.Tensor:
+        """fp32 `[R, E + 1]`: the same, summed between positions `edges` `[E]`, without a matrix
+        where the kernels know how.
+        """
+        ...
+
+    def received(
+        self, layer: int, query: torch.Tensor, votes: torch.Tensor, *, turned: bool = True
+    ) -> torch.Tensor:
+        """fp32 `[last position + 1]`: the same, summed over rows, each times its vote, `[R]`."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class KVPool:
@@ -92,18 +106,23 @@ class KVPool:
         """Whether the pages lie where Triton's kernels read them, in types they know."""
         if self.own.keys.device.type != "cuda" or find_spec("triton") is None:
             return False
-        from chunkcache_kernels.triton_pages import DTYPES, MAX_DIM
+        from chunkcache_kernels.triton_pages import MAX_DIM, PAGE_TYPES
 
-        known = all(arena.keys.dtype in DTYPES for arena in self.arenas)
+        known = all(arena.keys.dtype in PAGE_TYPES for arena in self.arenas)
         return known and heads.dim <= MAX_DIM
 
     def bind_weights(self, sequence: SequenceLayout, heads: Heads, rotary: Rotary) -> RowWeights:
         """What tells where the rows of one sequence look."""
-        if self.team is None:
+        on_triton = self._runs_triton(heads)
+        if self.team is None and not on_triton:
             return PortableWeights(sequence, self.arenas, heads, rotary)
         group = heads.heads // heads.kv_heads
         layout = lay_out([sequence], page_tokens=self.own.page_tokens, group=group)
-        return CompiledWeights.bind(self.team, layout, self.arenas, heads, rotary)
+        if self.team is not None:
+            return CompiledWeights.bind(self.team, layout, self.arenas, heads, rotary)
+        from chunkcache_kernels.triton_weights import TritonWeights
+
+        return TritonWeights.bind(layout, self.arenas, heads, rotary)
 
 
 def open_team(model: DecoderModel, page_tokens: int) -> Team | None:

@@ -169,6 +169,7 @@ def _walk(  # type: ignore[no-untyped-def]
             if value_scales is not None:
                 scale = tl.load(value_scales + at * PAGE + place, mask=seen, other=0.0)
                 weights = weights * scale[None, :]
+                value = value.to(tl.float32)
             as_query = value.to(query.dtype)
             mixed = tl.dot(weights.to(query.dtype), as_query, faded, input_precision=PRECISION)
     return top, total, mixed

@@ -24,7 +24,7 @@ from chunkcache_kernels.portable import PortableWeights
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 SHAPES = {
-    "fp32": Shape((9, 3), 64),
+    "fp32": Shape((3, 1), 64),
     "bf16, pages of 8": Shape((4, 1), 16, page_tokens=8, rows=BF16, arenas=(BF16, BF16)),
     "fp16 over int8, odd pages": Shape(
         (4, 2), 80, 32, page_tokens=24, rows=F16, arenas=(F16, INT8), has_sinks=True
@@ -46,10 +46,10 @@ def both(problem: Problem, number: int) -> tuple[list[object], torch.Tensor]:
     return [TritonWeights.bind(layout, *of), PortableWeights(sequence, *of)], query
 
 
-@pytest.mark.parametrize("turned", [True, False], ids=["turned", "still"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_sums_are_those_of_the_weights(shape: Shape, turned: bool, device: torch.device) -> None:
-    problem = Maker(shape, device, turned).make([*LONG, SHARED[0]])
+@pytest.mark.parametrize("name", SHAPES)
+def test_sums_are_those_of_the_weights(name: str, device: torch.device) -> None:
+    turned = name != "bf16, pages of 8"
+    problem = Maker(SHAPES[name], device, turned).make([*LONG, SHARED[0]])
     problem.run_twin()
     made = torch.Generator().manual_seed(5)
     for number in range(3):

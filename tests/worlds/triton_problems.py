@@ -144,7 +144,8 @@ class Problem:
 
     def weights(self, number: int, dtype: torch.dtype | None = None) -> Tensor:
         """fp64 `[R, last position + 1]` of one sequence, mean over heads, as if without sinks."""
-        weights = self.scores(number, dtype).softmax(-1).mean(0)
+        weights = self.scores(number, dtype).softmax(-1)
+        weights = (weights if dtype is None else weights.to(dtype).double()).mean(0)
         sequence, at = self.layout.sequences[number], self.truth[number][0]
         context = int(max(at.max(), sequence.positions[-1])) + 1
         spread = weights.new_zeros((len(weights), context))
