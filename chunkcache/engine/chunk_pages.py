@@ -22,10 +22,9 @@ import torch
 from chunkcache.chunk import USUAL_TERMS, Retention
 from chunkcache.engine.arrival import Arrival
 from chunkcache.engine.pages import PagePool
+from chunkcache.engine.pool import placing
 from chunkcache.store.base import TierUsage
 from chunkcache.store.policy import Entry, WindowedFrequencyPolicy
-from chunkcache_kernels import portable
-from chunkcache_kernels.compiled import place_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -103,7 +102,7 @@ class ChunkPages:
     ) -> None:
         self._arena = arena
         self._angles = angles
-        self._team = team
+        self._place = placing(arena, team)
         self._on_evict = on_evict
         self._on_waste = on_waste
         self._page_bytes = arena.page_bytes
@@ -378,10 +377,7 @@ class ChunkPages:
         for _, run in groupby(kinds, key=id):
             end = start + len(list(run))
             angles = self._angles_of(kinds[start], count)
-            if self._team is None:
-                portable.place_chunk(self._arena, first + start, kv[start:end], pages, angles)
-            else:
-                place_chunk(self._team, self._arena, first + start, kv[start:end], pages, angles)
+            self._place(self._arena, first + start, kv[start:end], pages, angles)
             start = end
 
     def _angles_of(

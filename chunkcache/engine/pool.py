@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import torch
 
-from chunkcache_kernels import PortableStep, PortableWeights, lay_out
-from chunkcache_kernels.compiled import CompiledStep, CompiledWeights, Team
+from chunkcache_kernels import PortableStep, PortableWeights, lay_out, portable
+from chunkcache_kernels.compiled import CompiledStep, CompiledWeights, Team, place_chunk
 from chunkcache_kernels.compiler import NoCompiler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from chunkcache.engine.decoder import DecoderModel
@@ -134,3 +137,14 @@ def open_team(model: DecoderModel, page_tokens: int) -> Team | None:
     except NoCompiler as error:
         log.warning("kernels_not_compiled", reason=str(error))
         return None
+
+
+def placing(arena: Arena, team: Team | None) -> Callable[..., None]:
+    """What writes layers of chunks to pages where these lie; `portable.place_chunk` says how."""
+    if team is not None:
+        return partial(place_chunk, team)
+    if arena.keys.device.type != "cuda" or find_spec("triton") is None:
+        return portable.place_chunk
+    from chunkcache_kernels import triton_records
+
+    return triton_records.place_chunk

@@ -9,12 +9,12 @@ import torch
 import triton
 import triton.language as tl
 
+from chunkcache_kernels.records import Form
 from chunkcache_kernels.triton_kernels import partner_of, turn
 from chunkcache_kernels.triton_pages import padded, to_device
 
 if TYPE_CHECKING:
     from chunkcache_kernels.arena import Arena
-    from chunkcache_kernels.records import Form
 
 _CHANNELS = 64  # that one program rounds
 
@@ -128,6 +128,19 @@ def promote(
         PAGE_PADDED=padded(arena.page_tokens), BITS=form.bits, GROUP=max(1, form.group),
         enable_fp_fusion=False,  # numbers are then those that the host decodes
     )  # fmt: skip
+
+
+def place_chunk(
+    arena: Arena,
+    first: int,
+    kv: torch.Tensor,
+    pages: np.ndarray,
+    angles: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """See `portable.place_chunk`."""
+    layers, _, tokens, heads, dim = kv.shape
+    coded = kv.contiguous().view(torch.uint8).view(layers, -1)
+    promote(arena, first, coded, Form(tokens, heads, dim, kv.dtype), pages, angles)
 
 
 @triton.jit

@@ -48,11 +48,11 @@ def both(problem: Problem, number: int) -> tuple[list[object], torch.Tensor]:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_sums_are_those_of_the_weights(name: str, device: torch.device) -> None:
-    turned = name != "bf16, pages of 8"
-    problem = Maker(SHAPES[name], device, turned).make([*LONG, SHARED[0]])
+    turned, small = name != "bf16, pages of 8", SHAPES[name].page_tokens == 8
+    problem = Maker(SHAPES[name], device, turned).make([LONG[0] if small else SHARED[0], LONG[1]])
     problem.run_twin()
     made = torch.Generator().manual_seed(5)
-    for number in range(3):
+    for number in range(2):
         bound, query = both(problem, number)
         exact, torchs = problem.weights(number), problem.weights(number, problem.coarsest())
         votes = torch.rand(len(query), generator=made).to(device)
