@@ -84,7 +84,7 @@ def test_coded_layers_come_to_where_the_host_puts_them(
     ours, twin, host = arenas
     there = turned[0].to(device), turned[1].to(device)
     triton_records.promote(ours, 1, coded.to(device), form, pages, there)
-    # on a CPU, where torch divides; on CUDA it multiplies by the inverse of a number
+    # on a CPU, where torch divides as the kernels do; on CUDA it may multiply by an inverse
     records.promote(twin, 1, coded, form, pages, turned)
     portable.place_chunk(host, 1, kv, pages, turned)
     if not form.bits:
