@@ -85,7 +85,7 @@ class PortableHeads:
     ) -> torch.Tensor:
         """See `PortableStep`; `qkv` may be queries alone."""
         dim = self.heads.dim
-        query = qkv[:, : self.heads.heads * dim].unflatten(1, (-1, dim))
+        query = qkv[:, : self.heads.heads * dim].reshape(len(qkv), -1, dim)
         out = torch.empty_like(query)
         for asking, step in self.steps:
             own = query[:, asking]
@@ -93,7 +93,7 @@ class PortableHeads:
             rows = torch.cat((own, nothing), dim=1).flatten(1)
             taken = None if sinks is None else sinks[asking]
             answer = step.attend(layer, rows, turned=turned, sinks=taken)
-            out[:, asking] = answer.unflatten(1, (-1, dim))
+            out[:, asking] = answer.view(len(qkv), -1, dim)
         return out.flatten(1)
 
 

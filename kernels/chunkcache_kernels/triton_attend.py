@@ -87,7 +87,7 @@ def capped(scores, cap):  # type: ignore[no-untyped-def]
     return tl.where(scores < 0, -bent, bent)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def load_keys(  # type: ignore[no-untyped-def]
     keys, key_scales, pages, first_page, num_pages, start, kv_head,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, PAGE: tl.constexpr,
@@ -118,7 +118,7 @@ def load_keys(  # type: ignore[no-untyped-def]
     return key, at, place
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _walk(  # type: ignore[no-untyped-def]
     query, top, total, mixed, like, keys, values, key_scales, value_scales, edges, pages,
     key_positions, first_page, num_pages, first, end, position, window, first_key, is_shared,
@@ -175,7 +175,7 @@ def _walk(  # type: ignore[no-untyped-def]
     return top, total, mixed
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _finish(  # type: ignore[no-untyped-def]
     top, total, mixed, sinks, out, lse, row, head, real, HEADS: tl.constexpr, WIDTH: tl.constexpr,
     WIDTH_PADDED: tl.constexpr,
@@ -197,7 +197,7 @@ def _finish(  # type: ignore[no-untyped-def]
     tl.store(at, mixed.to(out.dtype.element_ty), mask=fits)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _merge(  # type: ignore[no-untyped-def]
     mixed_parts, top_parts, total_parts, first_part, num_parts, head, top, total, mixed,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr, AT_ONCE: tl.constexpr,
@@ -222,7 +222,7 @@ def _merge(  # type: ignore[no-untyped-def]
     return top, total, mixed
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _deliver(  # type: ignore[no-untyped-def]
     top, total, mixed, entry, row_parts, mixed_parts, top_parts, total_parts, counters, sinks, out,
     lse, row, head, real,
@@ -317,7 +317,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _votes(  # type: ignore[no-untyped-def]
     qkv, keys, key_scales, cos, sin, tile, pages, key_positions, row_positions, votes, lse,
     received, kv_head, num_rows, num_positions, stride_row, scale_log2, cap_log2, window,

@@ -94,6 +94,7 @@ class TritonStep:
                 "entries": made.entries,
                 "stretches": made.stretches,
                 "bounds": np.zeros((len(made.stretches), 2), np.int32),
+                "kv_heads": np.array(kv_heads or [], np.int32),
             },
             device,
         )
@@ -117,7 +118,7 @@ class TritonStep:
         counters = torch.zeros(layout.num_rows * heads.heads, dtype=torch.int32, device=device)
         return cls(
             list(arenas), heads, rotary, layout.num_rows, arrays, kinds, parts, counters,
-            None if kv_heads is None else torch.tensor(kv_heads, dtype=torch.int32, device=device),
+            None if kv_heads is None else arrays["kv_heads"],
         )  # fmt: skip
 
     def write(
@@ -279,18 +280,23 @@ def _queries(device: torch.device, dim: int, exact: bool) -> tuple[int, int]:
     """Queries of the largest shared and chained item."""
     if exact:
         return _EXACTLY, _EXACTLY
-    if device.type == "cuda" and padded(dim) <= _LARGE:
-        shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-        if shared >= _LARGE_SHARED_BYTES:
-            return _SHARED, _LARGE
-    return _SHARED, _CHAINED
+    fits = device.type == "cuda" and padded(dim) <= _LARGE
+    is_large = fits and _properties(device)["max_shared_mem"] >= _LARGE_SHARED_BYTES
+    return _SHARED, _LARGE if is_large else _CHAINED
 
 
 def _programs(device: torch.device) -> int:
     """How many keep the device busy: two for each of its processors."""
     if device.type != "cuda":
         return 16
-    return 2 * int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return 2 * _properties(device)["multiprocessor_count"]
+
+
+def _properties(device: torch.device) -> dict[str, int]:
+    """What Triton's driver knows of a device."""
+    number = torch.cuda.current_device() if device.index is None else device.index
+    known: dict[str, int] = triton.runtime.driver.active.utils.get_device_properties(number)
+    return known
 
 
 def padded(dim: int) -> int:

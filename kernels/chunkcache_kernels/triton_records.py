@@ -25,7 +25,7 @@ def rounded(x):  # type: ignore[no-untyped-def]
     return (x + 12582912.0) - 12582912.0
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _decode(  # type: ignore[no-untyped-def]
     numbers, ranges, coded, part, token, channel, fits, num_tokens, code_bytes,
     CHANNELS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
@@ -49,7 +49,7 @@ def _decode(  # type: ignore[no-untyped-def]
     return number.to(numbers.dtype.element_ty).to(tl.float32)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _keep(  # type: ignore[no-untyped-def]
     x, to, scales, of_scale, fits, real, AXIS: tl.constexpr
 ):

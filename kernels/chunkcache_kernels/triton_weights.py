@@ -77,12 +77,11 @@ class TritonWeights:
         step, heads, rows = self.step, self.step.heads, query.flatten(1)
         assert votes.dtype is torch.float32 and votes.shape == (len(rows),)
         assert votes.is_contiguous() and votes.device == rows.device
-        alike = {"dtype": torch.float32, "device": rows.device}
-        lse = torch.empty((len(rows), heads.heads), **alike)
-        whole = torch.empty((len(rows), heads.heads), **alike)
+        lse = torch.empty((len(rows), heads.heads), dtype=torch.float32, device=rows.device)
+        whole = torch.empty_like(lse)
         nowhere = torch.empty(0, dtype=torch.int32, device=rows.device)
         step.attend_into(whole, layer, rows, turned=turned, lse=lse, edges=nowhere)
-        received = torch.zeros((heads.kv_heads, self.context), **alike)
+        received = lse.new_zeros((heads.kv_heads, self.context))
         keys_0, _, scales_0, _, keys_1, _, scales_1, _ = step.tensors(layer)
         wide = rows.dtype is torch.float32
         triton_attend.received_kernel[(len(self.tiles), heads.kv_heads)](
@@ -95,7 +94,7 @@ class TritonWeights:
             CAPPED=heads.softcap > 0, num_warps=4 if padded(heads.dim) <= 128 else 8,
             enable_fp_fusion=True, **step.sizes(turned),
         )  # fmt: skip
-        return received.sum(0)
+        return received.sum(dim=0)
 
 
 def _tiles(sequence: SequenceLayout, page_tokens: int, keys: int) -> np.ndarray:

@@ -49,7 +49,7 @@ def both(problem: Problem, number: int) -> tuple[list[object], torch.Tensor]:
 @pytest.mark.parametrize("name", SHAPES)
 def test_sums_are_those_of_the_weights(name: str, device: torch.device) -> None:
     turned, small = name != "bf16, pages of 8", SHAPES[name].page_tokens == 8
-    problem = Maker(SHAPES[name], device, turned).make([LONG[0] if small else SHARED[0], LONG[1]])
+    problem = Maker(SHAPES[name], device, turned).make(LONG if small else [LONG[1], SHARED[0]])
     problem.run_twin()
     made = torch.Generator().manual_seed(5)
     for number in range(2):
