@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from chunkcache_kernels.triton_kernels import load_turned
+from chunkcache_kernels.triton_kernels import floor_of, load_turned
 
 _HIDDEN = tl.constexpr(2**31 - 1)  # `arena.HIDDEN`: above every row
 _NEVER = tl.constexpr(-1e30)  # the largest score of a row that has seen no key
@@ -20,11 +20,11 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit  # type: ignore[untyped-decorator]
 def bound_kernel(  # type: ignore[no-untyped-def]
-    items, entries, stretches, looks, row_positions, key_positions, bounds, window,
+    items, entries, stretches, looks, row_positions, key_positions, bounds, window, block,
     PAGE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Which keys of each stretch to go through: from the first to the last that a row of it sees;
-    a row sees those up to its position, `window` of them.
+    a row sees those up to its position, `window` of them, in its `block` of positions.
     """
     stretch = stretches + 6 * tl.program_id(0)
     item = items + 4 * tl.load(stretch + 5)
@@ -32,6 +32,7 @@ def bound_kernel(  # type: ignore[no-untyped-def]
     real = number < tl.load(item + 1)
     row = tl.load(entries + 2 * (tl.load(item) + number), mask=real, other=0)
     position = tl.load(row_positions + row, mask=real, other=-1)
+    floor = floor_of(position, window, block)
     is_shared = tl.load(stretch + 3)
     num_keys = tl.load(stretch + 1) * PAGE
     end = 0
@@ -44,13 +45,13 @@ def bound_kernel(  # type: ignore[no-untyped-def]
             there = real[:, None] & (index < num_keys)[None, :]
             of_key = key_positions + first_key[:, None] + index[None, :]
             stands = tl.load(of_key, mask=there, other=_HIDDEN)
-            sees = (stands <= position[:, None]) & (stands > (position - window)[:, None])
+            sees = (stands <= position[:, None]) & (stands > floor[:, None])
             seen = tl.max(sees.to(tl.int32), 0) > 0
             end = tl.maximum(end, tl.max(tl.where(seen, index + 1, 0), 0))
             begin = tl.minimum(begin, tl.min(tl.where(seen, index, num_keys), 0))
     else:
         last_row = tl.max(position, 0)
-        lowest = tl.min(tl.where(real, position, last_row), 0) - window
+        lowest = tl.min(tl.where(real, floor, last_row), 0)
         of_keys = key_positions + tl.load(stretch) * PAGE
         for start in range(0, num_keys, KEYS):
             index = start + tl.arange(0, KEYS)
@@ -121,7 +122,7 @@ def load_keys(  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def _walk(  # type: ignore[no-untyped-def]
     query, top, total, mixed, like, keys, values, key_scales, value_scales, edges, pages,
-    key_positions, first_page, num_pages, first, end, position, window, first_key, is_shared,
+    key_positions, first_page, num_pages, first, end, position, floor, first_key, is_shared,
     kv_head, cap_log2,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, WIDTH: tl.constexpr,
     WIDTH_PADDED: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr,
@@ -133,7 +134,7 @@ def _walk(  # type: ignore[no-untyped-def]
     else:
         query = query.to(like.dtype.element_ty)
     across = tl.arange(0, WIDTH_PADDED)
-    floor, last_row = position - window, tl.max(position)
+    last_row = tl.max(position)
     lowest = tl.min(tl.where(position >= 0, floor, last_row))
     for start in range(first // KEYS * KEYS, end, KEYS):
         index = start + tl.arange(0, KEYS)
@@ -263,7 +264,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     qkv, keys_0, values_0, key_scales_0, value_scales_0, keys_1, values_1, key_scales_1,
     value_scales_1, edges, cos, sin, kv_heads, items, entries, stretches, bounds, looks, pages,
     row_positions, key_positions, row_parts, mixed_parts, top_parts, total_parts, counters, sinks,
-    out, lse, stride_row, scale_log2, cap_log2, window,
+    out, lse, stride_row, scale_log2, cap_log2, window, block,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr, ROTARY: tl.constexpr, PAGE: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
@@ -280,6 +281,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     head = kv_head * GROUP + folded % GROUP
     row = tl.load(entry, mask=real, other=0)
     position = tl.load(row_positions + row, mask=real, other=-1)
+    floor = floor_of(position, window, block)
     cols = tl.arange(0, DIM_PADDED)
     fits = real[:, None] & (cols < DIM)[None, :]
     begin = row.to(tl.int64) * stride_row + head * DIM
@@ -300,14 +302,14 @@ def attend_kernel(  # type: ignore[no-untyped-def]
         if tl.load(stretch + 4) == 0:
             top, total, mixed = _walk(
                 query, top, total, mixed, qkv, keys_0, values_0, key_scales_0, value_scales_0,
-                edges, pages, key_positions, first_page, num_pages, first, end, position, window,
+                edges, pages, key_positions, first_page, num_pages, first, end, position, floor,
                 first_key, is_shared, kv_head, cap_log2, KV_HEADS, DIM, DIM_PADDED, WIDTH,
                 WIDTH_PADDED, PAGE, KEYS, WIDE, PRECISION, CAPPED,
             )  # fmt: skip
         elif keys_1 is not None:
             top, total, mixed = _walk(
                 query, top, total, mixed, qkv, keys_1, values_1, key_scales_1, value_scales_1,
-                edges, pages, key_positions, first_page, num_pages, first, end, position, window,
+                edges, pages, key_positions, first_page, num_pages, first, end, position, floor,
                 first_key, is_shared, kv_head, cap_log2, KV_HEADS, DIM, DIM_PADDED, WIDTH,
                 WIDTH_PADDED, PAGE, KEYS, WIDE, PRECISION, CAPPED,
             )  # fmt: skip
@@ -321,6 +323,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]
 def _votes(  # type: ignore[no-untyped-def]
     qkv, keys, key_scales, cos, sin, tile, pages, key_positions, row_positions, votes, lse,
     received, kv_head, num_rows, num_positions, stride_row, scale_log2, cap_log2, window,
+    block,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     ROTARY: tl.constexpr, PAGE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, CAPPED: tl.constexpr,
@@ -355,7 +358,7 @@ def _votes(  # type: ignore[no-untyped-def]
         sum_log2 = tl.load(lse + row * (KV_HEADS * GROUP) + head, mask=real, other=0.0) * _LOG2_E
         vote = tl.load(votes + row, mask=real, other=0.0)
         sees = stands[None, :] <= position[:, None]
-        sees = sees & (stands[None, :] > (position - window)[:, None])
+        sees = sees & (stands[None, :] > floor_of(position, window, block)[:, None])
         weights = tl.exp2(tl.where(sees, scores - sum_log2[:, None], 2 * _NEVER))
         sums += tl.sum(weights * vote[:, None], 0)
     to = received + kv_head.to(tl.int64) * num_positions + stands
@@ -366,7 +369,7 @@ def _votes(  # type: ignore[no-untyped-def]
 def received_kernel(  # type: ignore[no-untyped-def]
     qkv, keys_0, key_scales_0, keys_1, key_scales_1, cos, sin, tiles, pages, key_positions,
     row_positions, votes, lse, received, num_rows, num_positions, stride_row, scale_log2, cap_log2,
-    window,
+    window, block,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     ROTARY: tl.constexpr, PAGE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, CAPPED: tl.constexpr,
@@ -381,13 +384,13 @@ def received_kernel(  # type: ignore[no-untyped-def]
         _votes(
             qkv, keys_0, key_scales_0, cos, sin, tile, pages, key_positions, row_positions,
             votes, lse, received, kv_head, num_rows, num_positions, stride_row, scale_log2,
-            cap_log2, window, KV_HEADS, GROUP, DIM, DIM_PADDED, ROTARY, PAGE, QUERIES, KEYS, WIDE,
-            PRECISION, CAPPED,
+            cap_log2, window, block, KV_HEADS, GROUP, DIM, DIM_PADDED, ROTARY, PAGE, QUERIES,
+            KEYS, WIDE, PRECISION, CAPPED,
         )  # fmt: skip
     elif keys_1 is not None:
         _votes(
             qkv, keys_1, key_scales_1, cos, sin, tile, pages, key_positions, row_positions,
             votes, lse, received, kv_head, num_rows, num_positions, stride_row, scale_log2,
-            cap_log2, window, KV_HEADS, GROUP, DIM, DIM_PADDED, ROTARY, PAGE, QUERIES, KEYS, WIDE,
-            PRECISION, CAPPED,
+            cap_log2, window, block, KV_HEADS, GROUP, DIM, DIM_PADDED, ROTARY, PAGE, QUERIES,
+            KEYS, WIDE, PRECISION, CAPPED,
         )  # fmt: skip

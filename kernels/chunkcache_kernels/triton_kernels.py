@@ -24,6 +24,12 @@ def turn(x, partner, cols, distance, real, cos, sin, ROTARY: tl.constexpr):  # t
     return tl.where(fits, turned, x)
 
 
+@triton.jit
+def floor_of(position, window, block):  # type: ignore[no-untyped-def]
+    """The last position that a row does not see, before those it sees."""
+    return tl.maximum(position - window, position - position % block - 1)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def load_turned(  # type: ignore[no-untyped-def]
     x, begin, cols, distance, fits, real, cos, sin, ROTARY: tl.constexpr

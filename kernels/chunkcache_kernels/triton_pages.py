@@ -100,7 +100,7 @@ class TritonStep:
         )
         names = "items", "entries", "stretches", "looks", "row_positions", "key_positions", "bounds"
         triton_attend.bound_kernel[(len(made.stretches),)](
-            *(arrays[name] for name in names), heads.window or NO_WINDOW,
+            *(arrays[name] for name in names), heads.window or NO_WINDOW, heads.block or NO_WINDOW,
             PAGE=arenas[0].page_tokens, ROWS=triton.next_power_of_2(max(made.most_rows)),
             KEYS=_BOUND_KEYS, enable_fp_fusion=True,
         )  # fmt: skip
@@ -215,7 +215,7 @@ class TritonStep:
                 arrays["bounds"], arrays["looks"], arrays["pages"], arrays["row_positions"],
                 arrays["key_positions"], arrays["row_parts"], *parts, self.counters, sinks,
                 out, lse, qkv.stride(0), heads.scale * LOG2_E, heads.softcap * LOG2_E,
-                heads.window or NO_WINDOW,
+                heads.window or NO_WINDOW, heads.block or NO_WINDOW,
                 KV_HEADS=heads.kv_heads, GROUP=heads.heads // heads.kv_heads,
                 WIDTH=width, WIDTH_PADDED=across, QUERIES=queries, KEYS=keys, WIDE=wide,
                 PRECISION="ieee" if exact else "tf32", CAPPED=heads.softcap > 0,

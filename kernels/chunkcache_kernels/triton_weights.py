@@ -88,7 +88,7 @@ class TritonWeights:
             rows, keys_0, scales_0, keys_1, scales_1, step.rotary.cos, step.rotary.sin, self.tiles,
             step.arrays["pages"], step.arrays["key_positions"], step.arrays["row_positions"], votes,
             lse, received, len(rows), self.context, rows.stride(0), heads.scale * LOG2_E,
-            heads.softcap * LOG2_E, heads.window or NO_WINDOW,
+            heads.softcap * LOG2_E, heads.window or NO_WINDOW, heads.block or NO_WINDOW,
             KV_HEADS=heads.kv_heads, GROUP=heads.heads // heads.kv_heads, QUERIES=_QUERIES,
             KEYS=self.tile_keys, WIDE=wide, PRECISION="ieee" if step.is_exact or wide else "tf32",
             CAPPED=heads.softcap > 0, num_warps=4 if padded(heads.dim) <= 128 else 8,

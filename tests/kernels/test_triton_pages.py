@@ -86,7 +86,7 @@ def test_all_rows_of_a_prompt(shape: Shape, device: torch.device) -> None:
 TILED = {
     "fp32": Shape((4, 1), 16, page_tokens=8),
     "bf16 over int8": Shape((4, 1), 96, page_tokens=8, rows=BF16, arenas=(BF16, INT8)),
-    "a window": Shape((4, 1), 16, page_tokens=8, window=40, has_sinks=True),
+    "a window": Shape((4, 1), 16, page_tokens=8, window=40, block=50, has_sinks=True),
 }
 
 

@@ -29,7 +29,9 @@ SHAPES = {
     "fp16 over int8, odd pages": Shape(
         (4, 2), 80, 32, page_tokens=24, rows=F16, arenas=(F16, INT8), has_sinks=True
     ),
-    "a window, capped": Shape((4, 1), 16, page_tokens=8, window=40, softcap=2.0, sharpness=4.0),
+    "a window, capped": Shape(
+        (4, 1), 16, page_tokens=8, window=40, block=30, softcap=2.0, sharpness=4.0
+    ),
 }
 
 
