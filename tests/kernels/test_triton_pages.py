@@ -77,7 +77,7 @@ def test_one_row_is_spread_over_many_programs(name: str, device: torch.device) -
     problem.check(problem.run())
 
 
-@pytest.mark.parametrize("shape", [SHAPES["fp32"], SHAPES["bf16"]], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [SHAPES["bf16"]], ids=["bf16"])
 def test_all_rows_of_a_prompt(shape: Shape, device: torch.device) -> None:
     problem = Maker(shape, device, True).make(ALL_ROWS)
     problem.check(problem.run())
@@ -195,12 +195,18 @@ def test_rows_whose_numbers_are_no_neighbours_are_refused(device: torch.device) 
         step.write(LAYER, problem.qkv[:1].expand_as(problem.qkv), problem.slots, key_norm=weight)
 
 
-@pytest.mark.parametrize("turned", [True, False], ids=["turned", "still"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+WRITTEN = ["fp32", "bf16", "fp16", "chunks in fp16, rows in bf16", "pages of 8, one head",
+           "pages of 24, five heads on one", "heads of 256", "heads of 8", "no channel turned",
+           "every head its own keys, some channels turned"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "turned"), [*((name, True) for name in WRITTEN), ("bf16", False)], ids=str
+)
 def test_writing_equals_its_twin_and_writes_nothing_else(
-    shape: Shape, turned: bool, device: torch.device
+    name: str, turned: bool, device: torch.device
 ) -> None:
-    problem = Maker(shape, device, turned).make(ALL_ROWS[1:])
+    problem = Maker(SHAPES[name], device, turned).make(ALL_ROWS[1:])
     problem.slots[[0, 3, len(problem.slots) - 1]] = -1
     twin = deepcopy(problem.arenas[PRIVATE])
     problem.bind().write(LAYER, problem.qkv, problem.slots, turned=turned)

@@ -32,7 +32,7 @@ NAN = float("nan")
 class Shape:
     """What a problem's numbers look like."""
 
-    heads: tuple[int, int] = (9, 3)
+    heads: tuple[int, int] = (6, 2)
     dim: int = 64
     rotary_dim: int | None = None  # all of `dim`
     page_tokens: int = 16
