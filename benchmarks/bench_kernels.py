@@ -6,7 +6,7 @@ Heads are SmolLM2-135M's (9 query heads over 3 key heads of 64), on CUDA Llama-3
 128). Arms:
 
 - `ours`      the fastest kernels there are here: compiled, Triton's on CUDA, else the portable ones
-- `portable`  their twin in torch
+- `portable`  their twin in torch (not timed on CUDA)
 - `torch`     one call of torch's own for attention, with keys that lie ready at their positions and
               a ready mask; the product in fp32; several operations for the rest
 - `flex`      FlexAttention, compiled, over the same keys (on CUDA)
@@ -134,12 +134,12 @@ def measure(
     case: Case, device: torch.device, seconds: float, before: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Medians of interleaved arms, beside the ceilings among what was measured `before`."""
-    clock = Clock(case.arms, device)
-    slowest = max(clock.seconds(name) for name in case.arms for _ in range(2))
-    repeats = max(5, min(100, int(seconds / len(case.arms) / slowest)))
-    samples: dict[str, list[float]] = {name: [] for name in case.arms}
+    clock = Clock(case, device)
+    slowest = max(clock.seconds(name) for name in clock.names for _ in range(2))
+    repeats = max(5, min(100, int(seconds / len(clock.names) / slowest)))
+    samples: dict[str, list[float]] = {name: [] for name in clock.names}
     for _ in range(repeats):
-        for name in case.arms:
+        for name in clock.names:
             samples[name].append(clock.seconds(name))
     medians = {name: statistics.median(values) for name, values in samples.items()}
     first = next(iter(medians.values()))
@@ -158,7 +158,7 @@ def measure(
         "error": case.error,
         "torch_error": case.torch_error,
         "repeats": repeats,
-        "not_captured": clock.not_captured,
+        "left_out": clock.left_out,
     }
 
 

@@ -36,6 +36,7 @@ class Case:
     error: float | None = None  # of the first arm
     torch_error: float | None = None
     limit: float = 0.0  # for `error`
+    is_captured: bool = True  # whether a CUDA graph can hold its calls
 
     @property
     def is_off(self) -> bool:

@@ -1,16 +1,17 @@
 """How long an arm takes: on a CPU by the clock, on a GPU by its own events.
 
 A kernel of a GPU takes less time than its launch from Python. So the calls of an arm are captured
-in a CUDA graph and replayed; what cannot be captured is launched call by call, and says so.
+in a CUDA graph and replayed; arms that say they cannot be are launched call by call. An arm that
+is no kernel of ours and fails is left out, and the result says why.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from kernel_cases import Case
 
 CALLS = 10  # of an arm that one graph holds: it goes through other layers, as in a model
 WARM_UPS = 3  # compile what is compiled at first use
@@ -19,16 +20,23 @@ WARM_UPS = 3  # compile what is compiled at first use
 class Clock:
     """Times the arms of one case."""
 
-    def __init__(self, arms: dict[str, Callable[[], Any]], device: torch.device) -> None:
-        self._arms, self._device = arms, device
+    def __init__(self, case: Case, device: torch.device) -> None:
+        self._arms, self._device = dict(case.arms), device
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
-        self.not_captured: dict[str, str] = {}  # why
-        if device.type == "cuda":
-            for name, arm in arms.items():
-                for _ in range(WARM_UPS):
-                    arm()
-                torch.cuda.synchronize(device)
-                self._capture(name, arm)
+        self.left_out: dict[str, str] = {}  # why
+        for name in case.arms if device.type == "cuda" else ():
+            try:
+                self._prepare(name, is_captured=case.is_captured)
+            except Exception as error:  # another's way must not cost us our own figure
+                if name == "ours":
+                    raise
+                del self._arms[name]
+                self.left_out[name] = f"{type(error).__name__}: {error}"[:500]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the arms that run."""
+        return list(self._arms)
 
     def seconds(self, name: str) -> float:
         """Of one call."""
@@ -47,14 +55,14 @@ class Clock:
         ended.synchronize()
         return began.elapsed_time(ended) / 1000 / CALLS
 
-    def _capture(self, name: str, arm: Callable[[], Any]) -> None:
-        graph = torch.cuda.CUDAGraph()
-        try:
+    def _prepare(self, name: str, *, is_captured: bool) -> None:
+        arm: Any = self._arms[name]
+        for _ in range(WARM_UPS):
+            arm()
+        torch.cuda.synchronize(self._device)
+        if is_captured:
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 for _ in range(CALLS):
                     arm()
-        except RuntimeError as error:
-            torch.cuda.synchronize(self._device)
-            self.not_captured[name] = str(error).splitlines()[0]
-            return
-        self._graphs[name] = graph
+            self._graphs[name] = graph

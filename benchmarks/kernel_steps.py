@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,7 @@ def attend_case(team: Team | None, scene: Scene, pages: str) -> Case:
     torch_error = relative(by_torch(kv[0]).transpose(1, 2).flatten(2).flatten(0, 1), exact)
     layers: Sequence[int] = range(scene.layers)
     arms = {"ours": in_turn(partial(_attend, ours, scene.qkv), list(layers))}
-    if not isinstance(ours, PortableStep):
+    if not isinstance(ours, PortableStep) and scene.device.type == "cpu":
         arms["portable"] = in_turn(partial(_attend, twin, scene.qkv), list(layers))
     arms["torch"] = in_turn(by_torch, list(kv))
     if scene.device.type == "cuda":
@@ -126,18 +126,21 @@ def attend_case(team: Team | None, scene: Scene, pages: str) -> Case:
 
 
 def by_flex(scene: Scene, query: torch.Tensor) -> Callable[[torch.Tensor], Any]:
-    """FlexAttention, compiled, with blocks that nobody sees left out."""
-    at = torch.from_numpy(np.stack(scene.rows)).to(scene.device)
+    """FlexAttention, compiled, with blocks that nobody sees left out; made when it is first run."""
+    at, of = torch.from_numpy(np.stack(scene.rows)).to(scene.device), scene.of
 
     def sees(batch: Any, head: Any, row: Any, key: Any) -> Any:
         return key <= at[batch, row]
 
-    of = scene.of
-    blocks = create_block_mask(sees, of.sequences, None, of.rows, of.tokens, device=scene.device)
+    @cache
+    def blocks() -> Any:
+        sizes = of.sequences, None, of.rows, of.tokens
+        return create_block_mask(sees, *sizes, device=scene.device)
+
     compiled = torch.compile(flex_attention)
 
     def attend(layer: torch.Tensor) -> Any:
-        return compiled(query, layer[0], layer[1], block_mask=blocks, scale=scene.heads.scale,
+        return compiled(query, layer[0], layer[1], block_mask=blocks(), scale=scene.heads.scale,
                         enable_gqa=True)  # fmt: skip
 
     return attend
@@ -162,7 +165,7 @@ def write_case(team: Team | None, scene: Scene, pages: str) -> Case:
     twin = PortableStep(scene.layout, scene.arenas, scene.heads, scene.rotary)
     layers = list(range(scene.layers))
     arms = {"ours": in_turn(lambda n: ours.write(n, scene.qkv, scene.slots), layers)}
-    if not isinstance(ours, PortableStep):
+    if not isinstance(ours, PortableStep) and scene.device.type == "cpu":
         arms["portable"] = in_turn(lambda n: twin.write(n, scene.qkv, scene.slots), layers)
     heads = scene.heads
     kv = scene.qkv[:, heads.heads * heads.dim :].contiguous()
@@ -211,7 +214,7 @@ def weights_case(team: Team | None, scene: Scene, pages: str) -> Case:
     torch_error = relative(explicit(kv[0]), exact)
     layers = list(range(scene.layers))
     arms = {"ours": in_turn(lambda n: ours.received(n, query, votes), layers)}
-    if ours is not twin:
+    if ours is not twin and scene.device.type == "cpu":
         arms["portable"] = in_turn(lambda n: twin.received(n, query, votes), layers)
     arms["torch"] = in_turn(explicit, list(kv))
     return Case(

@@ -35,11 +35,11 @@ step() { # step SECONDS NAME COMMAND...
 
 step 20 device bash -c 'nvidia-smi; '"$python"' -c "import torch, triton, transformers as t; print(torch.__version__, triton.__version__, t.__version__, torch.cuda.is_available())"'
 
-kernels() { # tests of Triton's kernels that compile few of them; files side by side, for they compile on one core each
-  local pids=() rc=0 of pid
-  for of in pages weights records; do
-    $python -m pytest -v -p no:cacheprovider "tests/kernels/test_triton_$of.py" \
-      -k "$1" >"$results/kernels-$of.log" 2>&1 &
+kernels() { # tests of Triton's kernels that compile few of them; side by side, for each compiles on one core
+  local pids=() rc=0 part pid
+  for part in weights: records: "pages: and bf16" "pages: and int8 and not bf16" "pages: and not int8 and not bf16"; do
+    $python -m pytest -v -p no:cacheprovider "tests/kernels/test_triton_${part%%:*}.py" \
+      -k "($1)${part#*:}" >"$results/kernels-${#pids[@]}.log" 2>&1 &
     pids+=($!)
   done
   for pid in "${pids[@]}"; do wait "$pid" || rc=1; done
