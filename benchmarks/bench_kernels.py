@@ -57,6 +57,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=SECONDS_PER_CASE, help="for each case")
     parser.add_argument("--model", choices=sorted(MODELS), help="whose heads")
+    parser.add_argument("--only", nargs="*", default=[""], help="cases whose names begin so")
     parser.add_argument("--within", type=float, default=float("inf"), help="seconds for all")
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     given = parser.parse_args()
@@ -71,6 +72,8 @@ def main() -> int:
     failed: list[str] = []
     with torch.inference_mode():
         for name, make in cases(team, model, device):
+            if not name.startswith(tuple(given.only)):
+                continue
             if time.monotonic() - began > given.within:
                 failed.append(f"{name}: no time left")
                 continue
