@@ -40,6 +40,7 @@ class Prompts:
     sequences: int = 1
     scattered: bool = False
     shares: bool = True
+    flexes: bool = False  # beside FlexAttention too, which compiles for many seconds
 
     @property
     def written(self) -> int:

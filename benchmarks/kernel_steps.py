@@ -46,10 +46,11 @@ MODELS = {
     ),
     "Llama-3-8B": Sizes(
         Heads(32, 8, 128, 128**-0.5, 128),
-        (Prompts("decode", 1, 16), Prompts("decode", 1, 16, sequences=8, shares=False),
+        (Prompts("decode", 1, 16), Prompts("decode", 1, 16, sequences=8, shares=False, flexes=True),
          Prompts("decode", 1, 64, sequences=8, shares=False),
          Prompts("shared", 1, 16, sequences=32), Prompts("question", 32, 16),
-         Prompts("repair", 384, 16, scattered=True), Prompts("prefill", 512, 16, own=512)),
+         Prompts("repair", 384, 16, scattered=True),
+         Prompts("prefill", 512, 16, own=512, flexes=True)),
         (Prompts("question", 32, 16), Prompts("capture", 512, 0, own=560)),
         (torch.bfloat16, torch.int8),
     ),
@@ -114,7 +115,7 @@ def attend_case(team: Team | None, scene: Scene, pages: str) -> Case:
     if not isinstance(ours, PortableStep) and scene.device.type == "cpu":
         arms["portable"] = in_turn(partial(_attend, twin, scene.qkv), list(layers))
     arms["torch"] = in_turn(by_torch, list(kv))
-    if scene.device.type == "cuda":
+    if scene.device.type == "cuda" and scene.of.flexes and pages != "int8":
         arms |= {"flex": in_turn(by_flex(scene, query), list(kv))}
     seen = sum(int(scene.sees(n).sum()) for n in range(scene.of.sequences))
     return Case(
