@@ -49,7 +49,7 @@ kernels() { # tests of Triton's kernels that compile few of them; side by side, 
 export -f kernels
 export python results
 # of attention: both number types, int8, a window, sinks, caps, one row and many, strided rows; the rest whole
-few="bf16 or int8 or capped or counters or changed_key or logarithm or apart or streaming or weights or records or sums or coded or largest"
+few="bf16 or int8 or capped or counters or changed_key or logarithm or apart or weights or records or sums or coded or largest"
 step 110 kernels bash -c "kernels '$few'"
 step 80 same-answers $python benchmarks/gpu/same_answers.py --out "$results/same_answers.jsonl"
 step 150 bench-kernels $python benchmarks/bench_kernels.py --seconds 0.3 --within 120 --out "$results/bench_kernels.jsonl"

@@ -29,9 +29,6 @@ from triton_problems import (
     _assert_same,
 )
 
-from chunkcache_kernels import lay_out
-from chunkcache_kernels.head_lists import Kind, PortableHeads, streamed
-
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 SHAPES = {
@@ -137,31 +134,6 @@ def test_the_logarithm_of_the_sum_is_of_keys_alone(shape: Shape, device: torch.d
     limit = 2 * (torchs - exact).norm() + 1e-6 * exact.norm()
     for lse in sums:
         assert (lse - exact).norm() <= limit
-
-
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_streaming_heads_look_at_the_first_and_the_last_pages(
-    dtype: torch.dtype, device: torch.device
-) -> None:
-    from chunkcache_kernels.triton_heads import TritonHeads
-
-    shape = Shape((6, 3), 16, page_tokens=8, rows=dtype, arenas=(dtype, dtype), has_sinks=True)
-    rows = [*range(310, 330), *range(339, 350)]
-    problem = Maker(shape, device, True).make([(rows, LONG[0][1]), LONG[1]])
-    problem.run_twin()
-    near = [streamed(s, first=9, last=30) for s in problem.layout.sequences]
-    short = lay_out(near, page_tokens=8, group=2)
-    assert len(short.pages) < len(problem.layout.pages) / 2
-    kinds = [Kind((1,), problem.layout), Kind((0, 2), short)]
-    of = problem.arenas, problem.heads, problem.rotary
-    ours = TritonHeads.bind(kinds, *of).attend(LAYER, problem.qkv, sinks=problem.sinks())
-    twin = PortableHeads.bind(kinds, *of).attend(LAYER, problem.qkv, sinks=problem.sinks())
-    close = {} if dtype is F32 else {"rtol": 2e-2, "atol": 2e-2}
-    torch.testing.assert_close(ours, twin, **close)
-    whole = problem.bind().attend(LAYER, problem.qkv, sinks=problem.sinks())
-    same = (ours == whole).unflatten(1, (6, -1)).all(2)
-    assert same[:, 2:4].all(), "retrieval heads look at everything"
-    assert not same[-3, [0, 1, 4, 5]].any(), "the others do not"
 
 
 @pytest.mark.parametrize("turned", [True, False], ids=["turned", "still"])
