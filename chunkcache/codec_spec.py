@@ -113,7 +113,7 @@ _PARAMETERS: dict[str, dict[str, _Number | _FileDigest | _Inner]] = {
         "share": _Number(0.25, 0.0, 1.0), "high": _Number(8, 2, 8), "low": _Number(3, 2, 8),
         "group": _GROUP,
     },
-    "basis": {"file": _FileDigest(), "k": _Number(2.0, 0.0, 8.0), "v": _Number(4.0, 0.0, 8.0)},
+    "basis": {"file": _FileDigest(), "k": _Number(3.0, 0.0, 8.0), "v": _Number(4.7, 0.0, 8.0)},
     "zstd": {"over": _Inner(), "level": _Number(3, 1, 19)},
 }  # fmt: skip
 CODEC_NAMES = tuple(_PARAMETERS)

@@ -362,7 +362,7 @@ def codec_table() -> str:
             "|---|---|---|---|---|---|",
         ]
         for row in run["rows"]:
-            rates = f"{row['encode_gb_per_s']:.2f}, {row['decode_gb_per_s']:.2f}"
+            rates = f"{row['encode_gb_per_s']:.3f}, {row['decode_gb_per_s']:.3f}"
             errors = f"{row['key_error']:.3f}, {row['value_error']:.3f}"
             drifts = [
                 "{:.4f}, {:.2f} [{:.2f}, {:.2f}]".format(row[f"kl_{way}"][0], *times)

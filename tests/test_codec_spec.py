@@ -21,7 +21,7 @@ FILE = "0123456789abcdef" * 2
         (" int4 ( group = 64 ) ", "int4(group=64)"),
         ("bits(v=5)", "bits(k=3,v=5,group=32)"),
         ("gear(sparse=0.0100000001)", "gear(bits=4,rank=4,sparse=0.01,group=32)"),
-        (f"basis(k=1.50,file={FILE})", f"basis(file={FILE},k=1.5,v=4)"),
+        (f"basis(k=1.50,file={FILE})", f"basis(file={FILE},k=1.5,v=4.7)"),
         ("zstd", "zstd(over=raw,level=3)"),
         ("zstd(level=9,over=int4(group=64))", "zstd(over=int4(group=64),level=9)"),
     ],
