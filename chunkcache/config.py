@@ -172,7 +172,8 @@ class StoreSettings(ColdSettings):
         validate_default=True,
         description="how records are coded below memory, with parameters: "
         f"{', '.join(CODEC_NAMES)}. "
-        "All but raw and zstd over raw round: what is read through them is repaired, never exact",
+        "All but raw and zstd over raw round: what is read through them is repaired, never exact. "
+        "docs/concepts/store.md says what each costs",
     )
     shared: str = Field(
         "",
