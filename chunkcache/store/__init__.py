@@ -71,7 +71,9 @@ def open_store(
     from chunkcache.store.remote import remote_tiers
     from chunkcache.store.tiered import TieredStore
 
-    store, codec = settings.store, codec_named(settings.store.codec, bases_path(settings))
+    store, bases = settings.store, bases_path(settings)
+    codec = codec_named(store.codec, bases)
+    cold = codec_named(store.cold_codec, bases) if store.cold_codec else None
     # before LMDB is opened: a wrong address must leave nothing open
     remote = remote_tiers(store, codec, fingerprint=fingerprint, geometry=geometry)
     counts_uses = popularity is None  # the first tier here does, if nobody above
@@ -86,7 +88,6 @@ def open_store(
         counts_uses = False
         tiers.append(HostTier(store.host_capacity_bytes, policy, on_evict=evicted))
     if store.disk_capacity_bytes:
-        cold = codec_named(store.cold_codec, bases_path(settings)) if store.cold_codec else None
         disk = DiskTier(
             store_path(settings), store.disk_capacity_bytes, codec,
             fingerprint=fingerprint, sync_interval_s=store.sync_interval_s,

@@ -292,6 +292,14 @@ def store_with(
         store.close()
 
 
+def test_a_cold_basis_that_is_not_there_is_named_with_its_setting(
+    store_with: Callable[..., Any],
+) -> None:
+    with pytest.raises(ConfigError, match=r"store\.cold_codec: got file=0{32}, there is no such"):
+        store_with(codec=f"basis(file={'0' * 32})")
+    store_with()  # nothing was left open
+
+
 def test_the_store_does_it_by_itself_and_counts(
     store_with: Callable[..., Any], made: list[ChunkKV], counted: Callable[..., float],
     monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], None],

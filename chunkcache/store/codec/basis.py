@@ -96,12 +96,14 @@ def read_basis(folder: Path, digest: str) -> Basis:
     try:
         octets = file.read_bytes()
         if hashlib.blake2b(octets, digest_size=16).hexdigest() != digest:
-            raise ConfigError(f"store.codec: {file} is damaged. Hint: fit the basis again")
+            raise ConfigError(
+                f"store.codec or store.cold_codec: {file} is damaged. Hint: fit the basis again"
+            )
         found = load(octets)
         return Basis(found["mean"], found["variance"], found["vectors"])
     except (OSError, SafetensorError, KeyError) as error:
         raise ConfigError(
-            f"store.codec: got file={digest}, there is no such basis: {error}. "
+            f"store.codec or store.cold_codec: got file={digest}, there is no such basis: {error}. "
             "Hint: chunkcache fit-basis makes one and says its name"
         ) from error
 
