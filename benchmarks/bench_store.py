@@ -41,7 +41,7 @@ import xxhash
 from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry
 from chunkcache.engine.angles import RotaryAngles
 from chunkcache.engine.chunk_pages import ChunkPages
-from chunkcache.engine.loader import TASK_BYTES, end_of_task
+from chunkcache.engine.loader import TASK_BYTES
 from chunkcache.store.codec import codec_named
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.host import HostTier
@@ -147,11 +147,9 @@ def read_layers(tier: DiskTier, records: Sequence[ChunkKV]) -> None:
     for record in records:
         step = max(1, TASK_BYTES // (record.size_bytes // GEOMETRY.num_layers))
         with tier.open(record.key) as reader:  # type: ignore[union-attr]
-            first = 0
-            while first < GEOMETRY.num_layers:
-                last = min(end_of_task(first, step), GEOMETRY.num_layers)
+            for first in range(0, GEOMETRY.num_layers, step):
+                last = min(first + step, GEOMETRY.num_layers)
                 reader.read_layers(first, last, out[: last - first])
-                first = last
 
 
 def read_plainly(file: Path, thread: int, threads: int) -> None:

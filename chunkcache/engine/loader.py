@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-TASK_BYTES = 1 << 20  # of KV that a thread reads at a time: layers, at least one
-_GROWTH = 4  # later tasks of a chunk are up to so many times as large
+TASK_BYTES = 1 << 20  # of KV that a thread reads at a time, as stay in its cache: a layer or more
 _THREADS = 2
 
 
@@ -64,7 +63,7 @@ class _Load:
     batch: Batch
     order: int
     lease: ExitStack  # the reader's
-    layers: int  # read at a time, at first
+    layers: int  # read at a time
     kept: torch.Tensor | None  # all of it, where it is wanted whole
     next_layer: int = 0
     is_busy: bool = False
@@ -185,7 +184,7 @@ class Loader:
 
     def _read(self, load: _Load, buffer: torch.Tensor) -> torch.Tensor:
         of, first = load.reader.geometry, load.next_layer
-        end = min(end_of_task(first, load.layers), of.num_layers)
+        end = min(first + load.layers, of.num_layers)
         if load.kept is not None:
             out = load.kept[first:end]
         else:
@@ -219,14 +218,6 @@ class Loader:
             batch.seconds = time.perf_counter() - batch.began_at
             _tell(batch.on_end, batch)
         self._on_settled()
-
-
-def end_of_task(first: int, layers: int) -> int:
-    """Where the task ends that begins with layer `first`, where the first ones are of `layers`.
-
-    The pass waits for the lowest layers; later ones come in fewer, larger tasks.
-    """
-    return first + min(max(first, layers), _GROWTH * layers)
 
 
 def _tell(listener: Callable[..., None], *what: object) -> None:

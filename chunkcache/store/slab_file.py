@@ -1,9 +1,8 @@
 """Long values of LMDB's file by plain reads.
 
-Through LMDB's map every page of a value costs a fault, and py-lmdb touches all of them before it
-gives the value. A plain read copies from the page cache, or has the device at work on all of it at
-once (docs/decisions/0034-plain-reads.md). While a read transaction lasts, LMDB writes to no page
-that it can see, so that what is read is what the map shows.
+Through LMDB's map values come as fast only if the kernel reads on around each page that is touched,
+and then looking for a record costs megabytes (docs/decisions/0034-plain-reads.md). While a read
+transaction lasts, LMDB writes to no page that it can see: what is read is what the map shows.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from chunkcache.config import RepairSettings
 from chunkcache.engine import sequence_kv
 from chunkcache.engine.chunk_pages import Resident
 from chunkcache.engine.generation import Generation
-from chunkcache.engine.loader import Batch, end_of_task
+from chunkcache.engine.loader import Batch
 from chunkcache.engine.outcome import Outcome
 from chunkcache.errors import Cancelled, CorruptRecord, ShuttingDown, StoreError
 from chunkcache.protocol import Sampling
@@ -110,19 +110,10 @@ def assert_same(mine: Outcome, other: Outcome) -> None:
 @pytest.fixture
 def scene(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setattr("chunkcache.engine.loader.TASK_BYTES", 1)  # a layer at a time
-    monkeypatch.setattr("chunkcache.engine.loader._GROWTH", 1)
     monkeypatch.setattr(sequence_kv, "PATIENCE_S", WAIT_S)
     chunks = [bench.tokens(count, seed) for count, seed in ((30, 1), (41, 2))]
     records = {i: bench.record(ids) for i, ids in enumerate(chunks, start=1)}
     return Scene(bench, records, bench.prompt(chunks))
-
-
-def test_later_tasks_are_larger() -> None:
-    for layers, expected in ((1, [1, 2, 4, 8, 12, 16]), (3, [3, 6, 12, 24, 36])):
-        ends = [0]
-        while len(ends) <= len(expected):
-            ends.append(end_of_task(ends[-1], layers))
-        assert ends[1:] == expected
 
 
 @pytest.mark.parametrize("policy", ["none", "first_k", "question", "deviation", "gradual", "all"])
