@@ -122,11 +122,12 @@ def _places(
 ) -> list[LongValue | None]:
     """Where layers lie in the file, as far as that is known. Touches no page of theirs."""
     places: list[LongValue | None] = []
+    digest = header.stored_digest
     with txn.cursor(db=slabs) as cursor:
-        is_somewhere = cursor.set_range(slab_key(header.stored_digest, first))
+        is_somewhere = cursor.set_range(slab_key(digest, first))
         for layer in range(first, first + count):
             key = cursor.key() if is_somewhere else b""
-            is_there = key == slab_key(header.stored_digest, layer)
+            is_there = key == slab_key(digest, layer)
             places.append(long_value_of(key) if is_there else None)
             is_somewhere = is_there and layer + 1 < first + count and cursor.next()
     return places
