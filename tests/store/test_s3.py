@@ -52,6 +52,9 @@ def test_records_come_back_bit_for_bit_and_are_listed(
         found = tier.get(record.key)
         assert found is not None and records.contents(found) == records.contents(record)
     assert tier.get(other.key) is None and not tier.delete(other.key)
+    nowhere = records.make_record(9)
+    asked = [nowhere.key, small.key, other.key, large.key]
+    assert tier.contains_many(asked) == [False, True, False, True]
     assert set(tier.scan()) == {small.key.digest, large.key.digest}
     assert tier.delete(small.key) and not tier.delete(small.key)
     assert list(tier.scan()) == [large.key.digest]
@@ -68,7 +71,8 @@ def test_an_object_that_is_cut_or_empty_is_dropped(tier: RemoteTier, records: Mo
         assert tier.get(record.key) is None
     tier._blobs.write(record.key.hex, [b""])
     assert tier.get(record.key) is None and not tier.contains(record.key)
-    assert tier.put(record) and tier.contains(record.key)
+    assert tier.contains_many([record.key]) == [False]
+    assert tier.put(record) and tier.contains_many([record.key]) == [True]
 
 
 def test_a_bucket_that_is_not_there_is_an_error_of_the_store(records: ModuleType) -> None:
