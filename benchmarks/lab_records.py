@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from lab import SALT, Lab
-from torch.nn.functional import one_hot
 
 from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, content_digest
 from chunkcache.engine.attention import Logits
@@ -40,15 +39,12 @@ class CaptureDocuments(CaptureKV):
 
     def __init__(self, model: DecoderModel, starts: Sequence[int], end: int) -> None:
         super().__init__(model, starts[:1], end - starts[0])
-        parts = torch.searchsorted(torch.tensor(starts), torch.arange(end), right=True)
-        self._named = one_hot(parts, len(starts) + 1).float()
-        self._mass = torch.zeros((end - starts[0], len(starts) + 1), dtype=torch.float32)
-        self.layer_mass = torch.zeros((model.geometry.num_layers, len(starts) + 1))
+        self._count_between(starts, end - starts[0])
 
     @property
     def mass(self) -> np.ndarray:
         """`[rows, 1 + documents]`: attention to the head and to each document."""
-        return self._mass.numpy()
+        return self._mass.cpu().numpy()
 
 
 class Documents(ChunkPrefill):

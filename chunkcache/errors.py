@@ -11,6 +11,7 @@ ChunkCacheError
 ├── NotFound            404
 │   └── LinkExpired     410  a link to a passage whose time is over
 ├── Overloaded          429  the queue is full; carries retry_after_s
+│   └── DeviceMemoryFull 503 no memory on the device for what the request would compute
 ├── Cancelled           499  the client went away
 ├── UnsupportedModel    501  the model's architecture cannot be served from the cache
 ├── GateFailed          501  the model was loaded, but reuse did not equal full prefill
@@ -134,6 +135,13 @@ class Overloaded(ChunkCacheError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DeviceMemoryFull(Overloaded):
+    """The device had no memory left to compute the request; its pages were given back."""
+
+    status = 503
+    code = "device_memory_full"
 
 
 class Cancelled(ChunkCacheError):

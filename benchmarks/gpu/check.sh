@@ -51,8 +51,10 @@ export python results
 # of attention: both number types, int8, a window, sinks, caps, one row and many, strided rows; the rest whole
 few="bf16 or int8 or capped or counters or changed_key or logarithm or apart or weights or records or sums or coded or largest"
 step 110 kernels bash -c "kernels '$few'"
-step 80 same-answers $python benchmarks/gpu/same_answers.py --out "$results/same_answers.jsonl"
-step 150 bench-kernels $python benchmarks/bench_kernels.py --seconds 0.3 --within 120 --out "$results/bench_kernels.jsonl"
-step 60 engine $python -m pytest -q -p no:cacheprovider tests/engine/test_facts.py -k "gate"
+step 60 same-answers $python benchmarks/gpu/same_answers.py --out "$results/same_answers.jsonl"
+step 25 real-answers $python benchmarks/gpu/real_answers.py --out "$results/real_answers.jsonl"
+step 100 bench-kernels $python benchmarks/bench_kernels.py --seconds 0.3 --within 80 --out "$results/bench_kernels.jsonl"
+step 35 engine $python -m pytest -q -p no:cacheprovider tests/engine/test_facts.py -k "gate"
+step 130 ttft $python benchmarks/bench_gpu_ttft.py --seconds 115 --out "$results/bench_gpu_ttft.jsonl"
 echo "failed:${failed:- none}"
 exit "$(wc -w <<<"$failed")"

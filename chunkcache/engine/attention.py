@@ -18,6 +18,7 @@ import torch
 
 from chunkcache_kernels import SequenceLayout
 from chunkcache_kernels.portable import split_qkv
+from chunkcache_kernels.sending import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,7 @@ class Logits(Enum):
 class SequenceRows:
     """The rows of one sequence in one step, and the layers they run through.
 
+    `token_ids` `[R]` lie on the host or, where it does not know them yet, on the device;
     `positions` int64 `[R]`, increasing; `slots` int32 `[R]`, where they are written; `kv` says what
     they see. Rows start at the embeddings, or at `first_layer` from their `hidden` states, `[R,
     width]`. They end behind the last layer or, without logits, before `end_layer`. With `keep`
@@ -90,8 +92,7 @@ class KeptRows:
             raise ValueError(f"rows {positions} are not all among those kept")
         if len(self.parts) > 1:
             self.parts = [torch.cat(self.parts)]  # once, not for every step that asks
-        states = self.parts[0]
-        return states[torch.from_numpy(index).to(states.device)]
+        return rows_of(self.parts[0], index)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,18 +109,27 @@ class LayerView:
     heads: Heads
     rotary: Rotary
     turned: bool  # whether the layer has positions
-    bound: dict[bytes, RowWeights]  # by the rows asked for; kept from layer to layer
+    bound: dict[int, RowWeights]  # by the first of the rows; kept from layer to layer
 
-    def weights(self, index: np.ndarray) -> torch.Tensor:
-        """fp32 `[n, last position + 1]`: attention of some of the rows (increasing indices) to
-        every position, mean over query heads.
+    def mass(self, first: int, edges: torch.Tensor) -> torch.Tensor:
+        """fp32 `[n, E + 1]`: attention of the rows from `first` on, mean over query heads, summed
+        between positions `edges`, int32 `[E]`, increasing, on the device.
         """
-        rows = index.tobytes()
-        if rows not in self.bound:
-            some = SequenceLayout(self.sequence.positions[index], self.sequence.segments)
-            self.bound[rows] = self.pool.bind_weights(some, self.heads, self.rotary)
-        query = self.query[torch.from_numpy(index).to(self.query.device)]
-        return self.bound[rows].weights(self.layer, query, turned=self.turned)
+        bound = self._bound(first)
+        return bound.mass(self.layer, self.query[first:], edges, turned=self.turned)
+
+    def received(self, first: int, votes: torch.Tensor) -> torch.Tensor:
+        """fp32 `[last position + 1]`: the attention that every position gets from the rows from
+        `first` on, mean over query heads, each row's times its vote, fp32 `[n]`.
+        """
+        bound = self._bound(first)
+        return bound.received(self.layer, self.query[first:], votes, turned=self.turned)
+
+    def _bound(self, first: int) -> RowWeights:
+        if first not in self.bound:
+            some = SequenceLayout(self.sequence.positions[first:], self.sequence.segments)
+            self.bound[first] = self.pool.bind_weights(some, self.heads, self.rotary)
+        return self.bound[first]
 
 
 class RowObserver(Protocol):
@@ -142,7 +152,7 @@ class StepRows:
     facts: ModelFacts
     rotaries: Sequence[Rotary]  # of every kind of layer
     # by group and kind of layer
-    bound: dict[tuple[int, int], dict[bytes, RowWeights]] = field(default_factory=dict)
+    bound: dict[tuple[int, int], dict[int, RowWeights]] = field(default_factory=dict)
 
     @property
     def is_watched(self) -> bool:

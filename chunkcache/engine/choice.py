@@ -9,7 +9,7 @@ import torch
 
 from chunkcache.engine.outcome import Delta, Written
 from chunkcache.engine.request import Pass, Request
-from chunkcache.engine.sample import Sampler, chances_of
+from chunkcache.engine.sample import Drawn, Sampler, chances_of
 from chunkcache.engine.text import TextStream
 
 if TYPE_CHECKING:
@@ -82,6 +82,9 @@ class Choice:
     def passes(self, request: Request, model: DecoderModel, logits: torch.Tensor) -> Passes:
         """A token a pass at the end of the request's sequence, from the first one's logits on."""
         text = TextStream(model.tokenizer, self._sampling.stop)
+        if model.runs_ahead and not self._reads_at_once:
+            yield from self._passes_ahead(request, model, text, logits)
+            return
         while (token := self._take(model, text, logits)) is not None:
             request.token_ids.append(token)
             answered = yield Pass(np.array([len(request.token_ids) - 1], dtype=np.int64))
@@ -90,11 +93,48 @@ class Choice:
             assert answered is not None
             logits = answered
 
+    @property
+    def _reads_at_once(self) -> bool:
+        """Whether what comes next depends on more than logits: a grammar, or what is kept."""
+        return self._matcher is not None or self._keep_logits or self._sampling.logprobs is not None
+
+    def _passes_ahead(
+        self, request: Request, model: DecoderModel, text: TextStream, logits: torch.Tensor
+    ) -> Passes:
+        """The same tokens, each read when the row it is of has been queued already.
+
+        The device then never waits for the host. Behind a token that ends the answer, one row has
+        been run in vain.
+        """
+        drawn = Drawn(self._sampler.pick(logits, self._allowed(model, logits, 0)))
+        while True:
+            following: Drawn | None = None
+            if len(self._ids) + 1 < self._max_new_tokens:
+                where = np.array([len(request.token_ids)], dtype=np.int64)
+                answered = yield Pass(where, token_ids=drawn.there.view(1))
+                assert answered is not None
+                allowed = self._allowed(model, answered, len(self._ids) + 1)
+                following = Drawn(self._sampler.pick(answered, allowed))
+            token = self._told(model, text, drawn.read())
+            if token is None:
+                return
+            assert following is not None
+            request.token_ids.append(token)
+            if request.exact_tokens == len(request.token_ids) - 1:
+                request.exact_tokens += 1
+            drawn = following
+
     def _take(self, model: DecoderModel, text: TextStream, logits: torch.Tensor) -> int | None:
         """Draw a token and send its text. None: it was the last one, its row need not run."""
         if self._keep_logits:
             self.step_logits.append(logits.cpu())
-        token = self._sampler.draw(logits, self._allowed(model, logits))
+        token = self._sampler.draw(logits, self._allowed(model, logits, len(self._ids)))
+        return self._told(model, text, token, logits)
+
+    def _told(
+        self, model: DecoderModel, text: TextStream, token: int, logits: torch.Tensor | None = None
+    ) -> int | None:
+        """The next token is known: send its text. None: it was the last one."""
         goes_on, ended = True, "stop"
         if self._matcher is not None:
             token = self._matcher.within(token, self._max_new_tokens - len(self._ids) - 1)
@@ -104,7 +144,7 @@ class Choice:
         if token in model.eos_ids and not self._sampling.ignore_eos:
             self._finish(text, ended)
             return None
-        if self._sampling.logprobs is not None:
+        if self._sampling.logprobs is not None and logits is not None:
             self._chances.append(chances_of(logits, token, self._sampling.logprobs))
         if delta := text.push(token):
             self._deliver(delta)
@@ -114,13 +154,17 @@ class Choice:
             self._finish(text, "length")
         return None if self.written else token
 
-    def _allowed(self, model: DecoderModel, logits: torch.Tensor) -> torch.Tensor | None:
+    def _allowed(
+        self, model: DecoderModel, logits: torch.Tensor, count: int
+    ) -> torch.Tensor | None:
+        """Which tokens may come behind `count` others."""
         if self._matcher is not None:
             return self._matcher.allowed(len(logits))
-        if len(self._ids) >= self._sampling.min_tokens:
+        if count >= self._sampling.min_tokens:
             return None
-        allowed = torch.ones(len(logits), dtype=torch.bool)
-        allowed[list(model.eos_ids)] = False
+        allowed = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        for end in model.eos_ids:
+            allowed[end] = False  # a list of them would have to be sent
         return allowed
 
     def _deliver(self, text: str) -> None:

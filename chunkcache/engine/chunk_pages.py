@@ -21,6 +21,7 @@ import torch
 
 from chunkcache.chunk import USUAL_TERMS, Retention
 from chunkcache.engine.arrival import Arrival
+from chunkcache.engine.lane import lane_for
 from chunkcache.engine.pages import PagePool
 from chunkcache.engine.pool import placing
 from chunkcache.store.base import TierUsage
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, Terms
     from chunkcache.engine.angles import RotaryAngles
+    from chunkcache.engine.lane import Lane, Mark
     from chunkcache.store.popularity import Popularity
     from chunkcache_kernels import Arena
     from chunkcache_kernels.compiled import Team
@@ -87,6 +89,7 @@ class ChunkPages:
         quotas: bytes that a tenant may hold here; unlimited for those not named.
         popularity: where uses are counted, for tiers below to know them.
         on_waste: called with the number of those that were foreseen and never asked for.
+        lane: where chunks are brought up; that of the arena's device, if none is given.
     """
 
     def __init__(
@@ -99,12 +102,14 @@ class ChunkPages:
         quotas: Mapping[str, int] | None = None,
         popularity: Popularity | None = None,
         on_waste: Callable[[int], None] = lambda _: None,
+        lane: Lane | None = None,
     ) -> None:
         self._arena = arena
         self._angles = angles
         self._place = placing(arena, team)
         self._on_evict = on_evict
         self._on_waste = on_waste
+        self.lane = lane or lane_for(arena.keys.device)
         self._page_bytes = arena.page_bytes
         self._is_exact = arena.keys.dtype is not torch.int8
         self._lock = threading.Lock()
@@ -210,17 +215,20 @@ class ChunkPages:
                     self._drop(resident.key.digest)
         self.release([resident])
 
-    def write(self, resident: Resident, first: int, kv: torch.Tensor) -> None:
+    def write(self, resident: Resident, first: int, kv: torch.Tensor) -> Mark | None:
         """Write layers of a chunk, from `first` on, `[layers, 2, tokens, heads, dim]`, K before
-        RoPE, to its pages.
+        RoPE, to its pages. Returns: where the device has read them, if it has not yet.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), self.lane.work():
             self._write(resident, first, kv)
-        resident.arrival.came(first, first + len(kv))
+            mark = self.lane.mark()
+        resident.arrival.came(first, first + len(kv), mark)
+        return mark
 
     def release(self, residents: Iterable[Resident]) -> None:
         """Give leases back; a chunk that nobody leases may be evicted."""
         with self._lock:
+            self.lane.pages_freed()
             for resident in residents:
                 assert resident.leases > 0, "a lease was given back twice"
                 resident.leases -= 1
@@ -371,7 +379,7 @@ class ChunkPages:
 
     def _write(self, resident: Resident, first: int, kv: torch.Tensor) -> None:
         pages, count = resident.pages.astype(np.int64), resident.num_tokens
-        kv = kv.to(self._arena.keys.device).contiguous()
+        kv = kv.to(self._arena.keys.device, non_blocking=True).contiguous()
         kinds = self._angles[first : first + len(kv)]
         start = 0
         for _, run in groupby(kinds, key=id):

@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
+import torch
 
 from chunkcache.cores import release_team
 from chunkcache.engine.arrival import NotArrived
 from chunkcache.engine.chunk_pages import ChunkPages
 from chunkcache.engine.door import Door, check_fits
+from chunkcache.engine.faults import as_engine_error
 from chunkcache.engine.loader import Loader
 from chunkcache.engine.pages import PagePool
+from chunkcache.engine.pass_clock import PassSize, pass_clock
 from chunkcache.engine.pool import open_team
 from chunkcache.engine.prefix import PrefixCache
 from chunkcache.engine.scheduler import Share, schedule
@@ -32,16 +35,12 @@ from chunkcache.errors import Cancelled, ChunkCacheError, ShuttingDown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    import torch
-
     from chunkcache.config import EngineSettings
     from chunkcache.engine.attention import SequenceRows
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache.engine.request import Request
     from chunkcache.metrics import Metrics
     from chunkcache.store.popularity import Popularity
-
-_MANY_ROWS = 64  # below that a pass is bound by reading the weights and says little of prefill
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +68,7 @@ class Engine:
         self.model = model
         self._settings = settings
         self._metrics = metrics
-        self._on_prefill = on_prefill
+        self._clock = pass_clock(model.device, on_prefill)
         size = settings.page_tokens
         page_bytes = model.geometry.bytes_per_token * size
         self.pages = PagePool(max(1, settings.kv_capacity_bytes // page_bytes), size)
@@ -87,7 +86,7 @@ class Engine:
         self._running: dict[int, Request] = {}
         self._door = Door(settings)
         self.loader = Loader(self.chunks, on_settled=lambda: self._inbox.put(None))
-        # asked when they are scraped: a value set in a step would stay after the last one
+        # asked when scraped: a value set in a step would stay after the last one
         metrics.running.set_function(lambda: self._num_running)
         metrics.queue_depth.set_function(lambda: max(0, self.unfinished - self._num_running))
         self._thread = threading.Thread(target=self._loop, name="chunkcache-engine", daemon=True)
@@ -192,7 +191,7 @@ class Engine:
             except Exception as error:
                 # nobody's fault in particular, and it may come again: none must wait for ever
                 log.error("engine_step_failed", traceback=traceback.format_exc())
-                self._fail_all(_as_engine_error(error))
+                self._fail_all(as_engine_error(error))
 
     def _receive(self, *, block: bool) -> None:
         while True:
@@ -228,11 +227,7 @@ class Engine:
         for share in shares:
             request = self._running[share.request_id]
             with self._blaming(request):
-                current = request.current
-                assert current is not None
-                positions = current.positions[current.done : current.done + share.rows]
-                current.done += share.rows
-                groups = request.groups(positions, self.model.geometry.num_layers)
+                groups = request.take(share.rows, self.model.geometry.num_layers)
                 step.append((request, groups))
         try:
             results = iter(self._forward([group for _, groups in step for group in groups]))
@@ -241,11 +236,14 @@ class Engine:
             for request, _ in step:
                 self._give_up(request)
             return
+        except torch.OutOfMemoryError as error:
+            self._refuse_largest(step, error)
+            return
         except Exception as error:
             # whose rows have run and whose have not, nobody knows; those who wait had none
             log.error("engine_step_failed", traceback=traceback.format_exc())
             for request, _ in step:
-                self._fail(request, _as_engine_error(error))
+                self._fail(request, as_engine_error(error))
             return
         for request, groups in step:
             logits = [next(results) for _ in groups][-1]
@@ -263,16 +261,28 @@ class Engine:
     def _forward(self, batch: list[SequenceRows]) -> list[torch.Tensor | None]:
         if not batch:
             return []
-        rows = sum(len(group) for group in batch)
-        self._metrics.step_rows.observe(rows)
+        self._metrics.step_rows.observe(sum(map(len, batch)))
         kvs = {group.kv for group in batch}
-        began = time.perf_counter() - sum(kv.waited_s for kv in kvs)
+        waited_s = sum(kv.waited_s for kv in kvs)
+        self._clock.begin()
         results = self.model.forward(batch, self.pool)
-        seconds = time.perf_counter() - sum(kv.waited_s for kv in kvs) - began
-        if rows >= _MANY_ROWS and all(g.end_layer is None and not g.first_layer for g in batch):
-            pairs = sum(int(group.positions.sum()) + len(group) for group in batch)
-            self._on_prefill(rows, pairs, seconds)
+        self._clock.end(PassSize.of(batch), sum(kv.waited_s for kv in kvs) - waited_s)
         return results
+
+    def _refuse_largest(
+        self, step: list[tuple[Request, list[SequenceRows]]], error: torch.OutOfMemoryError
+    ) -> None:
+        """A step was too large: the request with the most rows is refused, the others run again."""
+        log.warning("device_memory_full", reason=str(error))
+        rows = [sum(map(len, groups)) for _, groups in step]
+        self._fail(step[rows.index(max(rows))][0], as_engine_error(error))
+        for (request, _), count in zip(step, rows, strict=True):
+            if request.is_decoding:
+                request.put_back(count)
+            elif request.request_id in self._running:
+                self._give_up(request)
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()  # what is kept in pieces may be whole again
 
     def _advance(self, request: Request, logits: torch.Tensor | None) -> None:
         was_decoding = request.is_decoding
@@ -347,12 +357,9 @@ class Engine:
     def _release(self, request: Request) -> None:
         for one in (request, *request.branches):
             self._running.pop(one.request_id, None)
-        self._give_back(request)
-        self._door.let_out(request)
-
-    def _give_back(self, request: Request) -> None:
         self._give_back_pages(request)
         self._give_back_leases(request)
+        self._door.let_out(request)
 
     def _give_back_pages(self, request: Request) -> None:
         pages, request.pages, request.reserve = request.pages, [], []
@@ -370,7 +377,7 @@ class Engine:
             yield
         except Exception as error:
             log.error("request_failed", traceback=traceback.format_exc())
-            self._fail(request, _as_engine_error(error))
+            self._fail(request, as_engine_error(error))
 
     def _fail(self, request: Request, error: ChunkCacheError) -> None:
         """A request fails with all its branches, and once."""
@@ -391,9 +398,3 @@ class Engine:
     def _fail_all(self, error: ChunkCacheError) -> None:
         for request in [*self._waiting, *self._running.values()]:
             self._fail(request, error)
-
-
-def _as_engine_error(error: Exception) -> ChunkCacheError:
-    if isinstance(error, ChunkCacheError):
-        return error
-    return ChunkCacheError(f"the engine failed: {error!r}")

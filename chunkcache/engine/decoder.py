@@ -18,7 +18,9 @@ import torch
 from chunkcache.engine.attention import Logits, StepRows
 from chunkcache.engine.facts import config_of
 from chunkcache.engine.pool import KVPool
+from chunkcache.errors import ConfigError
 from chunkcache_kernels import Arena, SequenceLayout, lay_out
+from chunkcache_kernels.sending import index_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +61,11 @@ class DecoderModel:
         return config_of(self.hf)
 
     @property
+    def runs_ahead(self) -> bool:
+        """Whether steps are queued on a device: the next one can be before tokens are read."""
+        return self.device.type == "cuda"
+
+    @property
     def num_tokens(self) -> int:
         """Length of its logits."""
         return int(self.config.vocab_size)
@@ -66,7 +73,11 @@ class DecoderModel:
     def new_pool(
         self, own_pages: int, chunk_bytes: int, settings: EngineSettings, team: Team | None
     ) -> KVPool:
-        """Empty pages for requests and, in `chunk_bytes`, for chunks; for all layers."""
+        """Empty pages for requests and, in `chunk_bytes`, for chunks; for all layers.
+
+        Raises:
+            ConfigError: the device has no room for them.
+        """
         geometry = self.geometry
 
         def arena(num_pages: int, dtype: torch.dtype) -> Arena:
@@ -77,7 +88,14 @@ class DecoderModel:
 
         chunk_type = torch.int8 if settings.chunk_pages == "int8" else self.dtype
         chunk_pages = chunk_bytes // arena(1, chunk_type).page_bytes
-        return KVPool(arena(own_pages, self.dtype), arena(chunk_pages, chunk_type), team)
+        try:
+            return KVPool(arena(own_pages, self.dtype), arena(chunk_pages, chunk_type), team)
+        except torch.OutOfMemoryError as error:
+            own_bytes = own_pages * arena(1, self.dtype).page_bytes
+            raise ConfigError(
+                f"engine.kv_capacity_bytes: got {own_bytes}, and engine.chunk_capacity_bytes "
+                f"{chunk_bytes}, must fit on the device beside the model ({error}). Hint: smaller."
+            ) from error
 
     def run_by(self, runner: LayerRunner) -> DecoderModel:
         """The same model, its layers run in another way."""
@@ -143,10 +161,21 @@ class DecoderModel:
         starting = [rows for rows in groups if rows.hidden is None]
         if not starting:
             return [rows.hidden for rows in groups if rows.hidden is not None]
-        ids = torch.cat([rows.token_ids for rows in starting]).to(self.device)
-        embedded = self.runner.embed(ids)
+        embedded = self.runner.embed(self._token_ids(starting))
         parts = iter(torch.split(embedded, [len(rows) for rows in starting]))
         return [next(parts) if rows.hidden is None else rows.hidden for rows in groups]
+
+    def _token_ids(self, starting: Sequence[SequenceRows]) -> torch.Tensor:
+        """Those of all rows, on the device; what the host knows of them goes there in one copy."""
+        known = [rows for rows in starting if rows.token_ids.device.type != self.device.type]
+        if not known:
+            return torch.cat([rows.token_ids for rows in starting])
+        ids = np.concatenate([rows.token_ids.numpy() for rows in known])
+        moved = iter(torch.split(index_of(ids, self.device), [len(rows) for rows in known]))
+        return torch.cat([
+            next(moved) if rows.token_ids.device.type != self.device.type else rows.token_ids
+            for rows in starting
+        ])  # fmt: skip
 
     def _end_layer(self, rows: SequenceRows) -> int:
         return self.geometry.num_layers if rows.end_layer is None else rows.end_layer

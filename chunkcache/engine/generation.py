@@ -167,8 +167,8 @@ class Generation(Request):
         logits = yield from self._prompt_passes(model)
         everything_is_exact = len(self._recomputed) == plan.task.reusable_rows
         self.exact_tokens = plan.num_tokens if everything_is_exact else plan.exact_until
+        self._first_logits = logits.cpu()  # on a GPU the prompt has only now been run
         self._first_token_at = time.perf_counter()
-        self._first_logits = logits.cpu()
         if self._forced_ids:
             yield from self._forced_passes()
         for branch in self._branches:
@@ -201,6 +201,8 @@ class Generation(Request):
     def give_up(self) -> None:
         """See `Request`."""
         super().give_up()
+        del self.token_ids[self._prompt.num_tokens :]  # a forced continuation is no prompt
+        self._forced_logits.clear()
         self._recomputed = np.empty(0, dtype=np.int64)
         self._residual = None
         self._probe_rows, self._cost, self._probe_s = 0, 0.0, 0.0

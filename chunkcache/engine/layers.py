@@ -14,6 +14,7 @@ import torch
 from chunkcache.engine.attention import HeardRows
 from chunkcache.engine.facts import decoder_of, layers_of
 from chunkcache.engine.listening import Recorder, listening, run_layer
+from chunkcache_kernels.sending import index_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,7 +66,7 @@ class ModuleLayers:
     def run(self, first: int, end: int, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """See `LayerRunner`."""
         positions = np.concatenate([group.positions for group in rows.groups])
-        where = torch.from_numpy(positions).to(hidden.device)
+        where = index_of(positions, hidden.device)
         for index in range(first, end):
             rows.wait_for(index)
             nothing = self._facts.embeddings[index].identity(hidden)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKey
     from chunkcache.engine.chunk_pages import ChunkPages, Resident
+    from chunkcache.engine.lane import StagingRing
     from chunkcache.store.base import RecordReader
 
 log = structlog.get_logger(__name__)
@@ -141,9 +142,9 @@ class Loader:
 
     def _run(self) -> None:
         with one_core():  # beside the engine
-            buffer = torch.empty(0, dtype=torch.uint8)
+            ring = self._pages.lane.new_ring()
             while (load := self._next()) is not None:
-                buffer = self._advance(load, buffer)
+                self._advance(load, ring)
 
     def _next(self) -> _Load | None:
         """The chunk to read from next, for this thread alone; None: it is over."""
@@ -157,11 +158,11 @@ class Loader:
                 self._changed.wait()
             return None
 
-    def _advance(self, load: _Load, buffer: torch.Tensor) -> torch.Tensor:
-        """Bring up some layers more of a chunk. Returns: the buffer, grown where it was small."""
+    def _advance(self, load: _Load, ring: StagingRing) -> None:
+        """Bring up some layers more of a chunk."""
         failure: str | None = None
         try:
-            buffer = self._read(load, buffer)
+            self._read(load, ring)
         except (CorruptRecord, StoreError) as error:
             failure = "corrupt" if isinstance(error, CorruptRecord) else "error"
             _tell(load.batch.on_failure, load.batch, load.resident.key, error)
@@ -180,9 +181,8 @@ class Loader:
                 self._changed.notify()
         if ends:
             self._end(load, failure)
-        return buffer
 
-    def _read(self, load: _Load, buffer: torch.Tensor) -> torch.Tensor:
+    def _read(self, load: _Load, ring: StagingRing) -> None:
         of, first = load.reader.geometry, load.next_layer
         end = min(first + load.layers, of.num_layers)
         if load.kept is not None:
@@ -190,13 +190,12 @@ class Loader:
         else:
             shape = (end - first, *kv_shape(of, load.reader.num_tokens)[1:])
             size = torch.Size(shape).numel() * of.itemsize_bytes
-            if len(buffer) < size:
-                buffer = torch.empty(size, dtype=torch.uint8)
-            out = buffer[:size].view(DTYPES[of.dtype]).view(shape)
+            out = ring.take(size).view(DTYPES[of.dtype]).view(shape)
         load.reader.read_layers(first, end, out)
-        self._pages.write(load.resident, first, out)
+        mark = self._pages.write(load.resident, first, out)
+        if load.kept is None:
+            ring.pass_on(mark)
         load.next_layer = end
-        return buffer
 
     def _end(self, load: _Load, failure: str | None) -> None:
         load.lease.close()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
+_PACKED_ON = {"cpu", "cuda"}
 _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 # part of the fingerprint: change it when records change meaning
 _LAYOUT = "kv/2 k-before-rope, pairs in halves"
@@ -119,8 +120,8 @@ def wrap_model(
     dtype, device = like.dtype, like.device
     geometry = geometry_of(config, dtype)
     facts = _facts(hf, geometry)
-    packs = device.type == "cpu" and facts.are_alike and packable(hf)
-    if int8 and not packs:
+    packs = device.type in _PACKED_ON and facts.are_alike and packable(hf)
+    if int8 and not (packs and device.type == "cpu"):
         raise UnsupportedModel(
             f"model.weights: got 'int8', which is for models on a CPU whose layers are "
             f"{', '.join(sorted(KNOWN_FAMILIES))}; this is {config.model_type!r} on {device.type}. "

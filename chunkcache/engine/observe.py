@@ -1,7 +1,8 @@
 """Observers: what is read from rows while they run, layer by layer.
 
 `CaptureKV` makes chunk records, `QuestionScores` and `DeviationScores` score tokens for repair.
-Each costs what it says, and nothing when it is not attached.
+All add up on the device, so that nobody waits for it before the last layer. Each costs what it
+says, and nothing when it is not attached.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from chunkcache.chunk import ChunkStats
 from chunkcache.repair.base import DEVIATION_LAYERS
 from chunkcache_kernels import turned
+from chunkcache_kernels.sending import index_of, sent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,33 +36,40 @@ class CaptureKV:
         geometry = model.geometry
         self._start = boundaries[-1]
         shape = (geometry.num_layers, 2, num_tokens, geometry.num_kv_heads, geometry.head_dim)
-        self.kv = torch.empty(shape, dtype=model.dtype)
-        end = self._start + num_tokens
-        edges = torch.tensor(boundaries)
-        # segment 0 is the head, 1.. the prior chunks, the last one the chunk itself
-        segments = torch.searchsorted(edges, torch.arange(end), right=True)
-        self._named = torch.nn.functional.one_hot(segments, len(boundaries) + 1).float()
-        self._mass = torch.zeros((num_tokens, len(boundaries) + 1), dtype=torch.float32)
-        self.layer_mass = torch.zeros((geometry.num_layers, len(boundaries) + 1))
+        self._device = model.device
+        self._kv = torch.empty(shape, dtype=model.dtype, device=self._device)
         self._num_layers = geometry.num_layers
+        self._count_between(boundaries, num_tokens)
+
+    def _count_between(self, edges: Sequence[int], num_tokens: int) -> None:
+        """Segment 0 is the head, 1.. the prior chunks, the last one the chunk itself."""
+        count = len(edges) + 1
+        self._edges = sent({"edges": np.array(edges)}, self._device)["edges"]
+        self._mass = torch.zeros((num_tokens, count), device=self._device)
+        self.layer_mass = torch.zeros((self._num_layers, count), device=self._device)
+
+    @property
+    def kv(self) -> torch.Tensor:
+        """`[layers, 2, tokens, kv_heads, head_dim]` in host memory, once all rows have run."""
+        return self._kv.cpu()
 
     def look(self, view: LayerView) -> None:
         """Copy K before RoPE and V of the rows that belong to the chunk; add up where they look."""
-        own = np.flatnonzero(view.rows.positions >= self._start)
-        if not len(own):
+        positions = view.rows.positions
+        first = int(np.searchsorted(positions, self._start))  # they increase
+        if first == len(positions):
             return
-        rows = torch.from_numpy(own).to(view.value.device)
-        into = torch.from_numpy(view.rows.positions[own] - self._start)
-        self.kv[view.layer, 0, into] = view.key_before_rope[rows].cpu()
-        self.kv[view.layer, 1, into] = view.value[rows].cpu()
-        weights = view.weights(own)
-        mass = (weights @ self._named[: weights.shape[1]].to(weights.device)).cpu()
+        into = slice(int(positions[first]) - self._start, int(positions[-1]) + 1 - self._start)
+        assert into.stop - into.start == len(positions) - first, "rows that are no piece"
+        self._kv[view.layer, 0, into] = view.key_before_rope[first:]
+        self._kv[view.layer, 1, into] = view.value[first:]
+        mass = view.mass(first, self._edges)
         self._mass[into] += mass / self._num_layers
         self.layer_mass[view.layer] += mass.sum(0)
 
     def stats(self, prior: Sequence[tuple[bytes, int]] = ()) -> ChunkStats:
         """The statistics once all rows have run. `prior`: digest and length of the prior chunks."""
-        mass = self._mass.numpy()
+        mass = self._mass.cpu().numpy()
         return ChunkStats(
             token_inter=mass[:, 1:-1].sum(axis=1).astype(np.float32),
             token_head=np.ascontiguousarray(mass[:, 0]),
@@ -96,18 +105,22 @@ class QuestionScores:
         if view.layer < self._first_layer:
             return
         positions = view.rows.positions
-        voting = np.flatnonzero(positions >= self._groups[0][0])
-        if not len(voting):
+        # they increase: those that vote are the last ones
+        begins = np.searchsorted(positions, [first for first, _ in self._groups]).tolist()
+        if begins[0] == len(positions):
             return
-        weights = view.weights(voting)
-        for first, weight in self._groups:
-            votes = torch.from_numpy(positions[voting] >= first).to(weights.device)
-            received = weights[votes].sum(0).cpu()
-            self._received[: len(received)] += weight * received
+        device = view.query.device
+        if self._received.device != device:
+            self._received = torch.zeros_like(self._received, device=device)
+        votes = torch.zeros(len(positions) - begins[0], device=device)
+        for begin, (_, weight) in zip(begins, self._groups, strict=True):
+            votes[begin - begins[0] :] += weight
+        received = view.received(begins[0], votes)
+        self._received[: len(received)] += received
 
     def scores(self) -> np.ndarray:
         """float32 `[num_tokens]`; meaningful for positions below the question."""
-        return self._received.numpy()
+        return self._received.cpu().numpy()
 
 
 class DeviationScores:
@@ -135,23 +148,25 @@ class DeviationScores:
         """
         if view.layer != self._layer:
             return
-        positions = view.rows.positions
+        positions, device = view.rows.positions, view.value.device
+        if self._deviation.device != device:
+            self._deviation = torch.zeros_like(self._deviation, device=device)
+        where = index_of(positions, device)
         for chunk in self._chunks:
             begin, used = chunk.begin, chunk.rows
-            inside = (positions >= begin + used.start) & (positions < begin + used.stop)
-            rows = np.flatnonzero(inside)
-            if not len(rows):
+            edges = np.searchsorted(positions, [begin + used.start, begin + used.stop])
+            rows = slice(*edges.tolist())
+            if rows.start == rows.stop:
                 continue
-            index = torch.from_numpy(rows).to(view.value.device)
-            place = torch.from_numpy(positions[rows] - begin).to(view.value.device)
+            place = where[rows] - begin
             keys, values = view.pool.chunks.read_rows(view.layer, chunk.resident.pages)
-            fresh = view.key_before_rope[index].float()
+            fresh = view.key_before_rope[rows].float()
             if view.turned:
                 fresh = turned(fresh, *view.rotary.at(place))
             change = (fresh - keys[place].float()).square().sum(dim=(1, 2))
-            change += (view.value[index].float() - values[place].float()).square().sum(dim=(1, 2))
-            self._deviation[positions[rows]] = change.cpu()
+            change += (view.value[rows].float() - values[place].float()).square().sum(dim=(1, 2))
+            self._deviation[where[rows]] = change
 
     def scores(self) -> np.ndarray:
         """float32 `[num_tokens]`: K and V squared deviation, 0 where no row ran."""
-        return self._deviation.numpy()
+        return self._deviation.cpu().numpy()

@@ -1,10 +1,11 @@
 """A model's layers with fewer, larger operations: fused products, no identity rotary, own kernels.
 
-Many rows run as torch's matrix products with our norms, gate and attention between them. Few rows,
-as in decoding, run through all layers in one call of the C kernels, which read every weight once:
-there the weights are kept as narrow as they can be without losing a bit (a checkpoint in bf16 or
-fp16 that is computed in fp32 is read in 16 bits), and all arithmetic is fp32. With int8 weights
-the modules' own weights are rounded to what 8 bits hold: all rows are of one and the same model.
+Many rows run as torch's matrix products with our norms, gate and attention between them; on a GPU
+all rows do. Few rows on a CPU, as in decoding, run through all layers in one call of the C kernels,
+which read every weight once: there the weights are kept as narrow as they can be without losing a
+bit (a checkpoint in bf16 or fp16 that is computed in fp32 is read in 16 bits), and all arithmetic
+is fp32. With int8 weights the modules' own weights are rounded to what 8 bits hold: all rows are of
+one and the same model.
 
 Twin: `ModuleLayers`, transformers' own modules; the gate compares both.
 """
@@ -19,6 +20,7 @@ import torch
 from torch.nn.functional import linear, silu
 
 from chunkcache.engine.facts import decoder_of
+from chunkcache.engine.graphed import BUCKETS, CudaCapture, GraphedLayers
 from chunkcache_kernels.compiled import CompiledStep
 from chunkcache_kernels.structs import TYPES, LayerC, LayersC, WeightC
 
@@ -90,7 +92,14 @@ class PackedLayers:
             _fuse(layer, of.turned) for layer, of in zip(decoder.layers, facts.layers, strict=True)
         ]
         self._final_norm = decoder.norm.weight.float()
-        self._few = _FewRows(self._layers, self._hf.lm_head.weight, self._eps, int8=int8)
+        head = self._hf.lm_head.weight
+        self._few: _FewRows | None = None
+        if head.device.type == "cpu":
+            self._few = _FewRows(self._layers, head, self._eps, int8=int8)
+        self._graphed: GraphedLayers | None = None
+        if head.device.type == "cuda":
+            between = _WithoutTeam(self, self._layers[0])
+            self._graphed = GraphedLayers(between, len(self._layers), CudaCapture())
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """See `LayerRunner`."""
@@ -100,49 +109,77 @@ class PackedLayers:
         """See `LayerRunner`."""
         (kernels,) = rows.kernels
         few = len(hidden) <= FEW_ROWS and not rows.is_watched
-        if few and isinstance(kernels, CompiledStep):
+        if few and self._few is not None and isinstance(kernels, CompiledStep):
             return self._few.run(first, end, hidden, rows, kernels)
+        if self._graphed is not None and len(hidden) <= BUCKETS[-1] and not rows.is_watched:
+            return self._graphed.run(first, end, hidden, rows)
         team = rows.pool.team
         for index in range(first, end):
             rows.wait_for(index)
-            hidden = self._layer(index, hidden, rows, team)
+            qkv = self.qkv(index, hidden, team)
+            hidden = self.rest(index, hidden, self.attend(index, qkv, rows), team)
         return hidden
 
     def store(self, layer: int, hidden: torch.Tensor, rows: StepRows) -> None:
         """See `LayerRunner`."""
-        of = self._layers[layer]
-        qkv = self._qkv(of, hidden, rows.pool.team)
+        of, qkv = self._layers[layer], self.qkv(layer, hidden, rows.pool.team)
         rows.write(layer, qkv, query_norm=of.query_norm, key_norm=of.key_norm, eps=self._eps)
 
     def logits(self, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """See `LayerRunner`."""
         team = rows.pool.team
         normed = self._norm(hidden, self._final_norm, team)
-        if team is not None and len(hidden) <= FEW_ROWS:
+        if team is not None and self._few is not None and len(hidden) <= FEW_ROWS:
             return team.product(self._few.head, normed.float())
         return linear(normed, self._hf.lm_head.weight).float()
 
-    def _layer(
-        self, index: int, hidden: torch.Tensor, rows: StepRows, team: Team | None
-    ) -> torch.Tensor:
+    def qkv(self, index: int, hidden: torch.Tensor, team: Team | None) -> torch.Tensor:
+        """Queries, keys and values of a layer's rows, before norms of their own and RoPE."""
         layer = self._layers[index]
-        qkv = self._qkv(layer, hidden, team)
-        attended = rows.attend(
+        return linear(self._norm(hidden, layer.input_norm, team), layer.qkv, layer.qkv_bias)
+
+    def attend(self, index: int, qkv: torch.Tensor, rows: StepRows) -> torch.Tensor:
+        """Write K and V, and attend."""
+        layer = self._layers[index]
+        return rows.attend(
             index, qkv, query_norm=layer.query_norm, key_norm=layer.key_norm, eps=self._eps
         )
+
+    def rest(
+        self, index: int, hidden: torch.Tensor, attended: torch.Tensor, team: Team | None
+    ) -> torch.Tensor:
+        """Hidden states behind the layer."""
+        layer = self._layers[index]
         hidden = torch.addmm(hidden, attended, layer.out.t())
         if layer.out_bias is not None:
             hidden += layer.out_bias
         gate_up = linear(self._norm(hidden, layer.mlp_norm, team), layer.gate_up)
         return torch.addmm(hidden, _gated(gate_up, team), layer.down.t())
 
-    def _qkv(self, layer: _Layer, hidden: torch.Tensor, team: Team | None) -> torch.Tensor:
-        return linear(self._norm(hidden, layer.input_norm, team), layer.qkv, layer.qkv_bias)
-
     def _norm(self, x: torch.Tensor, weight: torch.Tensor, team: Team | None) -> torch.Tensor:
         if team is not None:
             return team.norm(x.contiguous(), weight, self._eps)
         return torch.nn.functional.rms_norm(x.float(), weight.shape, weight, self._eps).to(x.dtype)
+
+
+class _WithoutTeam:
+    """What packed layers do beside attention, with torch alone."""
+
+    def __init__(self, packed: PackedLayers, layer: _Layer) -> None:
+        self._packed = packed
+        self.qkv_width, self.attended_width = layer.qkv.shape[0], layer.out.shape[1]
+
+    def enter(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """See `Between`."""
+        return self._packed.qkv(layer, hidden, None)
+
+    def attend(self, layer: int, qkv: torch.Tensor, rows: StepRows) -> torch.Tensor:
+        """See `Between`."""
+        return self._packed.attend(layer, qkv, rows)
+
+    def leave(self, layer: int, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """See `Between`."""
+        return self._packed.rest(layer, hidden, attended, None)
 
 
 def _gated(gate_up: torch.Tensor, team: Team | None) -> torch.Tensor:

@@ -44,7 +44,8 @@ class Pass:
 
     They run through all layers, or up to `end_layer` for no logits. With `keep` they leave their
     hidden states; with `resumed` those at positions from `resumed_from` on go on from theirs, and
-    rows before that start at the embeddings.
+    rows before that start at the embeddings. `token_ids` are those of the rows where the host does
+    not know them yet: int64 `[rows]`, on the device.
     """
 
     positions: np.ndarray
@@ -53,6 +54,7 @@ class Pass:
     keep: KeptRows | None = None
     resumed: KeptRows | None = None
     resumed_from: int = 0
+    token_ids: torch.Tensor | None = None
     logits: Logits = Logits.LAST
     done: int = 0
     parts: list[torch.Tensor] = field(default_factory=list)  # logits so far, when all are wanted
@@ -185,6 +187,22 @@ class Request(ABC):
         except StopIteration:
             self.current = None
 
+    def take(self, rows: int, num_layers: int) -> list[SequenceRows]:
+        """The next rows of the current pass, as the model takes them."""
+        assert self.current is not None
+        done = self.current.done
+        self.current.done += rows
+        groups = self.groups(self.current.positions[done : done + rows], num_layers)
+        if self.current.token_ids is not None:
+            (group,) = groups
+            group.token_ids = self.current.token_ids[done : done + rows]
+        return groups
+
+    def put_back(self, rows: int) -> None:
+        """The last rows taken have not run: they run again, to the same slots."""
+        if self.current is not None:
+            self.current.done -= rows
+
     def groups(self, positions: np.ndarray, num_layers: int) -> list[SequenceRows]:
         """Rows of the current pass as the model takes them: those that begin, then those that go
         on. `positions` int64, increasing; their slots are taken.
@@ -202,7 +220,7 @@ class Request(ABC):
             if len(part):
                 groups.append(
                     SequenceRows(
-                        token_ids=torch.tensor([self.token_ids[p] for p in part]),
+                        token_ids=self._ids_at(part),
                         positions=part,
                         slots=self.kv.take(part, run_to),
                         kv=self.kv,
@@ -216,6 +234,10 @@ class Request(ABC):
                 )
         groups[-1].logits = wanted
         return groups
+
+    def _ids_at(self, positions: np.ndarray) -> torch.Tensor:
+        known = len(self.token_ids)  # of a row whose token nobody has read yet, any id will do
+        return torch.tensor([self.token_ids[p] if p < known else 0 for p in positions])
 
     @property
     def has_ended(self) -> bool:

@@ -1,16 +1,19 @@
 """Logits → token: biases and penalties, a mask, then greedy or a draw from what is left.
 
 Order and meaning are vLLM's: bias, repetition, frequency and presence on the logits, then
-temperature, min_p, top_k, top_p on the probabilities.
+temperature, min_p, top_k, top_p on the probabilities. All of it happens where the logits are: on a
+GPU the host waits for none of it, and may read the token later.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from chunkcache.engine.outcome import TokenChances
+from chunkcache_kernels.sending import index_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,27 +25,29 @@ class Sampler:
     """Draws the tokens of one choice; its own generator, so requests never disturb each other.
 
     `prompt_ids` count as seen for the repetition penalty. Choice `index` of a request draws as the
-    only choice of one with `seed + index` would.
+    only choice of one with `seed + index` would. The same seed gives the same tokens on the same
+    kind of device.
     """
 
     def __init__(
         self, sampling: Sampling, prompt_ids: Sequence[int] = (), *, index: int = 0
     ) -> None:
         self._sampling = sampling
-        self._generator = torch.Generator()
-        if sampling.seed is not None:
-            self._generator.manual_seed((sampling.seed + index) % (1 << 64))  # any integer
-        else:
-            self._generator.seed()
+        self._index = index
+        self._generator: torch.Generator | None = None  # once it is known on which device
         penalised = sampling.frequency_penalty or sampling.presence_penalty
         self._history = None
         if penalised or sampling.repetition_penalty != 1.0:
             self._history = History(prompt_ids)
-        self._bias = torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float32)
-        self._biased = torch.tensor(list(sampling.logit_bias), dtype=torch.int64)
+        self._bias: torch.Tensor | None = None  # fp32 [vocab], where there is any
 
     def draw(self, logits: torch.Tensor, allowed: torch.Tensor | None = None) -> int:
-        """One token id from fp32 logits `[vocab]`. Temperature 0 takes the first maximum.
+        """The token id of `pick`, at once."""
+        return int(self.pick(logits, allowed))
+
+    def pick(self, logits: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
+        """One token id, int64 `[]`, from fp32 logits `[vocab]`, where they are. Temperature 0 takes
+        the first maximum.
 
         Only tokens in `allowed`, bool `[vocab]`, can be drawn, whatever was asked for; at least
         one of them must be true. It counts as generated from here on.
@@ -50,23 +55,35 @@ class Sampler:
         sampling = self._sampling
         logits = self._adjusted(logits)
         if allowed is not None:
-            logits = logits.cpu().masked_fill(~allowed, -torch.inf)
+            logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         if sampling.temperature == 0.0:
-            token = int(logits.argmax())
+            token = logits.argmax()
         else:
             probabilities = filtered_probabilities(
-                logits.cpu(), sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
+                logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
             )
-            token = int(torch.multinomial(probabilities, 1, generator=self._generator))
+            token = one_of(probabilities, self._generator_on(logits.device))
         if self._history is not None:
             self._history.add(token)
         return token
 
+    def _generator_on(self, device: torch.device) -> torch.Generator:
+        if self._generator is None:
+            self._generator = torch.Generator(device)
+            if self._sampling.seed is None:
+                self._generator.seed()
+            else:  # any integer
+                self._generator.manual_seed((self._sampling.seed + self._index) % (1 << 64))
+        return self._generator
+
     def _adjusted(self, logits: torch.Tensor) -> torch.Tensor:
-        if self._history is None and not len(self._biased):
-            return logits
-        logits = logits.cpu().clone()
-        logits[self._biased] += self._bias
+        given = self._sampling.logit_bias
+        if given:
+            if self._bias is None:
+                self._bias = torch.zeros_like(logits)
+                index = index_of(np.array(list(given), dtype=np.int64), logits.device)
+                self._bias[index] = torch.tensor(list(given.values())).to(logits)
+            logits = logits + self._bias
         return self._history.penalised(logits, self._sampling) if self._history else logits
 
 
@@ -74,28 +91,61 @@ class History:
     """Which tokens stand before the next one: in the prompt, and how often in the answer."""
 
     def __init__(self, prompt_ids: Sequence[int]) -> None:
-        self._counts: dict[int, int] = {}
-        self._seen = set(prompt_ids)
+        self._prompt_ids = np.unique(np.array(prompt_ids, dtype=np.int64))
+        self._counts: torch.Tensor | None = None  # fp32 [vocab], in the answer
+        self._seen: torch.Tensor | None = None  # bool [vocab], in either
 
-    def add(self, token: int) -> None:
-        """A token has been generated."""
-        self._counts[token] = self._counts.get(token, 0) + 1
-        self._seen.add(token)
+    def add(self, token: torch.Tensor) -> None:
+        """A token, int64 `[]`, has been generated."""
+        assert self._counts is not None and self._seen is not None, "drawn without penalties"
+        self._counts.index_add_(0, token.view(1), self._counts.new_ones(1))
+        self._seen.index_fill_(0, token.view(1), True)
 
     def penalised(self, logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-        """fp32 `[vocab]`, in place: repetition (Keskar et al. 2019, arXiv 1909.05858) over prompt
-        and answer, frequency and presence over the answer alone.
+        """fp32 `[vocab]`: repetition (Keskar et al. 2019, arXiv 1909.05858) over prompt and answer,
+        frequency and presence over the answer alone.
         """
+        if self._counts is None or self._seen is None:
+            self._counts = torch.zeros_like(logits)
+            self._seen = torch.zeros_like(logits, dtype=torch.bool)
+            self._seen.index_fill_(0, index_of(self._prompt_ids, logits.device), True)
         repetition = sampling.repetition_penalty
         if repetition != 1.0:
-            index = torch.tensor(list(self._seen), dtype=torch.int64)
-            seen = logits[index]
-            logits[index] = torch.where(seen > 0, seen / repetition, seen * repetition)
-        if self._counts and (sampling.frequency_penalty or sampling.presence_penalty):
-            index = torch.tensor(list(self._counts), dtype=torch.int64)
-            counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
-            logits[index] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+            weaker = torch.where(logits > 0, logits / repetition, logits * repetition)
+            logits = torch.where(self._seen, weaker, logits)
+        if sampling.frequency_penalty or sampling.presence_penalty:
+            penalty = sampling.frequency_penalty * self._counts + sampling.presence_penalty
+            logits = torch.where(self._counts > 0, logits - penalty, logits)
         return logits
+
+
+def one_of(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """int64 `[]`: an index, as likely as `[n]` says; whose clock rings first, of clocks that run so
+    fast. What `torch.multinomial` draws, without the look at the numbers that it makes the host
+    wait for.
+    """
+    rings = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / rings).argmax()
+
+
+class Drawn:
+    """A token on a device, and on its way to the host: read it when it is there, or wait for it."""
+
+    def __init__(self, token: torch.Tensor) -> None:
+        self.there = token  # int64 []
+        self._here = token
+        self._event: torch.cuda.Event | None = None
+        if token.device.type == "cuda":
+            self._here = torch.empty((), dtype=token.dtype, pin_memory=True)
+            self._here.copy_(token, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def read(self) -> int:
+        """Which it is."""
+        if self._event is not None:
+            self._event.synchronize()
+        return int(self._here)
 
 
 def filtered_probabilities(

@@ -77,6 +77,7 @@ class SequenceKV:
         self._used = 0
         self._in_chunk = np.zeros(max_tokens, dtype=bool)
         self._arriving: list[tuple[int, Arrival]] = []  # by the position of their first row
+        self._followed: list[Arrival] = []  # all that may have to be
         self.waited_s = 0.0  # for layers of chunks
         self._fixed: list[Segment] = []
         if prefix:
@@ -87,6 +88,7 @@ class SequenceKV:
             segment = Segment.of_chunk(CHUNKS, pages, page_tokens, begin, rows.start, rows.stop)
             self._fixed.append(segment)
             self._in_chunk[begin + rows.start : begin + rows.stop] = True
+            self._followed.append(chunk.resident.arrival)
             if not chunk.resident.arrival.is_whole:
                 self._arriving.append((begin + rows.start, chunk.resident.arrival))
         self._seen: dict[int, tuple[list[Segment], np.ndarray]] = {}
@@ -158,8 +160,14 @@ class SequenceKV:
             NotArrived: a layer will not come, or not soon.
         """
         end = self._num_layers
-        if not self.is_arriving:
-            return end
+        if self.is_arriving:
+            end = self._wait_for(layer, last_position)
+        if self._followed:
+            self._followed = [one for one in self._followed if not one.follow()]
+        return end
+
+    def _wait_for(self, layer: int, last_position: int) -> int:
+        end = self._num_layers
         began = time.perf_counter()
         try:
             for first_row, arrival in self._arriving:

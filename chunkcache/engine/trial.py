@@ -242,6 +242,7 @@ def turned_queries(engine: Engine, request: ChunkPrefill) -> float:
     record, model, kv = request.future.result(), engine.model, request.kv
     resident = engine.chunks.hold(record)
     assert kv is not None and resident is not None
+    resident.arrival.follow()
     count, start = record.num_tokens, len(request.token_ids) - record.num_tokens
     made = torch.Generator().manual_seed(5)
     query = torch.randn(8, 1, model.geometry.head_dim, generator=made).to(model.device)
@@ -307,7 +308,7 @@ def transformers_logits(
 
     Its own attention and its own, fresh rotary; with `shift` all positions are that much larger.
     """
-    with _as_transformers_runs_it(model, attention):
+    with as_transformers_runs_it(model, attention):
         ids = torch.tensor([list(tokens)], device=model.device)
         where = torch.arange(shift, shift + len(tokens), device=model.device)[None]
         hf: Any = model.hf
@@ -331,7 +332,10 @@ def type_noise(model: DecoderModel, tokens: Sequence[int], reference: torch.Tens
 
 
 @contextmanager
-def _as_transformers_runs_it(model: DecoderModel, attention: str) -> Iterator[None]:
+def as_transformers_runs_it(model: DecoderModel, attention: str) -> Iterator[None]:
+    """Within, the model's modules run by themselves, with that attention function of transformers'
+    and a fresh rotary embedding.
+    """
     hf: Any = model.hf
     decoder = decoder_of(hf)
     config = decoder.config

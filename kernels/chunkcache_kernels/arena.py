@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from chunkcache_kernels.sending import index_of
+
 HIDDEN = np.iinfo(np.int32).max  # the position of a key that no row may see
 
 
@@ -82,7 +84,7 @@ class Arena:
 
         What is left of the last page becomes 0. Cost: one pass over the bytes.
         """
-        where = torch.from_numpy(pages).to(self.keys.device)
+        where = index_of(pages, self.keys.device)
         spare = len(pages) * self.page_tokens - keys.shape[1]
         layers = slice(first, first + len(keys))
         for source, target, scales, order in (
@@ -99,7 +101,7 @@ class Arena:
 
     def read_rows(self, layer: int, pages: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """K (as it lies, rotated) and V of whole pages in one layer, `[tokens, heads, dim]`."""
-        where = torch.from_numpy(pages.astype(np.int64)).to(self.keys.device)
+        where = index_of(pages, self.keys.device)
         keys, values = self.keys[layer, where], self.values[layer, where]
         if self.key_scales is not None and self.value_scales is not None:
             keys = keys * self.key_scales[layer, where][..., None]

@@ -15,6 +15,7 @@ import torch
 import triton
 
 from chunkcache_kernels import triton_attend, triton_kernels
+from chunkcache_kernels.sending import sent
 from chunkcache_kernels.triton_plan import plan
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ _LARGE_SHARED_BYTES = 160 * 1024  # of a block: compute capability 8.0, 9.0 and 
 _BOUND_KEYS = 64
 _WRITE_ROWS = 16
 _MERGED = 16384  # numbers of parts on their way to one program at a time
-_ALIGNED = 4  # int32 numbers: Triton compiles another kernel for pointers that are not at 16 bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +83,7 @@ class TritonStep:
             shared_rows=rows[0] if shares else 0, chained_rows=rows[1],
             items=-(-_programs(device) // heads.kv_heads),
         )  # fmt: skip
-        arrays = to_device(
+        arrays = sent(
             {
                 "row_positions": layout.row_positions,
                 "key_positions": layout.key_positions,
@@ -149,7 +149,7 @@ class TritonStep:
         assert slots.dtype == np.int32 and len(slots) == self.num_rows
         if self.slots is None or not np.array_equal(self.slots[0], slots):
             kept = slots.copy()
-            self.slots = kept, to_device({"slots": kept}, qkv.device)["slots"]
+            self.slots = kept, sent({"slots": kept}, qkv.device)["slots"]
         heads_to_do = heads.kv_heads + (0 if query_norm is None else heads.heads)
         triton_kernels.write_kernel[(triton.cdiv(self.num_rows, _WRITE_ROWS), heads_to_do)](
             qkv, into.keys[layer], into.values[layer], self.rotary.cos, self.rotary.sin,
@@ -326,17 +326,3 @@ def check(layout: Layout, arenas: Sequence[Arena], heads: Heads, rotary: Rotary)
         assert angles.dtype is torch.float32 and angles.is_contiguous()
         assert angles.shape[1] == heads.rotary_dim and angles.device == device
         assert angles.shape[0] > layout.longest_turn
-
-
-def to_device(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-    """Arrays of int32, in one copy that the CPU does not wait for."""
-    sizes = [-(-array.size // _ALIGNED) * _ALIGNED for array in arrays.values()]
-    packed = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
-    for part, array in zip(torch.split(packed, sizes), arrays.values(), strict=True):
-        assert array.dtype == np.int32
-        part[: array.size] = torch.from_numpy(array.reshape(-1))
-    moved = torch.split(packed.to(device, non_blocking=True), sizes)
-    return {
-        name: part[: array.size].view(array.shape)
-        for part, (name, array) in zip(moved, arrays.items(), strict=True)
-    }

@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 
 from chunkcache_kernels.records import Form
+from chunkcache_kernels.sending import sent
 from chunkcache_kernels.triton_kernels import partner_of, turn
-from chunkcache_kernels.triton_pages import padded, to_device
+from chunkcache_kernels.triton_pages import padded
 
 if TYPE_CHECKING:
     from chunkcache_kernels.arena import Arena
@@ -117,7 +118,7 @@ def promote(
     assert len(pages) == -(-form.tokens // arena.page_tokens)
     assert arena.keys.shape[2:4] == (heads, dim) and first + layers <= len(arena.keys)
     assert cos.is_contiguous() and sin.is_contiguous() and len(cos) >= form.tokens
-    where = to_device({"pages": pages.astype(np.int32)}, coded.device)["pages"]
+    where = sent({"pages": pages.astype(np.int32)}, coded.device)["pages"]
     scales = arena.key_scales, arena.value_scales
     promote_kernel[(len(pages), heads, layers)](
         coded.view(form.dtype), coded.view(torch.bfloat16), coded, arena.keys[first:],

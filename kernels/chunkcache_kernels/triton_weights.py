@@ -13,13 +13,13 @@ import torch
 
 from chunkcache_kernels import triton_attend
 from chunkcache_kernels.portable import PortableWeights
+from chunkcache_kernels.sending import sent
 from chunkcache_kernels.triton_pages import (
     LOG2_E,
     NO_WINDOW,
     TritonStep,
     padded,
     tiles,
-    to_device,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class TritonWeights:
         step = TritonStep.bind(layout, arenas, heads, rotary, shares=False)
         keys, _ = tiles(heads.dim, step.is_exact, _QUERIES, step.rounded_page)
         table = _tiles(sequence, arenas[0].page_tokens, keys)
-        on_device = to_device({"tiles": table}, arenas[0].keys.device)["tiles"]
+        on_device = sent({"tiles": table}, arenas[0].keys.device)["tiles"]
         twin = PortableWeights(sequence, arenas, heads, rotary)
         return cls(step, twin, on_device, keys, int(layout.row_positions[-1]) + 1)
 

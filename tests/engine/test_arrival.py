@@ -142,7 +142,7 @@ def test_the_first_layer_runs_before_the_last_has_come(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner, ran = scene.bench.model.runner, threading.Event()
-    true = type(runner)._layer
+    true = type(runner).rest
 
     def layer(self: Any, index: int, *rest: Any) -> Any:
         done = true(self, index, *rest)
@@ -150,7 +150,7 @@ def test_the_first_layer_runs_before_the_last_has_come(
             ran.set()
         return done
 
-    monkeypatch.setattr(type(runner), "_layer", layer)
+    monkeypatch.setattr(type(runner), "rest", layer)
     readers = [Stepped(record, open_to=1) for record in scene.records.values()]
     request = scene.submit(scene.loading(*readers))
     assert ran.wait(WAIT_S), "it waits for whole records"

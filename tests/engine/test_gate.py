@@ -101,13 +101,13 @@ def test_parts_kept_in_fp32_stay_as_they_are(tokenizer: Any) -> None:
 
 def wrong_theta(model: DecoderModel, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        model.facts.kinds[0].angles, "_inv_freq", model.facts.kinds[0].angles._inv_freq ** 1.05
+        model.facts.kinds[0].angles, "frequencies", model.facts.kinds[0].angles.frequencies ** 1.05
     )
 
 
 def bf16_frequencies(model: DecoderModel, patch: pytest.MonkeyPatch) -> None:
-    rounded = model.facts.kinds[0].angles._inv_freq.bfloat16().float()
-    patch.setattr(model.facts.kinds[0].angles, "_inv_freq", rounded)
+    rounded = model.facts.kinds[0].angles.frequencies.bfloat16().float()
+    patch.setattr(model.facts.kinds[0].angles, "frequencies", rounded)
 
 
 def interleaved_layout(model: DecoderModel, patch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,7 @@ def test_a_model_loses_no_bit_by_being_packed(
             for parameter in model.hf.parameters():
                 parameter.copy_(parameter.to(dtype).float())
     runner = PackedLayers(model.hf, model.facts)
+    assert runner._few is not None
     kept = {layer.qkv.type for layer in runner._few._layers} | {runner._few.head.type}
     assert kept == {TYPES[dtype]}
     twin = logits_in_steps(as_modules(model), new_pool(model), [])

