@@ -334,8 +334,10 @@ class WindowedFrequencyPolicy:
             if len(others) + len(warmed) <= _MIN_WINDOW_RECORDS:
                 break
             digest, held = self._everyone.oldest()
-            self._leave(digest, held)
-            self._enter(digest, held, _MAIN)
+            held.stage = _MAIN
+            self._window_bytes -= held.entry.size_bytes
+            for pools in held.pools:
+                pools.leave_window(digest, held)
 
     def _expire(self) -> None:
         while (place := self._expiring.head()) is not None and place[0] <= self._now_s:

@@ -76,6 +76,11 @@ class Pools:
         """A record of the window is used."""
         self.window[held.is_warmed].move_to_end(digest)
 
+    def leave_window(self, digest: bytes, held: Held) -> None:
+        """A record of the window, which is of the main part now, moves there."""
+        del self.window[held.is_warmed][digest]
+        self.main[held.is_warmed].add(digest)
+
     def oldest(self) -> tuple[bytes, Held]:
         """The record of the window that was used longest ago; there must be one."""
         others, warmed = self.window
@@ -134,9 +139,12 @@ class Victims:
 
     def take(self, pools: Pools, bytes_needed: float) -> None:
         """Choose from `pools` until they free `bytes_needed`, as far as they go."""
-        for (others, warmed), is_kept in ((pools.expired, False), (pools.main, True)):
-            if others.places or warmed.places:
-                self._take_ranked(others, warmed, bytes_needed, is_kept=is_kept)
+        others, warmed = pools.expired
+        if others.places or warmed.places:
+            self._take_ranked(others, warmed, bytes_needed, is_kept=False)
+        others, warmed = pools.main
+        if others.places or warmed.places:
+            self._take_ranked(others, warmed, bytes_needed, is_kept=True)
         if self.freed_bytes < bytes_needed:
             self._take_from_window(pools.window, bytes_needed)
         if self._later:
