@@ -55,11 +55,11 @@ def _misses(run: dict[str, Any]) -> str:
             f"| {shares} | {row['policy']} | {row['cost']:.3f} | {row['hit_rate']:.3f} | "
             f"{row['disk_written']:.2f} |"
         )
-    rates = ", ".join(f"{name}: {rate:,}" for name, rate in speed["accesses_per_cpu_s"].items())
+    rates = ", ".join(f"{name}: {share:.2f}" for name, share in speed["of_twin"].items())
     lines += [
         "",
-        f"Time: of computing every passage. Disk written: in footprints. Accesses a second of "
-        f"processor time: {rates}; {speed['bytes_per_distinct_chunk']} bytes of memory for each "
+        f"Time: of computing every passage. Disk written: in footprints. Speed, LRU in ten lines "
+        f"at 10 % being 1: {rates}; {speed['bytes_per_distinct_chunk']} bytes of memory for each "
         f"chunk. {source_of(run)}.",
     ]
     return "\n".join(lines)
