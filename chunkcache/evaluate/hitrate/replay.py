@@ -217,7 +217,7 @@ class Replaying:
 
 @contextmanager
 def _no_search_for_garbage() -> Iterator[None]:
-    """Python looks through all objects for cycles again and again, here a third of the time.
+    """Python looks through all objects for cycles again and again, here up to 29 % of the time.
 
     Replays make millions of objects and no cycle.
     """
