@@ -12,6 +12,8 @@ from chunkcache.cli.screen import console, visible
 from chunkcache.errors import InvalidRequest
 from chunkcache.keep import Keep
 
+_MOST_DIGITS = 18  # below 2^63, as over HTTP
+
 
 def keep(
     context: typer.Context,
@@ -67,8 +69,10 @@ def quota(
 
 
 def _bytes(text: str) -> int | None:
-    if text.strip().lower() == "none":
+    said = text.strip()
+    if said.lower() == "none":
         return None
-    if not text.strip().isdecimal():
-        raise InvalidRequest.of("--set", text, "whole bytes, or none", "for example 5000000000")
-    return int(text)
+    if not said.isdecimal() or len(said) > _MOST_DIGITS:
+        limit = f"whole bytes of at most {_MOST_DIGITS} digits, or none"
+        raise InvalidRequest.of("--set", text, limit, "for example 5000000000")
+    return int(said)

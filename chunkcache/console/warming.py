@@ -231,8 +231,9 @@ class WarmUps:
                 raise ShuttingDown("the service is shutting down and begins no warm-up")
             job = self._jobs.get(tenant)
             if job is not None and not job.is_over:
-                raise InvalidRequest.of(
-                    "action", "start", "asked while no other warm-up runs", "stop that one first"
+                raise InvalidRequest(
+                    f"A warm-up is {job.state.state} already, and there is one at a time. Hint: "
+                    "wait for it, or stop it first."
                 )
             self._jobs[tenant] = _Job(self._warm, tenant, wish)
             return self._jobs[tenant].state

@@ -211,7 +211,7 @@ class ChunkCache(Library):
             StoreError: it cannot be written down; all is as it was.
         """
         runtime = self.runtime
-        self.quotas.put(tenant, limit_bytes, lambda: runtime.on_quota(tenant, limit_bytes))
+        self.quotas.put(tenant, limit_bytes, runtime.on_quota)
 
     # ------------------------------------------------------------ answers
 

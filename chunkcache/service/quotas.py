@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from chunkcache.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 
 class Quotas:
     """Bytes by tenant; who is not named has no limit. Thread-safe.
 
-    What is set outlives a restart, in a file, and goes before the settings.
+    What is set outlives a restart, in a file, and goes before the settings. What other processes
+    set in it meanwhile is kept, and known here from the next `put` on.
 
     Args:
         file: made when something is set for the first time.
@@ -45,27 +48,57 @@ class Quotas:
         return {tenant: limit for tenant, limit in merged.items() if limit is not None}
 
     def put(
-        self, tenant: str, limit_bytes: int | None, tell: Callable[[], None] = lambda: None
+        self,
+        tenant: str,
+        limit_bytes: int | None,
+        tell: Callable[[str, int | None], None] = lambda _, __: None,
     ) -> None:
-        """Limit a tenant from now on, or not any more; `tell` is called once it is on disk.
+        """Limit a tenant from now on, or not any more.
+
+        Args:
+            tell: called with each tenant whose limit is another now, and the limit, once it is on
+                disk.
 
         Raises:
-            StoreError: the file cannot be written; all is as it was.
+            StoreError: the file cannot be read or written; all is as it was.
         """
         with self._lock:
-            changed = {**self._set, tenant: limit_bytes}
-            partial = self._file.with_name(f"{self._file.name}.{os.getpid()}")
             try:
-                with partial.open("w", encoding="utf-8") as stream:
-                    json.dump(changed, stream)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                partial.replace(self._file)
+                with _alone_in(self._file.parent):
+                    changed = {**_read(self._file), tenant: limit_bytes}
+                    self._write(changed)
             except OSError as error:
-                partial.unlink(missing_ok=True)
                 raise StoreError(f"quotas: cannot write {self._file}: {error.strerror}") from error
-            self._set = changed
-            tell()
+            except ConfigError as error:
+                raise StoreError(error.message) from error
+            before, self._set = self._set, changed
+            for one in sorted({*before, *changed}):
+                limit = self._set.get(one, self._configured.get(one))
+                if one == tenant or limit != before.get(one, self._configured.get(one)):
+                    tell(one, limit)
+
+    def _write(self, limits: Mapping[str, int | None]) -> None:
+        partial = self._file.with_name(f"{self._file.name}.{os.getpid()}")
+        try:
+            with partial.open("w", encoding="utf-8") as stream:
+                json.dump(limits, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(self._file)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other process is in here meanwhile: two that read and write would lose what one set."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read(file: Path) -> dict[str, int | None]:

@@ -81,13 +81,17 @@ def test_documents_are_warmed_ahead_as_the_tenant_s_warm_up(
 ) -> None:
     info = served.service.ingest_bytes("owls.txt", b"owls", tenant="public", collection="default")
     path, ids = "/v1/chunkcache/cache/prefetches", [info.document_id]
-    assert http.post(path, json={"document_ids": [*ids, "doc-none"]}).status_code == 404
+    missing = http.post(path, json={"document_ids": [*ids, "doc-none"]})
+    assert (missing.status_code, missing.json()["error"]["param"]) == (404, "document_ids")
     assert http.post(path, json={"document_ids": []}).status_code == 400
     assert http.post(path, json={"document_ids": ids * 101}).status_code == 400
     assert served.service.warmed == []
     started = http.post(path, json={"document_ids": ids})
     assert started.json()["state"] == "running"
-    assert http.post(path, json={"document_ids": ids}).status_code == 400, "one at a time"
+    second = http.post(path, json={"document_ids": ids})
+    assert second.status_code == 400
+    assert second.json()["error"]["message"].startswith("A warm-up is running already")
+    assert second.json()["error"]["param"] is None, "this route has no `action`"
     http.post("/v1/chunkcache/warm_up", json={"action": "stop"})
     served.service.warm_steps.release()
     served.service.console.warm_ups._jobs["public"].join(20)
@@ -115,10 +119,12 @@ def test_texts_are_warmed_ahead_on_the_terms_that_are_said(served: Any, http: ht
         ({}, "document_ids or texts"),
         ({"texts": ["a"], "document_ids": ["b"]}, "document_ids or texts"),
         ({"texts": []}, "texts"),
-        ({"texts": ["a", " \n"]}, "texts"),
+        ({"texts": ["a", " \n"]}, "texts.1"),
         ({"texts": [{"title": "no text"}]}, "text"),
         ({"texts": ["a"], "retention": "for ever"}, "retention"),
         ({"texts": ["a"], "priority": 17}, "priority"),
+        ({"texts": ["a"], "priority": True}, "priority: got True"),
+        ({"texts": ["a"], "expires_after_s": True}, "expires_after_s: got True"),
         ({"texts": ["a"], "expires_after_s": 0}, "expires_after_s"),
         ({"texts": ["a"], "ttl": 5}, "ttl"),
     ],
@@ -151,7 +157,13 @@ def test_a_server_without_keys_lets_everybody_set_the_quota(http: httpx.Client) 
     assert http.put(path, json={"limit_bytes": 5000}).json()["limit_bytes"] == 5000
     assert http.get(path).json()["limit_bytes"] == 5000
     assert http.put(path, json={"limit_bytes": None}).json()["limit_bytes"] is None
-    for wrong in ({}, {"limit_bytes": -1}, {"limit_bytes": "5 GB"}, {"limit_bytes": 1 << 63}):
+    for wrong in (
+        {},
+        {"limit_bytes": -1},
+        {"limit_bytes": "5 GB"},
+        {"limit_bytes": 1 << 63},
+        {"limit_bytes": True},
+    ):
         refused = http.put(path, json=wrong)
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "limit_bytes"
 

@@ -91,6 +91,11 @@ def test_a_refused_content_part_is_named(served: Any) -> None:
     [
         {"n": 0},
         {"n": 17},
+        {"n": True},
+        {"max_tokens": True},
+        {"temperature": False},
+        {"chunkcache": {"budget": True}},
+        {"logit_bias": {"1": True}},
         {"min_p": 1.1},
         {"frequency_penalty": 2.1},
         {"presence_penalty": -2.1},

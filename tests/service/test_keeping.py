@@ -101,8 +101,8 @@ def test_quotas_that_cannot_be_read_or_written_are_said(tmp_path: Path) -> None:
     file.unlink()
     file.mkdir()
     told: list[str] = []
-    with pytest.raises(StoreError, match="cannot write"):
-        quotas.put("one", 9, lambda: told.append("told"))
+    with pytest.raises(StoreError, match=r"cannot read .*quotas\.json"):
+        quotas.put("one", 9, lambda tenant, _: told.append(tenant))
     assert quotas.all() == {"one": 5, "two": 7} and told == []
     assert [path.name for path in tmp_path.iterdir()] in (
         [["quotas.json", "readable.json"], ["readable.json", "quotas.json"]]
@@ -112,3 +112,21 @@ def test_quotas_that_cannot_be_read_or_written_are_said(tmp_path: Path) -> None:
         (tmp_path / "wrong.json").write_text(wrong)
         with pytest.raises(ConfigError, match="cannot read"):
             Quotas(tmp_path / "wrong.json", {})
+
+
+def test_quotas_of_two_processes_on_one_home_are_all_kept(tmp_path: Path) -> None:
+    file = tmp_path / "quotas.json"
+    one, other = Quotas(file, {"c": 1, "d": 4}), Quotas(file, {"c": 1, "d": 4})
+    one.put("a", 5)
+    one.put("d", None)
+    told: list[tuple[str, int | None]] = []
+    other.put("b", 7, lambda tenant, limit: told.append((tenant, limit)))
+    assert told == [("a", 5), ("b", 7), ("d", None)], "the tiers go by the others' limits, too"
+    assert other.all() == Quotas(file, {"c": 1, "d": 4}).all() == {"a": 5, "b": 7, "c": 1}
+    one.put("a", None)
+    assert one.all() == {"b": 7, "c": 1}
+    (tmp_path / "gone").mkdir()
+    lost = Quotas(tmp_path / "gone" / "quotas.json", {})
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(StoreError, match="cannot write"):
+        lost.put("a", 1)

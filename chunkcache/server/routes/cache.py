@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field, model_validator
 
 from chunkcache.console.warming import WarmWish
-from chunkcache.errors import Forbidden
+from chunkcache.errors import Forbidden, NotFound
 from chunkcache.keep import Keep
 from chunkcache.protocol import GivenDocument
 from chunkcache.server.bodies import BoundedRoute
@@ -71,8 +71,9 @@ class ChunksWish(JsonBody):
     def _one_of_two(self) -> Self:
         if (self.document_ids is None) == (self.texts is None):
             raise stated("say which chunks are meant: document_ids or texts, one of the two")
-        if self.texts is not None and not all(text.text.strip() for text in self.texts):
-            raise stated("texts: one of them is blank, and there is nothing in it to be kept")
+        for number, text in enumerate(self.texts or ()):
+            if not text.text.strip():
+                raise stated(f"texts.{number} is blank, and there is nothing in it to be kept")
         return self
 
     def keep(self, retention: Literal["normal", "warmed"]) -> Keep:
@@ -193,9 +194,13 @@ def prefetch(wish: ChunksWish, service: ServiceDep, tenant: TenantDep) -> JSONRe
     said; without any it is `warmed`.
     """
     if wish.document_ids is not None:
-        service.kv_states.of_documents(
-            wish.document_ids, tenant=tenant, collection=wish.vector_store_id
-        )  # refuses those that are not there
+        try:
+            service.kv_states.of_documents(
+                wish.document_ids, tenant=tenant, collection=wish.vector_store_id
+            )
+        except NotFound as error:
+            param = "document_ids" if error.param == "document_id" else error.param
+            raise NotFound(error.message, param=param) from error
     keep = wish.keep("warmed") if wish.says_terms() else None
     task = WarmWish(wish.vector_store_id, wish.document_ids, wish.texts, keep)
     return warm_up_answer(service.console.warm_ups.start(tenant, task))

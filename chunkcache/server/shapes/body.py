@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError, core_schema
 
 from chunkcache.server.errors import STATED
 
@@ -15,20 +15,44 @@ if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
 
-def _give_up_early(part: Any) -> None:
-    if isinstance(part, dict):
-        if part.get("type") in ("list", "tuple", "set"):
-            part["fail_fast"] = True
-        for name, inner in part.items():
-            if name not in ("metadata", "serialization"):
-                _give_up_early(inner)
-    elif isinstance(part, list):
+def _no_whole_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticKnownError("int_type")
+    return value
+
+
+def _no_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+_OF_NUMBERS = {"int": _no_whole_number, "float": _no_number}
+
+
+def _tighten(part: Any) -> None:
+    if isinstance(part, list):
         for inner in part:
-            _give_up_early(inner)
+            _tighten(inner)
+    if not isinstance(part, dict):
+        return
+    kind = part.get("type")  # or the field of that name
+    if isinstance(kind, str) and kind in _OF_NUMBERS:
+        number = part.copy()
+        part.clear()
+        part.update(core_schema.no_info_before_validator_function(_OF_NUMBERS[kind], number))
+        return
+    if kind in ("list", "tuple", "set"):
+        part["fail_fast"] = True
+    if kind == "function-before" and part["function"]["function"] in _OF_NUMBERS.values():
+        return
+    for name, inner in part.items():
+        if name not in ("metadata", "serialization"):
+            _tighten(inner)
 
 
 class Body(BaseModel):
-    """Base of all that a request says: unknown fields are errors, and lists end at their first."""
+    """Base of all that a request says: unknown fields are errors, no number is true or false."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -36,10 +60,11 @@ class Body(BaseModel):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """The schema, in which every list gives up at its first error instead of wording them all.
 
-        Pydantic's `FailFast` does so for one list and has to be remembered at each.
+        Pydantic's `FailFast` does so for one list and has to be remembered at each. For pydantic
+        `true` is the number 1, which nobody means by it.
         """
         schema = handler(source)
-        _give_up_early(schema)
+        _tighten(schema)
         return schema
 
 
