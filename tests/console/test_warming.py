@@ -155,7 +155,7 @@ def test_one_that_is_stopped_ends_after_its_chunk(
 
 def test_each_tenant_has_one_at_a_time(warm_ups: WarmUps, work: Work) -> None:
     warm_ups.start("one", WarmWish("default"))
-    with pytest.raises(InvalidRequest, match="stop that one first"):
+    with pytest.raises(InvalidRequest, match="there is one at a time"):
         warm_ups.start("one", WarmWish("vs_2"))
     warm_ups.start("two", WarmWish("default"))
     assert warm_ups.state("three").state == "idle"
