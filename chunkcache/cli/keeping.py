@@ -9,7 +9,7 @@ import typer
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Collection, Tenant
 from chunkcache.cli.screen import console, visible
-from chunkcache.errors import InvalidRequest
+from chunkcache.errors import InvalidRequest, StoreError
 from chunkcache.keep import Keep
 
 _MOST_DIGITS = 18  # below 2^63, as over HTTP
@@ -61,7 +61,10 @@ def quota(
     settings = shared(context).settings
     quotas = Quotas(settings.home / "quotas.json", settings.store.quotas)
     if limit is not None:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        try:
+            settings.home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"home: cannot make {settings.home}: {error.strerror}") from error
         quotas.put(tenant, _bytes(limit))
     held = quotas.limit_bytes(tenant)
     shown = "no limit" if held is None else f"{held} bytes of each tier"

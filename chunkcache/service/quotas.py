@@ -104,7 +104,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _read(file: Path) -> dict[str, int | None]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise _wrong(file, str(error)) from error

@@ -138,3 +138,9 @@ def test_terms_and_quotas(run: Run, warmed: int) -> None:
         with pytest.raises(InvalidRequest, match=f"--set: got '{wrong[:9]}"):
             run("quota", "--set", wrong)
     assert "no limit" in run("quota", "--tenant", "t", "--set", "none").stdout
+
+
+def test_a_quota_needs_a_home_that_can_be_made(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StoreError, match="home: cannot make"):
+        run.func(["--home", str(tmp_path / "file" / "home")], "quota", "--set", "5")
