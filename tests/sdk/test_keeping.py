@@ -14,7 +14,7 @@ def test_texts_and_documents_are_warmed_and_kept(served: Any, caller: Any) -> No
     service = served.service
     pinned = Keep(retention="pinned", priority=2)
     assert caller("prefetch", ["Owls hunt.", {"text": "Cats purr."}])["state"] == "running"
-    with pytest.raises(InvalidRequest, match="stop that one first"):
+    with pytest.raises(InvalidRequest, match="one at a time"):
         caller("prefetch", ["Dogs bark."])
     service.warm_steps.release(100)
     service.console.warm_ups._jobs["public"].join(20)
