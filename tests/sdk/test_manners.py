@@ -97,8 +97,8 @@ def test_both_clients_have_the_same_methods_and_arguments() -> None:
     sync, aio = methods(Client), methods(AsyncClient)
     assert set(sync) == set(aio) == {
         "ask", "close", "create_vector_store", "delete_vector_store", "discard_texts", "documents",
-        "embed", "health", "ingest", "models", "put_texts", "read_texts", "remove", "search",
-        "stream", "texts", "version",
+        "embed", "health", "ingest", "keep", "models", "prefetch", "put_texts", "quota",
+        "read_texts", "remove", "search", "set_quota", "stream", "texts", "version", "warm_up",
     }  # fmt: skip
     for name, signature in sync.items():
         assert signature.parameters == aio[name].parameters, name
