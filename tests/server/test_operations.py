@@ -101,6 +101,8 @@ def test_the_description_lists_every_route(served: Any, http: httpx.Client) -> N
         ("post", "/v1/chunkcache/warm_up"),
         ("get", "/v1/chunkcache/status"),
         ("get", "/v1/chunkcache/quota"),
+        ("put", "/v1/chunkcache/quota"),
+        ("post", "/v1/chunkcache/cache/terms"),
         ("get", "/v1/chunkcache/cache/objects"),
         ("post", "/v1/chunkcache/cache/clear"),
         ("post", "/v1/chunkcache/cache/prefetches"),
