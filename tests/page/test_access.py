@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from chunkcache.console.warming import WarmWish
+
 SECTIONS = ("ask", "corpus", "warm-up", "cache", "requests")
 # Elements a Tab should stop at, of those that are shown; of a group of radio buttons only one.
 STOPS = """() => [...document.querySelectorAll(
@@ -40,7 +42,7 @@ def fill(served: Any) -> None:
     service.console.history.note()
     metrics.chunk_queries.labels("host").inc(9)
     service.console.history._due_s.update(hour=0.0)
-    service.console.warm_ups.start("public", "default")
+    service.console.warm_ups.start("public", WarmWish("default"))
     service.warm_steps.release()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from chunkcache import ChunkCache
+from chunkcache.console.warming import WarmWish
 from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.service.asking import Measure
 from chunkcache.service.wishes import answer_request
@@ -109,7 +110,7 @@ def test_a_warm_up_can_be_paused_and_goes_on(cache: ChunkCache, pages: Path) -> 
     cache.ingest([pages])
     cache.load()
     warm_ups = cache.console.warm_ups
-    warm_ups.start("public", "default")
+    warm_ups.start("public", WarmWish("default"))
     try:
         warm_ups.pause("public")
     except InvalidRequest:  # it was faster than this test
@@ -127,7 +128,7 @@ def test_closing_ends_a_paused_warm_up(open_cache: Callable[..., ChunkCache], pa
     cache = open_cache()
     cache.ingest([pages])
     cache.load()
-    cache.console.warm_ups.start("public", "default")
+    cache.console.warm_ups.start("public", WarmWish("default"))
     job = cache.console.warm_ups._jobs["public"]
     cache.close()
     assert job.is_over
