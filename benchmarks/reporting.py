@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import chunkcache  # noqa: F401, I001 - before torch: it tells OpenMP's threads not to spin
 import torch
 
 EVERY_RESULT = frozenset({"benchmark", "command", "commit", "machine", "seed", "versions"})
