@@ -11,7 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import chunkcache  # noqa: F401, I001 - before torch: it tells OpenMP's threads not to spin
+import chunkcache  # noqa: F401 - before torch: it tells OpenMP's threads not to spin
+
+# isort: split
 import torch
 
 EVERY_RESULT = frozenset({"benchmark", "command", "commit", "machine", "seed", "versions"})
