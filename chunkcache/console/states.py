@@ -48,7 +48,7 @@ class Cleared(BaseModel):
 
 
 class Kept(BaseModel):
-    """How many chunks were meant, and how many of them a tier below the device has."""
+    """How many chunks were meant, and how many of them a tier that keeps terms has."""
 
     object: Literal["chunkcache.kept"] = "chunkcache.kept"
     chunks: int

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """How many chunks were meant, and how many of them a tier below the device has."""
+    """How many chunks were meant, and how many of them are kept on these terms now."""
 
     chunks: int
     stored: int

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from chunkcache.config import Settings
     from chunkcache.console import Console
@@ -85,7 +85,16 @@ class Keeping(Protocol):
         document_ids: Sequence[str] | None = None,
         texts: Sequence[GivenDocument] | None = None,
     ) -> Kept:
-        """Chunks of texts, else of documents, else of a collection. Raises NotFound."""
+        """Chunks of texts, else of documents, else of a collection.
+
+        Raises:
+            NotFound: a document, or the collection.
+            StoreError: the terms cannot be written.
+        """
+        ...
+
+    def check_documents(self, tenant: str, collection: str, document_ids: Iterable[str]) -> None:
+        """Raises NotFound: one of them, or the collection, is not there. Asks no tier."""
         ...
 
 

@@ -73,7 +73,7 @@ class Holdings:
             return runtime.key(key.token_ids, salt) == key
 
         removed = {runtime.engine.chunk_tier: runtime.engine.chunks.forget(is_theirs)}
-        runtime.store.flush()  # what is still on its way to the disk
+        runtime.store.flush(remote=False)  # what is still on its way to the disk
         for tier in runtime.store.tiers:
             if isinstance(tier, HostTier):
                 removed[tier.name] = tier.forget(is_theirs)

@@ -11,7 +11,7 @@ from chunkcache.console.states import Kept
 from chunkcache.errors import NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from chunkcache.chunk import Chunk
     from chunkcache.keep import Keep
@@ -67,6 +67,12 @@ class Keeping:
         read = self._catalog.entries.of_document
         return (chunk for one in document_ids for chunk in read(tenant, collection, one))
 
+    def check_documents(self, tenant: str, collection: str, document_ids: Iterable[str]) -> None:
+        """Raises NotFound: one of them, or the collection, is not there. The catalog alone says."""
+        for document_id in document_ids:
+            if self._catalog.document_info(tenant, collection, document_id) is None:
+                raise NotFound(f"No such document: '{document_id[:80]}'.", param="document_ids")
+
     def keep(
         self,
         keep: Keep,
@@ -82,18 +88,16 @@ class Keeping:
 
         Raises:
             NotFound: one of the documents, or the collection, is not there; nothing has changed.
+            StoreError: terms could not be written; those written until then stand.
         """
-        for document_id in document_ids or ():
-            if self._catalog.document_info(tenant, collection, document_id) is None:
-                raise NotFound(f"No such document: '{document_id[:80]}'.", param="document_ids")
+        self.check_documents(tenant, collection, document_ids or ())
         runtime, salt, terms = self._runtime(), self._salt_of(tenant), terms_of(tenant, keep)
-        runtime.store.flush()  # what is still on its way to the disk
+        runtime.store.flush(remote=False)  # what is still on its way to a tier that keeps terms
         seen: set[bytes] = set()
         stored = 0
         for chunk in self.chunks(tenant, collection, document_ids=document_ids, texts=texts):
             key = runtime.key(runtime.prompts.chunk_ids(chunk), salt)
             if key.digest not in seen:
                 seen.add(key.digest)
-                runtime.store.retain(key, terms, exactly=True)
-                stored += runtime.store.contains(key) is not None
+                stored += runtime.store.retain(key, terms, exactly=True)
         return Kept(chunks=len(seen), stored=stored)

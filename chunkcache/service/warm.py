@@ -68,6 +68,9 @@ def warm_chunks(
         keep: the terms; None: `warmed`, and those that are firmer stay.
 
     Cost: linear in the chunks.
+
+    Raises:
+        StoreError: with `keep`, the terms of a chunk that is there cannot be written.
     """
     started = time.perf_counter()
     terms = Terms(tenant, retention=Retention.WARMED) if keep is None else terms_of(tenant, keep)

@@ -136,10 +136,10 @@ class Tier(Protocol):
 class Retaining(Protocol):
     """A tier that evicts by policy: it minds the terms of its records, and who waits for them."""
 
-    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> None:
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> bool:
         """Keep a record on these terms from now on, if it is there on looser ones; no use.
 
-        `exactly`: on whatever ones.
+        `exactly`: on whatever ones. Returns: whether it is there, and kept so (or more firmly).
         """
         ...
 

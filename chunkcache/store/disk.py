@@ -224,12 +224,11 @@ class DiskTier:
                 was_there = True
             return was_there
 
-    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> None:
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> bool:
         """See `Retaining`. Raises `StoreError`: it stays on the terms that it has."""
         with self._using():
             digest = self._place_of(key, if_corrupt=False)
-            if digest is not None:
-                self._writer.retain(digest, terms, exactly=exactly)
+            return digest is not None and self._writer.retain(digest, terms, exactly=exactly)
 
     def on_wait(self, keys: Iterable[ChunkKey]) -> None:
         """See `Retaining`. Nothing is read."""

@@ -101,16 +101,17 @@ class HostTier:
         with self._lock:
             return self._find(key) is not None and self._drop(key.digest)
 
-    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> None:
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> bool:
         """See `Retaining`."""
         with self._lock:
             record = self._find(key)
             if record is None:
-                return
+                return False
             if exactly or record.terms.retention < terms.retention:
                 self._records[key.digest] = replace(record, terms=terms)
                 entry = Entry(record.size_bytes, record.num_tokens, terms)
                 self._policy.on_put(key.digest, entry)
+            return True
 
     def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
         """See `Retaining`."""

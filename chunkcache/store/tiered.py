@@ -24,7 +24,7 @@ from chunkcache.store.base import AskedTogether, Retaining, TierAtRest
 from chunkcache.store.cost import CostModel
 from chunkcache.store.lookup import Lookup, Opened
 from chunkcache.store.reader import HeldRecord, read_record
-from chunkcache.store.write_behind import WriteBehind
+from chunkcache.store.write_behind import WriteBehind, any_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -229,7 +229,7 @@ class TieredStore:
         if not self._durable:
             return kept
         queued = [self._queue(tier, record, wait=wait) for tier in self._durable]
-        return _any_written(queued) if wait else any(done is not None for done in queued)
+        return any_written(queued) if wait else any(done is not None for done in queued)
 
     def spread(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """Copy each record that a durable tier holds to those that lack it and have room; waits.
@@ -263,13 +263,25 @@ class TieredStore:
             wait_for_all([copy for copy in copies if copy is not None])
         return True
 
-    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> None:
-        """Keep a record on firmer terms, or `exactly` on these, in every tier that minds them."""
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> bool:
+        """Keep a record on firmer terms, or `exactly` on these, in every tier that minds them.
+
+        Returns:
+            Whether one of them holds it, and so.
+
+        Raises:
+            StoreError: only with `exactly`: a tier could not write it down; the others were asked.
+        """
+        kept, failure = False, None
         for tier in self._retaining:
             try:
-                tier.retain(key, terms, exactly=exactly)
+                kept = tier.retain(key, terms, exactly=exactly) or kept
             except StoreError as error:
                 self._note_error("write", tier.name, error)
+                failure = failure or error
+        if exactly and failure is not None:
+            raise failure
+        return kept
 
     def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
         """A tenant may hold so much of each tier from now on; None: no limit."""
@@ -299,10 +311,14 @@ class TieredStore:
                 continue  # what is warmed meanwhile goes to the tiers above
         return False
 
-    def flush(self) -> None:
-        """Wait until everything offered so far has been written or dropped."""
-        for behind in self._behind.values():
-            behind.flush()
+    def flush(self, *, remote: bool = True) -> None:
+        """Wait until tiers, or those of this machine alone, have written what was offered to them.
+
+        What they have dropped is not waited for.
+        """
+        for tier in self._durable:
+            if remote or not tier.remote:
+                self._behind[tier.name].flush()
 
     def close(self) -> None:
         """Write what is queued, then close the tiers. Idempotent.
@@ -372,16 +388,3 @@ class TieredStore:
         except StoreError as error:
             self._note_error("read", tier.name, error)
             return math.nan
-
-
-def _any_written(queued: Sequence[Future[bool] | None]) -> bool:
-    """Waits. Raises `StoreError`: none was written, and one failed."""
-    written, failure = False, None
-    for done in queued:
-        try:
-            written = (done is not None and done.result()) or written
-        except StoreError as error:
-            failure = failure or error
-    if failure is not None and not written:
-        raise failure
-    return written

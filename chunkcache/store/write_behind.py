@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from chunkcache.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from chunkcache.chunk import ChunkKV
 
@@ -142,3 +142,16 @@ class WriteBehind:
             with self._changed:
                 self._finished += 1
                 self._changed.notify_all()
+
+
+def any_written(queued: Sequence[Future[bool] | None]) -> bool:
+    """Whether one of several was; waits. Raises `StoreError`: none was written, and one failed."""
+    written, failure = False, None
+    for done in queued:
+        try:
+            written = (done is not None and done.result()) or written
+        except StoreError as error:
+            failure = failure or error
+    if failure is not None and not written:
+        raise failure
+    return written

@@ -89,8 +89,10 @@ class RecordWriter:
             f"Limit: {self._capacity_bytes} bytes. Hint: raise store.disk_capacity_bytes"
         )
 
-    def retain(self, digest: bytes, terms: Terms, *, exactly: bool) -> None:
+    def retain(self, digest: bytes, terms: Terms, *, exactly: bool) -> bool:
         """Put a record on firmer terms, or `exactly` on these. A damaged entry stays as it is.
+
+        Returns: whether it is there, and on them (or more firmly kept).
 
         Raises:
             StoreError: it stays on those that it has.
@@ -101,16 +103,18 @@ class RecordWriter:
                 try:
                     entry = MetaEntry.unpack(packed) if packed is not None else None
                 except CorruptRecord:
-                    return  # whoever reads it finds out, and drops it
-                if entry is None or entry.terms == terms:
-                    return
-                if not exactly and entry.terms.retention >= terms.retention:
-                    return
+                    return False  # whoever reads it finds out, and drops it
+                if entry is None:
+                    return False
+                is_firmer = not exactly and entry.terms.retention >= terms.retention
+                if is_firmer or entry.terms == terms:
+                    return True
                 entry = replace(entry, terms=terms)
                 self._env.put_entry(txn, digest, entry)
                 commit = txn.id()
             self._mirror.added(commit, digest, entry)
             self._unsynced.set()
+            return True
 
     def recode(
         self, digest: bytes, seen: bytes, to: bytes, entry: MetaEntry,

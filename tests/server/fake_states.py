@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from chunkcache.console.states import ChunkState, Cleared, DocumentState, Kept, RecordState
+from chunkcache.errors import NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from chunkcache.protocol import DocumentInfo
 
@@ -39,8 +40,16 @@ class FakeStates:
 class FakeKeeping:
     """Every document and text has one chunk, which is stored; `asked` is what was wished for."""
 
-    def __init__(self) -> None:
+    def __init__(self, service: Any) -> None:
+        self._text = service.document_text
         self.asked: list[tuple[Any, dict[str, Any]]] = []
+
+    def check_documents(self, tenant: str, collection: str, document_ids: Iterable[str]) -> None:
+        for document_id in document_ids:
+            try:
+                self._text(document_id, tenant=tenant, collection=collection)
+            except NotFound as error:
+                raise NotFound(error.message, param="document_ids") from error
 
     def keep(self, keep: Any, **which: Any) -> Kept:
         self.asked.append((keep, which))
@@ -91,6 +100,6 @@ def furnish(service: Any) -> None:
     """Give a fake service all of these."""
     service.kv_states = FakeStates(service)
     service.holdings = FakeHoldings()
-    service.keeping = FakeKeeping()
+    service.keeping = FakeKeeping(service)
     service.quotas = FakeQuotas()
     service.set_quota = service.quotas.put

@@ -13,6 +13,7 @@ from chunkcache.errors import ConfigError, InvalidRequest, NotFound, StoreError
 from chunkcache.keep import Keep
 from chunkcache.protocol import GivenDocument
 from chunkcache.service.quotas import Quotas
+from chunkcache.store.disk import DiskTier
 
 TEXT = "Owls hunt at night, turning the head to find where a sound is from."
 ONE_TOKEN = {"max_tokens": 1}
@@ -64,6 +65,45 @@ def test_terms_are_set_outlive_a_restart_and_are_taken_back(
         GivenDocument(text=TEXT)
     ])  # fmt: skip
     assert (nobody.chunks, nobody.stored) == (1, 0), "another tenant's KV is not theirs to pin"
+
+
+def test_what_is_not_put_on_its_terms_is_not_said_to_be(
+    cache: ChunkCache, pages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.ingest([pages])
+    whole = {"tenant": "public", "collection": "default"}
+    store, flushed = cache.runtime.store, list[dict[str, bool]]()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "contains", lambda _: "far")  # a tier on another machine has all
+        patch.setattr(store, "flush", lambda **which: flushed.append(which))
+        kept = cache.keeping.keep(Keep(retention="pinned"), **whole)
+    assert kept.chunks > 0 and kept.stored == 0, "it keeps no terms"
+    assert flushed == [{"remote": False}], "and what is on its way to it is not waited for"
+    cache.warm()
+
+    def full(*_: object, **__: object) -> bool:
+        raise StoreError("store: the disk is full")
+
+    monkeypatch.setattr(DiskTier, "retain", full)
+    with pytest.raises(StoreError, match="disk is full"):
+        cache.keeping.keep(Keep(retention="pinned"), **whole)
+    with pytest.raises(StoreError, match="disk is full"):
+        cache.warm(keep=Keep(retention="pinned"))
+    assert cache.warm().already_warm == kept.chunks, "nobody said on what terms"
+
+
+def test_documents_are_looked_for_in_the_catalog_and_in_no_tier(
+    cache: ChunkCache, pages: Path
+) -> None:
+    cache.ingest([pages])
+    ids = [document.document_id for document in cache.documents()]
+    cache.keeping.check_documents("public", "default", ids)
+    with pytest.raises(NotFound, match="doc-none") as caught:
+        cache.keeping.check_documents("public", "default", [*ids, "doc-none"])
+    assert caught.value.param == "document_ids"
+    with pytest.raises(NotFound):
+        cache.keeping.check_documents("public", "none", ids)
+    assert cache.health()["loaded"] is False
 
 
 def test_a_request_says_how_what_it_leaves_behind_is_kept(cache: ChunkCache) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chunkcache.chunk import ChunkKey, ChunkKV
+from chunkcache.chunk import ChunkKey, ChunkKV, Retention, Terms
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.metrics import Metrics
 from chunkcache.store.base import TierAtRest
@@ -228,3 +228,60 @@ def test_two_tiers_of_one_name_or_memory_below_disk_are_our_own_mistakes(
         TieredStore([near, Shelf("near")], metrics)
     with pytest.raises(AssertionError, match="in memory"):
         TieredStore([near, HostTier(1)], metrics)
+
+
+class NoTerms:
+    """A tier on another machine: it has the verbs of `Tier` alone."""
+
+    name, durable, remote = "far", True, True
+
+    def __init__(self, capacity_bytes: int) -> None:
+        held = HostTier(capacity_bytes)
+        for verb in ("open", "get", "put", "contains", "delete", "scan", "usage", "has_room"):
+            setattr(self, verb, getattr(held, verb))
+        self.close = held.close
+
+
+class Keeper(HostTier):
+    """A durable tier whose terms cannot be written while `is_full`."""
+
+    name, durable, is_full = "keeper", True, False
+
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> bool:
+        if self.is_full:
+            raise StoreError("store: the disk is full")
+        return super().retain(key, terms, exactly=exactly)
+
+
+def test_terms_are_said_to_be_kept_only_where_they_are(
+    metrics: Metrics, records: ModuleType
+) -> None:
+    host, keeper, far = HostTier(MIB), Keeper(MIB), NoTerms(MIB)
+    store = TieredStore([host, keeper, far], metrics)
+    both, above, remote = (records.make_record(number) for number in range(3))
+    pinned = Terms(retention=Retention.PINNED)
+    for tier, record in ((host, both), (keeper, both), (host, above), (far, remote)):
+        tier.put(record)
+    kept = [store.retain(one.key, pinned, exactly=True) for one in (both, above, remote)]
+    assert kept == [True, True, False], "a remote tier keeps none"
+    keeper.is_full = True
+    with pytest.raises(StoreError, match="disk is full"):
+        store.retain(both.key, Terms(), exactly=True)
+    found = host.get(both.key)
+    assert found is not None and found.terms == Terms(), "those that can go by them"
+    assert store.retain(above.key, pinned), "on what is there by the way, a failure is a counter"
+    store.close()
+
+
+def test_who_flushes_this_machine_does_not_wait_for_others(
+    metrics: Metrics, records: ModuleType
+) -> None:
+    near, far = Shelf("near"), Shelf("far")
+    far.remote = True
+    store = TieredStore([near, far], metrics)
+    far.let_through.clear()
+    store.offer(records.make_record(0))
+    store.flush(remote=False)
+    assert near.contains(records.make_record(0).key) and far.puts == []
+    far.let_through.set()
+    store.close()

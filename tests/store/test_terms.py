@@ -223,3 +223,15 @@ def test_a_quota_that_is_set_later_counts_what_is_there(
     for number in range(70, 74):
         assert tier.put(on(terms, records.make_record(number)))
     assert tier.usage().records == ROOM
+
+
+def test_who_asks_for_terms_is_told_whether_they_hold(new_tier: Make, records: ModuleType) -> None:
+    tier = new_tier()
+    record, absent = records.make_record(0), records.make_record(1)
+    assert tier.put(record)
+    for terms in (Terms("t", 3), Terms("t", 3), Terms()):
+        assert tier.retain(record.key, terms, exactly=True)
+        assert not tier.retain(absent.key, terms, exactly=True)
+    assert tier.retain(record.key, Terms(retention=Retention.WARMED))
+    assert tier.retain(record.key, Terms(retention=Retention.PASSING)), "it is on firmer ones"
+    assert not tier.retain(absent.key, Terms())

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field, model_validator
 
 from chunkcache.console.warming import WarmWish
-from chunkcache.errors import Forbidden, NotFound
+from chunkcache.errors import Forbidden
 from chunkcache.keep import Keep
 from chunkcache.protocol import GivenDocument
 from chunkcache.server.bodies import BoundedRoute
@@ -194,13 +194,7 @@ def prefetch(wish: ChunksWish, service: ServiceDep, tenant: TenantDep) -> JSONRe
     said; without any it is `warmed`.
     """
     if wish.document_ids is not None:
-        try:
-            service.kv_states.of_documents(
-                wish.document_ids, tenant=tenant, collection=wish.vector_store_id
-            )
-        except NotFound as error:
-            param = "document_ids" if error.param == "document_id" else error.param
-            raise NotFound(error.message, param=param) from error
+        service.keeping.check_documents(tenant, wish.vector_store_id, wish.document_ids)
     keep = wish.keep("warmed") if wish.says_terms() else None
     task = WarmWish(wish.vector_store_id, wish.document_ids, wish.texts, keep)
     return warm_up_answer(service.console.warm_ups.start(tenant, task))
