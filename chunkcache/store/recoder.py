@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chunkcache.chunk import Retention
 from chunkcache.codec_spec import is_lossless, stored_under
+from chunkcache.errors import StoreError
 from chunkcache.store.frame import frame_of_layers
 from chunkcache.store.layout import MetaEntry, entry_of, padded
 from chunkcache.store.leased import LeasedRecord
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from chunkcache.store.lmdb_env import RecordEnv
     from chunkcache.store.mirror import Mirror
     from chunkcache.store.writer import RecordWriter
+
+
+class NotWritten(StoreError):
+    """What was to take a record's place could not be written. Another time it may be."""
 
 
 class Recoder:
@@ -47,7 +52,8 @@ class Recoder:
             so. None: somebody is reading it, or it has changed or gone.
 
         Raises:
-            CorruptRecord, StoreError: it cannot be read, coded or written; it is as it was.
+            NotWritten: of the device; it is as it was.
+            CorruptRecord, StoreError: it cannot be read or coded; it is as it was.
         """
         if not self._mirror.lease(digest):
             return None
@@ -76,9 +82,12 @@ class Recoder:
         if saved_bytes <= 0:
             return 0
         digest, to = record.header.stored_digest, stored_under(record.key.digest, codec.name)
-        is_done = self._writer.recode(
-            digest, record.packed_entry, to, entry, frame.header, frame.slabs
-        )
+        try:
+            is_done = self._writer.recode(
+                digest, record.packed_entry, to, entry, frame.header, frame.slabs
+            )
+        except StoreError as error:
+            raise NotWritten(error.message) from error
         return saved_bytes if is_done else None
 
 

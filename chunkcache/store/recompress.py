@@ -12,7 +12,7 @@ import structlog
 
 from chunkcache.cores import one_core
 from chunkcache.errors import StoreError
-from chunkcache.store.recoder import may_be_recoded
+from chunkcache.store.recoder import NotWritten, may_be_recoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,8 @@ class Recompressor:
         tier: reads `codec` too.
         popularity: where uses are counted, of the tiers above as well.
         on_recoded: called with the bytes that one record gave back.
-        on_error: called when a record could not be rewritten. It is as it was, and left alone.
+        on_error: called when a record could not be rewritten. It is as it was, and left alone if
+            it could not be read or coded; what could not be written is tried again.
         clock: seconds.
     """
 
@@ -88,7 +89,7 @@ class Recompressor:
         try:
             cold = self._next()
         except StoreError as error:
-            self._failed(error)
+            self._failed(error.message)
             return _LOOK_S
         if cold is None:
             return min(_LOOK_S, self._settings.cold_after_s / _MARKS) or _LOOK_S
@@ -96,9 +97,12 @@ class Recompressor:
         try:
             with one_core():
                 saved_bytes = self._tier.recode(digest, self._codec)
-        except StoreError as error:
+        except NotWritten as error:
+            self._failed(error.message, digest)
+            return _LOOK_S
+        except Exception as error:  # one odd record must not stop all later ones
             self._left_alone.add(digest)
-            self._failed(error, digest)
+            self._failed(error.message if isinstance(error, StoreError) else repr(error), digest)
             return _LOOK_S
         if saved_bytes:
             self._on_recoded(saved_bytes)
@@ -146,10 +150,10 @@ class Recompressor:
         since, uses = self._marks[0]
         return uses if since <= now - after_s else None
 
-    def _failed(self, error: StoreError, digest: bytes = b"") -> None:
+    def _failed(self, reason: str, digest: bytes = b"") -> None:
         self._on_error()
         log.warning(
-            "recompression_failed", key=digest.hex()[:12], reason=error.message,
+            "recompression_failed", key=digest.hex()[:12], reason=reason,
             effect="the record is as it was",
         )  # fmt: skip
 
@@ -160,5 +164,7 @@ class Recompressor:
                 delay_s = self.step()
             except Exception as error:
                 self._on_error()
-                log.error("recompressor_fault", error=repr(error))
-                return
+                log.error(
+                    "recompressor_fault", error=repr(error), effect=f"next look in {_LOOK_S:g} s"
+                )
+                delay_s = _LOOK_S

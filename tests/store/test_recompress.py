@@ -243,8 +243,11 @@ def test_it_is_no_newcomer_and_keeps_its_uses(shelf: NewShelf, made: list[ChunkK
 # ---------------------------------------------------------------- what may fail
 
 
-def test_a_failure_is_counted_and_not_tried_again(
-    shelf: NewShelf, made: list[ChunkKV], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "failure", [StoreError("store: no layer 2, made up"), ValueError("odd numbers, made up")]
+)
+def test_what_cannot_be_read_or_coded_is_counted_and_not_tried_again(
+    shelf: NewShelf, made: list[ChunkKV], monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     one = shelf()
     one.put(*made[:2])
@@ -252,13 +255,50 @@ def test_a_failure_is_counted_and_not_tried_again(
 
     def fail_once(digest: bytes, codec: Any) -> int:
         if digest == made[0].key.digest:
-            raise StoreError("store: disk full, made up")
+            raise failure
         return recode(digest, codec)
 
     monkeypatch.setattr(one.tier, "recode", fail_once)
     assert one.pass_time(steps=2)[0] == 30.0, "whatever failed may fail for a while"
     one.pass_time()
     assert one.errors == 1 and one.codecs(*made[:2]) == [None, INT4]
+
+
+def test_what_a_full_device_did_not_take_is_tried_again(
+    shelf: NewShelf, made: list[ChunkKV], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = shelf()
+    one.put(*made[:2])
+
+    def refuse(*_: Any) -> None:
+        raise StoreError("store: disk full, made up")
+
+    with monkeypatch.context() as full:
+        full.setattr(one.tier._env, "put", refuse)
+        assert one.pass_time(steps=2) == [30.0, 30.0]
+    one.pass_time(0.0)
+    assert one.errors == 2 and one.codecs(*made[:2]) == [INT4, INT4]
+
+
+def test_the_thread_outlives_a_fault_of_its_own(
+    shelf: NewShelf, made: list[ChunkKV], monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[[Callable[[], bool]], None],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("chunkcache.store.recompress._LOOK_S", 0.001)
+    one = shelf(after_s=0)
+    usage, faults = one.tier.usage, iter([RuntimeError("made up")])
+
+    def fail_once() -> Any:
+        for fault in faults:
+            raise fault
+        return usage()
+
+    monkeypatch.setattr(one.tier, "usage", fail_once)
+    assert one.tier.put(made[0])
+    one.job.start()
+    eventually(lambda: len(one.saved) == 1)
+    one.job.close()
+    assert one.errors == 1
 
 
 def test_a_record_with_numbers_that_cannot_be_rounded_stays(
