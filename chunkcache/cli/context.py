@@ -23,11 +23,11 @@ class Shared:
     settings: Settings
     log_json: bool = False
 
-    def open(self) -> ChunkCache:
-        """The in-process cache; loads torch (a second or two)."""
+    def open(self, *, recompresses: bool = False) -> ChunkCache:
+        """The in-process cache; loads torch (a second or two). `recompresses`: see `ChunkCache`."""
         from chunkcache.service import ChunkCache
 
-        return ChunkCache(self.settings)
+        return ChunkCache(self.settings, recompresses=recompresses)
 
     def catalog(self) -> Catalog:
         """The documents alone, to be closed by the caller; loads neither model nor embedder."""

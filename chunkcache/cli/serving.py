@@ -20,7 +20,7 @@ def serve(
     """Serve an OpenAI-compatible endpoint until SIGTERM, then drain and exit 0."""
     from chunkcache.server.run import serve as run
 
-    cache = shared(context).open()
+    cache = shared(context).open(recompresses=True)
     try:
         health = cache.load()
     except BaseException:

@@ -60,10 +60,16 @@ _CONTEXTS_OF_DOCUMENTS = 4
 
 
 class ChunkCache(Library):
-    """Ingest, warm, search and answer in this process. Thread-safe; also a context manager."""
+    """Ingest, warm, search and answer in this process. Thread-safe; also a context manager.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        recompresses: it is what serves from this home, and rewrites cold records where
+            `store.cold_codec` is set. Others do not know what is in use, and must not.
+    """
+
+    def __init__(self, settings: Settings, *, recompresses: bool = False) -> None:
         super().__init__(settings)
+        self._recompresses = recompresses
         self.metrics = Metrics()
         self.console = Console(self.metrics, self.warm)
         self.created_at = time.time()
@@ -118,7 +124,9 @@ class ChunkCache(Library):
 
     @cached_property
     def _runtime(self) -> Runtime:
-        return Runtime(self.settings, self.metrics, self.quotas.all())
+        return Runtime(
+            self.settings, self.metrics, self.quotas.all(), recompresses=self._recompresses
+        )
 
     @cached_property
     def _lookups(self) -> LookupLog | None:

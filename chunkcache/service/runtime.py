@@ -60,10 +60,14 @@ class Finding:
 class Runtime:
     """A loaded model with its engine and its store. Thread-safe.
 
-    `quotas` are bytes that tenants may hold in each tier; unlimited for those not named.
+    Args:
+        quotas: bytes that tenants may hold in each tier; unlimited for those not named.
+        recompresses: see `open_store`.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, quotas: Mapping[str, int]) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, quotas: Mapping[str, int], *, recompresses: bool
+    ) -> None:
         self.model = in_own_thread(load_model, settings)
         self.verdict = in_own_thread(_gate, self.model, settings)
         self.prompts = PromptBuilder(self.model.tokenizer, settings.prompt)
@@ -75,7 +79,7 @@ class Runtime:
         self.store = open_store(
             settings, self.model.fingerprint, metrics,
             with_host=self.model.device.type != "cpu", popularity=popularity,
-            geometry=self.model.geometry, quotas=quotas,
+            geometry=self.model.geometry, quotas=quotas, recompresses=recompresses,
         )  # fmt: skip
         on_cpu = self.model.device.type == "cpu"
         room = settings.store.host_capacity_bytes if on_cpu else settings.engine.kv_capacity_bytes

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from chunkcache.store.archive import Archived
     from chunkcache.store.record import RecordHeader
 
-_OF_DOCUMENTS = (Retention.NORMAL, Retention.WARMED)
+_OF_DOCUMENTS = (Retention.NORMAL, Retention.WARMED, Retention.PINNED)
 """What is kept on these terms is of a document in the catalog, or was."""
 
 
@@ -95,8 +95,9 @@ def find_garbage(settings: Settings) -> dict[str, list[Stored]]:
     """Records that nobody will ask for again, by the reason: other model, other codec, expired, or
     of no document any more.
 
-    Documents of request bodies are in no catalog, so their records wait for their eviction. What
-    is pinned stays.
+    Documents of request bodies are in no catalog, so their records wait for their eviction; texts
+    that were warmed or pinned ahead of requests are of no document either, and do go. A pin says
+    that a record does not leave to make room, not that it outlives what it was made of.
 
     Raises:
         StoreError: store or catalog cannot be read.
@@ -114,7 +115,7 @@ def find_garbage(settings: Settings) -> dict[str, list[Stored]]:
         reason = why_useless(entry, fingerprint=keys.fingerprint, codecs=settings.store.codecs)
         if reason is None and entry.terms.retention in _OF_DOCUMENTS and one.digest not in live:
             reason = "of no document"
-        if reason is not None and entry.terms.retention is not Retention.PINNED:
+        if reason is not None:
             found.setdefault(reason, []).append(one)
     return found
 

@@ -46,6 +46,7 @@ def open_store(
     popularity: Popularity | None = None,
     geometry: KVGeometry | None = None,
     quotas: Mapping[str, int] | None = None,
+    recompresses: bool = False,
 ) -> TieredStore:
     """The tiers that the settings ask for, from fast to slow. Loads torch.
 
@@ -57,6 +58,7 @@ def open_store(
             on disk.
         geometry: of the model; records from other machines that differ are corrupt.
         quotas: bytes that tenants may hold in each tier; None: as the settings say.
+        recompresses: it rewrites cold records, if set to: who serves, and knows what is in use.
 
     Raises:
         StoreError: the LMDB environment cannot be opened.
@@ -95,7 +97,7 @@ def open_store(
             on_evict=metrics.evictions.labels("disk").inc, cold=cold,
         )  # fmt: skip
         tiers.append(disk)
-        if cold is not None:
+        if cold is not None and recompresses:
             jobs.append(_recompressor(disk, cold, popularity, store, metrics))
     for tier in remote:
         for kind, breaker in tier.breakers.items():

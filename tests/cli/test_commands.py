@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from chunkcache import ChunkCache
 from chunkcache.cli.context import assign
 from chunkcache.cli.screen import RIBBON_CELLS, ribbon
 from chunkcache.engine.chunk_pages import ChunkPages
@@ -52,6 +53,28 @@ def test_the_way_of_a_document(run: Callable[..., Any], pages: Path) -> None:
     assert "renamed 1" in run("ingest", str(moved / "cats.txt")).stdout
     assert str(moved / "cats.txt") in run("ls").stdout
     assert json.loads(run("ls", "--json").stdout)["path"] == str(moved / "cats.txt")
+
+
+def test_only_a_server_recompresses(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[int] = []
+    close = ChunkCache.close
+
+    def look_and_close(cache: ChunkCache) -> None:
+        jobs.append(len(cache.runtime.store.jobs))
+        close(cache)
+
+    def serve_nobody(service: ChunkCache, *_: Any, **__: Any) -> int:
+        service.close()
+        return 0
+
+    monkeypatch.setattr(ChunkCache, "close", look_and_close)
+    monkeypatch.setattr("chunkcache.server.run.serve", serve_nobody)
+    cold = ("--set", "store.cold_codec=int4")
+    run(*cold, "serve", "--port", "0")
+    run(*cold, "ask", "who hunts?", "--max-tokens", "1")
+    assert jobs == [1, 0]
 
 
 def test_ask_streams_cites_and_reports(run: Callable[..., Any], pages: Path) -> None:

@@ -15,8 +15,8 @@ from chunkcache import ChunkCache
 def open_cache(tiny_settings: Callable[..., Any]) -> Iterator[Callable[..., ChunkCache]]:
     opened: list[ChunkCache] = []
 
-    def make(**sections: Any) -> ChunkCache:
-        opened.append(ChunkCache(tiny_settings(**sections)))
+    def make(*, recompresses: bool = False, **sections: Any) -> ChunkCache:
+        opened.append(ChunkCache(tiny_settings(**sections), recompresses=recompresses))
         return opened[-1]
 
     yield make

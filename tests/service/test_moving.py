@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from chunkcache import ChunkCache
 from chunkcache.errors import InvalidRequest, StoreError
+from chunkcache.keep import Keep
 from chunkcache.service.upkeep import ImportReport, export_records, find_garbage, import_records
 from chunkcache.store import check_store, store_path
 from chunkcache.store.lmdb_env import DATA_FILE
@@ -146,7 +147,12 @@ def test_a_full_store_stops_an_import_and_evicts_nothing(
     assert len(contents(full)) == report.imported > 0
 
 
-def test_garbage_is_what_nobody_can_ask_for(source: Any, tiny_settings: Make, pages: Path) -> None:
+@pytest.mark.parametrize("retention", ["warmed", "pinned"])
+def test_garbage_is_what_nobody_can_ask_for(
+    source: Any, tiny_settings: Make, retention: Literal["warmed", "pinned"]
+) -> None:
+    with ChunkCache(source) as cache:
+        cache.keeping.keep(Keep(retention=retention), tenant="from", collection="default")
     everything = set(contents(source))
     assert find_garbage(source) == {}, "what is warm or came in a request's body is none"
     with ChunkCache(source) as cache:

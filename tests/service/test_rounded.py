@@ -87,7 +87,7 @@ def test_what_was_recompressed_while_cold_is_repaired_and_its_codec_named(
 ) -> None:
     store = {"cold_codec": "int4", "cold_after_s": 0, "cold_above": 0}
     long = [text * 4 for text in TEXTS]
-    first = open_cache(store=store)
+    first = open_cache(store=store, recompresses=True)
     kept = first.ask("why?", documents=long, policy="none").report
     first.runtime.store.flush()
     (job,) = first.runtime.store.jobs
@@ -100,6 +100,7 @@ def test_what_was_recompressed_while_cold_is_repaired_and_its_codec_named(
     assert all(span.codec is None for span in [*kept.spans, *again.spans]), "exact on the device"
     first.close()
     second = open_cache(store=store)
+    assert second.runtime.store.jobs == (), "a session knows only of its own uses"
     spans = [s for s in second.ask("why?", documents=long, policy="none").report.spans
              if s.kind == "chunk"]  # fmt: skip
     assert {(s.tier, s.rung, s.codec) for s in spans} == {("disk", Rung.REPAIRED, INT4)}

@@ -321,10 +321,10 @@ def store_with(
 ) -> Iterator[Callable[..., Any]]:
     opened = []
 
-    def make(**cold: Any) -> Any:
+    def make(*, recompresses: bool = True, **cold: Any) -> Any:
         wanted = {f"cold_{name}": value for name, value in cold.items()}
         settings = load_settings(home=tmp_path, store={"host_capacity_bytes": 0, **wanted})
-        opened.append(open_store(settings, records.FINGERPRINT, metrics))
+        opened.append(open_store(settings, records.FINGERPRINT, metrics, recompresses=recompresses))
         return opened[-1]
 
     yield make
@@ -356,6 +356,16 @@ def test_the_store_does_it_by_itself_and_counts(
     assert counted("recompressed_saved_bytes_total", tier="disk") > used
     with closing(store_with()) as store:
         assert store.fetch(made[0].key).record is None, "whoever does not name it does not get it"
+
+
+def test_who_does_not_serve_rounds_nothing_and_reads_what_is_rounded(
+    store_with: Callable[..., Any], made: list[ChunkKV]
+) -> None:
+    with closing(store_with(codec="int4", recompresses=False, after_s=0, above=0)) as store:
+        store.offer(made[0], wait=True)
+        assert store.jobs == ()
+        assert store.tiers[-1].recode(made[0].key.digest, codec_named(INT4)) > 0
+        assert store.fetch(made[0].key).record.rounded_by == INT4
 
 
 @pytest.mark.parametrize(
