@@ -133,7 +133,8 @@ def optimum(trace: Trace, facts: TraceFacts) -> dict[str, float]:
 
 def speed(trace: Trace, facts: TraceFacts) -> dict[str, Any]:
     """Accesses in a second of processor time, one setting; the same as a share of what the twin
-    does just then, which other work on the machine hardly touches; memory for a distinct chunk.
+    does just then at 10 % of the footprint, whatever the setting, which other work on the machine
+    hardly touches; memory for a distinct chunk.
     """
     found: dict[str, int] = {}
     requests = list(trace)  # reading is not what is measured

@@ -90,6 +90,7 @@ def against_table() -> str:
     if result is None:
         return "Not measured yet.\n"
     names = list(result["rows"][0]["arms"])
+    baseline = f"; `baseline` is {result['baseline']}" if "baseline" in names else ""
     lines = ["| case | prompt | " + " | ".join(names) + " |"]
     lines += ["|---|---|" + "---|" * len(names)]
     for row in result["rows"]:
@@ -102,7 +103,7 @@ def against_table() -> str:
         "",
         f"{result['model']}; median TTFT of {result['rounds']} rounds in turns, in brackets "
         f"relative to `{names[0]}`",
-        f"round by round; `baseline` is {result['baseline']}. {source_of(result)}.",
+        f"round by round{baseline}. {source_of(result)}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -48,7 +48,7 @@ class Arrival:
     def follow(self) -> bool:
         """What this thread queues on the device from now on comes after the layers that are there.
 
-        All who read them queue on one and the same stream. Returns: whether nothing more will come.
+        All who read them queue on one and the same stream. Returns: whether all layers are there.
         """
         with self._changed:
             for mark in self._marks:

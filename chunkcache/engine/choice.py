@@ -35,7 +35,7 @@ class Matcher(Protocol):
 
     def within(self, token: int, left: int) -> int:
         """The token, or one that leads to an end where it would leave no room for one: after it
-        come `left` at most. What was written so far ends the answer early; `was_closed` says so.
+        come `left` at most. `was_closed` says whether that has happened.
         """
         ...
 
@@ -137,7 +137,9 @@ class Choice:
         """The next token is known: send its text. None: it was the last one."""
         goes_on, ended = True, "stop"
         if self._matcher is not None:
-            token = self._matcher.within(token, self._max_new_tokens - len(self._ids) - 1)
+            drawn = token
+            token = self._matcher.within(drawn, self._max_new_tokens - len(self._ids) - 1)
+            self._sampler.written_instead(drawn, token)
             goes_on = self._matcher.accept(token)
             ended = "length" if self._matcher.was_closed else "stop"
         self._ids.append(token)

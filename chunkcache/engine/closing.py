@@ -57,12 +57,17 @@ class Closing:
         """What a token stands for."""
         return self._trie.decode_bytes([token])
 
+    @property
+    def end_token(self) -> int:
+        """What ends an answer whose form may end."""
+        return self._trie.eos_token
+
     def way(self, matcher: llguidance.LLMatcher, place: Place, at_most: int) -> list[int] | None:
         """Tokens after which the form may end, `at_most` of them; None: none were found.
 
-        The matcher, which stands at `place`, stays where it is.
+        The matcher, which stands at `place`, goes that way.
         """
-        matcher, way = matcher.deep_copy(), list[int]()
+        way = list[int]()
         for _ in range(_STEPS):
             if matcher.is_accepting() or matcher.is_stopped():
                 return None if matcher.is_error() else way

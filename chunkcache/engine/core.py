@@ -22,7 +22,7 @@ from chunkcache.cores import release_team
 from chunkcache.engine.arrival import NotArrived
 from chunkcache.engine.chunk_pages import ChunkPages
 from chunkcache.engine.door import Door, check_fits
-from chunkcache.engine.faults import as_engine_error
+from chunkcache.engine.faults import as_engine_error, memory_full
 from chunkcache.engine.loader import Loader
 from chunkcache.engine.pages import PagePool
 from chunkcache.engine.pass_clock import PassSize, pass_clock
@@ -229,22 +229,26 @@ class Engine:
             with self._blaming(request):
                 groups = request.take(share.rows, self.model.geometry.num_layers)
                 step.append((request, groups))
+        found: list[torch.Tensor | None] | None = None
         try:
-            results = iter(self._forward([group for _, groups in step for group in groups]))
+            found = self._forward([group for _, groups in step for group in groups])
         except NotArrived as reason:
             log.info("pass_given_up", reason=str(reason))
             for request, _ in step:
                 self._give_up(request)
             return
         except torch.OutOfMemoryError as error:
-            self._refuse_largest(step, error)
-            return
+            log.warning("device_memory_full", reason=str(error))
         except Exception as error:
             # whose rows have run and whose have not, nobody knows; those who wait had none
             log.error("engine_step_failed", traceback=traceback.format_exc())
             for request, _ in step:
                 self._fail(request, as_engine_error(error))
             return
+        if found is None:  # behind the block: its error holds all that the pass had computed
+            self._refuse_largest(step)
+            return
+        results = iter(found)
         for request, groups in step:
             logits = [next(results) for _ in groups][-1]
             if request.request_id not in self._running:
@@ -269,20 +273,16 @@ class Engine:
         self._clock.end(PassSize.of(batch), sum(kv.waited_s for kv in kvs) - waited_s)
         return results
 
-    def _refuse_largest(
-        self, step: list[tuple[Request, list[SequenceRows]]], error: torch.OutOfMemoryError
-    ) -> None:
+    def _refuse_largest(self, step: list[tuple[Request, list[SequenceRows]]]) -> None:
         """A step was too large: the request with the most rows is refused, the others run again."""
-        log.warning("device_memory_full", reason=str(error))
         rows = [sum(map(len, groups)) for _, groups in step]
-        self._fail(step[rows.index(max(rows))][0], as_engine_error(error))
+        self._fail(step[rows.index(max(rows))][0], memory_full())
         for (request, _), count in zip(step, rows, strict=True):
             if request.is_decoding:
                 request.put_back(count)
             elif request.request_id in self._running:
                 self._give_up(request)
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()  # what is kept in pieces may be whole again
+        torch.cuda.empty_cache()  # what is kept in pieces may be whole again; elsewhere nothing
 
     def _advance(self, request: Request, logits: torch.Tensor | None) -> None:
         was_decoding = request.is_decoding

@@ -12,9 +12,14 @@ def as_engine_error(error: Exception) -> ChunkCacheError:
     if isinstance(error, ChunkCacheError):
         return error
     if isinstance(error, torch.OutOfMemoryError):
-        return DeviceMemoryFull(
-            "the device had no memory left to compute this request beside what it holds. Hint: "
-            "ask again later or with fewer tokens; smaller engine.step_tokens, "
-            "engine.kv_capacity_bytes or engine.chunk_capacity_bytes leave more room."
-        )
+        return memory_full()
     return ChunkCacheError(f"the engine failed: {error!r}")
+
+
+def memory_full() -> DeviceMemoryFull:
+    """The refusal for lack of memory."""
+    return DeviceMemoryFull(
+        "the device had no memory left to compute this request beside what it holds. Hint: "
+        "ask again later or with fewer tokens; smaller engine.step_tokens, "
+        "engine.kv_capacity_bytes or engine.chunk_capacity_bytes leave more room."
+    )

@@ -1,7 +1,8 @@
 """Forms of answers as grammars: which tokens may come next so that the answer will have its form.
 
 llguidance compiles them and walks over the vocabulary (docs/decisions/0016). A schema comes from
-outside: its size, its depth and the work done on it, in compiling and at every token, are bounded.
+outside: its size, its depth and the work done on it are bounded, in compiling and at every token
+(near the end of an answer's tokens, when ends are looked for, to what 64 tokens may cost).
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Grammars:
             )
             try:
                 _check_followed(matcher.deep_copy(), field)
-                way = closing.way(matcher, Place(), _LONGEST_WAY)
+                way = closing.way(matcher.deep_copy(), Place(), _LONGEST_WAY)
                 compiled = Compiled(matcher, closing, len(way) if way is not None else None)
             except InvalidRequest:
                 if isinstance(form, CallForm) and len(form.functions) > 1:
@@ -119,19 +120,22 @@ class FormMatcher:
     def within(self, token: int, left: int) -> int:
         """The token, or the next one on the way to an end where `left` more would not reach one.
 
-        Raises:
-            InvalidRequest: following the grammar takes more work than a token may cost.
+        Cost: nothing before ends are looked for; from there on nothing where the token is the next
+        one on the way, else a walk of at most 64 masks.
         """
         if left > self._watched:
             return token
         if self._way is None:
-            self._way = self._closing.way(self._matcher, self._place, left + 1)
+            self._way = self._closing.way(self._matcher.deep_copy(), self._place, left + 1)
+        if self._way and token == self._way[0]:
+            self._way = self._way[1:]
+            return token
         after = self._matcher.deep_copy()
         after.consume_token(token)
         place = self._place.after(self._closing.token_bytes(token))
         way = self._closing.way(after, place, left)
-        if way is None and self._way:
-            token, *way = self._way
+        if way is None and self._way is not None:
+            token, *way = self._way or [self._closing.end_token]
             self.was_closed = True
         if way is None:  # there is no room for an end, nor will there be
             self._watched = -1

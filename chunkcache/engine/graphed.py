@@ -112,6 +112,7 @@ class GraphedLayers:
         bucket = self._bucket(count, hidden)
         bucket.hidden[:count] = hidden
         bucket.hidden[count:] = 0.0
+        bucket.attended[count:] = 0.0
         self._entering(bucket, first)()
         for layer in range(first, end):
             rows.wait_for(layer)

@@ -128,6 +128,8 @@ def run_layer(
     if "shared_kv_states" in takes:  # some layers leave K and V there, for others
         told["shared_kv_states"] = {}
     if getattr(getattr(layer, "self_attn", None), "attn_temperature_tuning", False):
-        told["cache"] = _Standing(positions)
+        # transformers before 5.24 calls it by its older name
+        name = "past_key_values" if "past_key_values" in takes else "cache"
+        told[name] = _Standing(positions)
     out = layer(hidden[None], **told)
     return (out[0] if isinstance(out, tuple) else out)[0]  # type: ignore[no-any-return]

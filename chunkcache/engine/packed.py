@@ -68,8 +68,14 @@ def packable(hf: PreTrainedModel) -> bool:
 
 
 def _is_plain(product: Any) -> bool:
-    """Whether it is weight and bias alone: of quantised ones the class or the call is another."""
-    return type(product) is torch.nn.Linear and "forward" not in vars(product)
+    """Whether it is weight and bias alone: of quantised ones the class, the call, or the class of
+    the weight is another.
+    """
+    return (
+        type(product) is torch.nn.Linear
+        and "forward" not in vars(product)
+        and type(product.weight) is torch.nn.Parameter
+    )
 
 
 def _mlp(layer: Any) -> tuple[Any, Any, Any]:

@@ -7,6 +7,7 @@ GPU the host waits for none of it, and may read the token later.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +52,9 @@ class Sampler:
 
         Only tokens in `allowed`, bool `[vocab]`, can be drawn, whatever was asked for; at least
         one of them must be true. It counts as generated from here on.
+
+        Raises:
+            FloatingPointError: see `one_of`.
         """
         sampling = self._sampling
         logits = self._adjusted(logits)
@@ -66,6 +70,11 @@ class Sampler:
         if self._history is not None:
             self._history.add(token)
         return token
+
+    def written_instead(self, drawn: int, token: int) -> None:
+        """What was drawn last has not been written, but this token."""
+        if self._history is not None and token != drawn:
+            self._history.take_back(drawn, token)
 
     def _generator_on(self, device: torch.device) -> torch.Generator:
         if self._generator is None:
@@ -93,26 +102,31 @@ class History:
     def __init__(self, prompt_ids: Sequence[int]) -> None:
         self._prompt_ids = np.unique(np.array(prompt_ids, dtype=np.int64))
         self._counts: torch.Tensor | None = None  # fp32 [vocab], in the answer
-        self._seen: torch.Tensor | None = None  # bool [vocab], in either
+        self._in_prompt: torch.Tensor | None = None  # bool [vocab]
 
     def add(self, token: torch.Tensor) -> None:
         """A token, int64 `[]`, has been generated."""
-        assert self._counts is not None and self._seen is not None, "drawn without penalties"
+        assert self._counts is not None, "drawn without penalties"
         self._counts.index_add_(0, token.view(1), self._counts.new_ones(1))
-        self._seen.index_fill_(0, token.view(1), True)
+
+    def take_back(self, drawn: int, written: int) -> None:
+        """A token that was added is not in the answer; another one is in its place."""
+        assert self._counts is not None, "drawn without penalties"
+        self._counts[drawn] -= 1.0
+        self._counts[written] += 1.0
 
     def penalised(self, logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         """fp32 `[vocab]`: repetition (Keskar et al. 2019, arXiv 1909.05858) over prompt and answer,
         frequency and presence over the answer alone.
         """
-        if self._counts is None or self._seen is None:
+        if self._counts is None or self._in_prompt is None:
             self._counts = torch.zeros_like(logits)
-            self._seen = torch.zeros_like(logits, dtype=torch.bool)
-            self._seen.index_fill_(0, index_of(self._prompt_ids, logits.device), True)
+            self._in_prompt = torch.zeros_like(logits, dtype=torch.bool)
+            self._in_prompt.index_fill_(0, index_of(self._prompt_ids, logits.device), True)
         repetition = sampling.repetition_penalty
         if repetition != 1.0:
             weaker = torch.where(logits > 0, logits / repetition, logits * repetition)
-            logits = torch.where(self._seen, weaker, logits)
+            logits = torch.where(self._in_prompt | (self._counts > 0), weaker, logits)
         if sampling.frequency_penalty or sampling.presence_penalty:
             penalty = sampling.frequency_penalty * self._counts + sampling.presence_penalty
             logits = torch.where(self._counts > 0, logits - penalty, logits)
@@ -121,9 +135,14 @@ class History:
 
 def one_of(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """int64 `[]`: an index, as likely as `[n]` says; whose clock rings first, of clocks that run so
-    fast. What `torch.multinomial` draws, without the look at the numbers that it makes the host
-    wait for.
+    fast. What `torch.multinomial` draws.
+
+    Raises:
+        FloatingPointError: they are no finite numbers, on a CPU. On another device nobody looks,
+            for the host would have to wait.
     """
+    if probabilities.device.type == "cpu" and not math.isfinite(float(probabilities.sum())):
+        raise FloatingPointError("the model's logits are no finite numbers")
     rings = torch.empty_like(probabilities).exponential_(generator=generator)
     return (probabilities / rings).argmax()
 

@@ -12,6 +12,7 @@ import torch
 from chunkcache.engine.closing import Place
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.grammar import Grammars
+from chunkcache.engine.sample import Sampler
 from chunkcache.engine.vocabulary import Vocabulary
 from chunkcache.forms import CallForm, Function, JsonForm
 from chunkcache.protocol import Sampling
@@ -128,3 +129,41 @@ def test_a_place_is_known_from_what_was_written(said: bytes, place: Place) -> No
     for byte in said:  # in pieces as in one
         at = at.after(bytes([byte]))
     assert at == place
+
+
+@pytest.mark.parametrize("most", range(1, 9))
+def test_a_number_never_ends_in_its_middle(
+    grammars: Grammars, tiny: DecoderModel, most: int
+) -> None:
+    form, closed = JsonForm(json_schema={"type": "number"}), 0
+    for seed in range(24):
+        text, was_closed = written(grammars, form, tiny, most, seed)
+        assert isinstance(json.loads(text), int | float)
+        closed += was_closed
+    assert closed > 0
+
+
+def test_a_token_on_the_known_way_is_not_looked_behind(
+    grammars: Grammars, tiny: DecoderModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matcher = grammars.compile(JsonForm(json_schema=DEEP))()
+    left = 4  # too few for any end but a way that is known
+    matcher._way = tiny.tokenizer.encode('{"rows"', add_special_tokens=False)
+    monkeypatch.setattr(type(matcher._closing), "way", None)  # looked for no more
+    for token in list(matcher._way):
+        assert matcher.within(token, left) == token
+        assert matcher.accept(token)
+    assert matcher._way == [] and not matcher.was_closed
+
+
+def test_penalties_count_what_was_written() -> None:
+    wish = Sampling(frequency_penalty=1.0, repetition_penalty=2.0, temperature=0.0)
+    told, plain = Sampler(wish, [1]), Sampler(wish, [1])
+    logits = torch.tensor([4.0, 3.0, 2.5, 1.0])
+    assert told.draw(logits) == 0
+    told.written_instead(0, 3)
+    plain._history.penalised(logits, wish)
+    plain._history.add(torch.tensor(3))
+    expected = plain._history.penalised(logits, wish)
+    assert told._history.penalised(logits, wish).tolist() == expected.tolist()
+    assert told.draw(logits) == 0  # as if it had never been drawn

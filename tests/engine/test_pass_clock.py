@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import chunkcache.engine.pass_clock as pass_clock_module
 from chunkcache.engine.attention import SequenceRows
 from chunkcache.engine.pass_clock import EventClock, HostClock, PassSize, pass_clock
 
@@ -69,7 +71,8 @@ def test_on_a_cpu_a_pass_is_over_when_it_returns(monkeypatch: pytest.MonkeyPatch
     clock = pass_clock(torch.device("cpu"), lambda *what: told.append(what))
     assert isinstance(clock, HostClock)
     times = iter([5.0, 7.5, 8.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    stopped = SimpleNamespace(perf_counter=lambda: next(times))
+    monkeypatch.setattr(pass_clock_module, "time", stopped)
     clock.begin()
     clock.end(PassSize(70, 100), 0.5)
     clock.begin()

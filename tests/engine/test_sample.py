@@ -260,3 +260,11 @@ def test_chances_are_the_models_own() -> None:
     assert chances.top == ((1, pytest.approx(3.0 - total)), (2, pytest.approx(2.0 - total)))
     assert chances_of(logits, 0, 0).top == ()
     assert len(chances_of(logits, 0, 20).top) == 3
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_from_logits_that_are_no_numbers_nothing_is_drawn(wrong: float) -> None:
+    sampler = Sampler(Sampling(temperature=1.0, seed=1), [])
+    with pytest.raises(FloatingPointError, match="no finite numbers"):
+        sampler.draw(torch.tensor([1.0, wrong, 2.0]))
+    assert sampler.draw(torch.tensor([-math.inf, -math.inf, 2.0])) == 2

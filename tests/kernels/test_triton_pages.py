@@ -55,7 +55,7 @@ SHAPES = {
     "a window of one": Shape((2, 1), 16, window=1, rows=BF16, arenas=(BF16, BF16)),
     "a block": Shape(block=40),
     "capped scores": Shape(softcap=2.0, sharpness=5.0),
-    "sinks": Shape((4, 1), 16, has_sinks=True),
+    "sinks": Shape((3, 1), 16, has_sinks=True),
     "all of it in bf16": Shape(
         (4, 2), 64, rows=BF16, arenas=(BF16, BF16), window=50, softcap=20.0, has_sinks=True
     ),

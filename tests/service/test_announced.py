@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -139,9 +140,13 @@ def test_no_way_out_of_the_queue_leaves_an_announcement(queued: Any, way: str) -
     if way == "failed":
         gate.fault = RuntimeError("a cosmic ray")
     if way == "closed":
+        door = cache.runtime.engine._door
         closing = threading.Thread(target=cache.close)
         closing.start()
-        assert cache._closed or closing.is_alive()
+        deadline_s = time.monotonic() + 30
+        while not door.is_shut and time.monotonic() < deadline_s:
+            time.sleep(0.001)
+        assert door.is_shut
     gate.open.set()
     for handle in (running, waiting):
         try:
