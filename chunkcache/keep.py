@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 _TEN_YEARS_S = 315_360_000.0
+
+DEFAULT_LIMIT: Final = "default"
+Limit: TypeAlias = int | Literal["default"] | None
+"""Bytes of each tier that a tenant may hold; None: no limit, whatever the settings say; `default`:
+what they say, as if nothing else had ever been said."""
 
 
 class Keep(BaseModel):

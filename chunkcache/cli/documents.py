@@ -12,12 +12,23 @@ from rich.table import Table
 
 from chunkcache.cli.context import shared
 from chunkcache.cli.screen import console, progress_bar, visible
-from chunkcache.errors import NotFound
+from chunkcache.errors import InvalidRequest, NotFound
 
-Tenant = Annotated[str, typer.Option("--tenant", help="Whose documents.")]
+_LONGEST_TENANT = 256
+_SHOWN_PROBLEMS = 20
+
+
+def tenant_named(name: str) -> str:
+    """A tenant's name as it may be said over HTTP, too. Raises InvalidRequest."""
+    if not 0 < len(name) <= _LONGEST_TENANT:
+        limit = f"of 1 to {_LONGEST_TENANT} characters"
+        raise InvalidRequest.of("--tenant", name, limit, "leave it out for tenant public")
+    return name
+
+
+Tenant = Annotated[str, typer.Option("--tenant", help="Whose documents.", callback=tenant_named)]
 Collection = Annotated[str, typer.Option("--collection", help="Which collection of theirs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
-_SHOWN_PROBLEMS = 20
 
 
 def ingest(

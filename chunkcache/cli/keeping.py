@@ -10,7 +10,7 @@ from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Collection, Tenant
 from chunkcache.cli.screen import console, visible
 from chunkcache.errors import InvalidRequest, StoreError
-from chunkcache.keep import Keep
+from chunkcache.keep import DEFAULT_LIMIT, Keep, Limit
 
 _MOST_DIGITS = 18  # below 2^63, as over HTTP
 
@@ -51,11 +51,15 @@ def keep(
 def quota(
     context: typer.Context,
     limit: Annotated[
-        str | None, typer.Option("--set", help="Bytes of each tier, or none for no limit.")
+        str | None,
+        typer.Option(
+            "--set", help="Bytes of each tier; none: no limit; default: as store.quota_bytes says."
+        ),
     ] = None,
     tenant: Tenant = "public",
 ) -> None:
     """Show or set what a tenant may hold. A running server goes by it from its next start on."""
+    from chunkcache.server.auth import ApiKeys
     from chunkcache.service.quotas import Quotas
 
     settings = shared(context).settings
@@ -65,17 +69,22 @@ def quota(
             settings.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"home: cannot make {settings.home}: {error.strerror}") from error
-        quotas.put(tenant, _bytes(limit))
+        keys = ApiKeys.load(settings.server.api_keys_file)
+        if quotas.limit_bytes(tenant) is None:  # else it may be lifted
+            keys.check_tenant(tenant, field="--tenant")
+        quotas.put(tenant, _limit(limit))
     held = quotas.limit_bytes(tenant)
     shown = "no limit" if held is None else f"{held} bytes of each tier"
     console().print(f"{visible(tenant)}: {shown}", markup=False)
 
 
-def _bytes(text: str) -> int | None:
+def _limit(text: str) -> Limit:
     said = text.strip()
     if said.lower() == "none":
         return None
+    if said.lower() == DEFAULT_LIMIT:
+        return DEFAULT_LIMIT
     if not said.isdecimal() or len(said) > _MOST_DIGITS:
-        limit = f"whole bytes of at most {_MOST_DIGITS} digits, or none"
+        limit = f"whole bytes of at most {_MOST_DIGITS} digits, none or default"
         raise InvalidRequest.of("--set", text, limit, "for example 5000000000")
     return int(said)

@@ -16,8 +16,9 @@ import typer
 from rich.table import Table
 
 from chunkcache.cli.context import shared
-from chunkcache.cli.documents import Tenant
+from chunkcache.cli.documents import Tenant, tenant_named
 from chunkcache.cli.screen import console, visible
+from chunkcache.durable import sync_folder
 from chunkcache.errors import StoreError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def gc(context: typer.Context, yes: Yes = False) -> None:
 
 def purge(
     context: typer.Context,
-    tenant: Annotated[str, typer.Option("--tenant", help="Whose.")],
+    tenant: Annotated[str, typer.Option("--tenant", help="Whose.", callback=tenant_named)],
     documents: Annotated[
         bool, typer.Option("--documents", help="Their documents and collections too.")
     ] = False,
@@ -222,6 +223,7 @@ def _written(path: Path) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"archive: cannot write {path}: {error.strerror}") from error
     finally:

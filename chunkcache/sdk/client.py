@@ -19,7 +19,7 @@ from .wishes import chat_call
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 
-    from ..keep import Keep
+    from ..keep import Keep, Limit
     from ..protocol import DocumentInfo, IngestReport, Json
     from .keeping import Kept, Quota
     from .results import Answer, ModelInfo, StreamEvent
@@ -230,13 +230,13 @@ class Client:
         """What you may hold in each tier, and what you hold on disk."""
         return self._driver.run(keeping.quota())
 
-    def set_quota(self, limit_bytes: int | None, *, tenant: str | None = None) -> Quota:
-        """Limit a tenant, or yourself; None: no limit.
+    def set_quota(self, limit: Limit, *, tenant: str | None = None) -> Quota:
+        """Limit a tenant, or yourself: bytes; None: no limit; "default": as the server's settings.
 
         Raises:
             Forbidden: the server has keys, and this one is no operator's.
         """
-        return self._driver.run(keeping.set_quota(limit_bytes, tenant))
+        return self._driver.run(keeping.set_quota(limit, tenant))
 
     def health(self) -> Json:
         """The server's own statement, also while it is draining."""
@@ -386,9 +386,9 @@ class AsyncClient:
         """See `Client.quota`."""
         return await self._driver.run(keeping.quota())
 
-    async def set_quota(self, limit_bytes: int | None, *, tenant: str | None = None) -> Quota:
+    async def set_quota(self, limit: Limit, *, tenant: str | None = None) -> Quota:
         """See `Client.set_quota`."""
-        return await self._driver.run(keeping.set_quota(limit_bytes, tenant))
+        return await self._driver.run(keeping.set_quota(limit, tenant))
 
     async def health(self) -> Json:
         """See `Client.health`."""

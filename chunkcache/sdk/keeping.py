@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..keep import DEFAULT_LIMIT
 from .calls import Call
 from .results import reading
 from .wishes import document_of
@@ -12,7 +13,7 @@ from .wishes import document_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..keep import Keep
+    from ..keep import Keep, Limit
     from ..protocol import Json
     from .flows import Flow
     from .wishes import Documents
@@ -28,11 +29,14 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a tenant may hold in each tier (None: no limit), and what it holds on disk."""
+    """What a tenant may hold in each tier (None: no limit), and what it holds on disk.
+
+    `disk_bytes` is None where nobody has looked: in the answer to who has set a quota.
+    """
 
     tenant: str
     limit_bytes: int | None
-    disk_bytes: int
+    disk_bytes: int | None
 
 
 def prefetch(
@@ -71,20 +75,24 @@ def quota() -> Flow[Quota]:
     return _quota_of(reply)
 
 
-def set_quota(limit_bytes: int | None, tenant: str | None) -> Flow[Quota]:
+def set_quota(limit: Limit, tenant: str | None) -> Flow[Quota]:
     """Limit a tenant; None: the caller's."""
-    body: Json = {"limit_bytes": limit_bytes}
-    if tenant is not None:
-        body["tenant"] = tenant
-    reply = yield Call("PUT", "/v1/chunkcache/quota", body)
+    whose = {} if tenant is None else {"tenant": tenant}
+    if limit == DEFAULT_LIMIT:
+        reply = yield Call("DELETE", "/v1/chunkcache/quota", query=whose)
+    else:
+        reply = yield Call("PUT", "/v1/chunkcache/quota", {"limit_bytes": limit, **whose})
     return _quota_of(reply)
 
 
 def _quota_of(reply: Json) -> Quota:
     with reading("the quota"):
-        limit: Any = reply["limit_bytes"]
-        held = int(reply["disk_bytes"])
-        return Quota(str(reply["tenant"]), None if limit is None else int(limit), held)
+        limit, held = (_bytes(reply[figure]) for figure in ("limit_bytes", "disk_bytes"))
+        return Quota(str(reply["tenant"]), limit, held)
+
+
+def _bytes(said: Any) -> int | None:
+    return None if said is None else int(said)
 
 
 def _chunks_body(

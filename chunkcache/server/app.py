@@ -44,6 +44,7 @@ def create_app(service: Service, host: str | None = None) -> FastAPI:
     app.state.responses = ResponseStore(
         settings.home / "responses.sqlite", limits.responses_bytes, limits.responses_ttl_s
     )
+    app.state.keys = ApiKeys.load(limits.api_keys_file)
     app.state.lane = Lane(settings.server.working_limit)
     errors.install(app)
     describe(app)
@@ -52,7 +53,7 @@ def create_app(service: Service, host: str | None = None) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, settings=settings.server)
-    app.add_middleware(Authenticate, keys=ApiKeys.load(settings.server.api_keys_file))
+    app.add_middleware(Authenticate, keys=app.state.keys)
     app.add_middleware(BrowserGuard, settings=settings.server, host=host or settings.server.host)
     app.add_middleware(Envelope)
     return app

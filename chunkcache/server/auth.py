@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from chunkcache.errors import ConfigError, Unauthorized
+from chunkcache.errors import ConfigError, InvalidRequest, Unauthorized
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +70,13 @@ class ApiKeys:
         if not entries:
             raise ConfigError(f"server.api_keys_file: {path} has no key; every request would fail")
         return cls(tuple(entries.items()))
+
+    def check_tenant(self, tenant: str, *, field: str) -> None:
+        """Raises InvalidRequest: keys are asked for, and none is this tenant's."""
+        if self.entries is not None and tenant not in {name for _, name in self.entries}:
+            raise InvalidRequest.of(
+                field, tenant, "a tenant of server.api_keys_file", "look how it is written there"
+            )
 
     def tenant_of(self, authorization: str | None) -> str:
         """The tenant of an `Authorization: Bearer KEY` header value.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from chunkcache.console import Console
     from chunkcache.console.states import ChunkState, Cleared, DocumentState, Kept, RecordState
     from chunkcache.filters import Comparison, Compound, Membership
-    from chunkcache.keep import Keep
+    from chunkcache.keep import Keep, Limit
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import (
         AnswerEvent,
@@ -144,8 +144,8 @@ class Service(Protocol):
         """What its tenants may hold."""
         ...
 
-    def set_quota(self, tenant: str, limit_bytes: int | None) -> None:
-        """Limit a tenant, now and after a restart; None: not any more. Raises StoreError."""
+    def set_quota(self, tenant: str, limit: Limit) -> None:
+        """Limit a tenant, now and after a restart; see `Limit`. Raises StoreError."""
         ...
 
     @property

@@ -7,6 +7,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from chunkcache.server.assets import Asset
+from chunkcache.server.auth import ApiKeys
 from chunkcache.server.backend import Service
 from chunkcache.server.files import FileShelf
 from chunkcache.server.model_names import ModelNames
@@ -33,12 +34,17 @@ async def _tenant(request: Request) -> str:
     return cast("str", request.state.tenant)  # set by Authenticate, before any body is read
 
 
+async def _keys(request: Request) -> ApiKeys:
+    return cast("ApiKeys", request.app.state.keys)
+
+
 async def _responses(request: Request) -> ResponseStore:
     return cast("ResponseStore", request.app.state.responses)
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
 AssetsDep = Annotated[dict[str, Asset], Depends(_assets)]
+KeysDep = Annotated[ApiKeys, Depends(_keys)]
 ModelsDep = Annotated[ModelNames, Depends(_models)]
 ResponsesDep = Annotated[ResponseStore, Depends(_responses)]
 ShelfDep = Annotated[FileShelf, Depends(_shelf)]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from chunkcache.durable import sync_folder, write_durably
 from chunkcache.errors import NotFound
 from chunkcache.protocol import DocumentInfo
 
@@ -82,7 +83,7 @@ class FileShelf:
         )
         self._make_folder(tenant)
         with self._changing(tenant):
-            _write_atomically(self._data_path(tenant, file.id), data)
+            write_durably(self._data_path(tenant, file.id), data)
             self._save(tenant, file)
         return file
 
@@ -156,7 +157,7 @@ class FileShelf:
         self._save(tenant, file.model_copy(update={"attachments": attachments}))
 
     def _save(self, tenant: str, file: StoredFile) -> None:
-        _write_atomically(self._sidecar_path(tenant, file.id), file.model_dump_json().encode())
+        write_durably(self._sidecar_path(tenant, file.id), file.model_dump_json().encode())
 
     def _find(self, tenant: str, file_id: str) -> StoredFile | None:
         if not _FILE_ID.fullmatch(file_id):  # it would be a path to somewhere else
@@ -203,8 +204,8 @@ class FileShelf:
 
     def _make_folder(self, tenant: str) -> None:
         self._folder(tenant).mkdir(parents=True, exist_ok=True)
-        _sync_folder(self._root)  # a folder that is lost takes its files along
-        _sync_folder(self._root.parent)
+        sync_folder(self._root)  # a folder that is lost takes its files along
+        sync_folder(self._root.parent)
 
     def _folder(self, tenant: str) -> Path:
         # A hash, because a tenant's name may hold any character a file name may not.
@@ -215,25 +216,6 @@ class FileShelf:
 
     def _sidecar_path(self, tenant: str, file_id: str) -> Path:
         return self._folder(tenant) / f"{file_id}.json"
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Write, sync, rename: readers see the old content or the new, also after a crash."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _version(path: Path) -> _Version:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chunkcache.chunk import Chunk
-    from chunkcache.keep import Keep
+    from chunkcache.keep import Keep, Limit
     from chunkcache.protocol import AnswerEvent, GivenDocument
     from chunkcache.service.answer import AnswerHandle
     from chunkcache.service.given import GivenDocuments
@@ -210,8 +210,8 @@ class ChunkCache(Library):
     def _salt(self, tenant: str) -> bytes:
         return tenant_salt(self._salting_secret, tenant)
 
-    def set_quota(self, tenant: str, limit_bytes: int | None) -> None:
-        """Limit what a tenant holds in each tier, now and after a restart; None: no limit.
+    def set_quota(self, tenant: str, limit: Limit) -> None:
+        """Limit what a tenant holds in each tier, now and after a restart.
 
         What it holds above that leaves when it brings more, whoever's is worth less.
 
@@ -219,7 +219,7 @@ class ChunkCache(Library):
             StoreError: it cannot be written down; all is as it was.
         """
         runtime = self.runtime
-        self.quotas.put(tenant, limit_bytes, runtime.on_quota)
+        self.quotas.put(tenant, limit, runtime.on_quota)
 
     # ------------------------------------------------------------ answers
 

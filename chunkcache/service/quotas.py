@@ -9,11 +9,15 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from chunkcache.durable import write_durably
 from chunkcache.errors import ConfigError, StoreError
+from chunkcache.keep import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from chunkcache.keep import Limit
 
 
 class Quotas:
@@ -50,12 +54,13 @@ class Quotas:
     def put(
         self,
         tenant: str,
-        limit_bytes: int | None,
+        limit: Limit,
         tell: Callable[[str, int | None], None] = lambda _, __: None,
     ) -> None:
         """Limit a tenant from now on, or not any more.
 
         Args:
+            limit: bytes; None: no limit, whatever the settings say; `default`: what they say.
             tell: called with each tenant whose limit is another now, and the limit, once it is on
                 disk.
 
@@ -65,29 +70,20 @@ class Quotas:
         with self._lock:
             try:
                 with _alone_in(self._file.parent):
-                    changed = {**_read(self._file), tenant: limit_bytes}
-                    self._write(changed)
+                    changed = _read(self._file)
+                    changed.pop(tenant, None)
+                    if limit != DEFAULT_LIMIT:
+                        changed[tenant] = limit
+                    write_durably(self._file, json.dumps(changed).encode())
             except OSError as error:
                 raise StoreError(f"quotas: cannot write {self._file}: {error.strerror}") from error
             except ConfigError as error:
                 raise StoreError(error.message) from error
             before, self._set = self._set, changed
-            for one in sorted({*before, *changed}):
-                limit = self._set.get(one, self._configured.get(one))
-                if one == tenant or limit != before.get(one, self._configured.get(one)):
-                    tell(one, limit)
-
-    def _write(self, limits: Mapping[str, int | None]) -> None:
-        partial = self._file.with_name(f"{self._file.name}.{os.getpid()}")
-        try:
-            with partial.open("w", encoding="utf-8") as stream:
-                json.dump(limits, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(self._file)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+            for one in sorted({*before, *changed, tenant}):
+                now = self._set.get(one, self._configured.get(one))
+                if one == tenant or now != before.get(one, self._configured.get(one)):
+                    tell(one, now)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
+from chunkcache.durable import sync_folder
 from chunkcache.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def load_secret(home: Path) -> bytes:
             os.fsync(stream.fileno())
         try:
             os.link(partial, path)  # fails if another process was first; its secret wins
+            sync_folder(home)  # without it no record is found any more
         except FileExistsError:
             return load_secret(home)
         finally:

@@ -140,6 +140,29 @@ def test_terms_and_quotas(run: Run, warmed: int) -> None:
     assert "no limit" in run("quota", "--tenant", "t", "--set", "none").stdout
 
 
+def test_a_quota_is_taken_back_and_set_for_those_alone_who_have_a_key(
+    run: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("key t\n")
+    options = ["--home", str(tmp_path), "--set", "store.quota_bytes=['t=7', 'old=9']"]
+    keyed = [*options, "--set", f"server.api_keys_file='{tmp_path / 'keys'}'"]
+    assert "no limit" in run.func(keyed, "quota", "--tenant", "t", "--set", "none").stdout
+    back = run.func(keyed, "quota", "--tenant", "t", "--set", "Default").stdout
+    assert "t: 7 bytes" in back
+    assert "no limit" in run.func(keyed, "quota", "--tenant", "old", "--set", "none").stdout
+    for nobody in ("public", "T", "old"):
+        with pytest.raises(InvalidRequest, match=f"--tenant: got '{nobody}'.*api_keys_file"):
+            run.func(keyed, "quota", "--tenant", nobody, "--set", "5")
+    assert "T: 5 bytes" in run.func(options, "quota", "--tenant", "T", "--set", "5").stdout
+
+
+@pytest.mark.parametrize("command", ["quota", "purge", "ls"])
+def test_a_tenant_has_a_name(run: Any, tmp_path: Path, command: str) -> None:
+    for wrong in ("", "t" * 257):
+        with pytest.raises(InvalidRequest, match=r"--tenant: got .* of 1 to 256 characters"):
+            run.func(["--home", str(tmp_path)], command, "--tenant", wrong)
+
+
 def test_a_quota_needs_a_home_that_can_be_made(run: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(StoreError, match="home: cannot make"):

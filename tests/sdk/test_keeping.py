@@ -42,8 +42,10 @@ def test_wishes_about_what_an_answer_leaves_behind_are_sent(served: Any, caller:
     assert asked.options.keep == Keep(priority=4, expires_after_s=9.0)
 
 
-def test_quotas(caller: Any) -> None:
+def test_quotas(served: Any, caller: Any) -> None:
     assert caller("quota") == Quota("public", None, 250 * 4096)
     assert caller("set_quota", 5000).limit_bytes == 5000
     assert caller("set_quota", 7, tenant="one").tenant == "one"
-    assert caller("set_quota", None).limit_bytes is None
+    assert caller("set_quota", None) == Quota("public", None, None)
+    assert caller("set_quota", "default").limit_bytes is None
+    assert served.service.quotas.limits == {"one": 7}

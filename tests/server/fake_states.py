@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from chunkcache.console.states import ChunkState, Cleared, DocumentState, Kept, RecordState
 from chunkcache.errors import NotFound
+from chunkcache.keep import DEFAULT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from chunkcache.keep import Limit
     from chunkcache.protocol import DocumentInfo
 
 
@@ -66,8 +68,10 @@ class FakeQuotas:
     def limit_bytes(self, tenant: str) -> int | None:
         return self.limits.get(tenant)
 
-    def put(self, tenant: str, limit_bytes: int | None) -> None:
-        self.limits[tenant] = limit_bytes
+    def put(self, tenant: str, limit: Limit) -> None:
+        self.limits.pop(tenant, None)
+        if limit != DEFAULT_LIMIT:
+            self.limits[tenant] = limit
 
 
 class FakeHoldings:

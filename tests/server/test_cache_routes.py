@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from chunkcache.errors import StoreError
 from chunkcache.keep import Keep
 
 
@@ -153,11 +154,20 @@ def test_stored_chunks_are_put_on_other_terms(served: Any, http: httpx.Client) -
     assert second == Keep() and [text.text for text in of_second["texts"]] == ["Owls hunt."]
 
 
-def test_a_server_without_keys_lets_everybody_set_the_quota(http: httpx.Client) -> None:
+def test_a_server_without_keys_lets_everybody_set_the_quota(
+    served: Any, http: httpx.Client
+) -> None:
     path = "/v1/chunkcache/quota"
     assert http.put(path, json={"limit_bytes": 5000}).json()["limit_bytes"] == 5000
     assert http.get(path).json()["limit_bytes"] == 5000
     assert http.put(path, json={"limit_bytes": None}).json()["limit_bytes"] is None
+    assert served.service.quotas.limits == {"public": None}, "no limit, whatever the settings say"
+    assert http.delete(path).json()["limit_bytes"] is None
+    assert served.service.quotas.limits == {}, "as the settings say"
+    for wrong in ({"tenant": ""}, {"tenant": "t" * 257}, {"limit_bytes": 5}):
+        refused = http.delete(path, params=wrong)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == next(iter(wrong))
     for wrong in (
         {},
         {"limit_bytes": -1},
@@ -189,3 +199,31 @@ def test_with_keys_only_operators_set_quotas(
         assert http.put(path, json=wish, headers=two).json()["tenant"] == "one"
         assert http.get(path, headers=one).json()["limit_bytes"] == 7
         assert http.get(path, headers=two).json()["limit_bytes"] is None
+        served.service.quotas.limits["gone"] = 7  # its key was taken out of the file since
+        for nobody in ("oen", "public"):
+            wish = {"tenant": nobody, "limit_bytes": 7}
+            answers = [
+                http.put(path, json=wish, headers=two),
+                http.delete(path, params={"tenant": nobody}, headers=two),
+            ]
+            for answer in answers:
+                assert answer.status_code == 400
+                assert f"tenant: got '{nobody}'" in answer.json()["error"]["message"]
+        gone = {"tenant": "gone"}
+        assert http.delete(path, params=gone, headers=one).status_code == 403
+        assert http.delete(path, params=gone, headers=two).status_code == 200
+        assert served.service.quotas.limits == {"one": 7}
+
+
+def test_a_quota_that_is_set_is_said_to_be_though_the_disk_cannot_be_read(
+    served: Any, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: str) -> int:
+        raise StoreError("store: the disk cannot be read")
+
+    monkeypatch.setattr(served.service.holdings, "disk_bytes", broken)
+    path = "/v1/chunkcache/quota"
+    assert http.put(path, json={"limit_bytes": 5}).json() == {
+        "object": "chunkcache.quota", "tenant": "public", "limit_bytes": 5, "disk_bytes": None,
+    }  # fmt: skip
+    assert http.get(path).status_code == 500

@@ -102,6 +102,7 @@ def test_the_description_lists_every_route(served: Any, http: httpx.Client) -> N
         ("get", "/v1/chunkcache/status"),
         ("get", "/v1/chunkcache/quota"),
         ("put", "/v1/chunkcache/quota"),
+        ("delete", "/v1/chunkcache/quota"),
         ("post", "/v1/chunkcache/cache/terms"),
         ("get", "/v1/chunkcache/cache/objects"),
         ("post", "/v1/chunkcache/cache/clear"),

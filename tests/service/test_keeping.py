@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from chunkcache import ChunkCache
 from chunkcache.errors import ConfigError, InvalidRequest, NotFound, StoreError
-from chunkcache.keep import Keep
+from chunkcache.keep import DEFAULT_LIMIT, Keep
 from chunkcache.protocol import GivenDocument
 from chunkcache.service.quotas import Quotas
 from chunkcache.store.disk import DiskTier
@@ -170,3 +172,32 @@ def test_quotas_of_two_processes_on_one_home_are_all_kept(tmp_path: Path) -> Non
     (tmp_path / "gone").rmdir()
     with pytest.raises(StoreError, match="cannot write"):
         lost.put("a", 1)
+
+
+def test_what_was_set_is_taken_back_and_the_settings_go_again(tmp_path: Path) -> None:
+    file, told = tmp_path / "quotas.json", list[tuple[str, int | None]]()
+    quotas = Quotas(file, {"one": 5})
+
+    def tell(tenant: str, limit_bytes: int | None) -> None:
+        told.append((tenant, limit_bytes))
+
+    for limit in (None, DEFAULT_LIMIT, 9, DEFAULT_LIMIT, DEFAULT_LIMIT):
+        quotas.put("one", limit, tell)
+    assert told == [("one", None), ("one", 5), ("one", 9), ("one", 5), ("one", 5)]
+    assert quotas.all() == {"one": 5} and Quotas(file, {"one": 6}).limit_bytes("one") == 6
+    quotas.put("nobody", DEFAULT_LIMIT, tell)
+    assert told[-1] == ("nobody", None) and file.read_text() == "{}"
+
+
+def test_a_quota_is_told_when_its_file_and_its_name_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, synced = tmp_path / "quotas.json", list[tuple[bool, bool]]()
+
+    def fsync(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), file.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    seen: list[list[tuple[bool, bool]]] = []
+    Quotas(file, {}).put("one", 5, lambda *_: seen.append(list(synced)))
+    assert seen == [[(False, False), (True, True)]], "the content, renamed, and then the folder"

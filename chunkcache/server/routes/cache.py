@@ -13,10 +13,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from chunkcache.console.warming import WarmWish
 from chunkcache.errors import Forbidden
-from chunkcache.keep import Keep
+from chunkcache.keep import DEFAULT_LIMIT, Keep, Limit
 from chunkcache.protocol import GivenDocument
 from chunkcache.server.bodies import BoundedRoute
-from chunkcache.server.deps import ServiceDep, TenantDep
+from chunkcache.server.deps import KeysDep, ServiceDep, TenantDep
 from chunkcache.server.routes.console import warm_up_answer
 from chunkcache.server.shapes.body import Body, JsonBody, stated
 from chunkcache.server.shapes.generation import DEFAULT_COLLECTION
@@ -25,6 +25,7 @@ from chunkcache.version import __version__
 if TYPE_CHECKING:
     from chunkcache.console.history import Sample
     from chunkcache.protocol import Json
+    from chunkcache.server.auth import ApiKeys
     from chunkcache.server.backend import Service
 
 router = APIRouter(prefix="/v1/chunkcache", route_class=BoundedRoute)
@@ -99,6 +100,12 @@ class QuotaWish(JsonBody):
     )
 
 
+class QuotaQuery(Body):
+    """Whose quota."""
+
+    tenant: str | None = Field(None, min_length=1, max_length=256, description="null: the caller's")
+
+
 class ClearWish(JsonBody):
     """What is to be forgotten; said, so that no empty POST does it."""
 
@@ -127,33 +134,55 @@ def get_status(service: ServiceDep, _tenant: TenantDep) -> JSONResponse:
 @router.get("/quota", response_model=None)
 def get_quota(service: ServiceDep, tenant: TenantDep) -> JSONResponse:
     """What the tenant may hold in each tier (null: no limit), and what it holds on disk."""
-    return _quota_answer(service, tenant)
+    return _quota_answer(service, tenant, disk_bytes=service.holdings.disk_bytes(tenant))
 
 
 @router.put("/quota", response_model=None)
-def put_quota(wish: QuotaWish, service: ServiceDep, tenant: TenantDep) -> JSONResponse:
+def put_quota(
+    wish: QuotaWish, service: ServiceDep, tenant: TenantDep, keys: KeysDep
+) -> JSONResponse:
     """Limit what a tenant may hold in each tier, now and after a restart.
 
     Where there are keys, only those of tenants in `server.operators` may: no tenant raises its own.
-    What it holds above the limit leaves when it brings more.
+    What it holds above the limit leaves when it brings more; `disk_bytes` is null: that is not
+    looked up here. A tenant that has neither a key nor a limit is refused.
     """
+    return _set_quota(service, keys, tenant, wish.tenant or tenant, wish.limit_bytes)
+
+
+@router.delete("/quota", response_model=None)
+def delete_quota(
+    query: Annotated[QuotaQuery, Query()], service: ServiceDep, tenant: TenantDep, keys: KeysDep
+) -> JSONResponse:
+    """Take back what was set for a tenant: the settings say again what it may hold.
+
+    For whom, and for which tenants, as setting it.
+    """
+    return _set_quota(service, keys, tenant, query.tenant or tenant, DEFAULT_LIMIT)
+
+
+def _set_quota(
+    service: Service, keys: ApiKeys, caller: str, tenant: str, limit: Limit
+) -> JSONResponse:
     server = service.settings.server
-    if server.api_keys_file is not None and tenant not in server.operators:
+    if server.api_keys_file is not None and caller not in server.operators:
         raise Forbidden(
-            f"The quota of {wish.tenant or tenant} is not for the keys of {tenant} to set. Hint: "
+            f"The quota of {tenant} is not for the keys of {caller} to set. Hint: "
             "server.operators names the tenants whose keys may."
         )
-    service.set_quota(wish.tenant or tenant, wish.limit_bytes)
-    return _quota_answer(service, wish.tenant or tenant)
+    if service.quotas.limit_bytes(tenant) is None:  # else it may be lifted
+        keys.check_tenant(tenant, field="tenant")
+    service.set_quota(tenant, limit)
+    return _quota_answer(service, tenant, disk_bytes=None)
 
 
-def _quota_answer(service: Service, tenant: str) -> JSONResponse:
+def _quota_answer(service: Service, tenant: str, *, disk_bytes: int | None) -> JSONResponse:
     return JSONResponse(
         {
             "object": "chunkcache.quota",
             "tenant": tenant,
             "limit_bytes": service.quotas.limit_bytes(tenant),
-            "disk_bytes": service.holdings.disk_bytes(tenant),
+            "disk_bytes": disk_bytes,
         }
     )
 
