@@ -22,7 +22,7 @@ class Keep(BaseModel):
     retention: Literal["normal", "warmed", "pinned"] = Field(
         "normal",
         description="warmed: documents of requests do not push it out; pinned: it leaves no tier "
-        "below the device to make room",
+        "below the device to make room, as far as half of it goes",
     )
     priority: int = Field(0, ge=-16, le=16, description="a hit is worth 2^priority of another's")
     expires_after_s: float | None = Field(

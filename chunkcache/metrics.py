@@ -47,12 +47,15 @@ class Metrics:
             "chunkcache_store_errors", "Store failures, by tier and kind", ["tier", "kind"],
             registry=on,
         )  # fmt: skip
+        self.store_refusals = Counter(
+            "chunkcache_store_refusals", "Records that a durable tier did not take", ["tier"],
+            registry=on,
+        )  # fmt: skip
         self.tier_rests = Gauge(
             "chunkcache_tier_rests",
             "Circuit breaker of a remote tier: 0 asked, 1 tried again, 2 not asked",
-            ["tier", "kind"],
-            registry=on,
-        )
+            ["tier", "kind"], registry=on,
+        )  # fmt: skip
         self.evictions = Counter("chunkcache_evictions", "Records evicted", ["tier"], registry=on)
         self.recompressed = Counter(
             "chunkcache_recompressed", "Cold records made denser", ["tier"], registry=on

@@ -22,7 +22,10 @@ def keep(
     ] = None,
     retention: Annotated[
         Literal["normal", "warmed", "pinned"],
-        typer.Option("--retention", help="pinned: never evicted; warmed: not for given documents."),
+        typer.Option(
+            "--retention",
+            help="pinned: not evicted, up to half the disk; warmed: not for given documents.",
+        ),
     ] = "normal",
     priority: Annotated[
         int, typer.Option("--priority", min=-16, max=16, help="A hit counts 2^priority times.")
@@ -46,6 +49,11 @@ def keep(
             wish, tenant=tenant, collection=collection, document_ids=document_ids or None
         )
     console().print(f"{kept.stored} of {kept.chunks} chunks are stored, and kept on these terms")
+    if kept.warmed_only:
+        console().print(
+            f"{kept.warmed_only} of them count as warmed: pins take half of the tier at most. "
+            "Raise store.disk_capacity_bytes, or take pins back and pin these again"
+        )
 
 
 def quota(

@@ -53,6 +53,9 @@ class Kept(BaseModel):
     object: Literal["chunkcache.kept"] = "chunkcache.kept"
     chunks: int
     stored: int = Field(description="these are kept on the terms asked for from now on")
+    warmed_only: int = Field(
+        0, description="of those stored: pinned, but they count as warmed; pins have half of a tier"
+    )
 
 
 class DocumentState(BaseModel):

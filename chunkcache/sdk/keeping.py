@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """How many chunks were meant, and how many of them are kept on these terms now."""
+    """How many chunks were meant, and how many of them are kept on these terms now.
+
+    `warmed_only`: of these, those pinned beyond what pins may take; they count as warmed.
+    """
 
     chunks: int
     stored: int
+    warmed_only: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,8 @@ def keep_on(
     body = _chunks_body(texts, document_ids, keep, vector_store_id)
     reply = yield Call("POST", "/v1/chunkcache/cache/terms", body)
     with reading("how many chunks are kept"):
-        return Kept(int(reply["chunks"]), int(reply["stored"]))
+        warmed_only = int(reply.get("warmed_only", 0))
+        return Kept(int(reply["chunks"]), int(reply["stored"]), warmed_only)
 
 
 def quota() -> Flow[Quota]:

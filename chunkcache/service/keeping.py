@@ -94,10 +94,12 @@ class Keeping:
         runtime, salt, terms = self._runtime(), self._salt_of(tenant), terms_of(tenant, keep)
         runtime.store.flush(remote=False)  # what is still on its way to a tier that keeps terms
         seen: set[bytes] = set()
-        stored = 0
+        stored = warmed_only = 0
         for chunk in self.chunks(tenant, collection, document_ids=document_ids, texts=texts):
             key = runtime.key(runtime.prompts.chunk_ids(chunk), salt)
             if key.digest not in seen:
                 seen.add(key.digest)
-                stored += runtime.store.retain(key, terms, exactly=True)
-        return Kept(chunks=len(seen), stored=stored)
+                kept = runtime.store.retain(key, terms, exactly=True)
+                stored += kept is not None
+                warmed_only += kept is not None and kept < terms.retention
+        return Kept(chunks=len(seen), stored=stored, warmed_only=warmed_only)

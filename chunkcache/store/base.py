@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry, Terms
+    from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry, Retention, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +136,11 @@ class Tier(Protocol):
 class Retaining(Protocol):
     """A tier that evicts by policy: it minds the terms of its records, and who waits for them."""
 
-    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> bool:
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> Retention | None:
         """Keep a record on these terms from now on, if it is there on looser ones; no use.
 
-        `exactly`: on whatever ones. Returns: whether it is there, and kept so (or more firmly).
+        `exactly`: on whatever ones. Returns: how firmly it is kept now, which is less than pinned
+        where the tier has pins enough; None: it is not there.
         """
         ...
 

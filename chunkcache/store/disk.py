@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import lmdb
 
-    from chunkcache.chunk import ChunkKey, Terms
+    from chunkcache.chunk import ChunkKey, Retention, Terms
     from chunkcache.store.base import RecordReader
     from chunkcache.store.codec.base import Codec
     from chunkcache.store.policy import Policy
@@ -206,8 +206,6 @@ class DiskTier:
             entry = entry_of(
                 frame, record.num_tokens, self._fingerprint, self._codec.name, record.terms
             )
-            if entry.size_bytes > self._capacity_bytes:
-                return False
             return self._writer.publish(digest, entry, frame.header, frame.slabs)
 
     def contains(self, key: ChunkKey) -> bool:
@@ -224,11 +222,13 @@ class DiskTier:
                 was_there = True
             return was_there
 
-    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> bool:
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> Retention | None:
         """See `Retaining`. Raises `StoreError`: it stays on the terms that it has."""
         with self._using():
             digest = self._place_of(key, if_corrupt=False)
-            return digest is not None and self._writer.retain(digest, terms, exactly=exactly)
+            if digest is None:
+                return None
+            return self._writer.retain(digest, terms, exactly=exactly)
 
     def on_wait(self, keys: Iterable[ChunkKey]) -> None:
         """See `Retaining`. Nothing is read."""

@@ -14,7 +14,7 @@ from chunkcache.store.reader import HeldRecord
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from chunkcache.chunk import ChunkKey, ChunkKV, Terms
+    from chunkcache.chunk import ChunkKey, ChunkKV, Retention, Terms
     from chunkcache.store.base import RecordReader
     from chunkcache.store.policy import Policy
 
@@ -101,17 +101,17 @@ class HostTier:
         with self._lock:
             return self._find(key) is not None and self._drop(key.digest)
 
-    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> bool:
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> Retention | None:
         """See `Retaining`."""
         with self._lock:
             record = self._find(key)
             if record is None:
-                return False
+                return None
             if exactly or record.terms.retention < terms.retention:
                 self._records[key.digest] = replace(record, terms=terms)
                 entry = Entry(record.size_bytes, record.num_tokens, terms)
                 self._policy.on_put(key.digest, entry)
-            return True
+            return self._policy.retention(key.digest)
 
     def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
         """See `Retaining`."""

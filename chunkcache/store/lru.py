@@ -67,6 +67,15 @@ class LruPolicy:
         """See `Policy`. O(victims + those that may not go)."""
         return self._choose(bytes_needed, spared, Retention.WARMED)
 
+    def why_not(self, digest: bytes, entry: Entry) -> str:
+        """See `Policy`."""
+        return "the tier is full of what may not leave for it"
+
+    def retention(self, digest: bytes) -> Retention | None:
+        """See `Policy`. What it says itself."""
+        entry = self._entries.get(digest)
+        return None if entry is None else entry.terms.retention
+
     def _choose(
         self, bytes_needed: int, spared: Container[bytes], firmest: Retention
     ) -> list[bytes]:

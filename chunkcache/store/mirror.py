@@ -17,6 +17,7 @@ from chunkcache.store.policy import Entry
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from chunkcache.chunk import Retention
     from chunkcache.store.policy import Policy
 
 
@@ -128,6 +129,16 @@ class Mirror:
                 batches[-1].append(victim)
             self._leaving = set(victims)
             return batches
+
+    def why_not(self, digest: bytes, entry: MetaEntry) -> str:
+        """See `Policy`."""
+        with self._lock:
+            return self._policy.why_not(digest, _known_of(entry))
+
+    def retention(self, digest: bytes) -> Retention | None:
+        """See `Policy`."""
+        with self._lock:
+            return self._policy.retention(digest)
 
     def lease(self, digest: bytes) -> bool:
         """A record is to be read: it is no victim until it is given back as often. False: it is

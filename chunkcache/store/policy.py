@@ -27,6 +27,10 @@ _WINDOW: Final = Stage.WINDOW
 _PASSING: Final = Retention.PASSING
 _PINNED: Final = Retention.PINNED
 _WARMED: Final = Retention.WARMED
+PINNED_SHARE = 0.5
+"""Of a tier, that pins may keep; a record pinned beyond that counts as warmed until it is put anew.
+Pins of all of it would leave every tenant's next record no room."""
+
 _MIN_WINDOW_RECORDS = 4  # a byte share below a few chunks would admit nothing (measured: 98 % miss)
 
 
@@ -98,6 +102,14 @@ class Policy(Protocol):
         """Digests to evict, worst first, which together free `bytes_needed`, or all that may go."""
         ...
 
+    def why_not(self, digest: bytes, entry: Entry) -> str:
+        """Why `admit` has just said no, in words for an operator."""
+        ...
+
+    def retention(self, digest: bytes) -> Retention | None:
+        """What a record that is here counts as: one pinned beyond the limit of pins as warmed."""
+        ...
+
 
 @dataclass(slots=True)
 class _BoundTenant:
@@ -117,6 +129,7 @@ class WindowedFrequencyPolicy:
     and must hold its own there. Uses are remembered beyond eviction, so that a chunk which keeps
     coming back is recognised. First to leave are records that have expired, then the main part's
     worst, then the window's oldest; those a waiting request will want come after all of these.
+    Pinned ones do not leave to make room, as far as `PINNED_SHARE` of the tier goes.
 
     `on_use`: O(1). The others: O(log n) per record they touch, amortised.
 
@@ -149,6 +162,7 @@ class WindowedFrequencyPolicy:
         self._popularity = popularity or Popularity(half_life_uses)
         self._counts_uses = counts_uses
         self._protected_bytes = int(capacity_bytes * protected_share)
+        self._pinnable_bytes = int(capacity_bytes * PINNED_SHARE)
         self._min_uses = min_uses
         self._weights = self._popularity.weights
         self._held: dict[bytes, Held] = {}
@@ -158,6 +172,7 @@ class WindowedFrequencyPolicy:
         self._places = 0
         self._window_bytes = 0
         self._warmed_bytes = 0
+        self._pinned_bytes = 0
         self._expiring = Ranking(self._expiry)
         self._everyone = self._new_pools()
         self._of_everyone = (self._everyone,)
@@ -274,17 +289,41 @@ class WindowedFrequencyPolicy:
         chosen.restore()
         return chosen.digests
 
+    def why_not(self, digest: bytes, entry: Entry) -> str:
+        """See `Policy`."""
+        if entry.size_bytes > self._capacity:
+            return "it is larger than the tier"
+        if self._min_uses and self._popularity.uses(digest) < self._min_uses:
+            return "it is wanted too seldom"
+        bound = self._bound.get(entry.terms.tenant)
+        is_over = bound is not None and bound.held_bytes + entry.size_bytes > bound.limit_bytes
+        full = "its tenant's quota" if is_over else "the tier"
+        stays = ["pinned"] * bool(self._pinned_bytes)
+        stays += ["warmed"] * (entry.terms.retention is _PASSING)
+        return f"{full} is full of what is {' or '.join([*stays, 'being read'])}"
+
+    def retention(self, digest: bytes) -> Retention | None:
+        """See `Policy`."""
+        held = self._held.get(digest)
+        if held is None:
+            return None
+        return _WARMED if held.is_warmed else held.entry.terms.retention
+
     # ------------------------------------------------------------
 
     def _take_in(self, digest: bytes, entry: Entry, stage: Stage) -> None:
-        terms = entry.terms
+        size_bytes, terms = entry.size_bytes, entry.terms
         retention = terms.retention
+        is_pinned = retention is _PINNED and self._pinned_bytes + size_bytes <= self._pinnable_bytes
+        is_warmed = retention is _WARMED or (retention is _PINNED and not is_pinned)
         pools = self._pools_of(terms.tenant) if self._bound else self._of_everyone
-        held = Held(entry, pools, self._now, is_warmed=retention is _WARMED)
+        held = Held(entry, pools, self._now, is_warmed=is_warmed)
         self._held[digest] = held
-        if self._bound or held.is_warmed:
-            self._account(held, entry.size_bytes)
-        if retention is not _PINNED:
+        if self._bound or is_warmed:
+            self._account(held, size_bytes)
+        if is_pinned:
+            self._pinned_bytes += size_bytes
+        else:
             self._enter(digest, held, stage)
         if terms.expires_s < math.inf:
             self._expiring.add(digest)
@@ -321,6 +360,7 @@ class WindowedFrequencyPolicy:
 
     def _leave(self, digest: bytes, held: Held) -> None:
         if held.stage is None:
+            self._pinned_bytes -= held.entry.size_bytes
             return
         for pools in held.pools:
             pools.remove(digest, held)

@@ -29,7 +29,7 @@ from chunkcache.store.write_behind import WriteBehind, any_written
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from chunkcache.chunk import ChunkKey, ChunkKV, Terms
+    from chunkcache.chunk import ChunkKey, ChunkKV, Retention, Terms
     from chunkcache.metrics import Metrics
     from chunkcache.store.base import RecordReader, Tier, TierUsage
     from chunkcache.store.write_behind import NewQueue
@@ -263,19 +263,21 @@ class TieredStore:
             wait_for_all([copy for copy in copies if copy is not None])
         return True
 
-    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> bool:
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> Retention | None:
         """Keep a record on firmer terms, or `exactly` on these, in every tier that minds them.
 
         Returns:
-            Whether one of them holds it, and so.
+            How firmly the lowest tier that has it keeps it; None: none of them has it.
 
         Raises:
             StoreError: only with `exactly`: a tier could not write it down; the others were asked.
         """
-        kept, failure = False, None
+        kept: Retention | None = None
+        failure: StoreError | None = None
         for tier in self._retaining:
             try:
-                kept = tier.retain(key, terms, exactly=exactly) or kept
+                found = tier.retain(key, terms, exactly=exactly)
+                kept = kept if found is None else found
             except StoreError as error:
                 self._note_error("write", tier.name, error)
                 failure = failure or error
@@ -363,7 +365,7 @@ class TieredStore:
 
     def _write(self, tier: Tier, record: ChunkKV) -> bool:
         try:
-            return tier.put(record)
+            is_taken = tier.put(record)
         except StoreError as error:
             self._note_error("write", tier.name, error)
             raise
@@ -371,6 +373,9 @@ class TieredStore:
             self._metrics.store_errors.labels(tier.name, "write").inc()
             log.error("store_writer_fault", tier=tier.name, error=repr(error))
             raise StoreError(f"store: the writer failed: {error!r}") from error
+        if not is_taken:
+            self._metrics.store_refusals.labels(tier.name).inc()
+        return is_taken
 
     # ------------------------------------------------------------ noting
 

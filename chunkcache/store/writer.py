@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from chunkcache.chunk import Retention
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.layout import MetaEntry
 from chunkcache.store.lmdb_env import MapFull
+from chunkcache.store.policy import PINNED_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +54,7 @@ class RecordWriter:
         self._lock = threading.Lock()  # held from making room until the record is in
         self._unsynced = threading.Event()
         self._eviction_helps = True  # against a full map
+        self._said: set[str] = set()  # of what is warned about once: the counters tell the rest
 
     def publish(
         self, digest: bytes, entry: MetaEntry, header: bytes, slabs: Sequence[bytes]
@@ -59,7 +62,7 @@ class RecordWriter:
         """Make room within the budget and write a record in one transaction.
 
         Returns:
-            Whether the policy let it in.
+            Whether the policy let it in. If not, why is said once for each reason.
 
         Raises:
             StoreError: map or disk full, or another failure; nothing of the record is there.
@@ -67,7 +70,11 @@ class RecordWriter:
         size = entry.size_bytes
         room = self._capacity_bytes - size
         with self._lock:
-            if not self._make_way(digest, entry):
+            if room < 0 or not self._make_way(digest, entry):
+                self._warn_once(
+                    "store_write_refused", reason=self._mirror.why_not(digest, entry),
+                    effect="such records are not on disk, and computed again after a restart",
+                )  # fmt: skip
                 return False
             map_full = 0
             for _ in range(_RACES):
@@ -89,10 +96,10 @@ class RecordWriter:
             f"Limit: {self._capacity_bytes} bytes. Hint: raise store.disk_capacity_bytes"
         )
 
-    def retain(self, digest: bytes, terms: Terms, *, exactly: bool) -> bool:
+    def retain(self, digest: bytes, terms: Terms, *, exactly: bool) -> Retention | None:
         """Put a record on firmer terms, or `exactly` on these. A damaged entry stays as it is.
 
-        Returns: whether it is there, and on them (or more firmly kept).
+        Returns: see `Retaining`.
 
         Raises:
             StoreError: it stays on those that it has.
@@ -103,18 +110,18 @@ class RecordWriter:
                 try:
                     entry = MetaEntry.unpack(packed) if packed is not None else None
                 except CorruptRecord:
-                    return False  # whoever reads it finds out, and drops it
+                    return None  # whoever reads it finds out, and drops it
                 if entry is None:
-                    return False
+                    return None
+                counts_as = self._mirror.retention(digest)
                 is_firmer = not exactly and entry.terms.retention >= terms.retention
-                if is_firmer or entry.terms == terms:
-                    return True
+                if is_firmer or (entry.terms == terms and counts_as is terms.retention):
+                    return entry.terms.retention if counts_as is None else counts_as
                 entry = replace(entry, terms=terms)
                 self._env.put_entry(txn, digest, entry)
                 commit = txn.id()
-            self._mirror.added(commit, digest, entry)
-            self._unsynced.set()
-            return True
+            self._added(commit, digest, entry)
+            return self._mirror.retention(digest)
 
     def recode(
         self, digest: bytes, seen: bytes, to: bytes, entry: MetaEntry,
@@ -196,9 +203,24 @@ class RecordWriter:
                 return False
             self._env.put(txn, digest, entry, header, slabs)
             commit = txn.id()
+        self._added(commit, digest, entry)
+        return True
+
+    def _added(self, commit: int, digest: bytes, entry: MetaEntry) -> None:
         self._mirror.added(commit, digest, entry)
         self._unsynced.set()
-        return True
+        wanted = entry.terms.retention
+        if wanted is Retention.PINNED and self._mirror.retention(digest) is not wanted:
+            self._warn_once(
+                "pins_full", limit_bytes=int(self._capacity_bytes * PINNED_SHARE),
+                effect="what is pinned beyond that counts as warmed",
+            )  # fmt: skip
+
+    def _warn_once(self, event: str, **facts: object) -> None:
+        said = f"{event} {facts.get('reason', '')}"
+        if said not in self._said:
+            self._said.add(said)
+            log.warning(event, path=str(self._env.path), knob="store.disk_capacity_bytes", **facts)
 
     def _make_way(self, digest: bytes, entry: MetaEntry) -> bool:
         """Evict those whom the policy gives up for a record. False: it is not to come in.
@@ -268,6 +290,7 @@ class RecordWriter:
         if not victims:
             raise StoreError(
                 f"store: {self._env.path} holds {bytes_needed} bytes too many, in no record but "
-                "those being read. Hint: raise store.disk_capacity_bytes, or chunkcache check --fix"
+                "those pinned or being read. Hint: raise store.disk_capacity_bytes, "
+                "or chunkcache check --fix"
             )
         return victims

@@ -28,10 +28,11 @@ def test_texts_and_documents_are_warmed_and_kept(served: Any, caller: Any) -> No
     with pytest.raises(NotFound):
         caller("prefetch", document_ids=["doc-none"])
     assert caller("keep", pinned, ["Owls hunt."]) == Kept(chunks=1, stored=1)
-    caller("keep", Keep(), document_ids=["d"], vector_store_id="vs")
+    kept = caller("keep", Keep(), document_ids=["d", "e"], vector_store_id="vs")
+    assert kept == Kept(chunks=2, stored=2, warmed_only=1)
     (first, _), (second, where) = service.keeping.asked
     assert (first, second) == (pinned, Keep())
-    assert (where["document_ids"], where["collection"]) == (["d"], "vs")
+    assert (where["document_ids"], where["collection"]) == (["d", "e"], "vs")
     with pytest.raises(InvalidRequest, match="document_ids or texts"):
         caller("keep", pinned)
 

@@ -56,7 +56,7 @@ class FakeKeeping:
     def keep(self, keep: Any, **which: Any) -> Kept:
         self.asked.append((keep, which))
         count = len(which["document_ids"] or which["texts"])
-        return Kept(chunks=count, stored=count)
+        return Kept(chunks=count, stored=count, warmed_only=count // 2)
 
 
 class FakeQuotas:

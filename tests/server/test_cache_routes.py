@@ -145,7 +145,7 @@ def test_stored_chunks_are_put_on_other_terms(served: Any, http: httpx.Client) -
     path = "/v1/chunkcache/cache/terms"
     pinned = {"document_ids": ["d1", "d2"], "vector_store_id": "vs", "retention": "pinned"}
     assert http.post(path, json=pinned).json() == {
-        "object": "chunkcache.kept", "chunks": 2, "stored": 2,
+        "object": "chunkcache.kept", "chunks": 2, "stored": 2, "warmed_only": 1,
     }  # fmt: skip
     http.post(path, json={"texts": ["Owls hunt."]})
     (first, of_first), (second, of_second) = served.service.keeping.asked

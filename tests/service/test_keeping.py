@@ -69,6 +69,22 @@ def test_terms_are_set_outlive_a_restart_and_are_taken_back(
     assert (nobody.chunks, nobody.stored) == (1, 0), "another tenant's KV is not theirs to pin"
 
 
+def test_who_pins_more_than_pins_may_take_is_told(
+    open_cache: Callable[..., ChunkCache],
+) -> None:
+    texts = [GivenDocument(text=f"{number}: owls hunt.") for number in range(4)]
+    cache = open_cache()
+    assert cache.warm(texts=texts).computed == 4
+    size_bytes = cache.holdings.disk_bytes("public")
+    cache.close()
+    again = open_cache(store={"disk_capacity_bytes": size_bytes})
+    kept = again.keeping.keep(
+        Keep(retention="pinned"), tenant="public", collection="default", texts=texts
+    )
+    assert (kept.chunks, kept.stored, kept.warmed_only) == (4, 4, 2)
+    assert terms(again) == [("pinned", 0, False)] * 4, "that is what was asked for"
+
+
 def test_what_is_not_put_on_its_terms_is_not_said_to_be(
     cache: ChunkCache, pages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

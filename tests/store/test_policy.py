@@ -83,6 +83,7 @@ class SlowWindowed:
         self.times: dict[bytes, list[int]] = {}
         self.last: dict[bytes, int] = {}
         self.window: set[bytes] = set()
+        self.pinned: set[bytes] = set()
         self.waits: defaultdict[bytes, list[int]] = defaultdict(list)
         self.uses = self.moves = self.places = 0
         self.now_s = -math.inf
@@ -99,8 +100,9 @@ class SlowWindowed:
         if digest not in self.times:
             self.on_use(digest)
         self.moves += 1
-        self.entries[digest], self.last[digest] = entry, self.moves
-        if entry.terms.retention is not Retention.PINNED:
+        self.take_in(digest, entry)
+        self.last[digest] = self.moves
+        if digest not in self.pinned:
             self.window.add(digest)
         self.drop_expired_from_window()
         while len(self.window) > 4 and self.bytes_of(self.window) > self.window_bytes:
@@ -109,6 +111,7 @@ class SlowWindowed:
     def on_delete(self, digest: bytes) -> None:
         self.entries.pop(digest, None)
         self.window.discard(digest)
+        self.pinned.discard(digest)
 
     def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
         if digest in self.entries:
@@ -116,7 +119,8 @@ class SlowWindowed:
             last = self.last[digest]
             self.on_delete(digest)
             self.on_delete(to)
-            self.entries[to], self.last[to] = entry, last
+            self.take_in(to, entry)
+            self.last[to] = last
             self.drop_expired_from_window()
 
     def on_time(self, now_s: float) -> None:
@@ -193,11 +197,24 @@ class SlowWindowed:
 
     # ------------------------------------------------------------
 
+    def take_in(self, digest: bytes, entry: Entry) -> None:
+        pinned = self.bytes_of(d for d in self.pinned if self.stage(d) is None)
+        self.entries[digest] = entry
+        wants = entry.terms.retention is Retention.PINNED
+        if wants and pinned + entry.size_bytes <= self.capacity / 2:
+            self.pinned.add(digest)
+
+    def retentions(self) -> dict[bytes, Retention]:
+        """What each record counts as."""
+        said = {digest: entry.terms.retention for digest, entry in self.entries.items()}
+        beyond = {d for d in said if said[d] is Retention.PINNED and d not in self.pinned}
+        return said | dict.fromkeys(beyond, Retention.WARMED)
+
     def bytes_of(self, digests: Iterable[bytes]) -> int:
         return sum(self.entries[digest].size_bytes for digest in digests)
 
     def is_warmed(self, digest: bytes, *, or_expired: bool = False) -> bool:
-        if self.entries[digest].terms.retention is not Retention.WARMED:
+        if digest in self.pinned or self.entries[digest].terms.retention < Retention.WARMED:
             return False
         return or_expired or self.stage(digest) != 0
 
@@ -205,7 +222,7 @@ class SlowWindowed:
         terms = self.entries[digest].terms
         if terms.expires_s <= self.now_s:
             return 0
-        if terms.retention is Retention.PINNED:
+        if digest in self.pinned:
             return None
         return 2 if digest in self.window else 1
 
@@ -242,6 +259,7 @@ def test_the_windowed_policy_is_its_slow_twin(
         arguments = told(verb, args)
         answer = getattr(policy, verb)(*arguments)
         assert answer == getattr(slow, verb)(*arguments)
+        assert {d: policy.retention(d) for d in slow.entries} == slow.retentions()
         if verb in {"admit", "victims"}:
             assert answer == getattr(policy, verb)(*arguments), "asking changes nothing"
     assert policy.victims(10**9) == slow.victims(10**9)

@@ -247,7 +247,7 @@ class Keeper(HostTier):
 
     name, durable, is_full = "keeper", True, False
 
-    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> bool:
+    def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> Retention | None:
         if self.is_full:
             raise StoreError("store: the disk is full")
         return super().retain(key, terms, exactly=exactly)
@@ -263,7 +263,7 @@ def test_terms_are_said_to_be_kept_only_where_they_are(
     for tier, record in ((host, both), (keeper, both), (host, above), (far, remote)):
         tier.put(record)
     kept = [store.retain(one.key, pinned, exactly=True) for one in (both, above, remote)]
-    assert kept == [True, True, False], "a remote tier keeps none"
+    assert kept == [pinned.retention, pinned.retention, None], "a remote tier keeps none"
     keeper.is_full = True
     with pytest.raises(StoreError, match="disk is full"):
         store.retain(both.key, Terms(), exactly=True)

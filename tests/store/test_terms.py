@@ -10,11 +10,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import structlog
 
 from chunkcache.chunk import ChunkKV, Retention, Terms
+from chunkcache.metrics import Metrics
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.host import HostTier
 from chunkcache.store.policy import WindowedFrequencyPolicy
+from chunkcache.store.tiered import TieredStore
 
 ROOM = 8  # records
 Make = Callable[..., Any]
@@ -230,8 +233,58 @@ def test_who_asks_for_terms_is_told_whether_they_hold(new_tier: Make, records: M
     record, absent = records.make_record(0), records.make_record(1)
     assert tier.put(record)
     for terms in (Terms("t", 3), Terms("t", 3), Terms()):
-        assert tier.retain(record.key, terms, exactly=True)
-        assert not tier.retain(absent.key, terms, exactly=True)
-    assert tier.retain(record.key, Terms(retention=Retention.WARMED))
-    assert tier.retain(record.key, Terms(retention=Retention.PASSING)), "it is on firmer ones"
-    assert not tier.retain(absent.key, Terms())
+        assert tier.retain(record.key, terms, exactly=True) is Retention.NORMAL
+        assert tier.retain(absent.key, terms, exactly=True) is None
+    warmed = Retention.WARMED
+    assert tier.retain(record.key, Terms(retention=warmed)) is warmed
+    assert tier.retain(record.key, Terms(retention=Retention.PASSING)) is warmed, "it is firmer"
+    assert tier.retain(absent.key, Terms()) is None
+
+
+def test_pins_leave_half_the_tier_to_others_and_say_so(new_tier: Make, records: ModuleType) -> None:
+    tier, terms = new_tier(), Terms(retention=Retention.PINNED)
+    made = [records.make_record(n) for n in range(ROOM)]
+    assert all(tier.put(record) for record in made)
+    with structlog.testing.capture_logs() as logs:
+        kept = [tier.retain(record.key, terms, exactly=True) for record in made]
+    assert kept == [Retention.PINNED] * (ROOM // 2) + [Retention.WARMED] * (ROOM // 2)
+    assert [line["event"] for line in logs] == ["pins_full"] * (tier.name == "disk"), "once"
+    for number in range(100, 130):
+        assert tier.put(records.make_record(number)), "there is room for others"
+        assert all(tier.contains(record.key) for record in made[: ROOM // 2])
+    last = made[-1]
+    tier.put(last)
+    assert tier.retain(last.key, terms, exactly=True) is Retention.WARMED
+    assert tier.retain(made[0].key, Terms(), exactly=True) is Retention.NORMAL
+    assert tier.retain(last.key, terms, exactly=True) is Retention.PINNED, "asked for once more"
+
+
+def test_a_write_that_is_refused_is_counted_and_said_once_for_each_reason(
+    open_tier: Callable[..., DiskTier], records: ModuleType, metrics: Metrics,
+    counted: Callable[..., float], tmp_path: Path,
+) -> None:  # fmt: skip
+    trial = open_tier(path=tmp_path / "trial")
+    trial.put(records.make_record(0))
+    size_bytes = trial.usage().size_bytes
+    capacity = ROOM * size_bytes
+    policy = WindowedFrequencyPolicy(capacity, quotas={"bound": size_bytes})
+    tier = open_tier(capacity, policy=policy)
+    store = TieredStore([tier], metrics)
+    bound = Terms("bound", retention=Retention.PINNED)
+    passing, warmed = Terms(retention=Retention.PASSING), Terms(retention=Retention.WARMED)
+    with structlog.testing.capture_logs() as logs:
+        assert store.offer(on(bound, records.make_record(0)), wait=True)
+        for number in range(1, ROOM):
+            assert store.offer(on(warmed, records.make_record(number)), wait=True)
+        for number in (51, 52):
+            for terms in (bound, passing):
+                assert not store.offer(on(terms, records.make_record(number)), wait=True)
+        assert not store.offer(records.make_record(53, num_tokens=9000), wait=True)
+    assert [(line["event"], line["reason"]) for line in logs] == [
+        ("store_write_refused", "its tenant's quota is full of what is pinned or being read"),
+        ("store_write_refused", "the tier is full of what is pinned or warmed or being read"),
+        ("store_write_refused", "it is larger than the tier"),
+    ]
+    assert counted("store_refusals_total", tier="disk") == 5
+    assert tier.usage().records == ROOM, "and nothing has left for them"
+    store.close()

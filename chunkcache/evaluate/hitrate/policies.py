@@ -14,6 +14,7 @@ from chunkcache.store.popularity import Popularity
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
+    from chunkcache.chunk import Retention
     from chunkcache.store.policy import Entry, Policy
 
     NewPolicies = Callable[[Sequence[int]], list[Policy]]
@@ -59,6 +60,14 @@ class _Plain:
     def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
         """See `Policy`."""
         raise NotImplementedError
+
+    def why_not(self, digest: bytes, entry: Entry) -> str:
+        """See `Policy`. It never says no."""
+        raise NotImplementedError
+
+    def retention(self, digest: bytes) -> Retention | None:
+        """See `Policy`. It knows none."""
+        return None
 
 
 class FifoPolicy(_Plain):

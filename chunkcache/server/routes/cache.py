@@ -58,7 +58,7 @@ class ChunksWish(JsonBody):
     retention: Literal["normal", "warmed", "pinned"] | None = Field(
         None,
         description="warmed: documents of requests do not push it out; pinned: it leaves no tier "
-        "below the device to make room",
+        "below the device to make room, as far as half of it goes",
     )
     priority: int | None = Field(
         None, ge=-16, le=16, description="a hit is worth 2^priority of another's"
