@@ -186,6 +186,12 @@ class ChunkKV:
         """Bytes of the KV itself; statistics and headers are small beside it."""
         return self.num_tokens * self.geometry.bytes_per_token
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of it are finite numbers; looks at each, once (3 ms for 24 MB)."""
+        low, high = self.kv.aminmax()  # NaN if there is any; `isfinite` takes forty times as long
+        return bool(low.isfinite() & high.isfinite())
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:

@@ -53,6 +53,8 @@ class Choice:
     """Draws the tokens of one choice, makes text of them and knows when to end.
 
     `send` is given every piece of text. With `keep_logits` it keeps what each token was drawn from.
+    From logits that are no finite numbers comes no answer; without `judges_logits` whoever asked
+    looks at them himself.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Choice:
         max_new_tokens: int,
         matcher: Matcher | None,
         keep_logits: bool,
+        judges_logits: bool,
         send: Callable[[Delta], None],
     ) -> None:
         self.index = index
@@ -73,6 +76,7 @@ class Choice:
         self._max_new_tokens = max_new_tokens
         self._matcher = matcher
         self._keep_logits = keep_logits
+        self._read = Drawn.read if judges_logits else Drawn.read_unjudged
         self._send = send
         self._sampler = Sampler(sampling, prompt_ids, index=index)
         self._ids: list[int] = []
@@ -106,7 +110,7 @@ class Choice:
         The device then never waits for the host. Behind a token that ends the answer, one row has
         been run in vain.
         """
-        drawn = Drawn(self._sampler.pick(logits, self._allowed(model, logits, 0)))
+        drawn = self._sampler.pick(logits, self._allowed(model, logits, 0))
         while True:
             following: Drawn | None = None
             if len(self._ids) + 1 < self._max_new_tokens:
@@ -114,8 +118,8 @@ class Choice:
                 answered = yield Pass(where, token_ids=drawn.there.view(1))
                 assert answered is not None
                 allowed = self._allowed(model, answered, len(self._ids) + 1)
-                following = Drawn(self._sampler.pick(answered, allowed))
-            token = self._told(model, text, drawn.read())
+                following = self._sampler.pick(answered, allowed)
+            token = self._told(model, text, self._read(drawn))
             if token is None:
                 return
             assert following is not None
@@ -128,8 +132,8 @@ class Choice:
         """Draw a token and send its text. None: it was the last one, its row need not run."""
         if self._keep_logits:
             self.step_logits.append(logits.cpu())
-        token = self._sampler.draw(logits, self._allowed(model, logits, len(self._ids)))
-        return self._told(model, text, token, logits)
+        drawn = self._sampler.pick(logits, self._allowed(model, logits, len(self._ids)))
+        return self._told(model, text, self._read(drawn), logits)
 
     def _told(
         self, model: DecoderModel, text: TextStream, token: int, logits: torch.Tensor | None = None

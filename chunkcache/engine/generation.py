@@ -45,8 +45,9 @@ class Generation(Request):
 
     With `keep_logits` the outcome has the logits every token was drawn from. With `forced_ids`
     (a continuation to compare with) its logits are those at each of the forced tokens instead; the
-    answer itself is then decoded as ever. `new_matcher` makes what each choice must follow. Forced
-    tokens and kept logits go with one choice only.
+    answer itself is then decoded as ever. Either way whoever asked judges whether they are finite
+    numbers; else no answer comes of such as are not. `new_matcher` makes what each choice must
+    follow. Forced tokens and kept logits go with one choice only.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class Generation(Request):
             Choice(
                 index, sampling, prompt.token_ids,
                 max_new_tokens=max_new_tokens, matcher=new_matcher() if new_matcher else None,
-                keep_logits=keep_logits and not forced_ids, send=self._mailbox.put,
+                keep_logits=keep_logits and not forced_ids,
+                judges_logits=not (keep_logits or forced_ids), send=self._mailbox.put,
             )
             for index in range(sampling.n)
         ]  # fmt: skip

@@ -7,7 +7,6 @@ GPU the host waits for none of it, and may read the token later.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,19 +41,12 @@ class Sampler:
             self._history = History(prompt_ids)
         self._bias: torch.Tensor | None = None  # fp32 [vocab], where there is any
 
-    def draw(self, logits: torch.Tensor, allowed: torch.Tensor | None = None) -> int:
-        """The token id of `pick`, at once."""
-        return int(self.pick(logits, allowed))
-
-    def pick(self, logits: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
-        """One token id, int64 `[]`, from fp32 logits `[vocab]`, where they are. Temperature 0 takes
-        the first maximum.
+    def pick(self, logits: torch.Tensor, allowed: torch.Tensor | None = None) -> Drawn:
+        """One token from fp32 logits `[vocab]`, where they are. Temperature 0 takes the first
+        maximum.
 
         Only tokens in `allowed`, bool `[vocab]`, can be drawn, whatever was asked for; at least
         one of them must be true. It counts as generated from here on.
-
-        Raises:
-            FloatingPointError: see `one_of`.
         """
         sampling = self._sampling
         logits = self._adjusted(logits)
@@ -69,7 +61,7 @@ class Sampler:
             token = one_of(probabilities, self._generator_on(logits.device))
         if self._history is not None:
             self._history.add(token)
-        return token
+        return Drawn(token, logits.max().isfinite())
 
     def written_instead(self, drawn: int, token: int) -> None:
         """What was drawn last has not been written, but this token."""
@@ -135,36 +127,46 @@ class History:
 
 def one_of(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """int64 `[]`: an index, as likely as `[n]` says; whose clock rings first, of clocks that run so
-    fast. What `torch.multinomial` draws.
-
-    Raises:
-        FloatingPointError: they are no finite numbers, on a CPU. On another device nobody looks,
-            for the host would have to wait.
+    fast. What `torch.multinomial` draws, without the look at the numbers that it makes the host
+    wait for.
     """
-    if probabilities.device.type == "cpu" and not math.isfinite(float(probabilities.sum())):
-        raise FloatingPointError("the model's logits are no finite numbers")
     rings = torch.empty_like(probabilities).exponential_(generator=generator)
     return (probabilities / rings).argmax()
 
 
 class Drawn:
-    """A token on a device, and on its way to the host: read it when it is there, or wait for it."""
+    """A token on a device, and on its way to the host: read it when it is there, or wait for it.
 
-    def __init__(self, token: torch.Tensor) -> None:
-        self.there = token  # int64 []
-        self._here = token
+    `token` is int64 `[]`, `sound` bool `[]`: whether what it was drawn from are finite numbers.
+    """
+
+    def __init__(self, token: torch.Tensor, sound: torch.Tensor) -> None:
+        self.there = token
+        self._here = torch.stack([token, sound.to(token.dtype)])
         self._event: torch.cuda.Event | None = None
         if token.device.type == "cuda":
-            self._here = torch.empty((), dtype=token.dtype, pin_memory=True)
-            self._here.copy_(token, non_blocking=True)
+            there = self._here
+            self._here = torch.empty(2, dtype=token.dtype, pin_memory=True)
+            self._here.copy_(there, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def read(self) -> int:
-        """Which it is."""
+        """Which it is.
+
+        Raises:
+            FloatingPointError: it was drawn from logits that are no finite numbers.
+        """
+        token = self.read_unjudged()
+        if not self._here[1]:
+            raise FloatingPointError("the model's logits are no finite numbers")
+        return token
+
+    def read_unjudged(self) -> int:
+        """Which it is, whatever it was drawn from."""
         if self._event is not None:
             self._event.synchronize()
-        return int(self._here)
+        return int(self._here[0])
 
 
 def filtered_probabilities(

@@ -205,7 +205,7 @@ class Trial:
             self._prompt(chunks), residents,
             policy=policy_named(policy, RepairSettings()),
             budget=1.0, exact_only=not records, sampling=Sampling(), max_new_tokens=2, salt=salt,
-            forced_ids=forced,
+            forced_ids=forced or self.forced[:1],
         )  # fmt: skip
         return self._outcome(request)
 
@@ -226,7 +226,7 @@ class Trial:
         request = Generation(
             Prompt(spans, head_is_canonical=False), {},
             policy=policy_named("none", RepairSettings()), budget=0.0, exact_only=True,
-            sampling=Sampling(), max_new_tokens=1, salt=b"full",
+            sampling=Sampling(), max_new_tokens=1, salt=b"full", forced_ids=self.forced[:1],
         )  # fmt: skip
         return self._outcome(request).first_logits
 

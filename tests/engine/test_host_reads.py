@@ -208,5 +208,5 @@ def test_a_token_is_drawn_without_the_host(penalised: bool) -> None:
     with Waits() as waits:
         token = sampler.pick(logits, torch.ones(50, dtype=torch.bool, device=NOWHERE))
         filtered_probabilities(logits, 0.7, 20, 0.9, 0.01)
-    assert token.device.type == NOWHERE
+    assert token.there.device.type == NOWHERE
     assert waits.found == [] and waits.sent == 0

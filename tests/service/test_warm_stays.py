@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chunkcache import ChunkCache
+from chunkcache.engine.observe import CaptureKV
+from chunkcache.errors import ChunkCacheError
 from chunkcache.protocol import AnswerFinished
 
 Open = Callable[..., ChunkCache]
@@ -82,3 +86,24 @@ def test_a_tenant_holds_no_more_than_its_quota(open_cache: Open) -> None:
     cache.close()
     cache = open_cache()
     assert all_on_disk(cache.ask("why?", documents=novel(0), tenant="other"))
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_are_no_numbers_is_kept_nowhere(
+    open_cache: Open, pages: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    cache, true = open_cache(), CaptureKV.look
+
+    def look(capture: CaptureKV, view: Any) -> None:
+        true(capture, view)
+        capture._kv[0, 1, -1, 0, 0] = wrong
+
+    cache.ingest([pages])
+    with monkeypatch.context() as broken:
+        broken.setattr(CaptureKV, "look", look)
+        with pytest.raises(ChunkCacheError, match="not finite"):
+            cache.ask("when do owls hunt?")
+    cache.runtime.store.flush()
+    assert all(tier.usage().records == 0 for tier in cache.runtime.store.tiers)
+    assert cache.runtime.engine.chunks.usage().records == 0
+    assert cache.ask("when do owls hunt?").text
