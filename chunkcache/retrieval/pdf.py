@@ -5,7 +5,9 @@ Pages of a scan have no text. They are named, so that nobody takes the rest for 
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pypdfium2
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD
+_QUARTER_TURN = math.pi / 2
+_CHARS_LOOKED_AT = 200  # of a page, evenly spaced: which way most of them stand
 _CONTROLS = re.compile(r"[\x00\x01\x03-\x08\x0b-\x1f\x7f\uffff]")  # all but PDFium's hyphen mark
 
 
@@ -58,7 +62,15 @@ def read_pdf(data: bytes) -> dict[str, Any]:
 def _page_text(page: Any) -> str:
     text_page = page.get_textpage()
     try:
-        if page.get_rotation() in (90, 270):
+        turn = _turn(text_page)
+        if turn != page.get_rotation():
+            # PDFium orders lines as they are shown: on a page that shows its text turned by 90
+            # degrees it begins with the last one, and by 180 with the last word of each. Nothing
+            # is shown here, so the page is turned as its text is.
+            page.set_rotation(turn)
+            text_page.close()
+            text_page = page.get_textpage()
+        if turn in (90, 270):
             text = _text_inside(text_page, page.get_cropbox())
         else:
             text = text_page.get_text_bounded()
@@ -66,6 +78,17 @@ def _page_text(page: Any) -> str:
         text_page.close()
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufffe", "\x02")
     return _CONTROLS.sub("", text).strip()
+
+
+def _turn(text_page: Any) -> int:
+    """The rotation of a page that would show most of its text upright: 0, 90, 180 or 270."""
+    total = text_page.count_chars()
+    turns = Counter(
+        -round(raw.FPDFText_GetCharAngle(text_page, index) / _QUARTER_TURN) * 90 % 360
+        for index in range(0, total, 1 + total // _CHARS_LOOKED_AT)
+        if not raw.FPDFText_IsGenerated(text_page, index)
+    )
+    return turns.most_common(1)[0][0] if turns else 0
 
 
 def _text_inside(text_page: Any, box: tuple[float, float, float, float]) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import threading
+from itertools import product
 from typing import Any
 
 import pytest
+from reportlab.pdfbase.pdfmetrics import stringWidth
+from reportlab.pdfgen.canvas import Canvas
 
 from chunkcache.errors import InvalidRequest
 from chunkcache.retrieval.hyphens import MARK, Hyphens
@@ -18,6 +22,28 @@ TABLE = ["Table 7: sales", "Region Units Revenue", "North 120 4400 EUR", "South 
 
 def read(data: bytes) -> Extracted:
     return load("a.pdf", data, 1 << 20)
+
+
+def draw(canvas: Canvas, lines: list[str], *, turned: int = 0, word_by_word: bool = False) -> None:
+    """Lines that run as a page's own do when it is turned by so much, counterclockwise."""
+    width, height = 612, 792
+    canvas.saveState()
+    canvas.translate(width * (turned in (90, 180)), height * (turned in (180, 270)))
+    canvas.rotate(turned)
+    top = (width if turned in (90, 270) else height) - 72
+    for number, line in enumerate(lines):
+        x = 72.0
+        for run in line.split() if word_by_word else [line]:
+            canvas.drawString(x, top - 14 * number, run)
+            x += stringWidth(f"{run} ", "Helvetica", 12)
+    canvas.restoreState()
+
+
+def next_page(canvas: Canvas, rotate: int) -> None:
+    """Begin a page of 612 by 792 points; reportlab takes sizes as they are shown."""
+    canvas.showPage()
+    canvas.setPageSize((792, 612) if rotate in (90, 270) else (612, 792))
+    canvas.setPageRotation(rotate)
 
 
 def reason(data: bytes) -> str:
@@ -71,6 +97,33 @@ def test_a_turned_page_is_read_as_it_is_seen(
 ) -> None:
     page = lines_of_pdf(TABLE * 9, matrix.replace("72 700", "72 780"))
     assert read(pdf(page, rotate=rotate)).text == "\n".join(TABLE * 9)
+
+
+def test_lines_are_read_in_their_order_however_page_and_text_are_turned() -> None:
+    """Upright text on a turned page shows turned; text turned as its page is shows upright."""
+    file = io.BytesIO()
+    canvas = Canvas(file)
+    canvas.drawString(72, 700, "cover")
+    ways = list(product((0, 90, 180, 270), (0, 90, 180, 270), (False, True)))
+    for rotate, turned, word_by_word in ways:
+        next_page(canvas, rotate)
+        draw(canvas, TABLE, turned=turned, word_by_word=word_by_word)
+    canvas.save()
+    cover, *pages = read(file.getvalue()).text.split("\n\n")
+    assert cover == "cover"
+    assert dict(zip(ways, pages, strict=True)) == dict.fromkeys(ways, "\n".join(TABLE))
+
+
+@pytest.mark.parametrize("rotate", [0, 90])
+def test_a_stamp_in_the_margin_does_not_turn_the_page(rotate: int) -> None:
+    file = io.BytesIO()
+    canvas = Canvas(file)
+    canvas.drawString(72, 700, "cover")
+    next_page(canvas, rotate)
+    draw(canvas, ["arXiv:2405.16444v3 [cs.LG]"], turned=90)
+    draw(canvas, TABLE, word_by_word=True)
+    canvas.save()
+    assert "\n".join(TABLE) in read(file.getvalue()).text
 
 
 @pytest.mark.parametrize(
