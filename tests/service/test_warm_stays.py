@@ -99,6 +99,7 @@ def test_what_are_no_numbers_is_kept_nowhere(
         capture._kv[0, 1, -1, 0, 0] = wrong
 
     cache.ingest([pages])
+    assert cache.runtime.reuses, "judged before it is broken"
     with monkeypatch.context() as broken:
         broken.setattr(CaptureKV, "look", look)
         with pytest.raises(ChunkCacheError, match="not finite"):
