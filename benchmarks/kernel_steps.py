@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from kernel_cases import Case, bytes_of, in_turn, name_of, relative
-from kernel_scene import OWN, Prompts, Scene, rotated
+from kernel_scene import OWN, PAGE, Prompts, Scene, rotated
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from chunkcache_kernels import Heads, PortableStep, PortableWeights
+from chunkcache_kernels import Heads, Layout, PortableStep, PortableWeights, lay_out
 from chunkcache_kernels.compiled import CompiledStep, CompiledWeights, Team
+from chunkcache_kernels.head_lists import Kind, PortableHeads, streamed
+
+SINKS, RECENT = 64, 256  # positions that streaming heads see: DuoAttention's for Llama-3-8B
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Sizes:
     heads: Heads
     attended: tuple[Prompts, ...]
     weighed: tuple[Prompts, ...]
+    by_head: tuple[Prompts, ...]  # half of the key heads stream
     page_types: tuple[torch.dtype, ...]
 
 
@@ -42,6 +46,7 @@ MODELS = {
          Prompts("repair", 512, 8, scattered=True),
          Prompts("prefill", 512, 0, own=512), Prompts("prefill", 512, 0, own=4096)),
         (Prompts("question", 32, 8), Prompts("capture", 512, 0, own=560)),
+        (Prompts("by head", 1, 8),),
         (torch.float32, torch.bfloat16, torch.int8),
     ),
     "Llama-3-8B": Sizes(
@@ -52,6 +57,7 @@ MODELS = {
          Prompts("repair", 384, 16, scattered=True),
          Prompts("prefill", 512, 16, own=512, flexes=True)),
         (Prompts("question", 32, 16), Prompts("capture", 512, 0, own=560)),
+        (Prompts("by head", 1, 16, sequences=8, shares=False),),
         (torch.bfloat16, torch.int8),
     ),
 }  # fmt: skip
@@ -85,6 +91,7 @@ def step_cases(
     kinds = [(attend_case, of) for of in sizes.attended]
     kinds += [(write_case, Prompts("write", 512, 0, own=512))]
     kinds += [(weights_case, of) for of in sizes.weighed]
+    kinds += [(by_head_case, of) for of in sizes.by_head]
     for make, of in kinds:
         if of.chunks or pages is not torch.int8:
             scene = partial(Scene, of, pages, rows, device, heads)
@@ -102,14 +109,9 @@ def attend_case(team: Team | None, scene: Scene, pages: str) -> Case:
     ours = bind(team, scene)
     twin = PortableStep(scene.layout, scene.arenas, scene.heads, scene.rotary)
     query, kv, mask = scene.for_torch()
-
-    def by_torch(layer: torch.Tensor) -> torch.Tensor:
-        return scaled_dot_product_attention(
-            query, layer[0], layer[1], attn_mask=mask, scale=scene.heads.scale, enable_gqa=True
-        )
-
+    by_torch = partial(_by_torch, query, mask, scene.heads.scale)
     exact = scene.exact()
-    torch_error = relative(by_torch(kv[0]).transpose(1, 2).flatten(2).flatten(0, 1), exact)
+    torch_error = relative(_in_rows(by_torch(kv[0])), exact)
     layers: Sequence[int] = range(scene.layers)
     arms = {"ours": in_turn(partial(_attend, ours, scene.qkv), list(layers))}
     if not isinstance(ours, PortableStep) and scene.device.type == "cpu":
@@ -119,11 +121,62 @@ def attend_case(team: Team | None, scene: Scene, pages: str) -> Case:
         arms |= {"flex": in_turn(by_flex(scene, query), list(kv))}
     seen = sum(int(scene.sees(n).sum()) for n in range(scene.of.sequences))
     return Case(
-        "attend", scene.of.size, pages, arms, _page_bytes(scene) + 2 * bytes_of(query),
+        "attend", scene.of.size, pages, arms,
+        _page_bytes(scene, scene.layout) + 2 * bytes_of(query),
         flops=4 * scene.heads.heads * scene.heads.dim * seen,
         error=relative(ours.attend(0, scene.qkv), exact),
         torch_error=torch_error, limit=2 * torch_error + 5e-7,
     )  # fmt: skip
+
+
+def by_head_case(team: Team | None, scene: Scene, pages: str) -> Case:
+    """Half of the key heads look at everything, half at the first and last keys; beside torch's
+    attention of all heads over everything. The C kernels know one list of pages only.
+    """
+    heads, given = scene.heads, (scene.arenas, scene.heads, scene.rotary)
+    streaming = range(heads.kv_heads // 2, heads.kv_heads)
+    near = [streamed(s, first=SINKS, last=RECENT) for s in scene.sequences]
+    short = lay_out(near, page_tokens=PAGE, group=heads.heads // heads.kv_heads)
+    kinds = [Kind(tuple(range(streaming.start)), scene.layout), Kind(tuple(streaming), short)]
+    ours: Any = PortableHeads.bind(kinds, *given)
+    if runs_triton(scene.device):
+        from chunkcache_kernels.triton_heads import TritonHeads
+
+        ours = TritonHeads.bind(kinds, *given)
+    query, kv, mask = scene.for_torch()
+    by_torch = partial(_by_torch, query, mask, heads.scale)
+    torch_error = relative(_in_rows(by_torch(kv[0])), scene.exact())
+    exact, seen, keys = [], 0, torch.arange(scene.of.tokens, device=scene.device)
+    for number, rows in enumerate(scene.rows):
+        weights, sees = scene.exact_weights(number), scene.sees(number)
+        kept = sees & ((keys < SINKS) | (keys >= int(rows[0]) - RECENT))
+        weights[streaming.start :] *= kept
+        weights /= weights.sum(-1, keepdim=True)
+        mixed = torch.einsum("kgrt,tkd->rkgd", weights, scene.values[number])
+        exact.append(mixed.flatten(1))
+        seen += int(sees.sum()) * streaming.start + int(kept.sum()) * len(streaming)
+    moved = [_page_bytes(scene, kind.layout) * len(kind.kv_heads) for kind in kinds]
+    layers = list(range(scene.layers))
+    return Case(
+        "attend", scene.of.size, pages,
+        {"ours": in_turn(partial(_attend, ours, scene.qkv), layers),
+         "torch": in_turn(by_torch, list(kv))},
+        sum(moved) // heads.kv_heads + 2 * bytes_of(query),
+        flops=4 * heads.heads * heads.dim * seen // heads.kv_heads,
+        error=relative(ours.attend(0, scene.qkv), torch.cat(exact)),
+        torch_error=torch_error, limit=2 * torch_error + 5e-7,
+    )  # fmt: skip
+
+
+def _by_torch(query: torch.Tensor, mask: Any, scale: float, layer: torch.Tensor) -> torch.Tensor:
+    return scaled_dot_product_attention(
+        query, layer[0], layer[1], attn_mask=mask, scale=scale, enable_gqa=True
+    )
+
+
+def _in_rows(answer: torch.Tensor) -> torch.Tensor:
+    """`[rows of all, heads · dim]` of `[sequences, heads, rows, dim]`."""
+    return answer.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def by_flex(scene: Scene, query: torch.Tensor) -> Callable[[torch.Tensor], Any]:
@@ -151,9 +204,9 @@ def _attend(step: Any, qkv: torch.Tensor, layer: int) -> torch.Tensor:
     return step.attend(layer, qkv)
 
 
-def _page_bytes(scene: Scene) -> int:
+def _page_bytes(scene: Scene, layout: Layout) -> int:
     """Bytes of the pages of one layer that some row looks at, each counted once."""
-    looked, layout = 0, scene.layout
+    looked = 0
     for arena, first, count in layout.runs.tolist():
         pages = len(np.unique(layout.pages[first : first + count]))
         looked += pages * scene.arenas[arena].page_bytes
@@ -219,7 +272,8 @@ def weights_case(team: Team | None, scene: Scene, pages: str) -> Case:
         arms["portable"] = in_turn(lambda n: twin.received(n, query, votes), layers)
     arms["torch"] = in_turn(explicit, list(kv))
     return Case(
-        "received", scene.of.size, pages, arms, _page_bytes(scene) // 2 + bytes_of(query),
+        "received", scene.of.size, pages, arms,
+        _page_bytes(scene, scene.layout) // 2 + bytes_of(query),
         flops=2 * scene.heads.heads * scene.heads.dim * int(scene.sees(0).sum()),
         error=relative(ours.received(0, query, votes), exact), torch_error=torch_error,
         limit=2 * torch_error + 5e-7,

@@ -78,10 +78,11 @@ class TritonStep:
         check(layout, arenas, heads, rotary)
         exact = _is_exact(arenas)
         rows = [max(1, queries // group) for queries in _queries(device, heads.dim, exact)]
+        num_heads = heads.kv_heads if kv_heads is None else len(kv_heads)
         made = plan(
             layout, page_tokens=arenas[0].page_tokens, group=group,
             shared_rows=rows[0] if shares else 0, chained_rows=rows[1],
-            items=-(-_programs(device) // heads.kv_heads),
+            items=-(-_programs(device) // num_heads),
         )  # fmt: skip
         arrays = sent(
             {
@@ -94,7 +95,7 @@ class TritonStep:
                 "entries": made.entries,
                 "stretches": made.stretches,
                 "bounds": np.zeros((len(made.stretches), 2), np.int32),
-                "kv_heads": np.array(kv_heads or [], np.int32),
+                "kv_heads": np.array([] if kv_heads is None else kv_heads, np.int32),
             },
             device,
         )

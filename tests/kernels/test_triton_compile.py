@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton")
 SMALLEST_SHARED_BYTES = 99 * 1024  # what a block may use on compute capability 8.6 and 8.9
 INDICES = (
     "items", "entries", "stretches", "bounds", "pages", "looks", "row_positions", "key_positions",
-    "row_parts", "counters", "slots", "tiles", "counts", "chosen",
+    "row_parts", "counters", "slots", "tiles", "counts", "chosen", "kv_heads",
 )  # fmt: skip
 NUMBERS = (
     "cos", "sin", "mixed_parts", "top_parts", "total_parts", "query_norm", "key_norm", "sinks",
@@ -74,13 +74,13 @@ def _arenas(*types: str) -> tuple[dict[str, str], dict[str, None]]:
 
 # an arena of either kind is in each, so few of them show all that is compiled
 @pytest.mark.parametrize(
-    ("rows", "chunks", "dim", "queries", "capped", "capability"),
-    [("*bf16", "*i8", 128, 128, False, 80), ("*bf16", "*i8", 128, 128, False, 90),
-     ("*bf16", "*i8", 80, 16, True, 90), ("*fp16", "*fp16", 256, 64, True, 80),
-     ("*fp32", "*fp32", 128, 32, False, 80)],
+    ("rows", "chunks", "dim", "queries", "capped", "by_head", "capability"),
+    [("*bf16", "*i8", 128, 128, False, False, 80), ("*bf16", "*i8", 128, 128, False, True, 90),
+     ("*bf16", "*i8", 80, 16, True, False, 90), ("*fp16", "*fp16", 256, 64, True, True, 80),
+     ("*fp32", "*fp32", 128, 32, False, False, 80)],
 )  # fmt: skip
 def test_attention_compiles_and_fits(
-    rows: str, chunks: str, dim: int, queries: int, capped: bool, capability: int
+    rows: str, chunks: str, dim: int, queries: int, capped: bool, by_head: bool, capability: int
 ) -> None:
     from chunkcache_kernels import triton_attend, triton_pages
 
@@ -88,7 +88,7 @@ def test_attention_compiles_and_fits(
     page = 32
     keys, warps = triton_pages.tiles(dim, exact, queries, page if chunks == "*i8" else 0)
     arenas, absent = _arenas(rows, chunks)
-    absent |= {"edges": None, "kv_heads": None, "lse": None, "sinks": None}
+    absent |= {"edges": None, "lse": None, "sinks": None} | ({} if by_head else {"kv_heads": None})
     compiled = _compile(
         triton_attend.attend_kernel,
         {"qkv": rows, "out": rows, **arenas},
