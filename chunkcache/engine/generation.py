@@ -14,6 +14,7 @@ from chunkcache.engine.choice import Branch, Choice
 from chunkcache.engine.observe import DeviationScores, QuestionScores
 from chunkcache.engine.outcome import Delta, Outcome
 from chunkcache.engine.planner import make_plan, with_scoring
+from chunkcache.engine.ranked import chosen, ranks_on
 from chunkcache.engine.request import Pass, Request
 from chunkcache.engine.sequence_kv import PlacedChunk
 from chunkcache.repair import Scoring
@@ -193,7 +194,7 @@ class Generation(Request):
         scores = self._new_scores(model)
         probe = self._probe(scores, model.geometry.num_layers)
         logits = yield from self._pay(probe)
-        self._choose(scores.scores())
+        self._choose(scores)
         self._probe_s = self._computing_s() - began
         if len(self._recomputed) == 0 and logits is not None:
             return logits
@@ -241,12 +242,18 @@ class Generation(Request):
         keep = KeptRows(depth, rows)
         return Pass(rows, scores, end_layer=depth, keep=keep, logits=Logits.NONE)
 
-    def _choose(self, scores: np.ndarray) -> None:
-        task = self._planned.task
-        self._recomputed = self._policy.choose(task, scores)
-        if self._policy.needs is Scoring.QUESTION:
-            weighed = self._policy.weigh(task, scores)
-            self._residual = residual(task, weighed, self._recomputed)
+    def _choose(self, scores: QuestionScores | DeviationScores) -> None:
+        task, policy = self._planned.task, self._policy
+        ranking, left = policy.ranking(task), None
+        if ranking is not None and ranks_on(scores.measured.device):
+            self._recomputed, left = chosen(task, ranking, scores.measured)
+        else:
+            measured = scores.scores()
+            self._recomputed = policy.choose(task, measured)
+            if policy.needs is Scoring.QUESTION:
+                left = residual(task, policy.weigh(task, measured), self._recomputed)
+        if policy.needs is Scoring.QUESTION:
+            self._residual = left
 
     def _repair(self, kept: KeptRows | None) -> Pass:
         """The chosen rows, and those of the rows not in any cache that can see one of them."""

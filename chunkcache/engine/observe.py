@@ -118,8 +118,13 @@ class QuestionScores:
         received = view.received(begins[0], votes)
         self._received[: len(received)] += received
 
+    @property
+    def measured(self) -> torch.Tensor:
+        """fp32 `[num_tokens]`, where the rows ran; meaningful for positions below the question."""
+        return self._received
+
     def scores(self) -> np.ndarray:
-        """float32 `[num_tokens]`; meaningful for positions below the question."""
+        """What was `measured`, on the host, which waits for it."""
         return self._received.cpu().numpy()
 
 
@@ -167,6 +172,11 @@ class DeviationScores:
             change += (view.value[rows].float() - values[place].float()).square().sum(dim=(1, 2))
             self._deviation[where[rows]] = change
 
+    @property
+    def measured(self) -> torch.Tensor:
+        """fp32 `[num_tokens]`, where the rows ran: K and V squared deviation, 0 where none did."""
+        return self._deviation
+
     def scores(self) -> np.ndarray:
-        """float32 `[num_tokens]`: K and V squared deviation, 0 where no row ran."""
+        """What was `measured`, on the host, which waits for it."""
         return self._deviation.cpu().numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chunkcache.repair.base import RepairPolicy, RepairTask, ReusedChunk, Scoring, Step
+from chunkcache.repair.base import Ranking, RepairPolicy, RepairTask, ReusedChunk, Scoring, Step
 from chunkcache.repair.cfo import FixOverhead
 from chunkcache.repair.fixed import FirstK, NoRepair, RepairAll
 from chunkcache.repair.focused import FocusedChunks
@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from chunkcache.config import RepairSettings
     from chunkcache.policy_names import RepairPolicyName
 
-__all__ = ["RepairPolicy", "RepairTask", "ReusedChunk", "Scoring", "Step", "policy_named"]
+__all__ = [
+    "Ranking",
+    "RepairPolicy",
+    "RepairTask",
+    "ReusedChunk",
+    "Scoring",
+    "Step",
+    "policy_named",
+]
 
 
 def policy_named(name: RepairPolicyName, settings: RepairSettings) -> RepairPolicy:

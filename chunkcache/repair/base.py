@@ -49,6 +49,15 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranking:
+    """Rows with the largest scores, each score averaged over its neighbours in the same chunk."""
+
+    count: int
+    before: int = 0  # neighbours; with none at all scores are taken as they are
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ReusedChunk:
     """A chunk whose KV was placed from a record that had not seen this context.
 
@@ -128,6 +137,14 @@ class RepairPolicy(Protocol):
         steps together cost no more than `task.max_rows` through all layers would.
         """
         ...
+
+    def ranking(self, task: RepairTask) -> Ranking | None:
+        """What `choose` comes to where it needs scores, if it is no more than such a ranking.
+
+        Rows may then be chosen where the scores lie, and the scores never come to the host; None:
+        only `choose` knows. Who has a `choose` or `weigh` of its own says this anew, too.
+        """
+        return None
 
     def kept_layers(self, num_layers: int) -> int:
         """Through how many of a model's layers the question's rows run once, not twice."""

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chunkcache.repair.base import RepairPolicy, Scoring
+import numpy as np
+
+from chunkcache.repair.base import Ranking, RepairPolicy, Scoring
 from chunkcache.repair.fixed import FirstK
 from chunkcache.repair.select import reusable_positions, rows_until, smoothed, top_rows
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from chunkcache.repair.base import RepairTask
 
 
 class _TopScores(RepairPolicy):
+    ROWS_BEFORE, ROWS_AFTER = 0, 0  # whose scores count for a row beside its own
+
+    def ranking(self, task: RepairTask) -> Ranking | None:
+        """As many of the largest as can be paid for; a residual is found on the host."""
+        if task.max_residual is not None:
+            return None
+        return Ranking(task.max_rows, self.ROWS_BEFORE, self.ROWS_AFTER)
+
     def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
         """The best-scored rows of all chunks together: `task.max_rows`, or as many as it takes.
 
@@ -61,8 +69,9 @@ class QuestionRows(_TopScores):
         return super().choose(task, scores)
 
     def weigh(self, task: RepairTask, scores: np.ndarray) -> np.ndarray:
-        """Scores averaged over neighbours of the same chunk."""
-        return smoothed(task, scores, before=self.ROWS_BEFORE, after=self.ROWS_AFTER)
+        """Scores averaged over neighbours of the same chunk, float32."""
+        near = smoothed(task, scores, before=self.ROWS_BEFORE, after=self.ROWS_AFTER)
+        return near.astype(np.float32)
 
 
 class DeviatingRows(_TopScores):

@@ -55,11 +55,14 @@ def smoothed(task: RepairTask, scores: np.ndarray, *, before: int, after: int) -
     for chunk in task.chunks:
         rows = slice(chunk.start, chunk.start + chunk.num_tokens)
         own = np.where(np.isfinite(result[rows]), result[rows], 0.0)
-        sums = np.concatenate([[0.0], np.cumsum(own)])
-        index = np.arange(len(own))
-        first = np.maximum(index - before, 0)
-        last = np.minimum(index + after + 1, len(own))
-        result[rows] = (sums[last] - sums[first]) / (last - first)
+        count, sums = len(own), np.zeros(len(own))
+        # one term after the other, as engine/ranked.py adds them: equal windows have equal sums
+        for step in range(max(-before, 1 - count), min(after, count - 1) + 1):
+            inside = slice(max(0, -step), count - max(0, step))
+            sums[inside] += own[inside.start + step : inside.stop + step]
+        index = np.arange(count)
+        near = np.minimum(index, before) + 1 + np.minimum(count - 1 - index, after)
+        result[rows] = sums / near
     return result
 
 

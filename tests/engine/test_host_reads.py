@@ -18,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from chunkcache.config import EngineSettings
+from chunkcache.engine import ranked
 from chunkcache.engine.angles import RotaryAngles
 from chunkcache.engine.attention import Logits, SequenceRows
 from chunkcache.engine.decoder import DecoderModel
@@ -28,6 +29,7 @@ from chunkcache.engine.pool import KVPool
 from chunkcache.engine.sample import Sampler, filtered_probabilities
 from chunkcache.engine.sequence_kv import SequenceKV
 from chunkcache.protocol import Sampling
+from chunkcache.repair import Ranking, RepairTask, ReusedChunk
 from chunkcache.store.reader import kv_shape
 
 pytest.importorskip("triton")
@@ -165,6 +167,18 @@ def test_observers_add_up_on_the_device(model: DecoderModel, launches: Launches)
             model.forward([rows], pool)
         assert rows.fault is None
         assert waits.found == []
+
+
+def test_rows_are_ranked_without_a_wait() -> None:
+    """Up to the one read of which they are."""
+    nothing: Any = None
+    chunks = [ReusedChunk(start, 20, nothing, (), ()) for start in (3, 23, 50)]
+    task = RepairTask(tuple(chunks), 0.4)
+    for ranking in (Ranking(24, 6, 2), Ranking(24)):
+        with Waits() as waits:
+            found = ranked._ranked(task, ranking, torch.zeros(TOKENS, device=NOWHERE))
+        assert found.device.type == NOWHERE and len(found) == 25
+        assert waits.found == [] and waits.sent == 1
 
 
 def test_a_chunk_comes_up_without_a_wait(model: DecoderModel, launches: Launches) -> None:
