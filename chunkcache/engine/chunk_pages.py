@@ -54,7 +54,7 @@ class Resident:
     leases: int = 0
     is_listed: bool = True  # found by its key; else it ends with its last lease
     is_foreseen: bool = False  # brought up before anybody asked for it
-    from_tier: str | None = None  # where it comes from, until the first request has taken it
+    source: tuple[str, str] | None = None  # see `Source`; until the first request has taken it
 
     @property
     def num_tokens(self) -> int:

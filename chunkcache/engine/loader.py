@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
@@ -35,6 +35,14 @@ TASK_BYTES = 1 << 20  # of KV that a thread reads at a time, as stay in its cach
 _THREADS = 2
 
 
+@dataclass(slots=True)
+class Brought:
+    """What came up through one codec."""
+
+    size_bytes: int = 0  # of KV, decoded
+    busy_s: float = 0.0  # of the loader's threads together
+
+
 @dataclass(slots=True, eq=False)
 class Batch:
     """Chunks that one prompt brings up from one tier, since `began_at` (`time.perf_counter`).
@@ -49,10 +57,15 @@ class Batch:
     on_record: Callable[[Batch, ChunkKV], None] | None = None
     on_failure: Callable[[Batch, ChunkKey, Exception], None] = lambda *_: None
     on_end: Callable[[Batch], None] = lambda _: None
-    size_bytes: int = 0  # of KV that has been brought up
+    brought: dict[str, Brought] = field(default_factory=dict)  # by codec
     seconds: float = 0.0  # from its beginning to the end of its last chunk
     failed: int = 0
     open: int = 0  # chunks that have not settled
+
+    @property
+    def size_bytes(self) -> int:
+        """Of KV that has been brought up."""
+        return sum(part.size_bytes for part in self.brought.values())
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +81,7 @@ class _Load:
     kept: torch.Tensor | None  # all of it, where it is wanted whole
     next_layer: int = 0
     is_busy: bool = False
+    busy_s: float = 0.0
 
     @property
     def rank(self) -> tuple[bool, int, int]:
@@ -80,14 +94,17 @@ class Loader:
 
     Args:
         on_settled: called in a loader's thread whenever a chunk has settled.
+        clock: seconds, the same as `Batch.began_at` tells.
     """
 
     def __init__(
         self, pages: ChunkPages, *, threads: int = _THREADS,
         on_settled: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self._pages = pages
         self._on_settled = on_settled
+        self._clock = clock
         self._changed = threading.Condition()
         self._loads: list[_Load] = []
         self._batches = 0
@@ -161,6 +178,7 @@ class Loader:
     def _advance(self, load: _Load, ring: StagingRing) -> None:
         """Bring up some layers more of a chunk."""
         failure: str | None = None
+        began = self._clock()
         try:
             self._read(load, ring)
         except (CorruptRecord, StoreError) as error:
@@ -172,6 +190,7 @@ class Loader:
             _tell(load.batch.on_failure, load.batch, load.resident.key, error)
         with self._changed:
             load.is_busy = False
+            load.busy_s += self._clock() - began
             ends = failure is not None or load.next_layer == load.reader.geometry.num_layers
             if not ends and self._is_closed:
                 failure, ends = "closed", True
@@ -209,12 +228,14 @@ class Loader:
         self._pages.settle(load.resident, failure)
         with self._changed:
             if failure is None:
-                batch.size_bytes += load.resident.num_tokens * load.reader.geometry.bytes_per_token
+                part = batch.brought.setdefault(load.reader.codec, Brought())
+                part.size_bytes += load.resident.num_tokens * load.reader.geometry.bytes_per_token
+                part.busy_s += load.busy_s
             batch.failed += failure is not None
             batch.open -= 1
             is_last = batch.open == 0
         if is_last:
-            batch.seconds = time.perf_counter() - batch.began_at
+            batch.seconds = self._clock() - batch.began_at
             _tell(batch.on_end, batch)
         self._on_settled()
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from chunkcache.engine.core import Engine
     from chunkcache.metrics import Metrics
     from chunkcache.store.base import RecordReader
+    from chunkcache.store.cost import Source
     from chunkcache.store.tiered import TieredStore
 
 
@@ -78,13 +79,13 @@ class Finder:
         """
         found: dict[ChunkKey, Found] = {}
         held: dict[ChunkKey, Stored] = {}
-        coming: dict[str, int] = {}
+        coming: dict[Source, int] = {}
         for key in keys:
             here = self._lease(key, leases, coming)
             if here is not None:
                 found[key] = here
-            elif (tier := self._store.contains(key)) is not None:
-                held[key] = self._stored(key, tier)
+            elif (source := self._store.locate(key)) is not None:
+                held[key] = self._stored(key, source)
         choice = self._store.cost.choose(list(held.values()), always, coming)
         loads = dict(zip(held, choice.loads, strict=True))
         ascent = _Ascent()
@@ -104,8 +105,8 @@ class Finder:
         ascent, chunks = _Ascent(), self._engine.chunks
         try:
             for key in keys:
-                tier = None if chunks.contains(key) else self._store.contains(key)
-                if tier is None or not self._store.cost.pays(self._stored(key, tier)):
+                source = None if chunks.contains(key) else self._store.locate(key)
+                if source is None or not self._store.cost.pays(self._stored(key, source)):
                     continue
                 opened = self._store.open(key)
                 if opened.reader is None or opened.tier is None:
@@ -116,18 +117,19 @@ class Finder:
                 if expected is None:
                     with opened.reader:
                         continue
-                expected[0].from_tier = opened.tier
+                expected[0].source = opened.tier, opened.reader.codec
                 ascent.add(opened.tier, opened.reader, expected[0])
                 self._metrics.prefetches.inc()
         finally:
             self._begin(ascent, measured=False)
 
-    def _stored(self, key: ChunkKey, tier: str) -> Stored:
+    def _stored(self, key: ChunkKey, source: Source) -> Stored:
+        tier, codec = source
         tokens = len(key.token_ids)
         size = tokens * self._engine.model.geometry.bytes_per_token
-        return Stored(tier, size, Rows.after(self._head_tokens, tokens))
+        return Stored(tier, size, Rows.after(self._head_tokens, tokens), codec)
 
-    def _lease(self, key: ChunkKey, leases: Leases, coming: dict[str, int]) -> Found | None:
+    def _lease(self, key: ChunkKey, leases: Leases, coming: dict[Source, int]) -> Found | None:
         chunks, tier = self._engine.chunks, self._engine.chunk_tier
         self._metrics.chunk_queries.labels(tier).inc()
         resident = chunks.lease(key)
@@ -135,11 +137,10 @@ class Finder:
             return None
         leases.add(resident)
         self._metrics.chunk_hits.labels(tier).inc()
-        foreseen_in, resident.from_tier = resident.from_tier, None
-        if foreseen_in is not None and not resident.arrival.is_whole:
-            stored = self._stored(key, foreseen_in)
-            coming[foreseen_in] = coming.get(foreseen_in, 0) + stored.size_bytes
-        return Found(resident, foreseen_in or tier, None)
+        source, resident.source = resident.source, None
+        if source is not None and not resident.arrival.is_whole:
+            coming[source] = coming.get(source, 0) + self._stored(key, source).size_bytes
+        return Found(resident, source[0] if source else tier, None)
 
     def _bring_up(self, key: ChunkKey, ascent: _Ascent, leases: Leases, *, pays: bool) -> Found:
         if not pays:
@@ -179,8 +180,14 @@ class Finder:
             self._engine.loader.load(batch, chunks)
 
     def _came(self, batch: Batch) -> None:
-        if not batch.failed:
-            self._store.cost.observe_load(batch.tier, batch.size_bytes, batch.seconds)
+        if batch.failed:
+            return
+        busy_s = sum(part.busy_s for part in batch.brought.values())
+        for codec, part in batch.brought.items():
+            share = part.busy_s / busy_s if busy_s else 1 / len(batch.brought)
+            self._store.cost.observe_load(
+                batch.tier, part.size_bytes, share * batch.seconds, codec=codec, share=share
+            )
 
     def _promote(self, batch: Batch, record: ChunkKV) -> None:
         self._store.promote(record, batch.tier)

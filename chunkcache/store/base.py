@@ -47,6 +47,7 @@ class RecordReader(Protocol):
     geometry: KVGeometry
     stats: ChunkStats
     rounded_by: str | None  # the lossy codec it is read through, see `ChunkKV`
+    codec: str  # decodes its layers as they are read; empty where they are in memory
 
     @property
     def num_tokens(self) -> int:
@@ -163,4 +164,13 @@ class AskedTogether(Protocol):
 
     def contains_many(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """`contains` for each key, in order."""
+        ...
+
+
+@runtime_checkable
+class SeveralCodecs(Protocol):
+    """A tier whose records may be of several codecs: they take different times to decode."""
+
+    def codec_of(self, key: ChunkKey) -> str | None:
+        """Of the record that `open` would give; None: there is none. Does not count as a use."""
         ...

@@ -1,15 +1,18 @@
 """Bring up or compute? Measured rates, and one choice for each prompt over all its chunks. Pure.
 
 The chunks that a prompt brings up from one tier share it: together they take `latency + bytes ÷
-rate`. Rows take time for their products and for the keys they look at: `a · rows + b · pairs`. What
-is brought up comes while rows are run, so a prompt takes as long as the longest of the two.
+rate`, where each codec of the tier has a rate of its own, since decoding is part of it. Rows take
+time for their products and for the keys they look at: `a · rows + b · pairs`. What is brought up
+comes while rows are run, so a prompt takes as long as the longest of the two.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
 _PROBE_EVERY = 16  # a tier held to be slow is still measured in one of so many prompts
 _SETTLED = 8  # samples, before what is off is scatter
 _APART = 1e-3  # samples that differ less in shape do not tell two numbers apart
+
+Source: TypeAlias = tuple[str, str]
+"""What a record comes up from: a tier, and the codec that decodes it as it is read. The codec is
+empty where the tier has one alone, or gives records as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +47,26 @@ class Stored:
     """A chunk that a tier holds, and what it would take to compute it instead."""
 
     tier: str
-    size_bytes: int
+    size_bytes: int  # of KV, decoded
     instead: Rows
+    codec: str = ""  # see `Source`
+
+    @property
+    def source(self) -> Source:
+        """Whose rate it has."""
+        return self.tier, self.codec
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Which chunks are brought up; `planned_s` until the first token, None before all is measured.
 
-    A tier is `probed` where one chunk of it comes up only to be measured.
+    A source is `probed` where one chunk of it comes up only to be measured.
     """
 
     loads: tuple[bool, ...]
     planned_s: float | None = None
-    probed: str | None = None
+    probed: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,7 @@ class _Prompt:
 
     chunks: Sequence[Stored]
     always: Rows
-    coming: Mapping[str, int]
+    coming: Mapping[Source, int]
 
 
 class _Fit:
@@ -92,6 +105,11 @@ class _Fit:
         """None: nothing was measured."""
         return self._scatter * self._fitted(u, v) if self._samples else None
 
+    def slopes(self) -> tuple[float, float]:
+        """Seconds for each `u` and for each `v`."""
+        a, b = self._solved()
+        return self._scatter * a, self._scatter * b
+
     def _fitted(self, u: float, v: float) -> float:
         a, b = self._solved()
         return a * u + b * v
@@ -115,8 +133,8 @@ class CostModel:
     """What bringing up and computing cost on this machine, and which of them to do. Thread-safe.
 
     Until a tier and the rows were measured, bringing up pays: it is how one of them gets measured.
-    A tier that lost is tried again with one chunk after 15 prompts: a disk that was busy, or cold,
-    gets its chance.
+    A source that lost is tried again with one chunk after 15 prompts: a disk that was busy, or
+    cold, gets its chance.
 
     Args:
         smoothing: weight of a new sample, 0 to 1.
@@ -125,19 +143,24 @@ class CostModel:
     def __init__(self, *, smoothing: float = 0.2) -> None:
         self._smoothing = smoothing
         self._lock = threading.Lock()
-        self._tiers: dict[str, _Fit] = {}
+        self._sources: dict[Source, _Fit] = {}
         self._rows = _Fit(first=True)
         self._bias = 1.0  # what prompts took ÷ what their rows alone would: probes, steps, samples
-        self._declined: dict[str, int] = {}  # prompts in which a tier lost, since its last load
+        self._declined: dict[Source, int] = {}  # prompts in which one lost, since its last load
 
-    def observe_load(self, tier: str, size_bytes: int, seconds: float) -> None:
-        """KV of `size_bytes` came up from `tier` together, in `seconds`."""
+    def observe_load(
+        self, tier: str, size_bytes: int, seconds: float, *, codec: str = "", share: float = 1.0
+    ) -> None:
+        """KV of `size_bytes` came up from `tier` through `codec` together, in `seconds`.
+
+        Where other codecs came with it, `seconds` are its `share` of the time of all of them.
+        """
         if size_bytes <= 0 or seconds <= 0:
             return  # too short for the clock: no rate can be told
         with self._lock:
-            fit = self._tiers.setdefault(tier, _Fit(first=False))
-            fit.add(1.0, size_bytes, seconds, self._smoothing)
-            self._declined[tier] = 0
+            fit = self._sources.setdefault((tier, codec), _Fit(first=False))
+            fit.add(share, size_bytes, seconds, self._smoothing)
+            self._declined[tier, codec] = 0
 
     def observe_prefill(self, rows: int, pairs: int, seconds: float) -> None:
         """`rows` rows, which looked at `pairs` keys together, were computed in `seconds`."""
@@ -153,10 +176,10 @@ class CostModel:
             if alone and seconds > 0:
                 self._bias += self._smoothing * (seconds / alone - self._bias)
 
-    def load_s(self, tier: str, size_bytes: int) -> float | None:
-        """Seconds to bring up `size_bytes` of a tier together; None before the first load."""
+    def load_s(self, tier: str, size_bytes: int, codec: str = "") -> float | None:
+        """Seconds to bring up `size_bytes` of a source together; None before its first load."""
         with self._lock:
-            return self._load_s(tier, size_bytes)
+            return self._load_s((tier, codec), size_bytes)
 
     def compute_s(self, rows: Rows) -> float | None:
         """Seconds to compute rows; None before the first prefill."""
@@ -167,40 +190,40 @@ class CostModel:
         """Whether one chunk alone comes up sooner than it is computed, as far as is known."""
         with self._lock:
             load, compute = (
-                self._load_s(chunk.tier, chunk.size_bytes),
+                self._load_s(chunk.source, chunk.size_bytes),
                 self._compute_s(chunk.instead),
             )
             return load is None or compute is None or load < compute
 
     def choose(
-        self, chunks: Sequence[Stored], always: Rows, coming: Mapping[str, int] | None = None
+        self, chunks: Sequence[Stored], always: Rows, coming: Mapping[Source, int] | None = None
     ) -> Choice:
         """Which of a prompt's chunks to bring up, so that its first token comes soonest.
 
         Args:
             chunks: those that a tier below the device holds.
             always: rows that the prompt runs whatever is chosen; repaired rows are among them.
-            coming: bytes of it that are on their way up already, by tier.
+            coming: bytes of it that are on their way up already.
         """
         with self._lock:
             prompt = _Prompt(chunks, always, coming or {})
             loads = self._best(prompt)
             planned = self._planned(prompt, loads)
-            lost = {c.tier for c, load in zip(chunks, loads, strict=True) if not load}
+            lost = {c.source for c, load in zip(chunks, loads, strict=True) if not load}
             probed = None
-            for tier in sorted(lost):
-                self._declined[tier] = self._declined.get(tier, 0) + 1
-                if self._declined[tier] >= _PROBE_EVERY and probed is None:
-                    probed = tier
+            for source in sorted(lost):
+                self._declined[source] = self._declined.get(source, 0) + 1
+                if self._declined[source] >= _PROBE_EVERY and probed is None:
+                    probed = source
             if probed is not None:
-                own = [i for i, chunk in enumerate(chunks) if chunk.tier == probed]
+                own = [i for i, chunk in enumerate(chunks) if chunk.source == probed]
                 loads[min(own, key=lambda i: chunks[i].size_bytes)] = True
             return Choice(tuple(loads), planned, probed)
 
     # ------------------------------------------------------------ under the lock
 
-    def _load_s(self, tier: str, size_bytes: float) -> float | None:
-        fit = self._tiers.get(tier)
+    def _load_s(self, source: Source, size_bytes: float) -> float | None:
+        fit = self._sources.get(source)
         return fit.seconds(1.0, size_bytes) if fit is not None and size_bytes else None
 
     def _compute_s(self, rows: Rows) -> float | None:
@@ -225,23 +248,32 @@ class CostModel:
                 best, least = list(loads), planned
         return best
 
-    def _price(self, chunk: Stored) -> float:
-        """Seconds of computing for a byte that is not brought up."""
-        return (self._compute_s(chunk.instead) or 0.0) / chunk.size_bytes
+    def _price(self, chunk: Stored) -> tuple[float, float]:
+        """Seconds of computing for a second that its tier is freed of; then, for a byte."""
+        computing = self._compute_s(chunk.instead) or 0.0
+        freed = self._sources[chunk.source].slopes()[1] * chunk.size_bytes
+        return computing / freed if freed else math.inf, computing / chunk.size_bytes
 
     def _tier_s(self, prompt: _Prompt, loads: Sequence[bool], tier: str) -> float:
-        """0 where it was never measured: then it is brought up."""
-        pairs = zip(prompt.chunks, loads, strict=True)
-        size = sum(chunk.size_bytes for chunk, load in pairs if load and chunk.tier == tier)
-        return self._load_s(tier, size + prompt.coming.get(tier, 0)) or 0.0
+        """Of sources that were all measured: each byte as its codec takes, the latency once."""
+        sizes = Counter(prompt.coming)
+        for chunk, load in zip(prompt.chunks, loads, strict=True):
+            sizes[chunk.source] += chunk.size_bytes if load else 0
+        latency, moving = 0.0, 0.0
+        for source, size in sizes.items():
+            if source[0] == tier and size:
+                first, each = self._sources[source].slopes()
+                latency, moving = max(latency, first), moving + each * size
+        return latency + moving
 
     def _planned(self, prompt: _Prompt, loads: Sequence[bool]) -> float | None:
         """Seconds to the first token; None where something was never measured."""
         rows, used = prompt.always, set(prompt.coming)
         for chunk, load in zip(prompt.chunks, loads, strict=True):
             rows = rows if load else rows + chunk.instead
-            used |= {chunk.tier} if load else set()
+            used |= {chunk.source} if load else set()
         computing = self._compute_s(rows)
-        if computing is None or not used <= self._tiers.keys():
+        if computing is None or not used <= self._sources.keys():
             return None
-        return max([computing, *(self._tier_s(prompt, loads, tier) for tier in used)])
+        tiers = {tier for tier, _ in used}
+        return max([computing, *(self._tier_s(prompt, loads, tier) for tier in tiers)])

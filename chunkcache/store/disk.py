@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -193,10 +193,9 @@ class DiskTier:
         """
         with self._using():
             digest = self._place_for(record.key)
-            held_at = self._place_of(record.key, if_corrupt=False)
-            is_as_good = record.rounded_by or held_at in (record.key.digest, digest)
-            if held_at is not None and is_as_good:
-                self._mirror.used(held_at)
+            held = self._find(record.key)
+            if held and (record.rounded_by or held[0] in (record.key.digest, digest)):
+                self._mirror.used(held[0])
                 return True
             if record.rounded_by not in (None, self._codec.name):
                 return False
@@ -210,14 +209,21 @@ class DiskTier:
 
     def contains(self, key: ChunkKey) -> bool:
         """See `Tier`. Reads the header alone; damage to the slabs is found by `get`."""
+        return self.codec_of(key) is not None
+
+    def codec_of(self, key: ChunkKey) -> str | None:
+        """See `SeveralCodecs`. As `contains`."""
         with self._using():
-            return self._place_of(key, if_corrupt=False) is not None
+            return (self._find(key) or (None, None))[1]
 
     def delete(self, key: ChunkKey) -> bool:
         """See `Tier`. A damaged record was there too."""
         with self._using():
             was_there = False
-            while (digest := self._place_of(key, if_corrupt=True)) is not None:
+            for digest in self._codecs.places(key.digest):
+                with suppress(CorruptRecord), self._env.reading() as txn:
+                    if self._header(txn, key, digest) is None:
+                        continue
                 self._writer.remove(digest)
                 was_there = True
             return was_there
@@ -225,10 +231,8 @@ class DiskTier:
     def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> Retention | None:
         """See `Retaining`. Raises `StoreError`: it stays on the terms that it has."""
         with self._using():
-            digest = self._place_of(key, if_corrupt=False)
-            if digest is None:
-                return None
-            return self._writer.retain(digest, terms, exactly=exactly)
+            held = self._find(key)
+            return self._writer.retain(held[0], terms, exactly=exactly) if held else None
 
     def on_wait(self, keys: Iterable[ChunkKey]) -> None:
         """See `Retaining`. Nothing is read."""
@@ -350,16 +354,13 @@ class DiskTier:
         """The digest that a record is put under."""
         return stored_under(key.digest, self._codec.name)
 
-    def _place_of(self, key: ChunkKey, *, if_corrupt: bool) -> bytes | None:
-        """The digest that a record which can be read lies under."""
+    def _find(self, key: ChunkKey) -> tuple[bytes, str] | None:
+        """The digest that a record which can be read lies under, and its codec."""
         for digest in self._codecs.places(key.digest):
-            try:
-                with self._env.reading() as txn:
-                    if self._header(txn, key, digest) is not None:
-                        return digest
-            except CorruptRecord:
-                if if_corrupt:
-                    return digest
+            with suppress(CorruptRecord), self._env.reading() as txn:
+                header = self._header(txn, key, digest)
+                if header is not None:
+                    return digest, header.codec
         return None
 
     def _load(

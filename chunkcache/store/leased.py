@@ -50,6 +50,7 @@ class LeasedRecord:
         self.geometry = header.geometry
         self.stats = header.stats
         self.rounded_by = None if is_lossless(header.codec) else header.codec
+        self.codec = header.codec
         self.header = header
         self.packed_entry = packed_entry  # says when it was put: tells it from its successor
         self._source = source

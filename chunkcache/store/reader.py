@@ -26,6 +26,7 @@ class HeldRecord:
         self.geometry = record.geometry
         self.stats = record.stats
         self.rounded_by = record.rounded_by
+        self.codec = ""
 
     @property
     def num_tokens(self) -> int:

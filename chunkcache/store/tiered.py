@@ -15,12 +15,12 @@ from concurrent.futures import wait as wait_for_all
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
 from chunkcache.errors import CorruptRecord, StoreError
-from chunkcache.store.base import AskedTogether, Retaining, TierAtRest
+from chunkcache.store.base import AskedTogether, Retaining, SeveralCodecs, TierAtRest
 from chunkcache.store.cost import CostModel
 from chunkcache.store.lookup import Lookup, Opened
 from chunkcache.store.reader import HeldRecord, read_record
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from chunkcache.chunk import ChunkKey, ChunkKV, Retention, Terms
     from chunkcache.metrics import Metrics
     from chunkcache.store.base import RecordReader, Tier, TierUsage
+    from chunkcache.store.cost import Source
     from chunkcache.store.write_behind import NewQueue
 
 log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
 
 
 class Job(Protocol):
@@ -74,6 +76,7 @@ class TieredStore:
         self._tiers = tuple(tiers)
         self._durable = tuple(tier for tier in tiers if tier.durable)
         self._retaining = [tier for tier in tiers if isinstance(tier, Retaining)]
+        self._mixed = {tier.name: tier for tier in tiers if isinstance(tier, SeveralCodecs)}
         self._metrics = metrics
         self._clock = clock
         self.jobs = tuple(jobs)
@@ -157,11 +160,16 @@ class TieredStore:
 
     def contains(self, key: ChunkKey) -> str | None:
         """Name of the highest tier that holds the record; not a use."""
-        return next((tier.name for tier in self._tiers if self._holds(tier, key)), None)
+        return (self.locate(key) or (None,))[0]
+
+    def locate(self, key: ChunkKey) -> Source | None:
+        """The highest tier that holds the record, and by which codec it comes up; not a use."""
+        looks = ((tier.name, self._codec_in(tier, key)) for tier in self._tiers)
+        return next(((name, codec) for name, codec in looks if codec is not None), None)
 
     def is_durable(self, key: ChunkKey) -> bool:
         """Whether a durable tier holds the record; without such a tier, whether it is held."""
-        return any(self._holds(tier, key) for tier in self._durable or self._tiers)
+        return any(self._codec_in(tier, key) is not None for tier in self._durable or self._tiers)
 
     def _fetch_from(self, tier: Tier, key: ChunkKey) -> ChunkKV | str:
         """The record, or the reason there is none in this tier."""
@@ -175,7 +183,8 @@ class TieredStore:
         except StoreError as error:
             return self.failed(tier.name, key, error)
         if tier.durable:
-            self.cost.observe_load(tier.name, record.size_bytes, self._clock() - began)
+            seconds = self._clock() - began
+            self.cost.observe_load(tier.name, record.size_bytes, seconds, codec=reader.codec)
         self._metrics.chunk_hits.labels(tier.name).inc()
         return record
 
@@ -192,21 +201,25 @@ class TieredStore:
         self._metrics.chunk_misses.labels(reason).inc()
         return reason
 
-    def _holds(self, tier: Tier, key: ChunkKey) -> bool:
-        try:
-            return tier.contains(key)
-        except StoreError as error:
-            self._note_error("read", tier.name, error)
-            return False
+    def _codec_in(self, tier: Tier, key: ChunkKey) -> str | None:
+        """See `Source`; None: the tier does not hold the record, or failed."""
+        mixed = self._mixed.get(tier.name)
+        if mixed is not None:
+            return self._asked(tier, partial(mixed.codec_of, key), None)
+        return "" if self._asked(tier, partial(tier.contains, key), False) else None
 
     def _holds_many(self, tier: Tier, keys: Sequence[ChunkKey]) -> list[bool]:
         if not isinstance(tier, AskedTogether):
-            return [self._holds(tier, key) for key in keys]
+            return [self._codec_in(tier, key) is not None for key in keys]
+        return self._asked(tier, partial(tier.contains_many, keys), [False] * len(keys))
+
+    def _asked(self, tier: Tier, question: Callable[[], _T], otherwise: _T) -> _T:
+        """What a tier answers; of one that fails, which is noted, `otherwise`."""
         try:
-            return tier.contains_many(keys)
+            return question()
         except StoreError as error:
             self._note_error("read", tier.name, error)
-            return [False] * len(keys)
+            return otherwise
 
     # ------------------------------------------------------------ keeping
 
@@ -337,11 +350,7 @@ class TieredStore:
                 closing.callback(job.close)
 
     def _takes(self, tier: Tier, size_bytes: int) -> bool:
-        try:
-            return tier.has_room(size_bytes)
-        except StoreError as error:
-            self._note_error("read", tier.name, error)
-            return False
+        return self._asked(tier, partial(tier.has_room, size_bytes), False)
 
     def _queue(self, tier: Tier, record: ChunkKV, *, wait: bool) -> Future[bool] | None:
         """Whether and when it will have been written; None: dropped. With `wait`, never dropped."""
@@ -357,9 +366,8 @@ class TieredStore:
             self._metrics.store_errors.labels(tier.name, "queue_full").inc()
             log.warning(
                 "store_queue_full", tier=tier.name, limit=self._limits[0],
-                limit_bytes=self._limits[1],
+                limit_bytes=self._limits[1], effect="the record is not written to this tier",
                 knob="store.write_queue_limit, store.write_queue_bytes",
-                effect="the record is not written to this tier",
             )  # fmt: skip
         return done
 
@@ -388,8 +396,4 @@ class TieredStore:
 
     def _scraped(self, tier: Tier, of: Callable[[TierUsage], int]) -> float:
         """How full a tier is now; NaN, which is how Prometheus says unknown, when it fails."""
-        try:
-            return of(tier.usage())
-        except StoreError as error:
-            self._note_error("read", tier.name, error)
-            return math.nan
+        return self._asked(tier, lambda: of(tier.usage()), math.nan)

@@ -15,7 +15,7 @@ from chunkcache.config import RepairSettings
 from chunkcache.engine import sequence_kv
 from chunkcache.engine.chunk_pages import Resident
 from chunkcache.engine.generation import Generation
-from chunkcache.engine.loader import Batch
+from chunkcache.engine.loader import Batch, Brought, Loader
 from chunkcache.engine.outcome import Outcome
 from chunkcache.errors import Cancelled, CorruptRecord, ShuttingDown, StoreError
 from chunkcache.protocol import Sampling
@@ -93,6 +93,18 @@ class Scene:
 
     def answer(self, residents: dict[int, Resident]) -> Outcome:
         return outcome_of(self.submit(residents))
+
+
+class Timed(HeldRecord):
+    """A record that a codec takes so long for, by the test's own clock."""
+
+    def __init__(self, record: ChunkKV, codec: str, layer_s: float, clock: list[float]) -> None:
+        super().__init__(record)
+        self.codec, self.layer_s, self.clock = codec, layer_s, clock
+
+    def read_layers(self, first: int, last: int, out: torch.Tensor) -> None:
+        self.clock[0] += self.layer_s * (last - first)
+        super().read_layers(first, last, out)
 
 
 def outcome_of(request: Generation) -> Outcome:
@@ -343,3 +355,19 @@ def test_a_listener_that_raises_ends_no_loader(scene: Scene, fails: dict[int, Ex
         assert resident.arrival.is_whole == (not fails)
         engine.chunks.release([resident])
         engine.chunks.clear()
+
+
+def test_a_batch_says_how_long_each_codec_kept_it_busy(scene: Scene) -> None:
+    clock, ended = [5.0], threading.Event()
+    loader = Loader(scene.bench.engine.chunks, threads=1, clock=lambda: clock[0])
+    first, second = scene.records.values()
+    batch = Batch("fake", 3.0, on_end=lambda _: ended.set())
+    readers = [Timed(first, "raw", 1.0, clock), Timed(second, "int8", 4.0, clock)]
+    loader.load(batch, [(reader, scene.coming(reader.record)) for reader in readers])
+    assert ended.wait(WAIT_S)
+    loader.close()
+    assert batch.brought == {
+        "raw": Brought(first.size_bytes, LAYERS * 1.0),
+        "int8": Brought(second.size_bytes, LAYERS * 4.0),
+    }
+    assert batch.seconds == 2.0 + LAYERS * 5.0

@@ -142,7 +142,7 @@ def test_what_cannot_be_computed_leaves_no_lease(
 def test_a_tier_that_loses_is_not_read(stored: ChunkCache) -> None:
     cost = stored.runtime.store.cost
     for _ in range(40):
-        cost.observe_load("disk", 1, 1000.0)
+        cost.observe_load("disk", 1, 1000.0, codec="raw")
         cost.observe_prefill(10_000, 10_000, 0.001)
     answer, _ = asked(stored, TEXTS)
     assert spans(answer, "miss") == ["slower"] * 4 and spans(answer, "tier") == [None] * 4
@@ -154,12 +154,41 @@ def test_what_loads_and_passes_take_is_measured(stored: ChunkCache) -> None:
     cost = stored.runtime.store.cost
     asked(stored, TEXTS)
     stored.runtime.engine.loader.close()  # what is measured at the end of a load is there now
-    assert cost.load_s("disk", 1000) is not None
+    assert cost.load_s("disk", 1000, "raw") is not None
     cost.observe_prefill(100, 1000, 0.1)
     before = cost.compute_s(Rows(100, 1000))
     answer, _ = asked(stored, TEXTS)  # from memory: only the rows count
     assert answer.report.timings.planned_ms is not None
     assert cost.compute_s(Rows(100, 1000)) != before
+
+
+@pytest.mark.usefixtures("always_read")
+def test_codecs_of_one_tier_are_measured_apart(
+    open_cache: Callable[..., ChunkCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records that were written before the codec was changed are still read, as they were coded."""
+    first = open_cache(store={"codec": "raw"})
+    asked(first, TEXTS[:1])
+    first.close()
+    cache = open_cache(store={"codec": "int8"})
+    asked(cache, TEXTS)
+    forget(cache)
+    store, told = cache.runtime.store, dict[str, tuple[int, float, float]]()
+
+    def observe(tier: str, size: int, seconds: float, *, codec: str, share: float) -> None:
+        told[f"{tier} {codec}"] = size, seconds, share
+
+    monkeypatch.setattr(store.cost, "observe_load", observe)
+    keys = [cache.runtime.key(_ids(cache, i), cache._salt("public")) for i in range(4)]
+    forget(cache)
+    int8 = "int8(group=64)"
+    assert [store.locate(key) for key in keys] == [("disk", "raw"), *[("disk", int8)] * 3]
+    assert set(spans(asked(cache, TEXTS)[0], "tier")) == {"disk"}
+    cache.runtime.engine.loader.close()
+    sizes = [len(key.token_ids) * cache.runtime.model.geometry.bytes_per_token for key in keys]
+    (raw_bytes, raw_s, raw_share), (bytes_, s, share) = told["disk raw"], told[f"disk {int8}"]
+    assert (raw_bytes, bytes_) == (sizes[0], sum(sizes[1:]))
+    assert raw_share + share == pytest.approx(1) and raw_s * share == pytest.approx(s * raw_share)
 
 
 @pytest.mark.usefixtures("always_read")

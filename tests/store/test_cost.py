@@ -108,7 +108,7 @@ def test_a_larger_budget_leaves_more_to_the_tier() -> None:
 def test_what_is_on_its_way_is_in_front() -> None:
     cost = measured({"disk": Device(0.0, SIZE / (0.6 * CHUNK_S))})
     alone = cost.choose(chunks("disk", 2), Rows())
-    behind = cost.choose(chunks("disk", 2), Rows(), {"disk": 8 * SIZE})
+    behind = cost.choose(chunks("disk", 2), Rows(), {("disk", ""): 8 * SIZE})
     assert sum(behind.loads) < sum(alone.loads)
     assert behind.planned_s is not None and behind.planned_s > 4 * CHUNK_S
 
@@ -124,7 +124,7 @@ def test_a_losing_tier_gets_its_chance_with_one_chunk() -> None:
     mixed = [*chunks("disk", 2), Stored("disk", SIZE // 2, CHUNK)]
     choices = [cost.choose(mixed, Rows()) for _ in range(16)]
     assert [sum(c.loads) for c in choices] == [0] * 15 + [1]
-    assert choices[-1].loads == (False, False, True) and choices[-1].probed == "disk"
+    assert choices[-1].loads == (False, False, True) and choices[-1].probed == ("disk", "")
     assert sum(cost.choose(mixed, Rows()).loads) == 1, "until it was measured"
     for _ in range(60):
         cost.observe_load("disk", SIZE, 1e-6)
@@ -187,6 +187,86 @@ def test_planned_is_within_a_fifth_of_what_noisy_devices_take() -> None:
         else:
             cost.observe_load("disk", count * SIZE, loading)
     assert all(0.8 < ratio < 1.25 for ratio in off), off
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A tier of records that two codecs made: one latency, and what each takes for its bytes."""
+
+    latency_s: float = 0.01
+    raw_s: float = CHUNK_S / 12  # a chunk
+    int8_s: float = CHUNK_S / 3
+
+    def moving(self, raw: int, int8: int) -> dict[str, float]:
+        return {"raw": raw * self.raw_s, "int8": int8 * self.int8_s}
+
+    def seconds(self, raw: int, int8: int) -> float:
+        return self.latency_s + sum(self.moving(raw, int8).values())
+
+    def observed(self, cost: CostModel, raw: int, int8: int, seconds: float) -> None:
+        """As a loader says it, which knows what kept it busy."""
+        moving = self.moving(raw, int8)
+        for codec, count in (("raw", raw), ("int8", int8)):
+            share = moving[codec] / sum(moving.values())
+            cost.observe_load("disk", count * SIZE, share * seconds, codec=codec, share=share)
+
+
+def mixed(raw: int, int8: int, instead: Rows = CHUNK) -> list[Stored]:
+    made = ["raw"] * raw + ["int8"] * int8
+    return [Stored("disk", SIZE, instead, codec) for codec in made]
+
+
+def test_codecs_of_one_tier_have_rates_of_their_own_and_share_its_latency() -> None:
+    cost, disk, dear = measured({}), Mixed(), Rows(1e6)
+    for raw, int8 in ((1, 2), (5, 1), (3, 0), (0, 4), (2, 2)) * 20:
+        disk.observed(cost, raw, int8, disk.seconds(raw, int8))
+    for raw, int8 in ((6, 0), (0, 6), (6, 2)):
+        choice = cost.choose(mixed(raw, int8, dear), Rows())
+        assert choice.planned_s == pytest.approx(disk.seconds(raw, int8), rel=0.05)
+    coming = {("disk", "int8"): 2 * SIZE}
+    behind = cost.choose(mixed(6, 0, dear), Rows(), coming)
+    assert behind.planned_s == pytest.approx(disk.seconds(6, 2), rel=0.05)
+
+
+def test_the_codec_that_frees_its_tier_most_is_computed_and_tried_again() -> None:
+    """Chunks of both take as long to compute; the slow codec loses, the fast one goes on."""
+    cost = measured({})
+    for size in (SIZE, 5 * SIZE) * 10:
+        cost.observe_load("disk", size, 0.1 * size / SIZE * CHUNK_S, codec="raw")
+        cost.observe_load("disk", size, 2.0 * size / SIZE * CHUNK_S, codec="int8")
+    given = [*mixed(2, 2), *mixed(2, 0)]
+    choices = [cost.choose(given, Rows())]
+    assert choices[0].loads == (True, True, False, False, True, True)
+    for _ in range(15):
+        cost.observe_load("disk", SIZE, 0.1 * CHUNK_S, codec="raw")
+        choices.append(cost.choose(given, Rows()))
+    assert [choice.probed for choice in choices] == [None] * 15 + [("disk", "int8")]
+    assert choices[-1].loads == (True, True, True, False, True, True)
+
+
+def test_a_codec_that_was_never_measured_comes_up() -> None:
+    cost = measured({})
+    cost.observe_load("disk", SIZE, 100.0, codec="raw")
+    assert cost.choose(mixed(1, 0), Rows()).loads == (False,)
+    choice = cost.choose(mixed(1, 1), Rows())
+    assert choice.loads == (True, True) and choice.planned_s is None
+    assert [cost.pays(chunk) for chunk in mixed(1, 1)] == [False, True]
+
+
+def test_planned_is_within_a_fifth_where_codecs_are_mixed() -> None:
+    """A store that is on its way from one codec to another; loads scatter by a tenth."""
+    draw = random.Random(11)
+    cost, disk = measured({}), Mixed()
+    off: list[float] = []
+    for number in range(90):
+        raw, int8 = draw.choice([(8, 0), (0, 8), (draw.randint(1, 8), draw.randint(1, 8))])
+        actual = disk.seconds(raw, int8) * draw.uniform(0.9, 1.1)
+        choice = cost.choose(mixed(raw, int8, Rows(1e6)), Rows())
+        if number > 20:
+            assert choice.planned_s is not None
+            off.append(choice.planned_s / actual)
+        disk.observed(cost, raw, int8, actual)
+    assert all(0.8 < ratio < 1.2 for ratio in off), off
 
 
 def test_samples_that_scatter_are_met_in_the_middle() -> None:
