@@ -156,6 +156,12 @@ class Terms:
     retention: Retention = Retention.NORMAL
     expires_s: float = math.inf  # Unix time; soft: first to leave from then on, served until it has
 
+    def after(self, former: Terms, now_s: float) -> Terms:
+        """Terms of a record that takes the place of one of the same chunk: `former`, unless these
+        are firmer or it has expired."""
+        is_over = former.expires_s <= now_s
+        return self if is_over or self.retention > former.retention else former
+
 
 USUAL_TERMS = Terms()
 

@@ -112,7 +112,7 @@ class DiskTier:
             StoreError: the environment cannot be read.
         """
         with self._using():
-            for digest in self._codecs.places(key.digest):
+            for digest in self._codecs.looks(key.digest):
                 reader = self._leased(key, digest)
                 if reader is not None:
                     break
@@ -147,7 +147,7 @@ class DiskTier:
         """
         with self._using():
             record = None
-            for digest in self._codecs.places(key.digest):
+            for digest in self._codecs.looks(key.digest):
                 seen = None
                 try:
                     with self._env.reading() as txn:
@@ -171,7 +171,7 @@ class DiskTier:
         with self._using():
             try:
                 with self._env.reading() as txn:
-                    if self._env.entry(txn, digest) != record.packed_entry:
+                    if not record.is_still(self._env.entry(txn, digest)):
                         raise StoreError(f"record {record.key.hex} has gone since it was opened")
                     decode_layers(self._env, txn, header, codec, first, out)
             except CorruptRecord:
@@ -205,7 +205,8 @@ class DiskTier:
             entry = entry_of(
                 frame, record.num_tokens, self._fingerprint, self._codec.name, record.terms
             )
-            return self._writer.publish(digest, entry, frame.header, frame.slabs)
+            rounded = self._codecs.places(digest)[1:] if digest == record.key.digest else ()
+            return self._writer.publish(digest, entry, frame.header, frame.slabs, worse=rounded)
 
     def contains(self, key: ChunkKey) -> bool:
         """See `Tier`. Reads the header alone; damage to the slabs is found by `get`."""
@@ -356,7 +357,7 @@ class DiskTier:
 
     def _find(self, key: ChunkKey) -> tuple[bytes, str] | None:
         """The digest that a record which can be read lies under, and its codec."""
-        for digest in self._codecs.places(key.digest):
+        for digest in self._codecs.looks(key.digest):
             with suppress(CorruptRecord), self._env.reading() as txn:
                 header = self._header(txn, key, digest)
                 if header is not None:

@@ -60,7 +60,8 @@ class HostTier:
         return record if record is not None and _is_of(record, key) else None
 
     def put(self, record: ChunkKV) -> bool:
-        """See `Tier`. A record that is there already counts as used and is not replaced."""
+        """See `Tier`. A record that is there already counts as used and is not replaced, but for a
+        rounded one by an exact one, which goes on on its terms (`Terms.after`)."""
         if record.size_bytes > self._capacity_bytes:
             return False
         record = self._owned(record)
@@ -68,9 +69,11 @@ class HostTier:
         with self._lock:
             if (there := self._records.get(digest)) is not None:
                 if _is_of(there, record.key):
-                    self._policy.on_use(digest)
-                    return True
-                self._drop(digest)  # another chunk with the same digest
+                    if there.rounded_by is None or record.rounded_by is not None:
+                        self._policy.on_use(digest)
+                        return True
+                    record = replace(record, terms=record.terms.after(there.terms, time.time()))
+                self._drop(digest)  # or another chunk with the same digest
             return self._take_in(digest, record)
 
     def _take_in(self, digest: bytes, record: ChunkKV) -> bool:

@@ -65,6 +65,14 @@ class MetaEntry:
         return cls(size, tokens, created, fingerprint, codec.decode("utf-8", "replace"), terms)
 
 
+def is_same_record(packed: bytes, seen: bytes) -> bool:
+    """Whether two packed entries are of one record, on whatever terms.
+
+    They say how large it is and when it was put, which tells it from one put in its place.
+    """
+    return packed[: _ENTRY.size] == seen[: _ENTRY.size]
+
+
 def _packed_terms(terms: Terms) -> bytes:
     if terms == USUAL_TERMS:
         return b""

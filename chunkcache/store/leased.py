@@ -9,6 +9,7 @@ import torch
 
 from chunkcache.codec_spec import is_lossless
 from chunkcache.store.codec.raw import RawCodec, octets
+from chunkcache.store.layout import is_same_record
 from chunkcache.store.reader import DTYPES, kv_shape
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class LeasedRecord:
         """See `RecordReader`. One checksum pass and one copy, while other threads run."""
         assert self._is_open, "read after its lease ended"
         self._source.read_slabs(self, first, last, out)
+
+    def is_still(self, packed_entry: bytes | None) -> bool:
+        """Whether an entry is that of the record as it was opened, on whatever terms."""
+        return packed_entry is not None and is_same_record(packed_entry, self.packed_entry)
 
     def layers(self) -> Iterator[torch.Tensor]:
         """All of them, one at a time in the same memory. Raises as `read_layers`."""

@@ -158,21 +158,21 @@ class Mirror:
             if not self._leases[digest]:
                 del self._leases[digest]
 
-    def change(self, digest: bytes) -> bool:
+    def change(self, digest: bytes, *, leases: int = 0) -> bool:
         """Another record is to be put in this one's place: until `settle` nobody leases it.
 
-        False: others than the caller, who has a lease, are reading it.
+        False: others are reading it than the caller, who has so many leases.
         """
         with self._lock:
-            if self._leases[digest] != 1:
+            if self._leases.get(digest, 0) > leases:
                 return False
             self._changing.add(digest)
             return True
 
-    def settle(self, digest: bytes) -> None:
+    def settle(self, digests: Iterable[bytes]) -> None:
         """It has been put there, or not."""
         with self._settled:
-            self._changing.discard(digest)
+            self._changing.difference_update(digests)
             self._settled.notify_all()
 
     def recoded(self, commit: int, digest: bytes, to: bytes, entry: MetaEntry) -> None:

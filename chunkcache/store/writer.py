@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
-from chunkcache.chunk import Retention
+from chunkcache.chunk import Retention, Terms
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.layout import MetaEntry
 from chunkcache.store.lmdb_env import MapFull
 from chunkcache.store.policy import PINNED_SHARE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import lmdb
 
-    from chunkcache.chunk import Terms
-    from chunkcache.store.lmdb_env import RecordEnv
+    from chunkcache.store.lmdb_env import AnyTransaction, RecordEnv
     from chunkcache.store.mirror import Mirror
 
 log = structlog.get_logger(__name__)
@@ -57,9 +57,15 @@ class RecordWriter:
         self._said: set[str] = set()  # of what is warned about once: the counters tell the rest
 
     def publish(
-        self, digest: bytes, entry: MetaEntry, header: bytes, slabs: Sequence[bytes]
-    ) -> bool:
+        self, digest: bytes, entry: MetaEntry, header: bytes, slabs: Sequence[bytes],
+        *, worse: Sequence[bytes] = (),
+    ) -> bool:  # fmt: skip
         """Make room within the budget and write a record in one transaction.
+
+        Args:
+            worse: where copies of the same chunk may lie that say less. They leave in that
+                transaction, and their terms go over to the record (`Terms.after`). One that is
+                being read stays until its time comes, as the first to leave.
 
         Returns:
             Whether the policy let it in. If not, why is said once for each reason.
@@ -70,6 +76,9 @@ class RecordWriter:
         size = entry.size_bytes
         room = self._capacity_bytes - size
         with self._lock:
+            if worse:  # before room is made: they may be the ones that leave for it
+                with self._env.reading() as txn:
+                    entry = _after(entry, self._entries(txn, worse).values())
             if room < 0 or not self._make_way(digest, entry):
                 self._warn_once(
                     "store_write_refused", reason=self._mirror.why_not(digest, entry),
@@ -80,7 +89,7 @@ class RecordWriter:
             for _ in range(_RACES):
                 used = self._evict(room)
                 try:
-                    if self._put(digest, entry, header, slabs):
+                    if self._put(digest, entry, header, slabs, worse):
                         self._eviction_helps = True
                         return True
                 except MapFull:
@@ -141,9 +150,13 @@ class RecordWriter:
             StoreError: map or disk full, or another failure; nothing was written.
         """
         with self._lock:
-            if not self._mirror.change(digest):
+            if not self._mirror.change(digest, leases=1):
                 return False
+            changing = {digest, to}
             try:
+                if to != digest and not self._mirror.change(to):
+                    changing.discard(to)
+                    return False
                 with self._env.writing(entry.size_bytes) as txn:
                     if not self._env.remove_unchanged(txn, digest, seen):
                         return False
@@ -151,7 +164,7 @@ class RecordWriter:
                     commit = txn.id()
                 self._mirror.recoded(commit, digest, to, entry)
             finally:
-                self._mirror.settle(digest)
+                self._mirror.settle(changing)
             self._unsynced.set()
             self._free_pages()
             return True
@@ -196,15 +209,46 @@ class RecordWriter:
         self._unsynced.set()
         self._free_pages()
 
-    def _put(self, digest: bytes, entry: MetaEntry, header: bytes, slabs: Sequence[bytes]) -> bool:
+    def _put(
+        self, digest: bytes, entry: MetaEntry, header: bytes, slabs: Sequence[bytes],
+        worse: Sequence[bytes],
+    ) -> bool:  # fmt: skip
         """One transaction. False: another process took the room."""
-        with self._env.writing(entry.size_bytes) as txn:
-            if self._env.used_bytes(txn) + entry.size_bytes > self._capacity_bytes:
-                return False
-            self._env.put(txn, digest, entry, header, slabs)
-            commit = txn.id()
+        unread = [place for place in worse if self._mirror.change(place)]
+        read: dict[bytes, MetaEntry] = {}
+        try:
+            with self._env.writing(entry.size_bytes) as txn:
+                if self._env.used_bytes(txn) + entry.size_bytes > self._capacity_bytes:
+                    return False
+                there = self._entries(txn, worse)
+                entry = _after(entry, there.values())
+                for place, former in there.items():
+                    if place in unread:
+                        self._env.remove(txn, place)
+                    else:
+                        read[place] = replace(former, terms=_first_to_leave(former.terms))
+                        self._env.put_entry(txn, place, read[place])
+                self._env.put(txn, digest, entry, header, slabs)
+                commit = txn.id()
+            self._mirror.removed(commit, there.keys() - read.keys())
+            for place, former in read.items():
+                self._mirror.added(commit, place, former)
+        finally:
+            self._mirror.settle(unread)
         self._added(commit, digest, entry)
+        if len(read) < len(there):
+            self._free_pages()
         return True
+
+    def _entries(self, txn: AnyTransaction, places: Iterable[bytes]) -> dict[bytes, MetaEntry]:
+        """What `meta` says of those that are there, but for damaged entries."""
+        found: dict[bytes, MetaEntry] = {}
+        for place in places:
+            packed = self._env.entry(txn, place)
+            with suppress(CorruptRecord):  # whoever reads it finds out, and drops it
+                if packed is not None:
+                    found[place] = MetaEntry.unpack(packed)
+        return found
 
     def _added(self, commit: int, digest: bytes, entry: MetaEntry) -> None:
         self._mirror.added(commit, digest, entry)
@@ -294,3 +338,15 @@ class RecordWriter:
                 "or chunkcache check --fix"
             )
         return victims
+
+
+def _after(entry: MetaEntry, former: Iterable[MetaEntry]) -> MetaEntry:
+    """The entry of a record that takes their place, on what terms it is to be."""
+    for one in former:
+        entry = replace(entry, terms=entry.terms.after(one.terms, entry.created_ns / 1e9))
+    return entry
+
+
+def _first_to_leave(terms: Terms) -> Terms:
+    """What has expired long ago leaves before all else."""
+    return Terms(terms.tenant, retention=Retention.PASSING, expires_s=0.0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from chunkcache.chunk import ChunkKV
+from chunkcache.chunk import ChunkKV, Terms
 from chunkcache.store.base import TierUsage
 from chunkcache.store.host import HostTier
 from chunkcache.store.lru import LruPolicy
@@ -76,3 +77,19 @@ def test_closing_lets_the_records_go(records: ModuleType) -> None:
     tier.close()
     tier.close()
     assert tier.usage().size_bytes == 0 and not list(tier.scan())
+
+
+def test_an_exact_record_takes_the_place_and_the_terms_of_a_rounded_one(
+    records: ModuleType,
+) -> None:
+    tier = HostTier(100_000)
+    exact = records.make_record(1)
+    rounded = replace(exact, terms=Terms("t", 3), rounded_by="int8(group=64)")
+    for record, expected in (
+        (rounded, rounded), (rounded, rounded), (exact, replace(exact, terms=Terms("t", 3))),
+        (rounded, replace(exact, terms=Terms("t", 3))),
+    ):  # fmt: skip
+        assert tier.put(record)
+        found = tier.get(exact.key)
+        assert (found.rounded_by, found.terms) == (expected.rounded_by, expected.terms)
+        assert tier.usage().records == 1 and tier.usage().size_bytes == exact.size_bytes

@@ -143,36 +143,141 @@ def test_a_failure_while_encoding_leaves_the_record(
     assert not tier._mirror._leases
 
 
+class FailingTransaction:
+    """Fails at one of the values it is to put."""
+
+    def __init__(self, txn: Any, at: int) -> None:
+        self.txn, self.left = txn, at
+
+    def put(self, *arguments: Any, **options: Any) -> Any:
+        if not self.left:
+            raise StoreError("store: disk full, made up")
+        self.left -= 1
+        return self.txn.put(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.txn, name)
+
+
 @pytest.mark.parametrize("value", range(5))  # three layers, the header, the entry
+@pytest.mark.parametrize("is_cold", [False, True])
 def test_a_failure_while_writing_leaves_the_record(
-    tier: DiskTier, record: ChunkKV, records: ModuleType, value: int,
+    tier: DiskTier, record: ChunkKV, records: ModuleType, value: int, is_cold: bool,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
     put = tier._env.put
-
-    class Transaction:
-        """Fails at one of the values it is to put."""
-
-        def __init__(self, txn: Any) -> None:
-            self.txn, self.left = txn, value
-
-        def put(self, *arguments: Any, **options: Any) -> Any:
-            if not self.left:
-                raise StoreError("store: disk full, made up")
-            self.left -= 1
-            return self.txn.put(*arguments, **options)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.txn, name)
-
-    monkeypatch.setattr(tier._env, "put", lambda txn, *arguments: put(Transaction(txn), *arguments))
-    with pytest.raises(StoreError, match="made up"):
+    if is_cold:
         tier.recode(record.key.digest, CODEC)
+    with monkeypatch.context() as failing, pytest.raises(StoreError, match="made up"):
+        failing.setattr(
+            tier._env, "put", lambda txn, *rest: put(FailingTransaction(txn, value), *rest)
+        )
+        if is_cold:
+            tier.put(record)
+        else:
+            tier.recode(record.key.digest, CODEC)
+    expected = read_through(CODEC, record) if is_cold else record
+    found = tier.get(record.key)
+    assert found is not None and records.contents(found) == records.contents(expected)
+    assert not tier._mirror._changing and tier.usage().records == 1
+    if is_cold:
+        assert tier.put(record) and rounded_by(tier, record) is None, "another time it can be"
+    tier.close()
+    report = check_store(tmp_path / "kv", CAPACITY)
+    assert report.clean and report.records == 1
+
+
+FAR_S = 4e9
+KEPT = Terms("t", 3, Retention.PINNED, FAR_S)
+
+
+@pytest.mark.parametrize(
+    ("former", "later", "expected"),
+    [
+        (KEPT, Terms("t"), KEPT),
+        (Terms("t", 3), Terms("t"), Terms("t", 3)),
+        (Terms("t", 3), Terms("t", retention=Retention.WARMED), Terms("t", 0, Retention.WARMED)),
+        (Terms("t", 3, Retention.PINNED, 5.0), Terms("t"), Terms("t")),  # it has expired
+    ],
+)
+def test_an_exact_record_takes_the_place_and_the_terms_of_its_rounded_copy(
+    tier: DiskTier, record: ChunkKV, records: ModuleType, former: Terms, later: Terms,
+    expected: Terms, tmp_path: Path,
+) -> None:  # fmt: skip
+    size_bytes = tier.usage().size_bytes
+    tier.recode(record.key.digest, CODEC)
+    tier.retain(record.key, former, exactly=True)
+    assert tier.put(replace(record, terms=later))
+    ((digest, entry),) = tier.entries()
+    assert (digest, entry.codec, entry.terms) == (record.key.digest, "raw", expected)
+    assert tier.usage().size_bytes == tier._mirror.held_bytes() == size_bytes
     found = tier.get(record.key)
     assert found is not None and records.contents(found) == records.contents(record)
-    assert not tier._mirror._changing and tier.usage().records == 1
     tier.close()
     assert check_store(tmp_path / "kv", CAPACITY).clean
+
+
+def test_terms_go_over_even_if_the_rounded_copy_leaves_to_make_room(
+    open_tier: Callable[..., DiskTier], record: ChunkKV, tmp_path: Path
+) -> None:
+    trial = open_tier(path=tmp_path / "trial")
+    trial.put(record)
+    tier = open_tier(trial.usage().size_bytes, cold=CODEC)
+    tier.put(record)
+    tier.recode(record.key.digest, CODEC)
+    tier.retain(record.key, Terms("t", 3), exactly=True)
+    assert tier.put(record)
+    ((_, entry),) = tier.entries()
+    assert (entry.codec, entry.terms) == ("raw", Terms("t", 3))
+
+
+def test_a_rounded_copy_that_is_being_read_can_be_read_to_its_end_and_leaves_first(
+    tier: DiskTier, record: ChunkKV, records: ModuleType
+) -> None:
+    rounded = records.contents(read_through(CODEC, record))
+    tier.recode(record.key.digest, CODEC)
+    tier.retain(record.key, KEPT, exactly=True)
+    with tier.open(record.key) as reader:
+        assert tier.put(record) and rounded_by(tier, record) is None
+        assert tier.recode(record.key.digest, CODEC) == 0, "it is pinned now"
+        tier.retain(record.key, Terms(), exactly=True)
+        assert tier.recode(record.key.digest, CODEC) is None, "one reads what it would replace"
+        assert records.contents(read_record(reader)) == rounded
+    assert not tier._mirror._changing and tier.usage().records == 2
+    terms = {entry.codec: entry.terms for _, entry in tier.entries()}
+    assert terms == {"raw": Terms(), INT4: Terms("t", 0, Retention.PASSING, 0.0)}
+    assert tier._mirror.victims(1, 1) == [stored_under(record.key.digest, INT4)]
+    tier._mirror.stay()
+    assert tier.recode(record.key.digest, CODEC) > 0 and tier.usage().records == 1
+    assert tier._mirror.held_bytes() == tier.usage().size_bytes
+
+
+def test_a_record_that_is_put_on_other_terms_can_be_read_on(
+    tier: DiskTier, record: ChunkKV, records: ModuleType
+) -> None:
+    with tier.open(record.key) as reader:
+        tier.retain(record.key, KEPT, exactly=True)
+        assert records.contents(read_record(reader)) == records.contents(record)
+
+
+def test_who_looks_while_the_exact_one_comes_finds_one_of_them(
+    tier: DiskTier, record: ChunkKV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier.recode(record.key.digest, CODEC)
+    lease, places = tier._mirror.lease, list[bytes]()
+
+    def lease_late(digest: bytes) -> bool:
+        places.append(digest)
+        if len(places) == 2:
+            tier.put(record)
+        return lease(digest)
+
+    monkeypatch.setattr(tier._mirror, "lease", lease_late)
+    with tier.open(record.key) as reader:
+        assert reader.rounded_by is None
+    rounded = stored_under(record.key.digest, INT4)
+    assert places == [record.key.digest, rounded, record.key.digest]
+    assert not tier._mirror._leases
 
 
 def test_a_kill_at_any_moment_leaves_one_of_them_whole(
@@ -192,6 +297,7 @@ def test_a_kill_at_any_moment_leaves_one_of_them_whole(
         report = check_store(path, CAPACITY, fingerprint=records.FINGERPRINT, codecs=[INT4])
         assert report.clean and report.stale == 0
         tier = open_tier(cold=codec)
+        assert tier.usage().records == len(numbers), "one of two, never both"
         for number in numbers:
             record = records.make_finite(number)
             found = tier.get(record.key)

@@ -209,7 +209,7 @@ def test_what_is_being_read_is_tried_again(shelf: NewShelf, made: list[ChunkKV])
 # ---------------------------------------------------------------- beside readers and writers
 
 
-def test_what_is_computed_anew_is_stored_beside_it_and_found_first(
+def test_what_is_computed_anew_takes_its_place(
     shelf: NewShelf, made: list[ChunkKV], records: ModuleType
 ) -> None:
     one, record = shelf(), made[0]
@@ -217,7 +217,7 @@ def test_what_is_computed_anew_is_stored_beside_it_and_found_first(
     one.pass_time()
     assert one.tier.put(read_through(one.codec, record)), "it is there already"
     assert one.tier.usage().records == 1
-    assert one.tier.put(record) and one.tier.usage().records == 2
+    assert one.tier.put(record) and one.tier.usage().records == 1
     found = one.tier.get(record.key)
     assert found is not None and records.contents(found) == records.contents(record)
     one.pass_time()

@@ -28,6 +28,12 @@ class ReadableCodecs:
         """Digests that a chunk's record may lie under, the most exact one first."""
         return (digest, *lossy_places(digest, self._by_name))
 
+    def looks(self, digest: bytes) -> tuple[bytes, ...]:
+        """Where to look for it, one after the other: once more at the first place in the end, for
+        an exact record may have come there, and the others left, between two looks."""
+        places = self.places(digest)
+        return (*places, *places[:1]) if len(places) > 1 else places
+
     def places_of(self, keys: Iterable[ChunkKey]) -> list[bytes]:
         """The same of several chunks."""
         return [place for key in keys for place in self.places(key.digest)]
