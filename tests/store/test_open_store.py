@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from chunkcache.config import load_settings
 from chunkcache.errors import ConfigError, StoreError
-from chunkcache.store import check_store, open_store, store_path
+from chunkcache.store import check_store, open_store, remote, store_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,3 +118,61 @@ def test_a_wrong_address_leaves_nothing_open(
     with pytest.raises(ConfigError, match=r"store\.object"):
         open_store(load_settings(home=tmp_path, store=wrong), records.FINGERPRINT, metrics)
     open_store(load_settings(home=tmp_path), records.FINGERPRINT, metrics).close()
+
+
+REMOTE = {
+    "shared": "redis://127.0.0.1:1", "object": "file:///nowhere", "share_secret": "x" * 16,
+}  # fmt: skip
+
+
+class Opening:
+    """In place of both clients: each waits until the other is being opened, too."""
+
+    def __init__(self, *wrong: str) -> None:
+        self.wrong = wrong
+        self.closed: list[str] = []
+        self._both = threading.Barrier(2)
+
+    def __call__(self, url: str, *_: Any, **__: Any) -> Any:
+        self._both.wait(20)
+        name = url.split(":")[0]
+        if name in self.wrong:
+            raise ConfigError(f"{name} is wrong")
+        return SimpleNamespace(close=lambda: self.closed.append(name))
+
+
+@pytest.fixture
+def clients(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Opening]:
+    def put_in_place(*wrong: str) -> Opening:
+        opening = Opening(*wrong)
+        monkeypatch.setattr(remote, "RespBlobs", opening)
+        monkeypatch.setattr(remote, "ObjectBlobs", opening)
+        return opening
+
+    return put_in_place
+
+
+def test_remote_tiers_are_opened_side_by_side_and_stand_in_their_order(
+    tmp_path: Path, clients: Callable[..., Opening], metrics: Metrics, records: ModuleType
+) -> None:
+    opening = clients()
+    settings = load_settings(home=tmp_path, store=REMOTE | {"disk_capacity_bytes": 0})
+    store = open_store(settings, records.FINGERPRINT, metrics)
+    assert [tier.name for tier in store.tiers] == ["host", "shared", "object"]
+    store.close()
+    assert opening.closed == ["file", "redis"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said", "closed"),
+    [(("redis",), "redis", ["file"]), (("file",), "file", ["redis"]),
+     (("file", "redis"), "redis", [])],
+)  # fmt: skip
+def test_one_wrong_remote_tier_is_named_and_the_other_closed(
+    tmp_path: Path, clients: Callable[..., Opening], metrics: Metrics, records: ModuleType,
+    wrong: tuple[str, ...], said: str, closed: list[str],
+) -> None:  # fmt: skip
+    opening = clients(*wrong)
+    with pytest.raises(ConfigError, match=f"{said} is wrong"):
+        open_store(load_settings(home=tmp_path, store=REMOTE), records.FINGERPRINT, metrics)
+    assert opening.closed == closed
