@@ -148,7 +148,7 @@ def recode(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
         for record in made:
             tell(tier.recode(record.key.digest, codec))
         for record in made:
-            tier.put(record)
+            tell(tier.put(record))
 
 
 DUTIES = {"recode": recode, "copy": copy, "fill": fill, "mend": mend, "hold": hold, "fork": fork}
