@@ -36,3 +36,5 @@ class Syncing:
                 self._sync()
             except StoreError as error:
                 log.warning("store_sync_failed", reason=error.message, effect="tried again")
+            except Exception as error:  # a thread that ended would leave all later writes unflushed
+                log.error("store_sync_fault", error=repr(error), effect="tried again")

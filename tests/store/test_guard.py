@@ -101,3 +101,19 @@ def test_wrong_bytes_are_no_reason_to_rest_and_a_come_back_is_said() -> None:
     with structlog.testing.capture_logs() as logs:
         assert guard.run(lambda: "back") == "back"
     assert [(line["event"], line["kind"]) for line in logs] == [("tier_back", "read")]
+
+
+def test_where_no_thread_can_be_started_a_call_fails_and_its_place_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guard = Guard("far", "read", Breaker(failures=9), 20.0, most_calls=1)
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", start)
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"far: no thread for a read.*limit of processes"):
+                guard.run(lambda: 1)
+    assert guard.run(lambda: 1) == 1

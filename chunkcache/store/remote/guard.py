@@ -81,7 +81,15 @@ class Guard:
 
         if not self._places.acquire(timeout=self._timeout_s):
             raise StoreError(f"store: {self._tier}: too many {self._kind}s hang")
-        threading.Thread(target=run, name=f"chunkcache-{self._tier}", daemon=True).start()
+        thread = threading.Thread(target=run, name=f"chunkcache-{self._tier}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._places.release()
+            raise StoreError(
+                f"store: {self._tier}: no thread for a {self._kind}: {error}. "
+                "Hint: raise the limit of processes (ulimit -u, or the container's)"
+            ) from error
         try:
             return done.result(self._timeout_s)
         except StoreError:
