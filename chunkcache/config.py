@@ -2,12 +2,13 @@
 
 Every field says its unit in its name. Nested fields: `CHUNKCACHE_STORE__HOST_CAPACITY_BYTES`.
 No field is a list or a dictionary: nothing in a frozen section can be changed in place, and merging
-is a matter of sections and scalars only. In variables, names that no field has are left alone,
-because orchestrators make their own (Kubernetes sets `CHUNKCACHE_PORT` for a service `chunkcache`).
+is a matter of sections and scalars only. A name that no field has is an error wherever it is said;
+`setting_names.py` knows the variables that begin alike and are somebody else's.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -23,6 +24,7 @@ from chunkcache.errors import ConfigError
 from chunkcache.policy_names import PassageOrder, RepairPolicyName
 from chunkcache.section import GIB, MIB, Section, UserPath, expanded
 from chunkcache.server_settings import ServerSettings
+from chunkcache.setting_names import nearest, unknown_variables, variable_of
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -345,6 +347,8 @@ def load_settings(path: Path | None = None, **overrides: Any) -> Settings:
         ConfigError: naming the field, the value and what is allowed.
     """
     from_file = {} if path is None else _read_toml(expanded(path))
+    if problems := unknown_variables(os.environ, Settings):
+        raise ConfigError("settings: " + " ".join(problems))
     try:
         # raw, because what a variable says may be right only beside what the file says
         from_environment = EnvSettingsSource(Settings)()
@@ -375,11 +379,13 @@ def _explain(problem: ErrorDetails) -> str:
         owner: Any = (
             Settings if len(location) == 1 else Settings.model_fields[location[0]].annotation
         )
+        like = nearest(".".join(location), Settings)
+        names = ", ".join(owner.model_fields)
         return (
-            f"{got}, there is no such setting. Hint: the names are {', '.join(owner.model_fields)}."
+            f"{got}, there is no such setting. Hint: {like} is the nearest; the names are {names}."
         )
     limit = problem["msg"].removeprefix("Value error, ")
-    variable = f"CHUNKCACHE_{'__'.join(location).upper()}"
+    variable = variable_of(".".join(location))
     return f"{got}. {limit}. Hint: the file, {variable} and arguments set it, the last one wins."
 
 

@@ -45,6 +45,7 @@ def settings_page() -> str:
         "# Settings", "", _NOTE,
         "From a TOML file (`--config`), then `CHUNKCACHE_*` variables (nested names with two",
         "underscores: `CHUNKCACHE_STORE__HOST_CAPACITY_BYTES`), then arguments; the last one wins.",
+        "A name that is no setting is an error, wherever it is said.",
         "", "| setting | default | meaning |", "|---|---|---|",
     ]  # fmt: skip
     return "\n".join([*lines, *_setting_rows(Settings, "")]) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -19,11 +20,16 @@ from chunkcache.engine.loading import model_ids
 from chunkcache.errors import ConfigError
 from chunkcache.policy_names import RepairPolicyName
 from chunkcache.repair import policy_named
+from chunkcache.setting_names import OTHER_VARIABLES, variable_of
 
 SECTIONS: dict[str, type[BaseModel]] = {
     name: field.annotation
     for name, field in Settings.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+
+SETTING_VARIABLES = {variable_of(name) for name in Settings.model_fields} | {
+    variable_of(f"{name}.{field}") for name in SECTIONS for field in SECTIONS[name].model_fields
 }
 
 
@@ -98,10 +104,69 @@ def test_fields_that_depend_on_each_other_are_judged_when_all_have_spoken(
     assert load_settings(path).retrieval.overlap_tokens == 400
 
 
-def test_variables_that_no_field_has_are_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CHUNKCACHE_PORT", "tcp://10.0.0.1:80")  # as Kubernetes makes them
-    monkeypatch.setenv("CHUNKCACHE_SERVICE_HOST", "10.0.0.1")
+@pytest.mark.parametrize("service", ["CHUNKCACHE", "CHUNKCACHE_STORE"])
+def test_what_kubernetes_tells_about_a_service_is_no_setting(
+    service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "tcp://10.0.0.1:80"
+    told = {
+        "SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP_API": "80",
+        "PORT": url, "PORT_80_TCP": url, "PORT_80_TCP_PROTO": "tcp", "PORT_80_TCP_PORT": "80",
+        "PORT_80_TCP_ADDR": "10.0.0.1",
+    }  # fmt: skip
+    for name, value in told.items():
+        monkeypatch.setenv(f"{service}_{name}", value)
     assert load_settings().server.port == 8321
+
+
+def test_a_variable_that_is_read_elsewhere_is_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every name in the code is a setting, or one of the list."""
+    root = Path(__file__).parent.parent
+    folders = ("chunkcache", "client", "kernels", "indexes", "integrations", "benchmarks",
+               "examples", "tests", "docker")  # fmt: skip
+    said = {
+        name
+        for folder in folders
+        for path in (root / folder).rglob("*")
+        if path.suffix in {".py", ".sh", ".cpu", ".cuda"} and path != Path(__file__)
+        for name in re.findall(r"\bCHUNKCACHE_[A-Z][A-Z_]*[A-Z]\b", path.read_text("utf-8"))
+    }
+    assert said > OTHER_VARIABLES
+    for name in said - SETTING_VARIABLES:
+        monkeypatch.setenv(name, "x")
+    load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("CHUNKCACHE_STORE__HOST_CAPCITY", "CHUNKCACHE_STORE__HOST_CAPACITY_BYTES"),
+        ("CHUNKCACHE_STORE_HOST_CAPACITY_BYTES", "CHUNKCACHE_STORE__HOST_CAPACITY_BYTES"),
+        ("CHUNKCACHE_HOST_CAPACITY_BYTES", "CHUNKCACHE_STORE__HOST_CAPACITY_BYTES"),
+        ("chunkcache_server__prot", "CHUNKCACHE_SERVER__PORT"),
+        ("CHUNKCACHE_SERVER_PORT", "CHUNKCACHE_SERVER__PORT"),
+        ("CHUNKCACHE_PORT", "CHUNKCACHE_SERVER__PORT"),
+        ("CHUNKCACHE_SERVER__PORT__X", "CHUNKCACHE_SERVER__PORT"),
+        ("CHUNKCACHE_HOME__X", "CHUNKCACHE_HOME"),
+        ("CHUNKCACHE_NOPE__X", "CHUNKCACHE_"),
+        ("CHUNKCACHE_", "CHUNKCACHE_"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_named_with_the_nearest_that_is(
+    name: str, right: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "8000")
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert f"settings: {name}: there is no such setting. Hint: {right}" in str(caught.value)
+    assert "8000" not in str(caught.value)  # it might be a secret
+
+
+def test_all_variables_that_are_no_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHUNKCACHE_MODEL__NAMES", "x")
+    monkeypatch.setenv("CHUNKCACHE_ENGINE__STEP_TOKEN", "x")
+    with pytest.raises(ConfigError, match=r"STEP_TOKEN: .*MODEL__NAMES: .*MODEL__NAME is"):
+        load_settings()
 
 
 def test_several_aliases_are_a_list_or_separated_by_commas(
@@ -126,9 +191,10 @@ def test_several_aliases_are_a_list_or_separated_by_commas(
         ({"repair": {"budget": 1.5}}, ["repair.budget: got 1.5", "less than or equal to 1"]),
         ({"engine": {"step_tokens": "many"}}, ["engine.step_tokens: got 'many'", "integer"]),
         ({"server": {"prot": 80}}, ["server.prot: got 80, there is no such setting",
-                                    "the names are host, port,"]),
+                                    "server.port is the nearest; the names are host, port,"]),
+        ({"top_k": 3}, ["top_k: got 3, there is no such", "retrieval.top_k is the nearest"]),
         ({"sever": {"port": 80}}, ["sever: got {'port': 80}, there is no such setting",
-                                   "model, engine, repair"]),
+                                   "server is the nearest", "model, engine, repair"]),
         ({"server": 3}, ["server: got 3"]),
         ({"server": {"public_url": "ftp://x"}}, ["server.public_url: got 'ftp://x'"]),
         ({"home": 3}, ["home: got 3"]),
