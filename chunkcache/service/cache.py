@@ -184,7 +184,9 @@ class ChunkCache(Library):
         `texts`, of these instead, as requests will bring them (`documents`). Documents split with
         another tokenizer or chunk size are split again first. `keep`: see `warm_chunks`.
         """
-        if texts is None:
+        if texts is not None:
+            self.catalog.collection(tenant, collection)  # named beside them, it must be there
+        else:
             with self._lock:
                 ingestor = self._ingestor
             ingestor.refresh(tenant=tenant, collection=collection)
@@ -237,6 +239,7 @@ class ChunkCache(Library):
 
         Raises:
             Overloaded: at once; all places in the queue are taken.
+            NotFound: a vector store is named that there is none of, whether it is searched or not.
             InvalidRequest, PromptTooLong, Cancelled, ShuttingDown: before anything was queued.
         """
         if self._draining or self._closed:
@@ -248,6 +251,7 @@ class ChunkCache(Library):
             lookups=None if measure else self._lookups,
         )  # fmt: skip
         with self.runtime.engine.reserve() as submit:
+            self._check_stores(request)
             self._check_messages(request)
             return asker.start(
                 request, lambda: self._passages(request), self._salt(request.tenant),
@@ -279,6 +283,15 @@ class ChunkCache(Library):
     @property
     def _room_tokens(self) -> int:
         return min(self.runtime.model.context_tokens, self.runtime.engine.capacity_tokens)
+
+    def _check_stores(self, request: AnswerRequest) -> None:
+        """Raises NotFound or InvalidRequest for a store that is named and could not be searched.
+
+        It may be that none is: with passages given, known ones in the messages, or `top_k` 0.
+        """
+        for store in (request.collection, *request.also):
+            if store != DEFAULT:  # which everybody has
+                self._check_alive(request.tenant, store)
 
     def _check_messages(self, request: AnswerRequest) -> None:
         """Raises PromptTooLong for a text that is far too long, before anything is done with it."""

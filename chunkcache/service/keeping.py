@@ -69,6 +69,7 @@ class Keeping:
 
     def check_documents(self, tenant: str, collection: str, document_ids: Iterable[str]) -> None:
         """Raises NotFound: one of them, or the collection, is not there. The catalog alone says."""
+        self._catalog.collection(tenant, collection)
         for document_id in document_ids:
             if self._catalog.document_info(tenant, collection, document_id) is None:
                 raise NotFound(f"No such document: '{document_id[:80]}'.", param="document_ids")

@@ -27,12 +27,15 @@ def test_texts_and_documents_are_warmed_and_kept(served: Any, caller: Any) -> No
     assert service.warmed_on == [None, pinned]
     with pytest.raises(NotFound):
         caller("prefetch", document_ids=["doc-none"])
+    with pytest.raises(NotFound, match="vs_none"):
+        caller("prefetch", ["Owls hunt."], vector_store_id="vs_none")
     assert caller("keep", pinned, ["Owls hunt."]) == Kept(chunks=1, stored=1)
-    kept = caller("keep", Keep(), document_ids=["d", "e"], vector_store_id="vs")
+    store = service.create_collection("owls", tenant="public").id
+    kept = caller("keep", Keep(), document_ids=["d", "e"], vector_store_id=store)
     assert kept == Kept(chunks=2, stored=2, warmed_only=1)
     (first, _), (second, where) = service.keeping.asked
     assert (first, second) == (pinned, Keep())
-    assert (where["document_ids"], where["collection"]) == (["d", "e"], "vs")
+    assert (where["document_ids"], where["collection"]) == (["d", "e"], store)
     with pytest.raises(InvalidRequest, match="document_ids or texts"):
         caller("keep", pinned)
 

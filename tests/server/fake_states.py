@@ -44,9 +44,11 @@ class FakeKeeping:
 
     def __init__(self, service: Any) -> None:
         self._text = service.document_text
+        self._store = service.collection
         self.asked: list[tuple[Any, dict[str, Any]]] = []
 
     def check_documents(self, tenant: str, collection: str, document_ids: Iterable[str]) -> None:
+        self._store(collection, tenant=tenant)
         for document_id in document_ids:
             try:
                 self._text(document_id, tenant=tenant, collection=collection)
@@ -54,6 +56,7 @@ class FakeKeeping:
                 raise NotFound(error.message, param="document_ids") from error
 
     def keep(self, keep: Any, **which: Any) -> Kept:
+        self._store(which["collection"], tenant=which["tenant"])
         self.asked.append((keep, which))
         count = len(which["document_ids"] or which["texts"])
         return Kept(chunks=count, stored=count, warmed_only=count // 2)

@@ -115,6 +115,19 @@ def test_texts_are_warmed_ahead_on_the_terms_that_are_said(served: Any, http: ht
 
 
 @pytest.mark.parametrize("path", ["prefetches", "terms"])
+@pytest.mark.parametrize("named", ["vs_none", ""])
+def test_a_store_beside_texts_must_be_there(
+    path: str, named: str, served: Any, http: httpx.Client
+) -> None:
+    wish = {"texts": ["Owls hunt."], "vector_store_id": named}
+    refused = http.post(f"/v1/chunkcache/cache/{path}", json=wish)
+    assert refused.status_code == 404
+    assert refused.json()["error"]["message"] == f"No such vector store: '{named}'."
+    assert refused.json()["error"]["param"] == "vector_store_id"
+    assert served.service.warmed == served.service.keeping.asked == []
+
+
+@pytest.mark.parametrize("path", ["prefetches", "terms"])
 @pytest.mark.parametrize(
     ("wish", "named"),
     [
@@ -143,14 +156,15 @@ def test_wrong_wishes_about_chunks_are_refused_by_name(
 
 def test_stored_chunks_are_put_on_other_terms(served: Any, http: httpx.Client) -> None:
     path = "/v1/chunkcache/cache/terms"
-    pinned = {"document_ids": ["d1", "d2"], "vector_store_id": "vs", "retention": "pinned"}
+    store = served.client().vector_stores.create(name="owls").id
+    pinned = {"document_ids": ["d1", "d2"], "vector_store_id": store, "retention": "pinned"}
     assert http.post(path, json=pinned).json() == {
         "object": "chunkcache.kept", "chunks": 2, "stored": 2, "warmed_only": 1,
     }  # fmt: skip
     http.post(path, json={"texts": ["Owls hunt."]})
     (first, of_first), (second, of_second) = served.service.keeping.asked
     assert (first, of_first["document_ids"]) == (Keep(retention="pinned"), ["d1", "d2"])
-    assert (of_first["tenant"], of_first["collection"]) == ("public", "vs")
+    assert (of_first["tenant"], of_first["collection"]) == ("public", store)
     assert second == Keep() and [text.text for text in of_second["texts"]] == ["Owls hunt."]
 
 

@@ -64,6 +64,18 @@ def test_one_unknown_store_of_several_is_named(served: Any) -> None:
         found(served, vector_store_ids=[a_store(served), "vs_none"])
 
 
+def test_a_store_of_a_search_that_is_ruled_out_must_be_there_too(served: Any) -> None:
+    store, client = a_store(served), served.client()
+    asked: dict[str, Any] = {"model": "tiny-chat", "input": QUESTION, "tool_choice": "none"}
+    with pytest.raises(openai.NotFoundError, match="No such vector store: 'vs_none'"):
+        client.responses.create(
+            **asked, tools=[{"type": "file_search", "vector_store_ids": [store, "vs_none"]}]
+        )
+    assert served.service.requests == []
+    client.responses.create(**asked, tools=[{"type": "file_search", "vector_store_ids": [store]}])
+    assert [request.top_k for request in served.service.requests] == [0]
+
+
 @pytest.mark.parametrize(
     ("options", "ranking"),
     [

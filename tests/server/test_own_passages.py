@@ -109,6 +109,17 @@ def test_a_pipelines_own_prompt_is_served_from_the_cache(
     assert "nothing was retrieved" in note
 
 
+@pytest.mark.parametrize("named", ["vs_none", ""])
+def test_a_store_that_is_named_must_be_there_though_nothing_is_retrieved(
+    client: openai.OpenAI, named: str
+) -> None:
+    known = open_webui([passage(n) for n in (5, 0, 6, 3)])
+    alone: Any = [{"role": "user", "content": QUESTION}]
+    for messages, more in ((known, {}), (alone, {"top_k": 0})):
+        with pytest.raises(openai.NotFoundError, match=f"No such vector store: '{named}'"):
+            ask(client, messages, vector_store_id=named, **more)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_prompt_is_the_clients_own_to_the_last_token(
     client: openai.OpenAI, shape: Callable[[list[str]], Any]

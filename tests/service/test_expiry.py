@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chunkcache import ChunkCache
-from chunkcache.errors import InvalidRequest
+from chunkcache.errors import InvalidRequest, NotFound
+from chunkcache.protocol import AnswerRequest, Message
 
 
 def unused_since(cache: ChunkCache, collection: str, days: float) -> None:
@@ -33,6 +35,25 @@ def test_an_expired_collection_is_refused_and_keeps_its_documents(
     assert [d.title for d in cache.documents(collection=store)] == ["Owls"]
     cache.change_collection(store, name="owls", metadata={}, expires_after_days=2)
     assert cache.search("owls", collection=store)
+
+
+def test_a_store_that_is_named_must_be_there_and_alive_though_it_is_not_searched(
+    cache: ChunkCache,
+) -> None:
+    ways: list[dict[str, Any]] = [
+        {"documents": [{"text": "Owls hunt at night."}]},
+        {"top_k": 0},
+        {"messages": [Message(role="user", content=" ")]},
+    ]
+    expired = cache.create_collection("old", expires_after_days=2).id
+    unused_since(cache, expired, 2.01)
+    for wishes in ways:
+        asked = {"messages": [Message(role="user", content="where?")], **wishes}
+        for named in ({"collection": "vs_none"}, {"also": ("vs_none",)}):
+            with pytest.raises(NotFound, match="No such vector store: 'vs_none'"):
+                cache.start(AnswerRequest(**asked, **named))
+        with pytest.raises(InvalidRequest, match="has expired"):
+            cache.start(AnswerRequest(**asked, collection=expired))
 
 
 def test_a_search_begins_the_time_anew(cache: ChunkCache, pages: Path) -> None:

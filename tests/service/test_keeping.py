@@ -63,6 +63,12 @@ def test_terms_are_set_outlive_a_restart_and_are_taken_back(
     assert terms(again).count(("pinned", 3, True)) == kept.chunks, "nothing has changed"
     assert again.keeping.keep(Keep(), tenant="public", collection="default").stored == warmed
     assert terms(again) == [("normal", 0, False)] * warmed
+    with pytest.raises(NotFound, match="No such vector store: 'vs_none'"):
+        again.keeping.keep(wish, tenant="public", collection="vs_none", texts=[
+            GivenDocument(text=TEXT)
+        ])  # fmt: skip
+    with pytest.raises(NotFound, match="No such vector store: 'vs_none'"):
+        again.warm(collection="vs_none", texts=[GivenDocument(text=TEXT)])
     nobody = again.keeping.keep(wish, tenant="two", collection="default", texts=[
         GivenDocument(text=TEXT)
     ])  # fmt: skip

@@ -46,7 +46,10 @@ _Text = Annotated[GivenDocument, BeforeValidator(_as_document)]
 
 
 class ChunksWish(JsonBody):
-    """Whose chunks: of documents of a vector store, or of texts as requests bring them."""
+    """Whose chunks: of documents of a vector store, or of texts as requests bring them.
+
+    The vector store must be there beside texts too, though nothing of it is meant then.
+    """
 
     vector_store_id: str = DEFAULT_COLLECTION
     document_ids: list[Annotated[str, Field(max_length=512)]] | None = Field(
@@ -222,8 +225,7 @@ def prefetch(wish: ChunksWish, service: ServiceDep, tenant: TenantDep) -> JSONRe
     and while another one runs it is refused. What is warm already is put on the terms that are
     said; without any it is `warmed`.
     """
-    if wish.document_ids is not None:
-        service.keeping.check_documents(tenant, wish.vector_store_id, wish.document_ids)
+    service.keeping.check_documents(tenant, wish.vector_store_id, wish.document_ids or ())
     keep = wish.keep("warmed") if wish.says_terms() else None
     task = WarmWish(wish.vector_store_id, wish.document_ids, wish.texts, keep)
     return warm_up_answer(service.console.warm_ups.start(tenant, task))

@@ -55,6 +55,7 @@ async def create_response(
     reply = ResponseReply(body, model.id, citer, asked.collection, query)
     stores = (asked.collection, *asked.also) if searches else ()
     files = await to_thread.run_sync(_files, service, shelf, tenant, stores)
+    await to_thread.run_sync(_require_stores, service, tenant, body.stores_not_searched)
     pump = pump_of(asked, request, service)
 
     async def keep(response: Json) -> None:
@@ -105,6 +106,12 @@ def _earlier(responses: ResponseStore, tenant: str, response_id: str) -> Sequenc
         refused = InvalidRequest(f"Previous {error.message[0].lower()}{error.message[1:]}")
         refused.param, refused.code = "previous_response_id", "previous_response_not_found"
         raise refused from error
+
+
+def _require_stores(service: Service, tenant: str, store_ids: Sequence[str]) -> None:
+    """Raises NotFound: one of them is not there."""
+    for store_id in store_ids:
+        service.collection(store_id, tenant=tenant)
 
 
 def _files(service: Service, shelf: FileShelf, tenant: str, store_ids: Sequence[str]) -> Files:

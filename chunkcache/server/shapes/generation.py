@@ -119,11 +119,12 @@ class AnyRequest(JsonBody):
         said = self.chunkcache.model_dump(exclude={"citations"}) if self.chunkcache else {}
         options = ChunkCacheOptions.model_validate(said)
         model.require_fit(options)
+        named = options.vector_store_id
         return AnswerRequest(
             messages=list(messages),
             documents=self.documents,
             tenant=tenant,
-            collection=options.vector_store_id or DEFAULT_COLLECTION,
+            collection=DEFAULT_COLLECTION if named is None else named,
             top_k=options.top_k if model.retrieves else 0,
             sampling=sampling,
             notes=self._notes(),

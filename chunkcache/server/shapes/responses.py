@@ -105,9 +105,18 @@ class ResponseRequest(SampledRequest):
         if self.form is not None and (self.ignore_eos or self.min_tokens):
             raise stated("ignore_eos and min_tokens cannot be had with JSON or a forced call")
         options = self.chunkcache
-        if searches and (self.documents is not None or (options and options.vector_store_id)):
+        named = options is not None and options.vector_store_id is not None
+        if searches and (self.documents is not None or named):
             raise stated("tools: file_search replaces documents and chunkcache.vector_store_id")
         return self
+
+    @property
+    def stores_not_searched(self) -> list[str]:
+        """Vector stores of a search that `tool_choice` rules out."""
+        searches = [tool for tool in self.tools or [] if isinstance(tool, FileSearchTool)]
+        if self.file_search is not None:
+            return []
+        return [store for tool in searches for store in tool.vector_store_ids]
 
     @property
     def file_search(self) -> FileSearchTool | None:
