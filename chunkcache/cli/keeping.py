@@ -66,7 +66,7 @@ def quota(
     ] = None,
     tenant: Tenant = "public",
 ) -> None:
-    """Show or set what a tenant may hold. A running server goes by it from its next start on."""
+    """Show or set what a tenant may hold. A running server goes by it from its next answer on."""
     from chunkcache.server.auth import ApiKeys
     from chunkcache.service.quotas import Quotas
 

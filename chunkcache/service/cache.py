@@ -124,9 +124,10 @@ class ChunkCache(Library):
 
     @cached_property
     def _runtime(self) -> Runtime:
-        return Runtime(
-            self.settings, self.metrics, self.quotas.all(), recompresses=self._recompresses
-        )
+        quotas = self.quotas.all()
+        runtime = Runtime(self.settings, self.metrics, quotas, recompresses=self._recompresses)
+        self.quotas.listen(runtime.on_quota, known=quotas)
+        return runtime
 
     @cached_property
     def _lookups(self) -> LookupLog | None:
@@ -190,6 +191,7 @@ class ChunkCache(Library):
             with self._lock:
                 ingestor = self._ingestor
             ingestor.refresh(tenant=tenant, collection=collection)
+        self.quotas.follow()
         which: Any = {"document_ids": document_ids, "texts": texts}
         return warm_chunks(
             self.runtime, lambda: self.keeping.chunks(tenant, collection, **which),
@@ -215,13 +217,13 @@ class ChunkCache(Library):
     def set_quota(self, tenant: str, limit: Limit) -> None:
         """Limit what a tenant holds in each tier, now and after a restart.
 
-        What it holds above that leaves when it brings more, whoever's is worth less.
+        What it holds above that leaves when it brings more, whoever's is worth less. What another
+        process sets on this home holds from the next answer or warm-up on.
 
         Raises:
             StoreError: it cannot be written down; all is as it was.
         """
-        runtime = self.runtime
-        self.quotas.put(tenant, limit, runtime.on_quota)
+        self.quotas.put(tenant, limit)
 
     # ------------------------------------------------------------ answers
 
@@ -250,6 +252,7 @@ class ChunkCache(Library):
             self.runtime, self.settings, self.metrics, matcher,
             lookups=None if measure else self._lookups,
         )  # fmt: skip
+        self.quotas.follow()
         with self.runtime.engine.reserve() as submit:
             self._check_stores(request)
             self._check_messages(request)

@@ -9,6 +9,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import structlog
+
 from chunkcache.durable import write_durably
 from chunkcache.errors import ConfigError, StoreError
 from chunkcache.keep import DEFAULT_LIMIT
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
 
     from chunkcache.keep import Limit
 
+log = structlog.get_logger(__name__)
+
 
 class Quotas:
     """Bytes by tenant; who is not named has no limit. Thread-safe.
 
     What is set outlives a restart, in a file, and goes before the settings. What other processes
-    set in it meanwhile is kept, and known here from the next `put` on.
+    set in it meanwhile is kept, and gone by from the next time that anybody asks or `follow`s.
 
     Args:
         file: made when something is set for the first time.
@@ -38,31 +42,53 @@ class Quotas:
         self._file = file
         self._configured = dict(configured)
         self._lock = threading.Lock()
+        self._tell: Callable[[str, int | None], None] = lambda _, __: None
+        self._version = _version_of(file)  # before it is read: what changes since is noticed
         self._set = _read(file)
+
+    def listen(
+        self, tell: Callable[[str, int | None], None], *, known: Mapping[str, int | None]
+    ) -> None:
+        """Call `tell` with each tenant whose limit is not as `known`, now and whenever it changes.
+
+        It is on disk then. None: no limit any more.
+        """
+        with self._lock:
+            self._tell = tell
+            self._tell_since(known)
+
+    def follow(self) -> None:
+        """Go by what other processes have set since. One `stat` where that is nothing.
+
+        A file that cannot be read is warned about, once, and changes nothing.
+        """
+        version = _version_of(self._file)
+        with self._lock:
+            if version == self._version:
+                return
+            self._version = version
+            try:
+                self._change_to(_read(self._file))
+            except ConfigError as error:
+                log.warning("quotas_unreadable", reason=error.message, effect="they are as before")
 
     def limit_bytes(self, tenant: str) -> int | None:
         """None: no limit."""
+        self.follow()
         with self._lock:
-            return self._set.get(tenant, self._configured.get(tenant))
+            return self._limits().get(tenant)
 
     def all(self) -> dict[str, int]:
         """Those that are limited."""
+        self.follow()
         with self._lock:
-            merged = {**self._configured, **self._set}
-        return {tenant: limit for tenant, limit in merged.items() if limit is not None}
+            return {tenant: limit for tenant, limit in self._limits().items() if limit is not None}
 
-    def put(
-        self,
-        tenant: str,
-        limit: Limit,
-        tell: Callable[[str, int | None], None] = lambda _, __: None,
-    ) -> None:
+    def put(self, tenant: str, limit: Limit) -> None:
         """Limit a tenant from now on, or not any more.
 
         Args:
             limit: bytes; None: no limit, whatever the settings say; `default`: what they say.
-            tell: called with each tenant whose limit is another now, and the limit, once it is on
-                disk.
 
         Raises:
             StoreError: the file cannot be read or written; all is as it was.
@@ -75,15 +101,26 @@ class Quotas:
                     if limit != DEFAULT_LIMIT:
                         changed[tenant] = limit
                     write_durably(self._file, json.dumps(changed).encode())
+                    self._version = _version_of(self._file)
             except OSError as error:
                 raise StoreError(f"quotas: cannot write {self._file}: {error.strerror}") from error
             except ConfigError as error:
                 raise StoreError(error.message) from error
-            before, self._set = self._set, changed
-            for one in sorted({*before, *changed, tenant}):
-                now = self._set.get(one, self._configured.get(one))
-                if one == tenant or now != before.get(one, self._configured.get(one)):
-                    tell(one, now)
+            self._change_to(changed)
+
+    def _limits(self) -> dict[str, int | None]:
+        return {**self._configured, **self._set}
+
+    def _change_to(self, changed: dict[str, int | None]) -> None:
+        """Under the lock."""
+        before, self._set = self._limits(), changed
+        self._tell_since(before)
+
+    def _tell_since(self, before: Mapping[str, int | None]) -> None:
+        now = self._limits()
+        for tenant in sorted({*before, *now}):
+            if now.get(tenant) != before.get(tenant):
+                self._tell(tenant, now.get(tenant))
 
 
 @contextmanager
@@ -95,6 +132,15 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _version_of(file: Path) -> tuple[int, ...]:
+    """What changes whenever the file does; nothing where it cannot be looked at."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _read(file: Path) -> dict[str, int | None]:

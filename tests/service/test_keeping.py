@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from chunkcache import ChunkCache
 from chunkcache.errors import ConfigError, InvalidRequest, NotFound, StoreError
@@ -165,8 +166,9 @@ def test_quotas_that_cannot_be_read_or_written_are_said(tmp_path: Path) -> None:
     file.unlink()
     file.mkdir()
     told: list[str] = []
+    quotas.listen(lambda tenant, _: told.append(tenant), known=quotas.all())
     with pytest.raises(StoreError, match=r"cannot read .*quotas\.json"):
-        quotas.put("one", 9, lambda tenant, _: told.append(tenant))
+        quotas.put("one", 9)
     assert quotas.all() == {"one": 5, "two": 7} and told == []
     assert [path.name for path in tmp_path.iterdir()] in (
         [["quotas.json", "readable.json"], ["readable.json", "quotas.json"]]
@@ -184,7 +186,8 @@ def test_quotas_of_two_processes_on_one_home_are_all_kept(tmp_path: Path) -> Non
     one.put("a", 5)
     one.put("d", None)
     told: list[tuple[str, int | None]] = []
-    other.put("b", 7, lambda tenant, limit: told.append((tenant, limit)))
+    other.listen(lambda tenant, limit: told.append((tenant, limit)), known={"c": 1, "d": 4})
+    other.put("b", 7)
     assert told == [("a", 5), ("b", 7), ("d", None)], "the tiers go by the others' limits, too"
     assert other.all() == Quotas(file, {"c": 1, "d": 4}).all() == {"a": 5, "b": 7, "c": 1}
     one.put("a", None)
@@ -196,6 +199,37 @@ def test_quotas_of_two_processes_on_one_home_are_all_kept(tmp_path: Path) -> Non
         lost.put("a", 1)
 
 
+def test_what_another_process_sets_is_gone_by_without_a_restart(tmp_path: Path) -> None:
+    file, told = tmp_path / "quotas.json", list[tuple[str, int | None]]()
+    here, there = Quotas(file, {"a": 1}), Quotas(file, {"a": 1})
+    here.listen(lambda tenant, limit: told.append((tenant, limit)), known={"a": 1})
+    there.put("a", 5)
+    here.follow()
+    here.follow()
+    there.put("b", 7)
+    assert here.limit_bytes("b") == 7 and told == [("a", 5), ("b", 7)]
+    with capture_logs() as logs:
+        for wrong in ("[", "[ "):
+            file.write_text(wrong)
+            assert here.all() == here.all() == {"a": 5, "b": 7}, "as before"
+    assert [line["event"] for line in logs] == ["quotas_unreadable"] * 2
+    file.unlink()
+    assert here.all() == {"a": 1} and told[2:] == [("a", 1), ("b", None)]
+
+
+def test_a_running_service_goes_by_what_the_command_sets(cache: ChunkCache) -> None:
+    texts = [f"{number}: owls hunt." for number in range(5)]
+    elsewhere = Quotas(cache.settings.home / "quotas.json", {})
+    cache.ask("why?", documents=texts[:3], **ONE_TOKEN)
+    assert len(terms(cache)) == 3
+    elsewhere.put("public", 2 * cache.holdings.disk_bytes("public") // 3)
+    cache.ask("why?", documents=texts[3:4], **ONE_TOKEN)
+    assert len(terms(cache)) == 2
+    elsewhere.put("public", cache.holdings.disk_bytes("public") // 2)
+    cache.warm(texts=[GivenDocument(text=texts[4])])
+    assert len(terms(cache)) == 1
+
+
 def test_what_was_set_is_taken_back_and_the_settings_go_again(tmp_path: Path) -> None:
     file, told = tmp_path / "quotas.json", list[tuple[str, int | None]]()
     quotas = Quotas(file, {"one": 5})
@@ -203,12 +237,13 @@ def test_what_was_set_is_taken_back_and_the_settings_go_again(tmp_path: Path) ->
     def tell(tenant: str, limit_bytes: int | None) -> None:
         told.append((tenant, limit_bytes))
 
+    quotas.listen(tell, known={})
     for limit in (None, DEFAULT_LIMIT, 9, DEFAULT_LIMIT, DEFAULT_LIMIT):
-        quotas.put("one", limit, tell)
-    assert told == [("one", None), ("one", 5), ("one", 9), ("one", 5), ("one", 5)]
+        quotas.put("one", limit)
+    assert told == [("one", 5), ("one", None), ("one", 5), ("one", 9), ("one", 5)]
     assert quotas.all() == {"one": 5} and Quotas(file, {"one": 6}).limit_bytes("one") == 6
-    quotas.put("nobody", DEFAULT_LIMIT, tell)
-    assert told[-1] == ("nobody", None) and file.read_text() == "{}"
+    quotas.put("nobody", DEFAULT_LIMIT)
+    assert len(told) == 5 and file.read_text() == "{}"
 
 
 def test_a_quota_is_told_when_its_file_and_its_name_are_on_disk(
@@ -221,5 +256,7 @@ def test_a_quota_is_told_when_its_file_and_its_name_are_on_disk(
 
     monkeypatch.setattr(os, "fsync", fsync)
     seen: list[list[tuple[bool, bool]]] = []
-    Quotas(file, {}).put("one", 5, lambda *_: seen.append(list(synced)))
+    quotas = Quotas(file, {})
+    quotas.listen(lambda *_: seen.append(list(synced)), known={})
+    quotas.put("one", 5)
     assert seen == [[(False, False), (True, True)]], "the content, renamed, and then the folder"
