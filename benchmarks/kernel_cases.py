@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import linear, rms_norm, silu
 
 from chunkcache.engine.packed import to_int8
+from chunkcache_kernels import fours
 from chunkcache_kernels.compiled import Team
 from chunkcache_kernels.structs import TYPES, WeightC
 
@@ -172,5 +173,7 @@ def _product_ceiling(dtype: torch.dtype, device: torch.device) -> Case:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """`float32` of `torch.float32`."""
+    """`float32` of `torch.float32`; `int4` of pages with two numbers in a byte."""
+    if dtype is fours.PAGE_TYPE:
+        return "int4"
     return str(dtype).removeprefix("torch.")

@@ -14,10 +14,12 @@ from kernel_cases import Case, bytes_of, cold_copies, in_turn, name_of, relative
 from kernel_scene import CHUNK, PAGE, angles
 from kernel_steps import runs_triton
 
-from chunkcache_kernels import Arena, Heads, choice, records
+from chunkcache_kernels import Arena, Heads, choice, fours, records
 from chunkcache_kernels.records import Form
 
 GROUP = 64
+# torch may divide by a number by multiplying with its inverse: scales and codes are then others
+LIMITS = {torch.int8: 1e-3, fours.PAGE_TYPE: 5e-3}
 SCORES = (8, 32768)  # rows, and scores of each
 
 
@@ -29,7 +31,7 @@ def record_cases(heads: Heads, device: torch.device) -> Iterator[tuple[str, Call
     tokens = 8 * CHUNK if on_gpu else CHUNK
     for bits in (0, 8, 4):
         form = Form(tokens, heads.kv_heads, heads.dim, dtype, bits, GROUP if bits else 0)
-        for pages in (dtype, torch.int8):
+        for pages in (dtype, torch.int8, fours.PAGE_TYPE):
             name = f"promote {_coding(form)} to {name_of(pages)}"
             yield name, partial(promote_case, form, pages, device)
         if bits:
@@ -79,10 +81,9 @@ def promote_case(form: Form, pages: torch.dtype, device: torch.device) -> Case:
     moved = bytes_of(coded) + count * arena.page_bytes
     arms["copy"] = _copying(moved // 2, device)
     rows = [torch.cat(of.read_rows(layers - 1, runs[0])).float() for of in (arena, twin)]
-    # torch may divide by a number by multiplying with its inverse: scales are then another's
     return Case(
         "promote", _size(form, layers), name_of(pages), arms, moved,
-        error=relative(rows[0], rows[1].double()), limit=1e-3 if pages is torch.int8 else 0.0,
+        error=relative(rows[0], rows[1].double()), limit=LIMITS.get(pages, 0.0),
         is_captured=False,
     )  # fmt: skip
 

@@ -20,10 +20,13 @@ from kernel_scene import OWN, PAGE, Prompts, Scene, rotated
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from chunkcache_kernels import Heads, Layout, PortableStep, PortableWeights, lay_out
+from chunkcache_kernels import Heads, Layout, PortableStep, PortableWeights, fours, lay_out
 from chunkcache_kernels.compiled import CompiledStep, CompiledWeights, Team
 from chunkcache_kernels.head_lists import Kind, PortableHeads, streamed
 
+INT4 = fours.PAGE_TYPE
+ROUNDED = (torch.int8, INT4)
+INT4_KINDS = {"decode", "question", "prefill", "by head"}  # what is measured over pages of 4 bits
 SINKS, RECENT = 64, 256  # positions that streaming heads see: DuoAttention's for Llama-3-8B
 
 
@@ -58,7 +61,7 @@ MODELS = {
          Prompts("prefill", 512, 16, own=512, flexes=True)),
         (Prompts("question", 32, 16), Prompts("capture", 512, 0, own=560)),
         (Prompts("by head", 1, 16, sequences=8, shares=False),),
-        (torch.bfloat16, torch.int8),
+        (torch.bfloat16, torch.int8, INT4),
     ),
 }  # fmt: skip
 
@@ -86,16 +89,20 @@ def step_cases(
     """All cases of chunks' pages of one number type, made one at a time."""
     sizes = MODELS[model]
     heads, rows = sizes.heads, pages
-    if pages is torch.int8:
+    if pages in ROUNDED:
         rows = torch.bfloat16 if device.type == "cuda" else torch.float32
     kinds = [(attend_case, of) for of in sizes.attended]
     kinds += [(write_case, Prompts("write", 512, 0, own=512))]
     kinds += [(weights_case, of) for of in sizes.weighed]
     kinds += [(by_head_case, of) for of in sizes.by_head]
     for make, of in kinds:
-        if of.chunks or pages is not torch.int8:
+        if pages is INT4 and of.what not in INT4_KINDS:
+            continue
+        if of.chunks or pages not in ROUNDED:
+            # the C kernels know no pages of 4 bits: there torch is all there is
+            on = None if pages is INT4 else team
             scene = partial(Scene, of, pages, rows, device, heads)
-            yield f"{of.size} {name_of(pages)}", partial(_made, make, team, scene, name_of(pages))
+            yield f"{of.size} {name_of(pages)}", partial(_made, make, on, scene, name_of(pages))
 
 
 def _made(
@@ -117,7 +124,7 @@ def attend_case(team: Team | None, scene: Scene, pages: str) -> Case:
     if not isinstance(ours, PortableStep) and scene.device.type == "cpu":
         arms["portable"] = in_turn(partial(_attend, twin, scene.qkv), list(layers))
     arms["torch"] = in_turn(by_torch, list(kv))
-    if scene.device.type == "cuda" and scene.of.flexes and pages != "int8":
+    if scene.device.type == "cuda" and scene.of.flexes and pages not in {"int8", "int4"}:
         arms |= {"flex": in_turn(by_flex(scene, query), list(kv))}
     seen = sum(int(scene.sees(n).sum()) for n in range(scene.of.sequences))
     return Case(

@@ -37,7 +37,8 @@ step 20 device bash -c 'nvidia-smi; '"$python"' -c "import torch, triton, transf
 
 kernels() { # tests of Triton's kernels that compile few of them; side by side, for each compiles on one core
   local pids=() rc=0 part pid
-  for part in weights: records: "pages: and bf16" "pages: and int8 and not bf16" "pages: and not int8 and not bf16"; do
+  for part in weights: records: heads: "pages: and bf16 and not chunks" "pages: and bf16 and chunks" \
+    "pages: and chunks and not bf16" "pages: and not chunks and not bf16"; do
     $python -m pytest -v -p no:cacheprovider "tests/kernels/test_triton_${part%%:*}.py" \
       -k "($1)${part#*:}" >"$results/kernels-${#pids[@]}.log" 2>&1 &
     pids+=($!)
@@ -48,8 +49,8 @@ kernels() { # tests of Triton's kernels that compile few of them; side by side, 
 }
 export -f kernels
 export python results
-# of attention: both number types, int8, a window, sinks, caps, one row and many, strided rows; the rest whole
-few="bf16 or int8 or capped or counters or changed_key or logarithm or apart or weights or records or sums or coded or largest"
+# of attention: both number types, int8, int4, pages by head, a window, sinks, caps, one row and many, strided rows; the rest whole
+few="bf16 or int8 or int4 or capped or counters or changed_key or logarithm or apart or weights or records or triton_heads or sums or coded or largest"
 step 110 kernels bash -c "kernels '$few'"
 step 60 same-answers $python benchmarks/gpu/same_answers.py --out "$results/same_answers.jsonl"
 step 25 real-answers $python benchmarks/gpu/real_answers.py --out "$results/real_answers.jsonl"

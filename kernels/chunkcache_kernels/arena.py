@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from chunkcache_kernels import fours
 from chunkcache_kernels.sending import index_of
 
 HIDDEN = np.iinfo(np.int32).max  # the position of a key that no row may see
@@ -28,6 +29,10 @@ class Arena:
     int8 pages have fp32 scales: of keys one a channel of a page, `[layers, pages, heads, dim]`
     (K's channels differ by more than its tokens do), of values one a token, `[layers, pages, heads,
     page_tokens]` (KIVI, arXiv 2402.02750, §3).
+
+    uint8 pages have numbers of 4 bits (`fours.py`), half as many bytes on the last axis. Their
+    scales are ranges in bf16, of keys and of values one a channel of a page: `[layers, pages,
+    heads, 2, dim]`, lowest numbers and steps.
     """
 
     keys: torch.Tensor
@@ -50,6 +55,14 @@ class Arena:
         """Pages that nobody has written. Cost: address space; memory comes with the first write."""
         keys = (num_layers, num_pages, num_kv_heads, head_dim, page_tokens)
         values = (num_layers, num_pages, num_kv_heads, page_tokens, head_dim)
+        if dtype is fours.PAGE_TYPE:
+            assert head_dim % 2 == page_tokens % 2 == 0, "two numbers share a byte"
+            halves = (*keys[:-1], page_tokens // 2), (*values[:-1], head_dim // 2)
+            ranges = (*keys[:-2], 2, head_dim)
+            return cls(
+                *(torch.empty(shape, dtype=dtype, device=device) for shape in halves),
+                *(torch.empty(ranges, dtype=torch.bfloat16, device=device) for _ in halves),
+            )
         pages = [torch.empty(shape, dtype=dtype, device=device) for shape in (keys, values)]
         if dtype is not torch.int8:
             return cls(*pages)
@@ -63,7 +76,7 @@ class Arena:
     @property
     def page_tokens(self) -> int:
         """Tokens in a page."""
-        return self.keys.shape[4]
+        return self.values.shape[3]
 
     @property
     def page_bytes(self) -> int:
@@ -82,7 +95,8 @@ class Arena:
             keys, values: `[layers, tokens, heads, dim]`; keys rotated to their place in the chunk.
             first: the layer they begin with.
 
-        What is left of the last page becomes 0. Cost: one pass over the bytes.
+        What is left of the last page becomes 0; of 4 bits the last token again, which widens no
+        range. Cost: one pass over the bytes.
         """
         where = index_of(pages, self.keys.device)
         spare = len(pages) * self.page_tokens - keys.shape[1]
@@ -91,11 +105,18 @@ class Arena:
             (keys, self.keys, self.key_scales, (0, 1, 3, 4, 2)),
             (values, self.values, self.value_scales, (0, 1, 3, 2, 4)),
         ):
-            padded = torch.nn.functional.pad(source, (0, 0, 0, 0, 0, spare))
+            is_fours = target.dtype is fours.PAGE_TYPE
+            if is_fours:
+                padded = torch.cat([source, source[:, -1:].expand(-1, spare, -1, -1)], dim=1)
+            else:
+                padded = torch.nn.functional.pad(source, (0, 0, 0, 0, 0, spare))
             shape = (source.shape[0], len(pages), self.page_tokens, *source.shape[2:])
             paged = padded.reshape(shape).permute(order)
             if scales is None:
                 target[layers, where] = paged.to(target.dtype)
+            elif is_fours:
+                tokens = -1 if target is self.keys else -2
+                target[layers, where], scales[layers, where] = fours.packed(paged, tokens)
             else:
                 target[layers, where], scales[layers, where] = rounded(paged)
 
@@ -104,8 +125,11 @@ class Arena:
         where = index_of(pages, self.keys.device)
         keys, values = self.keys[layer, where], self.values[layer, where]
         if self.key_scales is not None and self.value_scales is not None:
-            keys = keys * self.key_scales[layer, where][..., None]
-            values = values * self.value_scales[layer, where][..., None]
+            ranges = self.key_scales[layer, where], self.value_scales[layer, where]
+            if keys.dtype is fours.PAGE_TYPE:
+                keys, values = fours.read(keys, ranges[0], -1), fours.read(values, ranges[1], -2)
+            else:
+                keys, values = keys * ranges[0][..., None], values * ranges[1][..., None]
         return keys.permute(0, 3, 1, 2).flatten(0, 1), values.permute(0, 2, 1, 3).flatten(0, 1)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from chunkcache_kernels.fours import rounded_down
 from chunkcache_kernels.portable import place_chunk
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ def quantise(kv: torch.Tensor, form: Form) -> torch.Tensor:
     missing = -form.tokens % form.group
     filled = torch.cat((rows, rows[:, :, -1:].expand(-1, -1, missing, -1)), dim=2)
     grouped = filled.view(layers, 2, form.groups, form.group, form.channels)
-    lowest = _down(grouped.amin(dim=3))
-    step = -_down(-(grouped.amax(dim=3) - lowest.float()) / levels)
+    lowest = rounded_down(grouped.amin(dim=3))
+    step = -rounded_down(-(grouped.amax(dim=3) - lowest.float()) / levels)
     scale = step.float().clamp_min(torch.finfo(torch.float32).tiny)
     codes = ((grouped - lowest.float()[:, :, :, None]) / scale[:, :, :, None]).round()
     codes = codes.clamp(0, levels).to(torch.uint8).flatten(2, 3)[:, :, : form.tokens].flatten(2)
@@ -134,10 +135,3 @@ def quantise(kv: torch.Tensor, form: Form) -> torch.Tensor:
         codes = low | high << 4
     octets = [x.contiguous().view(torch.uint8).flatten(2) for x in (lowest, step)]
     return torch.cat((*octets, codes), dim=2).flatten(1)
-
-
-def _down(numbers: torch.Tensor) -> torch.Tensor:
-    """The largest bf16 that is not above."""
-    nearest = numbers.to(torch.bfloat16)
-    below = torch.nextafter(nearest, torch.full_like(nearest, -torch.inf))
-    return torch.where(nearest.float() > numbers, below, nearest)

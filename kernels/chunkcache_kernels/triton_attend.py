@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from chunkcache_kernels.triton_kernels import floor_of, load_turned
+from chunkcache_kernels.triton_tiles import load_keys, load_values
 
 _HIDDEN = tl.constexpr(2**31 - 1)  # `arena.HIDDEN`: above every row
 _NEVER = tl.constexpr(-1e30)  # the largest score of a row that has seen no key
@@ -89,37 +90,6 @@ def capped(scores, cap):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def load_keys(  # type: ignore[no-untyped-def]
-    keys, key_scales, pages, first_page, num_pages, start, kv_head,
-    KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, PAGE: tl.constexpr,
-    KEYS: tl.constexpr,
-):  # fmt: skip
-    """A tile of keys from `start` on [channels, KEYS]: raw as they lie, int8 in fp32. Beside it the
-    number of each key's page (one number if the tile lies in one) times heads, and its place.
-    """
-    cols = tl.arange(0, DIM_PADDED)
-    in_head = cols < DIM
-    place = (start + tl.arange(0, KEYS)) % PAGE
-    if PAGE % KEYS == 0:
-        page = tl.load(pages + first_page + start // PAGE)
-    else:
-        # whole pages are masked, not tokens, or a page's keys could not be loaded several at a time
-        of_page = (start + tl.arange(0, KEYS)) // PAGE
-        page = tl.load(pages + first_page + of_page, mask=of_page < num_pages, other=0)
-    at = page.to(tl.int64) * KV_HEADS + kv_head
-    of_key = keys + (at * (DIM * PAGE) + place)[None, :] + (cols * PAGE)[:, None]
-    key = tl.load(of_key, mask=in_head[:, None], other=0)
-    if key_scales is not None:
-        if PAGE % KEYS == 0:
-            scale = tl.load(key_scales + at * DIM + cols, mask=in_head, other=0.0)[:, None]
-        else:
-            of_scale = key_scales + (at * DIM)[None, :] + cols[:, None]
-            scale = tl.load(of_scale, mask=in_head[:, None], other=0.0)
-        key = key.to(tl.float32) * scale
-    return key, at, place
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _walk(  # type: ignore[no-untyped-def]
     query, top, total, mixed, like, keys, values, key_scales, value_scales, edges, pages,
     key_positions, first_page, num_pages, first, end, position, floor, first_key, is_shared,
@@ -164,10 +134,10 @@ def _walk(  # type: ignore[no-untyped-def]
             named = (between[:, None] == across[None, :]).to(tl.float32)
             mixed = tl.dot(weights, named, faded, input_precision="ieee")
         else:
-            # a value that nobody wrote would be NaN even times 0, so it is not loaded
-            of_value = values + (at * (PAGE * DIM) + place * DIM)[:, None] + across[None, :]
-            value = tl.load(of_value, mask=seen[:, None] & (across < DIM)[None, :], other=0)
-            if value_scales is not None:
+            value = load_values(
+                values, value_scales, at, place, seen, DIM, WIDTH_PADDED, PAGE, KEYS
+            )
+            if values.dtype.element_ty == tl.int8:
                 scale = tl.load(value_scales + at * PAGE + place, mask=seen, other=0.0)
                 weights = weights * scale[None, :]
                 value = value.to(tl.float32)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import triton
 
-from chunkcache_kernels import triton_attend, triton_kernels
+from chunkcache_kernels import fours, triton_attend, triton_kernels
 from chunkcache_kernels.sending import sent
 from chunkcache_kernels.triton_plan import plan
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_DIM = 256  # a wider head's tiles do not fit the shared memory of small GPUs
 MAX_ARENAS = 2
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of rows
-PAGE_TYPES = (*DTYPES, torch.int8)
+PAGE_TYPES = (*DTYPES, torch.int8, fours.PAGE_TYPE)
 LOG2_E = math.log2(math.e)
 NO_WINDOW = 1 << 30  # more positions than there are, and no overflow
 _CHAINED, _SHARED = 64, 64  # rows times query heads per key head that one program takes
@@ -246,7 +246,7 @@ class TritonStep:
 
     @property
     def rounded_page(self) -> int:
-        """Tokens of a page if any arena is of int8, else 0."""
+        """Tokens of a page if any arena has rounded numbers, else 0."""
         is_rounded = any(arena.key_scales is not None for arena in self.arenas)
         return self.arenas[0].page_tokens if is_rounded else 0
 
@@ -259,8 +259,8 @@ class TritonStep:
 def tiles(dim: int, exact: bool, queries: int, rounded_page: int = 0) -> tuple[int, int]:
     """Keys that a program takes at a time, and its warps: what the registers hold, by `ptxas`.
 
-    `exact`: the products are in fp32. `rounded_page`: tokens of a page of int8, whose scales are
-    loaded once for a tile that lies in one page.
+    `exact`: the products are in fp32. `rounded_page`: tokens of a page of rounded numbers, whose
+    scales are loaded once for a tile that lies in one page.
     """
     across = padded(dim)
     if exact:
@@ -313,17 +313,23 @@ def check(layout: Layout, arenas: Sequence[Arena], heads: Heads, rotary: Rotary)
     assert heads.rotary_dim % 2 == 0 and heads.rotary_dim <= heads.dim
     page_tokens, device = arenas[0].page_tokens, arenas[0].keys.device
     for arena in arenas:
-        layers, pages = arena.keys.shape[:2]
-        assert arena.keys.shape == (layers, pages, heads.kv_heads, heads.dim, page_tokens)
-        assert arena.values.shape == (layers, pages, heads.kv_heads, page_tokens, heads.dim)
-        for tensor in (arena.keys, arena.values):
-            assert tensor.is_contiguous() and tensor.device == device
-            assert tensor.dtype in PAGE_TYPES
-        assert arena.keys.dtype is arena.values.dtype
-        for scales in (arena.key_scales, arena.value_scales):
-            assert (scales is None) == (arena.keys.dtype is not torch.int8)
-            assert scales is None or (scales.is_contiguous() and scales.dtype is torch.float32)
+        _check_arena(arena, heads, page_tokens, device)
     for angles in (rotary.cos, rotary.sin) if heads.rotary_dim else ():
         assert angles.dtype is torch.float32 and angles.is_contiguous()
         assert angles.shape[1] == heads.rotary_dim and angles.device == device
         assert angles.shape[0] > layout.longest_turn
+
+
+def _check_arena(arena: Arena, heads: Heads, page_tokens: int, device: torch.device) -> None:
+    kept, scales = (arena.keys, arena.values), (arena.key_scales, arena.value_scales)
+    packs = arena.keys.dtype is fours.PAGE_TYPE
+    first = (*arena.keys.shape[:2], heads.kv_heads)
+    assert arena.keys.shape == (*first, heads.dim, page_tokens // (2 if packs else 1))
+    assert arena.values.shape == (*first, page_tokens, heads.dim // (2 if packs else 1))
+    for tensor in kept:
+        assert tensor.is_contiguous() and tensor.device == device
+        assert tensor.dtype in PAGE_TYPES and tensor.dtype is arena.keys.dtype
+    for part in scales:
+        assert (part is None) == (arena.keys.dtype in DTYPES)
+        wanted = torch.bfloat16 if packs else torch.float32
+        assert part is None or (part.is_contiguous() and part.dtype is wanted)

@@ -66,6 +66,37 @@ def _keep(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _keep_fours(  # type: ignore[no-untyped-def]
+    x, to, of_range, PAGE: tl.constexpr, DIM: tl.constexpr, PAGE_PADDED: tl.constexpr,
+    DIM_PADDED: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """A page [tokens, channels] in 4 bits a number, in the order of KEYS or of values."""
+    place, cols = tl.arange(0, PAGE_PADDED), tl.arange(0, DIM_PADDED)
+    in_page = (place < PAGE)[:, None]
+    lowest = _down(tl.min(tl.where(in_page, x, float("inf")), 0))
+    width = tl.max(tl.where(in_page, x, -float("inf")), 0) - lowest
+    step = -_down(tl.math.div_rn(-width, 15.0))
+    tl.store(of_range, lowest.to(tl.bfloat16), mask=cols < DIM)
+    tl.store(of_range + DIM, step.to(tl.bfloat16), mask=cols < DIM)
+    scale = tl.maximum(step, 1.1754943508222875e-38)[None, :] + tl.zeros_like(x)
+    above = tl.where(in_page, x - lowest[None, :], 0.0)
+    code = rounded(tl.math.div_rn(above, scale))
+    code = tl.minimum(tl.maximum(code, 0.0), 15.0).to(tl.uint8)
+    if KEYS:
+        pair = tl.arange(0, PAGE_PADDED // 2)
+        woven = tl.permute(tl.reshape(code, (PAGE_PADDED // 2, 2, DIM_PADDED)), (0, 2, 1))
+        at = pair[:, None] + (cols * (PAGE // 2))[None, :]
+        fits = (pair < PAGE // 2)[:, None] & (cols < DIM)[None, :]
+    else:
+        pair = tl.arange(0, DIM_PADDED // 2)
+        woven = tl.reshape(code, (PAGE_PADDED, DIM_PADDED // 2, 2))
+        at = (place * (DIM // 2))[:, None] + pair[None, :]
+        fits = in_page & (pair < DIM // 2)[None, :]
+    first, second = tl.split(woven)
+    tl.store(to + at, first | (second << 4), mask=fits)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def promote_kernel(  # type: ignore[no-untyped-def]
     numbers, ranges, coded, keys, values, key_scales, value_scales, pages, cos, sin,
     num_tokens, layer_bytes, part_bytes, code_bytes, stride_keys, stride_key_scales,
@@ -78,6 +109,8 @@ def promote_kernel(  # type: ignore[no-untyped-def]
     place = tl.arange(0, PAGE_PADDED)
     cols = tl.arange(0, DIM_PADDED)
     token = number * PAGE + place
+    if keys.dtype.element_ty == tl.uint8:
+        token = tl.minimum(token, num_tokens - 1)  # the last one again
     in_page, in_head = place < PAGE, cols < DIM
     real = in_page & (token < num_tokens)
     fits = real[:, None] & in_head[None, :]
@@ -92,14 +125,24 @@ def promote_kernel(  # type: ignore[no-untyped-def]
         partner = _decode(numbers, ranges, coded, first, token[:, None], other, fits, num_tokens,
                           code_bytes, HEADS * DIM, BITS, GROUP)  # fmt: skip
         key = turn(key, partner, cols, token, real, cos, sin, ROTARY)
-    to = keys + layer * stride_keys + at * (DIM * PAGE) + place[:, None] + (cols * PAGE)[None, :]
-    of_scale = layer * stride_key_scales + at * DIM + cols
-    _keep(key, to, key_scales, of_scale, whole, in_head, 0)
+    if keys.dtype.element_ty == tl.uint8:
+        begin = layer * stride_keys + at * (DIM * PAGE // 2)
+        of_range = key_scales + layer * stride_key_scales + at * (2 * DIM) + cols
+        _keep_fours(key, keys + begin, of_range, PAGE, DIM, PAGE_PADDED, DIM_PADDED, True)
+    else:
+        to = keys + layer * stride_keys + at * (DIM * PAGE) + place[:, None]
+        of_scale = layer * stride_key_scales + at * DIM + cols
+        _keep(key, to + (cols * PAGE)[None, :], key_scales, of_scale, whole, in_head, 0)
     value = _decode(numbers, ranges, coded, first + part_bytes, token[:, None], channel, fits,
                     num_tokens, code_bytes, HEADS * DIM, BITS, GROUP)  # fmt: skip
-    to = values + layer * stride_keys + at * (DIM * PAGE) + (place * DIM)[:, None] + cols[None, :]
-    of_scale = layer * stride_value_scales + at * PAGE + place
-    _keep(value, to, value_scales, of_scale, whole, in_page, 1)
+    if keys.dtype.element_ty == tl.uint8:
+        begin = layer * stride_keys + at * (DIM * PAGE // 2)
+        of_range = value_scales + layer * stride_value_scales + at * (2 * DIM) + cols
+        _keep_fours(value, values + begin, of_range, PAGE, DIM, PAGE_PADDED, DIM_PADDED, False)
+    else:
+        to = values + layer * stride_keys + at * (DIM * PAGE) + (place * DIM)[:, None]
+        of_scale = layer * stride_value_scales + at * PAGE + place
+        _keep(value, to + cols[None, :], value_scales, of_scale, whole, in_page, 1)
 
 
 def promote(

@@ -65,8 +65,8 @@ def _arenas(*types: str) -> tuple[dict[str, str], dict[str, None]]:
     for number, of in enumerate(types):
         known |= {f"keys_{number}": of, f"values_{number}": of}
         for name in (f"key_scales_{number}", f"value_scales_{number}"):
-            if of == "*i8":
-                known[name] = "*fp32"
+            if of in ("*i8", "*u8"):
+                known[name] = "*fp32" if of == "*i8" else "*bf16"
             else:
                 absent[name] = None
     return known, absent
@@ -75,8 +75,8 @@ def _arenas(*types: str) -> tuple[dict[str, str], dict[str, None]]:
 # an arena of either kind is in each, so few of them show all that is compiled
 @pytest.mark.parametrize(
     ("rows", "chunks", "dim", "queries", "capped", "by_head", "capability"),
-    [("*bf16", "*i8", 128, 128, False, False, 80), ("*bf16", "*i8", 128, 128, False, True, 90),
-     ("*bf16", "*i8", 80, 16, True, False, 90), ("*fp16", "*fp16", 256, 64, True, True, 80),
+    [("*bf16", "*i8", 128, 128, False, False, 80), ("*bf16", "*u8", 128, 128, False, True, 90),
+     ("*bf16", "*u8", 80, 16, True, False, 80), ("*fp16", "*i8", 256, 64, True, True, 90),
      ("*fp32", "*fp32", 128, 32, False, False, 80)],
 )  # fmt: skip
 def test_attention_compiles_and_fits(
@@ -86,7 +86,7 @@ def test_attention_compiles_and_fits(
 
     exact, across = rows == "*fp32", triton.next_power_of_2(dim)
     page = 32
-    keys, warps = triton_pages.tiles(dim, exact, queries, page if chunks == "*i8" else 0)
+    keys, warps = triton_pages.tiles(dim, exact, queries, page if chunks in ("*i8", "*u8") else 0)
     arenas, absent = _arenas(rows, chunks)
     absent |= {"edges": None, "lse": None, "sinks": None} | ({} if by_head else {"kv_heads": None})
     compiled = _compile(
@@ -131,10 +131,11 @@ def test_records_and_choices_compile() -> None:
     sizes = {"HEADS": 8, "DIM": 128, "DIM_PADDED": 128, "ROTARY": 128, "PAGE": 32,
              "PAGE_PADDED": 32}  # fmt: skip
     raw: dict[str, Any] = {"key_scales": None, "value_scales": None}
-    for bits, kept in ((0, "*bf16"), (8, "*bf16"), (4, "*i8")):
+    for bits, kept in ((0, "*bf16"), (8, "*bf16"), (4, "*i8"), (4, "*u8")):
+        scales = "*bf16" if kept == "*u8" else "*fp32"
         types = {"numbers": "*bf16", "ranges": "*bf16", "coded": "*u8", "keys": kept,
-                 "values": kept, "key_scales": "*fp32", "value_scales": "*fp32"}  # fmt: skip
-        given = {**sizes, "BITS": bits, "GROUP": 64, **(raw if kept != "*i8" else {})}
+                 "values": kept, "key_scales": scales, "value_scales": scales}  # fmt: skip
+        given = {**sizes, "BITS": bits, "GROUP": 64, **(raw if kept == "*bf16" else {})}
         assert "cubin" in _compile(triton_records.promote_kernel, types, given, capability).asm
     types = {"kv": "*bf16", "ranges": "*bf16", "coded": "*u8"}
     given = {"CHANNELS": 1024, "BITS": 4, "GROUP": 64, "GROUP_PADDED": 64, "BLOCK": 64}

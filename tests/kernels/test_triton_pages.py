@@ -17,6 +17,7 @@ from triton_problems import (
     CHUNKS,
     F16,
     F32,
+    INT4,
     INT8,
     LAYER,
     LONG,
@@ -51,6 +52,11 @@ SHAPES = {
         (4, 2), 80, page_tokens=32, rows=BF16, arenas=(BF16, INT8), softcap=20.0, has_sinks=True
     ),
     "chunks in int8, odd pages": Shape((2, 1), 24, page_tokens=24, rows=F16, arenas=(F16, INT8)),
+    "chunks in int4": Shape((2, 1), 16, arenas=(F32, INT4)),
+    "chunks in int4, rows in bf16": Shape(
+        (4, 2), 80, page_tokens=32, rows=BF16, arenas=(BF16, INT4), softcap=20.0, has_sinks=True
+    ),
+    "chunks in int4, odd pages": Shape((2, 1), 24, page_tokens=24, rows=F16, arenas=(F16, INT4)),
     "a window": Shape(window=30),
     "a window of one": Shape((2, 1), 16, window=1, rows=BF16, arenas=(BF16, BF16)),
     "a block": Shape(block=40),

@@ -14,6 +14,7 @@ import torch
 from chunkcache.store.codec import codec_named
 from chunkcache_kernels import choice, portable, records
 from chunkcache_kernels.arena import Arena
+from chunkcache_kernels.fours import PAGE_TYPE as INT4
 from chunkcache_kernels.records import Form
 
 LAYERS, PAGES = 3, 9
@@ -26,6 +27,9 @@ FORMS = {
     "int4 to bf16, odd tokens": (Form(19, 2, 16, BF16, 4, 8), 8, BF16, 16),
     "int4 of fp32 to int8": (Form(21, 2, 32, F32, 4, 8), 16, torch.int8, 32),
     "raw fp16 to int8": (Form(9, 1, 96, F16), 8, torch.int8, 96),
+    "int4 of fp32 to int4, odd tokens": (Form(21, 2, 32, F32, 4, 8), 16, INT4, 32),
+    "raw bf16 to int4, odd page": (Form(25, 2, 24, BF16), 24, INT4, 8),
+    "one token of int8 to int4": (Form(1, 1, 16, F16, 8, 64), 8, INT4, 0),
     "one token of int8 to int8": (Form(1, 2, 16, F32, 8, 64), 8, torch.int8, 8),
 }
 

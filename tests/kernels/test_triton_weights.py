@@ -9,6 +9,7 @@ from triton_problems import (
     BF16,
     F16,
     F32,
+    INT4,
     INT8,
     LAYER,
     LONG,
@@ -29,6 +30,7 @@ SHAPES = {
     "fp16 over int8, odd pages": Shape(
         (4, 2), 80, 32, page_tokens=24, rows=F16, arenas=(F16, INT8), has_sinks=True
     ),
+    "int4, pages of 8": Shape((2, 1), 16, page_tokens=8, rows=BF16, arenas=(BF16, INT4)),
     "a window, capped": Shape(
         (4, 1), 16, page_tokens=8, window=40, block=30, softcap=2.0, sharpness=4.0
     ),

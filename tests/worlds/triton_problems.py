@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from chunkcache_kernels import portable
+from chunkcache_kernels import fours, portable
 from chunkcache_kernels.arena import HIDDEN, Arena, Segment
 from chunkcache_kernels.layout import SequenceLayout, lay_out
 from chunkcache_kernels.portable import Heads, Rotary
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from chunkcache_kernels.triton_pages import TritonStep
 
 F32, BF16, F16, INT8 = torch.float32, torch.bfloat16, torch.float16, torch.int8
+INT4 = fours.PAGE_TYPE
 LAYER, LAYERS, PAGES, POSITIONS = 1, 2, 90, 400
 PRIVATE, CHUNKS = 0, 1
 NAN = float("nan")
@@ -123,8 +124,8 @@ class Problem:
         return portable.attend(self.layout, self.arenas, *args).flatten(1)
 
     def coarsest(self) -> torch.dtype:
-        """The number type of products; int8 is widened to that of the rows."""
-        dtypes = [self.shape.rows, *(of for of in self.shape.arenas if of is not INT8)]
+        """The number type of products; int8 and int4 are widened to that of the rows."""
+        dtypes = [self.shape.rows, *(of for of in self.shape.arenas if of.is_floating_point)]
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
     def scores(self, number: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -296,7 +297,7 @@ class Maker:
         return self.chunks[passage.chunk]
 
     def _rounded(self, pages: np.ndarray, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a chunk to int8 pages; what they keep of it, K before RoPE, is the truth."""
+        """Write a chunk to rounded pages; what they keep of it, K before RoPE, is the truth."""
         arena, width = self.arenas[CHUNKS], self.heads.rotary_dim if self.turned else 0
         cos, sin = (x.to(k.device) for x in _angles(torch.arange(len(k)), width))
         placed = _turned(k.double(), cos, sin).float()
@@ -353,8 +354,11 @@ class Maker:
                     seen[segment.pages] |= shown.reshape(-1, size)
         nobodys = torch.from_numpy(~seen).to(self.device)
         if arena.key_scales is not None and arena.value_scales is not None:
-            arena.key_scales.masked_fill_(nobodys.all(1)[:, None, None], NAN)
-            arena.value_scales.masked_fill_(nobodys[:, None, :], NAN)
+            whole = nobodys.all(1)[:, None, None]
+            of_keys = whole if arena.keys.dtype is INT8 else whole[..., None]
+            arena.key_scales.masked_fill_(of_keys, NAN)
+            of_values = nobodys[:, None, :] if arena.keys.dtype is INT8 else whole[..., None]
+            arena.value_scales.masked_fill_(of_values, NAN)
             return
         arena.keys.masked_fill_(nobodys[:, None, None, :], NAN)
         arena.values.masked_fill_(nobodys[:, None, :, None], NAN)
