@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     import lmdb
 
+    from chunkcache.chunk import Terms
     from chunkcache.config import Settings
     from chunkcache.store.archive import Archived
     from chunkcache.store.record import RecordHeader
@@ -183,6 +184,9 @@ def _parts(
 def import_records(settings: Settings, stream: BinaryIO, *, tenant: str) -> ImportReport:
     """Take an archive's records in as the tenant's own, under keys of this installation.
 
+    A chunk has one record: a rounded one is not taken in where an exact one is, and leaves, with
+    its terms handed over, where an exact one comes.
+
     Each is verified and published in a transaction of its own: an import that is interrupted leaves
     whole records, and one that is run again changes nothing. It evicts nothing.
 
@@ -242,7 +246,7 @@ def _take_in(
     encoded = padded(under_digest(archived.encoded, key.digest))
     size_bytes = sum(pages_bytes(len(value)) for value in (encoded, *archived.slabs))
     with env.writing(size_bytes) as txn:
-        if _is_there(env, txn, digest, header):
+        if any(_is_there(env, txn, place, header) for place in {digest, key.digest}):
             report.already_there += 1
             return
         used_bytes = env.used_bytes(txn)
@@ -253,11 +257,26 @@ def _take_in(
             )
             return
         terms = replace(archived.terms, tenant=tenant)
+        if digest == key.digest:
+            terms = _relieve(env, txn, lossy_places(digest, settings.store.codecs), terms)
         entry = MetaEntry(
             size_bytes, header.num_tokens, time.time_ns(), keys.fingerprint, codec, terms
         )
         env.put(txn, digest, entry, encoded, archived.slabs)
     report.imported += 1
+
+
+def _relieve(
+    env: RecordEnv, txn: lmdb.Transaction[bytes], places: Sequence[bytes], terms: Terms
+) -> Terms:
+    """Remove rounded copies. The terms of what takes their place: see `Terms.after`."""
+    for place in places:
+        packed = env.entry(txn, place)
+        if packed is not None:
+            with suppress(CorruptRecord):  # of a damaged entry the terms are not known
+                terms = terms.after(MetaEntry.unpack(packed).terms, time.time())
+            env.remove(txn, place)
+    return terms
 
 
 def _is_there(

@@ -147,6 +147,30 @@ def test_a_full_store_stops_an_import_and_evicts_nothing(
     assert len(contents(full)) == report.imported > 0
 
 
+def test_an_exact_record_and_a_rounded_one_of_a_chunk_do_not_stay_side_by_side(
+    archive: bytes, tiny_settings: Make, pages: Path, tmp_path: Path
+) -> None:
+    lossy, stream = tiny_settings(home=tmp_path / "lossy", store={"codec": "int8"}), io.BytesIO()
+    with ChunkCache(lossy) as cache:
+        cache.ingest([pages], tenant="from")
+        cache.warm(tenant="from", keep=Keep(retention="pinned", priority=3))
+    export_records(lossy, stream, tenant="from")
+    target = tiny_settings(home=tmp_path / "second", store={"cold_codec": "int8"})
+    count = taken(target, stream.getvalue()).imported
+    assert count > 3
+    assert taken(target, archive).imported == count
+    path = store_path(target)
+    found = take_inventory(path, target.store.disk_capacity_bytes).stored
+    kept = {(one.entry.codec, one.entry.terms.retention.name, one.entry.terms.priority)
+            for one in found}  # fmt: skip
+    assert (len(found), kept) == (count, {("raw", "PINNED", 3)})
+    before = contents(target)
+    again = taken(target, stream.getvalue())
+    assert (again.imported, again.already_there) == (0, count)
+    assert contents(target) == before
+    assert check_store(path, 1 << 26).clean
+
+
 @pytest.mark.parametrize("retention", ["warmed", "pinned"])
 def test_garbage_is_what_nobody_can_ask_for(
     source: Any, tiny_settings: Make, retention: Literal["warmed", "pinned"]
