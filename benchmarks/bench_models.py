@@ -48,20 +48,24 @@ SIZES: dict[str, Any] = {
 OTHERS: dict[str, Any] = {  # of what sees or hears
     "hidden_size": 32, "embed_dim": 32, "intermediate_size": 48, "num_attention_heads": 2,
     "num_heads": 2, "num_hidden_layers": 2, "depth": 2, "out_hidden_size": 64, "image_size": 28,
-    "patch_size": 14, "head_dim": 16, "vocab_size": 320, "mlp_ratio": 1.5, "hidden_dim": 32,
+    "patch_size": 14, "head_dim": 16, "vocab_size": 320, "mlp_ratio": 2, "hidden_dim": 32,
     "projection_dim": 32, "num_key_value_heads": 2, "deepstack_visual_indexes": [0],
     "output_dim": 64, "vision_output_dim": 32, "num_global_layers": 1,
 }  # fmt: skip
 CONVOLUTIONS = {"layer_types": ["conv", "full_attention"] * 2}
 HEADS_BY_LAYER = {"global_head_dim": 32, "hidden_size_per_layer_input": 0}
 SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+HALF_SECTIONS = {**SECTIONS, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
 OWN: dict[str, dict[str, Any]] = {
     "lfm2": CONVOLUTIONS, "lfm2_moe": CONVOLUTIONS,
     "gemma4_text": HEADS_BY_LAYER, "gemma4_unified_text": HEADS_BY_LAYER,
-    "qwen2_vl_text": {"rope_parameters": SECTIONS},
-    "qwen2_5_vl_text": {"rope_parameters": SECTIONS},
-    "qwen3_vl_text": {"rope_parameters": {**SECTIONS, "mrope_interleaved": True}},
-    "qwen3_vl_moe_text": {"rope_parameters": {**SECTIONS, "mrope_interleaved": True}},
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+    },
+    "glm4v_text": {"rope_parameters": HALF_SECTIONS},
+    "glm4v_moe_text": {"rope_parameters": HALF_SECTIONS},
+    "qwen3_vl_moe_text": {"sliding_window": None},  # which its layers would not heed
+    "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 8,
@@ -72,6 +76,7 @@ SHOWN = ("reference", "continuation", "repair_all", "moved", "unrepaired")
 
 def tiny(model_type: str, seed: int) -> Any:
     """A random network of that type; its norms random too, so that one behind a rotation shows."""
+    refuse_unsupported(text_config(CONFIG_MAPPING[model_type]()))  # some cannot be made tiny
     config = _sized(CONFIG_MAPPING[model_type], SIZES)
     refuse_unsupported(text_config(config))
     make: Any = loader_of(config)
@@ -100,6 +105,8 @@ def _sized(make: Any, sizes: dict[str, Any]) -> Any:
         told[name] = _sized(inner, SIZES if is_text else OTHERS).to_dict()
     if _has(given, "kv_lora_rank") and given.kv_lora_rank:
         sizes = {**{k: v for k, v in sizes.items() if k != "head_dim"}, **LATENT}
+    if "mrope_section" in (getattr(make, "ignore_keys_at_rope_validation", None) or ()):
+        told["rope_parameters"] = SECTIONS
     fixed = {name for name, of in vars(make).items() if isinstance(of, property)}
     told |= {k: v for k, v in sizes.items() if k not in fixed and _has(given, k)}
     return make(**{**told, **OWN.get(getattr(make, "model_type", ""), {})})

@@ -281,8 +281,8 @@ SERVED = {
                                no_rope_layers=[1, 0]),
     "a norm behind": NanoChatConfig(**LONG),
     "heads of two shapes": Gemma4TextConfig(
-        **LONG, hidden_size_per_layer_input=0, global_head_dim=16, num_global_key_value_heads=1,
-        attention_k_eq_v=True, sliding_window=600),
+        **{**LONG, "num_key_value_heads": 4}, hidden_size_per_layer_input=0, global_head_dim=16,
+        num_global_key_value_heads=2, attention_k_eq_v=True, sliding_window=600),
 }  # fmt: skip
 
 
@@ -333,6 +333,14 @@ def test_a_scale_by_place_that_is_not_followed_does_not_pass(
     monkeypatch.setattr(listening._Standing, "get_seq_length", lambda *_: 0)
     verdict = gate.run_gate(wrapped(SERVED["blocks"], tokenizer))
     assert not verdict.serves
+
+
+def test_fewer_heads_repeated_in_another_order_do_not_pass(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = wrapped(SERVED["heads of two shapes"], tokenizer)
+    monkeypatch.setattr(torch.Tensor, "repeat_interleave", lambda t, n, _: t.repeat(n, 1, 1))
+    assert not gate.run_gate(model).serves
 
 
 def test_long_angles_are_right_beyond_the_original_length_and_short_ones_are_not(
