@@ -54,11 +54,15 @@ OTHERS: dict[str, Any] = {  # of what sees or hears
 }  # fmt: skip
 CONVOLUTIONS = {"layer_types": ["conv", "full_attention"] * 2}
 HEADS_BY_LAYER = {"global_head_dim": 32, "hidden_size_per_layer_input": 0}
+SHARED_KEYS = {
+    "global_head_dim": 32, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
 SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 HALF_SECTIONS = {**SECTIONS, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
 OWN: dict[str, dict[str, Any]] = {
     "lfm2": CONVOLUTIONS, "lfm2_moe": CONVOLUTIONS,
-    "gemma4_text": HEADS_BY_LAYER, "gemma4_unified_text": HEADS_BY_LAYER,
+    "gemma4_text": SHARED_KEYS, "gemma4_unified_text": HEADS_BY_LAYER,
     "gemma3n_text": {
         "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
     },

@@ -158,10 +158,7 @@ def layers_of(hf: PreTrainedModel) -> list[Any]:
     found: Any = getattr(decoder, "layers", None)
     if found is None or len(found) < config_of(hf).num_hidden_layers:
         raise CannotFollow("no list of layers")
-    layers = list(found)[: config_of(hf).num_hidden_layers]
-    if any(getattr(attention_of(layer), "is_kv_shared_layer", False) for layer in layers):
-        raise CannotFollow("layers that attend to the keys of other layers")
-    return layers
+    return list(found)[: config_of(hf).num_hidden_layers]
 
 
 def _listen(hf: PreTrainedModel, count: int) -> list[Heard]:

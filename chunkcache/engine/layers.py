@@ -14,6 +14,7 @@ import torch
 from chunkcache.engine.attention import HeardRows
 from chunkcache.engine.facts import decoder_of, layers_of
 from chunkcache.engine.listening import Recorder, listening, run_layer
+from chunkcache.engine.row_state import RowState
 from chunkcache_kernels.sending import index_of
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class ModuleLayers:
             None if of.order is None else torch.tensor(of.order, device=device)
             for of in facts.layers
         ]
-        self._ends = _Ends(hf)
+        self._state = RowState(hf)
+        self._ends = _Ends(hf, self._state)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """See `LayerRunner`."""
@@ -67,12 +69,13 @@ class ModuleLayers:
         """See `LayerRunner`."""
         positions = np.concatenate([group.positions for group in rows.groups])
         where = index_of(positions, hidden.device)
+        beside, hidden = self._state.beside(hidden), self._state.hidden(hidden)
         for index in range(first, end):
             rows.wait_for(index)
-            nothing = self._facts.embeddings[index].identity(hidden)
+            layer, nothing = self._layers[index], self._facts.embeddings[index].identity(hidden)
             with listening(HeardRows(rows, index, self._orders[index])):
-                hidden = run_layer(self._layers[index], hidden, nothing, where)
-        return hidden
+                hidden = run_layer(layer, hidden, nothing, where, beside.of(index), beside.shared)
+        return self._state.leaving(hidden, beside)
 
     def store(self, layer: int, hidden: torch.Tensor, rows: StepRows) -> None:
         """See `LayerRunner`. Costs the whole layer: a module makes K and V on its way."""
@@ -85,41 +88,45 @@ class ModuleLayers:
 
 class _Ends:
     """What a model does before its first layer and behind its last: its own forward pass, over a
-    shallow copy that has one layer, which lets states out and in.
+    shallow copy that has gaps for layers, which let states out and in.
 
     So factors of embeddings and logits, norms and soft-caps need no list of families.
     """
 
-    def __init__(self, hf: PreTrainedModel) -> None:
-        self._gap = _Gap(layers_of(hf)[0])
+    def __init__(self, hf: PreTrainedModel, state: RowState) -> None:
+        self._state = state
+        self._gaps = [_Gap(layer) for layer in layers_of(hf)[: state.gaps]]
         self._network: Any = _shallow(hf)
         self._decoder: Any = self._network
         for name in _path(hf, decoder_of(hf)):
             inner = _shallow(getattr(self._decoder, name))
             setattr(self._decoder, name, inner)
             self._decoder = inner
-        self._decoder.layers = torch.nn.ModuleList([self._gap])
+        self._decoder.layers = torch.nn.ModuleList(self._gaps)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """What the first layer is given, `[rows, width]`."""
-        self._gap.given = None
+        """The state that rows enter the first layer with, `[rows, width]`."""
+        first = self._gaps[0]
+        first.given = None
         with listening(Recorder()):
             self._decoder(token_ids[None], use_cache=False)
-        assert self._gap.taken is not None
-        return self._gap.taken[0]
+        assert first.taken is not None
+        own = [gap.own[0] for gap in self._gaps if gap.own is not None]
+        return self._state.entering(first.taken[0], own)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """fp32 `[n, vocab]` of states `[n, width]`."""
-        self._gap.given = hidden[None]
+        first = self._gaps[0]
+        first.given = self._state.hidden(hidden)[None]
         ids = torch.zeros((1, len(hidden)), dtype=torch.int64, device=hidden.device)
         with listening(Recorder()):
             found: torch.Tensor = self._network(ids, use_cache=False).logits[0].float()
-        self._gap.given = None
+        first.given = None
         return found
 
 
 class _Gap(torch.nn.Module):
-    """In the place of all layers: keeps what it is given, and gives what it is told to."""
+    """In the place of layers: keeps what it is given, and gives what it is told to, if anything."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
         super().__init__()
@@ -128,9 +135,12 @@ class _Gap(torch.nn.Module):
                 setattr(self, name, value)
         self.given: torch.Tensor | None = None
         self.taken: torch.Tensor | None = None
+        self.own: torch.Tensor | None = None  # what this layer alone is given
 
-    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, *more: Any, **told: Any) -> torch.Tensor:
         self.taken = hidden
+        own = told.get("per_layer_input", more[0] if more else None)
+        self.own = own if torch.is_tensor(own) else None
         return hidden if self.given is None else self.given
 
 

@@ -114,10 +114,33 @@ class _Standing:
         return key, value
 
 
+def own_input_width(layer: Any) -> int:
+    """Of the input that a layer is given by itself, beside its rows' hidden states; 0: none."""
+    if "per_layer_input" not in inspect.signature(layer.forward).parameters:
+        return 0
+    return int(getattr(layer, "hidden_size_per_layer_input", 0) or 0)
+
+
+def _nothing_shared(layer: Any, hidden: torch.Tensor) -> dict[str, Any]:
+    attention = layer.self_attn
+    if not getattr(attention, "is_kv_shared_layer", False):
+        return {}
+    nothing = hidden.new_zeros((1, 1, len(hidden), attention.head_dim))
+    return {attention.layer_type: (nothing, nothing)}
+
+
 def run_layer(
-    layer: Any, hidden: torch.Tensor, embeddings: Any, positions: torch.Tensor
+    layer: Any,
+    hidden: torch.Tensor,
+    embeddings: Any,
+    positions: torch.Tensor,
+    own: torch.Tensor | None = None,
+    shared: dict[str, Any] | None = None,
 ) -> torch.Tensor:
-    """One layer over `hidden` `[rows, width]` with these rotary embeddings; `positions` int64."""
+    """One layer over `hidden` `[rows, width]` with these rotary embeddings; `positions` int64.
+
+    `own` and `shared` as `row_state.Beside` has them; without them zeros, where a layer wants them.
+    """
     told: dict[str, Any] = {
         "position_embeddings": embeddings, "position_ids": positions[None],
         "attention_mask": None, "use_cache": False,
@@ -125,8 +148,11 @@ def run_layer(
     takes = inspect.signature(layer.forward).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         told = {name: value for name, value in told.items() if name in takes}
+    if width := own_input_width(layer):
+        own = hidden.new_zeros((len(hidden), width)) if own is None else own
+        told["per_layer_input"] = own[None]
     if "shared_kv_states" in takes:  # some layers leave K and V there, for others
-        told["shared_kv_states"] = {}
+        told["shared_kv_states"] = _nothing_shared(layer, hidden) if shared is None else shared
     if getattr(getattr(layer, "self_attn", None), "attn_temperature_tuning", False):
         # transformers before 5.24 calls it by its older name
         name = "past_key_values" if "past_key_values" in takes else "cache"

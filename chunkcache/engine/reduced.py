@@ -16,6 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
 from chunkcache.engine.facts import attention_of, decoder_of, kind_of, layers_of
 from chunkcache.engine.model import wrap_model
+from chunkcache.engine.row_state import is_shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +50,9 @@ def twin_layers(model: DecoderModel) -> list[int]:
 
 
 def single_layers(model: DecoderModel) -> list[list[int]]:
-    """One layer of each kind, each to be a twin of its own."""
-    return [[index] for index in _first_of_each_kind(model)]
+    """One layer of each kind that makes keys, each to be a twin of its own."""
+    layers = layers_of(model.hf)
+    return [[index] for index in _first_of_each_kind(model) if not is_shared(layers[index])]
 
 
 def reduced_model(model: DecoderModel, layers: Sequence[int]) -> DecoderModel:
@@ -149,6 +151,8 @@ def reduced_config(model: DecoderModel, layers: Sequence[int]) -> PreTrainedConf
     config.rope_parameters = {
         k: _brought_near(v) if is_length(k, v) else v for k, v in rope.items()
     }
+    if shared := getattr(config, "num_kv_shared_layers", None):  # the last ones
+        config.num_kv_shared_layers = sum(i >= model.geometry.num_layers - shared for i in layers)
     config.num_hidden_layers = len(layers)
     if overrides:
         config.per_layer_config = overrides

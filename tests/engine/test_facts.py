@@ -33,7 +33,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from chunkcache.engine import gate, listening
+from chunkcache.engine import gate, listening, row_state
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.facts import LayerFacts, ModelFacts, context_of
 from chunkcache.engine.model import refuse_unsupported, use_long_angles, wrap_model
@@ -209,12 +209,9 @@ def test_a_model_has_the_facts_of_its_layers(build: Callable[..., Any], family: 
     [
         (HunYuanDenseV1Config(**SMALL), "change after they are turned"),
         (LlamaConfig(**SMALL, layer_types=["full_attention", "conv"] * 2), "layers of type conv"),
-        (Gemma4TextConfig(**SMALL, hidden_size_per_layer_input=0, global_head_dim=16,
-                          layer_types=["sliding_attention", "full_attention"] * 2,
-                          num_kv_shared_layers=2), "keys of other layers"),
     ],
-    ids=["norm behind the rotation", "conv layers", "keys of other layers"],
-)  # fmt: skip
+    ids=["norm behind the rotation", "conv layers"],
+)
 def test_what_is_not_followed_is_refused_in_words(config: Any, reason: str) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
         wrapped(config)
@@ -283,6 +280,10 @@ SERVED = {
     "heads of two shapes": Gemma4TextConfig(
         **{**LONG, "num_key_value_heads": 4}, hidden_size_per_layer_input=0, global_head_dim=16,
         num_global_key_value_heads=2, attention_k_eq_v=True, sliding_window=600),
+    "keys of other layers": Gemma4TextConfig(
+        **{**LONG, "num_hidden_layers": 4}, hidden_size_per_layer_input=8, global_head_dim=16,
+        vocab_size_per_layer_input=64, num_kv_shared_layers=2, sliding_window=600,
+        layer_types=["sliding_attention", "full_attention"] * 2),
 }  # fmt: skip
 
 
@@ -333,6 +334,24 @@ def test_a_scale_by_place_that_is_not_followed_does_not_pass(
     monkeypatch.setattr(listening._Standing, "get_seq_length", lambda *_: 0)
     verdict = gate.run_gate(wrapped(SERVED["blocks"], tokenizer))
     assert not verdict.serves
+
+
+@pytest.mark.parametrize("lost", ["own", "shared"])
+def test_what_layers_are_given_beside_hidden_states_is_seen(
+    lost: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Switched off: each layer's own input, or keys that an earlier layer made."""
+    leaving = row_state.RowState.leaving
+
+    def without_it(state: Any, hidden: torch.Tensor, beside: Any) -> torch.Tensor:
+        nothing = {kind: (k * 0, v * 0) for kind, (k, v) in beside.shared.items()}
+        changed = {"own": beside.own * 0} if lost == "own" else {"shared": nothing}
+        return leaving(state, hidden, replace(beside, **changed))
+
+    monkeypatch.setattr(row_state.RowState, "leaving", without_it)
+    verdict = gate.run_gate(wrapped(SERVED["keys of other layers"], tokenizer))
+    assert not verdict.serves
+    assert verdict.figures["reference"] > 0.01, "it ran, and differs"
 
 
 def test_fewer_heads_repeated_in_another_order_do_not_pass(
