@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 from transformers.utils import logging as bars
 
 from chunkcache.config import EngineSettings
 from chunkcache.engine.attention import KeptRows, Logits, SequenceRows
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.loading import load_model
+from chunkcache.engine.model import wrap_model
 from chunkcache.engine.pool import KVPool, open_team
 from chunkcache.engine.sequence_kv import SequenceKV
 
@@ -22,9 +24,23 @@ LAYERS, PAGE, PAGES = 5, 8, 9
 IDS = torch.randint(3, 380, (20,), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.fixture
-def model(build: Callable[..., DecoderModel]) -> DecoderModel:
-    return build(num_hidden_layers=LAYERS)
+# each layer has an input of its own, and the last two attend to keys of the second and the third
+HANDS_ON = Gemma4TextConfig(
+    vocab_size=384, hidden_size=48, intermediate_size=64, num_hidden_layers=LAYERS,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=8, global_head_dim=16,
+    hidden_size_per_layer_input=8, vocab_size_per_layer_input=384, num_kv_shared_layers=2,
+    layer_types=["sliding_attention", "full_attention"] + ["sliding_attention"] * 2
+    + ["full_attention"], sliding_window=7, max_position_embeddings=512, pad_token_id=0,
+)  # fmt: skip
+
+
+@pytest.fixture(params=["plain", "hands on"])
+def model(request: Any, build: Callable[..., DecoderModel], tokenizer: Any) -> DecoderModel:
+    if request.param == "plain":
+        return build(num_hidden_layers=LAYERS)
+    torch.manual_seed(5)
+    network = Gemma4ForCausalLM(HANDS_ON)
+    return wrap_model(network, tokenizer, fingerprint=b"hands on", name="hands-on")
 
 
 @pytest.fixture(params=["compiled", "portable"])
