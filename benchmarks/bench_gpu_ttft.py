@@ -34,7 +34,7 @@ from reporting import command_line, emit, surroundings
 from chunkcache.engine.gate import run_gate
 from chunkcache.engine.generation import Generation
 from chunkcache.engine.outcome import Outcome
-from chunkcache.engine.trial import as_transformers_runs_it
+from chunkcache.engine.reference import as_transformers_runs_it
 
 BUDGETS = (0.0, 0.05, 0.15)
 REPEATS = 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +10,18 @@ import torch
 from chunkcache.chunk import ChunkKey, Span, SpanKind
 from chunkcache.config import EngineSettings, RepairSettings
 from chunkcache.engine.core import Engine
-from chunkcache.engine.facts import decoder_of
 from chunkcache.engine.generation import Generation
 from chunkcache.engine.outcome import Outcome
 from chunkcache.engine.prefill import ChunkPrefill
 from chunkcache.engine.prompt import Prompt
+from chunkcache.engine.reference import difference, transformers_logits, type_noise
 from chunkcache.metrics import Metrics
 from chunkcache.protocol import Sampling
 from chunkcache.repair import policy_named
 from chunkcache_kernels import HIDDEN, turned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from chunkcache.chunk import ChunkKV
     from chunkcache.engine.angles import RotaryAngles
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 _PAGE_TOKENS = 16
 _FORCED_TOKENS = 16
-_SHIFTS = (5, 11)  # of all positions: the same attention, other roundings of the angles
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +119,19 @@ class Trial:
             "rope_relative": rope_relative(self.model),
             "unrepaired": difference(unrepaired.first_logits, full.first_logits),
         }
+
+    def unrounded(self) -> dict[str, float]:
+        """How far ours are from transformers' where its angles are not rounded, and how far that
+        alone moves transformers' own (`angle_noise`); both behind the prompt and a token more.
+        """
+        full = self._answer(self.chunks, {}, salt=b"full")
+        tokens = [*self._prompt(self.chunks).token_ids, *full.token_ids[:1]]
+        ours = torch.stack([full.first_logits, self._continued(tokens)])
+        rounded, exact = (
+            transformers_logits(self.model, tokens, exact_angles=exact)[-2:]
+            for exact in (False, True)
+        )
+        return {"unrounded": difference(ours, exact), "angle_noise": difference(rounded, exact)}
 
     def repaired_logits(self) -> torch.Tensor:
         """fp32 `[vocab]` behind the prompt whose chunks were all repaired."""
@@ -298,57 +309,3 @@ def rope_relative(model: DecoderModel) -> float:
         float((dots(kind.angles, 0) - dots(kind.angles, max(span, 1))).abs().max())
         for kind in model.facts.kinds
     )
-
-
-@torch.inference_mode()
-def transformers_logits(
-    model: DecoderModel, tokens: Sequence[int], *, attention: str = "eager", shift: int = 0
-) -> torch.Tensor:
-    """fp32 logits `[tokens, vocab]` on CPU by transformers' own forward pass of the same modules.
-
-    Its own attention and its own, fresh rotary; with `shift` all positions are that much larger.
-    """
-    with as_transformers_runs_it(model, attention):
-        ids = torch.tensor([list(tokens)], device=model.device)
-        where = torch.arange(shift, shift + len(tokens), device=model.device)[None]
-        hf: Any = model.hf
-        return hf(ids, position_ids=where, use_cache=False).logits[0].float().cpu()  # type: ignore[no-any-return]
-
-
-def type_noise(model: DecoderModel, tokens: Sequence[int], reference: torch.Tensor) -> float:
-    """How far transformers differs from itself where only rounding can differ.
-
-    `reference` are its last logits with eager attention. The same with another attention function
-    (sums in another order), and with all positions shifted (other roundings of the angles).
-    """
-    ways: list[dict[str, Any]] = [{"shift": shift} for shift in _SHIFTS]
-    if not any(facts.softcap for facts in model.facts.layers):  # sdpa has none
-        ways.append({"attention": "sdpa"})
-    noises = []
-    for way in ways:
-        logits = transformers_logits(model, tokens, **way)
-        noises.append(difference(logits[-len(reference) :], reference))
-    return max(noises)
-
-
-@contextmanager
-def as_transformers_runs_it(model: DecoderModel, attention: str) -> Iterator[None]:
-    """Within, the model's modules run by themselves, with that attention function of transformers'
-    and a fresh rotary embedding.
-    """
-    hf: Any = model.hf
-    decoder = decoder_of(hf)
-    config = decoder.config
-    ours, rotary = config._attn_implementation, decoder.rotary_emb
-    config._attn_implementation = attention
-    decoder.rotary_emb = type(rotary)(config=config).to(model.device)
-    try:
-        yield
-    finally:
-        config._attn_implementation, decoder.rotary_emb = ours, rotary
-
-
-def difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Largest absolute difference; NaN anywhere counts as infinite."""
-    worst = float((a - b).abs().max())
-    return worst if worst == worst else float("inf")
