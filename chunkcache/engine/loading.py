@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from chunkcache.engine.model import (
     geometry_of,
@@ -23,7 +24,7 @@ from chunkcache.engine.model import (
 )
 from chunkcache.engine.sources import Source, in_words, merged, read_json, source_of
 from chunkcache.engine.weights import no_loading_bar
-from chunkcache.errors import UnsupportedModel
+from chunkcache.errors import ModelNotFound, UnsupportedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -41,6 +42,10 @@ _QUANTISED_BY = {  # quant_method of a configuration: what pip installs to read 
     "quark": "amd-quark", "sinq": "sinq", "spqr": "spqr_quant", "torchao": "torchao",
     "vptq": "vptq",
 }  # fmt: skip
+# tensors beside narrow weights; who reads these without them has other numbers
+_SCALES = ("weight_scale", "weight_scale_2", "weight_scale_inv", "input_scale", "scales")
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "spiece*", "*.model", "*.tiktoken", "tekken.json")
+_POINTER = b"version https://git-lfs"
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -83,6 +88,12 @@ def _open_config(source: str, settings: ModelSettings) -> PreTrainedConfig:
 
 
 def _open_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
+    folder = Path(source)
+    if folder.is_dir() and not any(any(folder.glob(kind)) for kind in _TOKENIZER_FILES):
+        raise ModelNotFound(
+            f"model.name: the tokenizer of {name!r} is missing. "
+            "Hint: put tokenizer.json and tokenizer_config.json of its base model into the folder."
+        )
     with in_words(name, "the tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False
@@ -93,25 +104,22 @@ def _open_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
 def _open_weights(
     source: Source, name: str, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    quantised: Any = getattr(config, "quantization_config", None) or {}
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    method = _quantised_by(config, name)
     what = f"weights quantised by {method!r}" if method else "the weights"
     packages = _QUANTISED_BY.get(str(method))
     hint = f" Hint: pip install {packages}." if packages else ""
     is_local = Path(source.base).is_dir()
+    if is_local:
+        _refuse_pointers(Path(source.base), name)
     bar = no_loading_bar() if is_local else nullcontext()  # a download's bar is worth seeing
     # quantised weights are laid out for the device they are loaded on
     placed = {"device_map": {"": device}} if method and device.type != "cpu" else {}
     with in_words(name, what, hint), bar:
         network, found = loader_of(config).from_pretrained(
             source.base, config=config, dtype=dtype, trust_remote_code=False,
-            output_loading_info=True, **placed,
+            output_loading_info=True, ignore_mismatched_sizes=True, **placed,
         )  # fmt: skip
-        if absent := sorted(found["missing_keys"]):  # transformers makes them up at random
-            raise UnsupportedModel(
-                f"model.name: {what} of {name!r} lack {len(absent)} tensors, {absent[0]!r} among "
-                "them. Hint: a folder whose weights are those of its configuration."
-            )
+        _refuse_other_weights(found, f"model.name: {what} of {name!r}", method)
         if method:  # some unpack their weights in the first pass, and not in inference mode
             with torch.no_grad():
                 network(torch.zeros((1, 1), dtype=torch.int64, device=network.device))
@@ -120,6 +128,69 @@ def _open_weights(
         with in_words(name, "the adapter"):
             network = merged(network, source.adapter)
     return network
+
+
+def _quantised_by(config: PreTrainedConfig, name: str) -> str | None:
+    """How its weights are quantised, if they are.
+
+    Raises:
+        UnsupportedModel: in a way that is not named, or that transformers does not know: it would
+            read such weights as if they were plain.
+    """
+    given: Any = getattr(config, "quantization_config", None)
+    if not isinstance(given, dict) or not given:
+        return None
+    method = given.get("quant_method")
+    hint = "Hint: the folder they were made of, or a .gguf file."
+    if method is None and not (given.get("load_in_8bit") or given.get("load_in_4bit")):
+        raise UnsupportedModel(
+            f"model.name: the weights of {name!r} are quantised in a way that its configuration "
+            f"does not name (no quant_method; MLX writes such folders). {hint}"
+        )
+    known = {
+        m.removesuffix("_4bit").removesuffix("_8bit") for m in AUTO_QUANTIZATION_CONFIG_MAPPING
+    }
+    if method is not None and method not in known:
+        raise UnsupportedModel(
+            f"model.name: the weights of {name!r} are quantised by {method!r}, which transformers "
+            f"does not read. {hint}"
+        )
+    return method
+
+
+def _refuse_pointers(folder: Path, name: str) -> None:
+    for file in sorted(folder.glob("*.safetensors")):
+        if not file.is_file():
+            continue
+        with file.open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise ModelNotFound(
+                    f"model.name: {file.name} of {name!r} is a pointer of Git LFS, not weights. "
+                    "Hint: git lfs pull in the folder."
+                )
+
+
+def _refuse_other_weights(found: dict[str, Any], whose: str, method: str | None) -> None:
+    """Raise if the weights are not those that the configuration asks for: transformers makes up at
+    random what is missing or has another size, and leaves scales of narrow weights alone.
+    """
+    hint = "Hint: a folder whose weights are those of its configuration."
+    if others := sorted(found["mismatched_keys"]):
+        tensor, theirs, ours = others[0]
+        raise UnsupportedModel(
+            f"{whose} have other sizes than its configuration says: {tensor!r} is "
+            f"{list(theirs)}, must be {list(ours)}. {hint}"
+        )
+    if absent := sorted(found["missing_keys"]):
+        raise UnsupportedModel(
+            f"{whose} lack {len(absent)} tensors, {absent[0]!r} among them. {hint}"
+        )
+    scales = sorted(k for k in found["unexpected_keys"] if k.rpartition(".")[2] in _SCALES)
+    if scales and not method:
+        raise UnsupportedModel(
+            f"{whose} are quantised, and its configuration does not say so: nothing reads "
+            f"{scales[0]!r}. Hint: the folder they were made of, or a .gguf file."
+        )
 
 
 def load_model(settings: Settings) -> DecoderModel:

@@ -55,6 +55,8 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
         reasons.append("no rotary embedding")
     if getattr(config, "is_encoder_decoder", False):
         reasons.append("an encoder")
+    if getattr(config, "altup_num_inputs", 1) > 1:  # Gemma 3n
+        reasons.append("several hidden states of each token (AltUp)")
     if reasons:
         raise _unsupported(config, reasons)
 

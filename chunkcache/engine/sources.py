@@ -75,6 +75,10 @@ def source_of(name: str, cache: Path) -> Source:
         found = resolve_model(base, cache)
     except ModelNotFound as error:
         raise ModelNotFound(f"{about}, which is not there: {error.message}") from error
+    if not any(folder.glob("adapter_model.*")):
+        raise ModelNotFound(
+            f"{about}, and its weights are missing. Hint: adapter_model.safetensors beside it."
+        )
     has_own = any(folder.glob("tokenizer*"))
     return Source(found, str(folder) if has_own else found, folder)
 
@@ -83,7 +87,7 @@ def merged(network: Any, adapter: Path) -> Any:
     """A network with an adapter's weights merged into its own."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(network, adapter).merge_and_unload()
+    return PeftModel.from_pretrained(network, str(adapter)).merge_and_unload()
 
 
 def _hub_folder(hub_id: str) -> Path:
@@ -122,13 +126,13 @@ def in_words(name: str, what: str, hint: str = "") -> Iterator[None]:
         raise
     except OSError as error:
         raise ModelNotFound(
-            f"model.name: cannot read {what} of {name!r}: {first_line(error)} "
+            f"model.name: cannot read {what} of {name!r}: {first_line(error).rstrip('.')}. "
             "Hint: give a hub id that can be reached, a local folder or a .gguf file."
         ) from error
     except ImportError as error:
         raise UnsupportedModel(
             f"model.name: {what} of {name!r} needs a library that is not installed: "
-            f"{first_line(error)}{hint}"
+            f"{first_line(error).rstrip('.')}.{hint}"
         ) from error
     except Exception as error:  # a library's own code, on files it was not made for
         raise UnsupportedModel(
@@ -139,4 +143,5 @@ def in_words(name: str, what: str, hint: str = "") -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """What an error says first, shortened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:_SHOWN_CHARACTERS] if lines else type(error).__name__
+    said = lines[0][:_SHOWN_CHARACTERS] if lines else type(error).__name__
+    return f"what reads it does not know {said}" if isinstance(error, KeyError) else said

@@ -125,6 +125,8 @@ def _gguf_folder(file: Path, cache: Path) -> Path:
             f"cache: cannot make the converted model {folder}: {error}. Hint: it takes two bytes "
             "for each parameter; CHUNKCACHE_CACHE names another directory."
         ) from error
+    except UnsupportedModel:
+        raise
     except Exception as error:  # whatever transformers raises on a file it does not understand
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnsupportedModel(
@@ -196,8 +198,14 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     with no_loading_bar():
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
+    model, found = loaded
+    if absent := sorted(found["missing_keys"]):  # transformers makes them up at random
+        raise UnsupportedModel(
+            f"model.name: the GGUF file {gguf.name!r} lacks {len(absent)} tensors, {absent[0]!r} "
+            "among them. Hint: the parts of a split file must be merged (llama-gguf-split --merge)."
         )
     config = model.config
     if hasattr(config, "quantization_config"):

@@ -25,7 +25,7 @@ from chunkcache.config import Settings
 from chunkcache.engine import gate, loading, sources
 from chunkcache.engine.loading import load_fingerprint, load_model, load_tokenizer
 from chunkcache.engine.model import wrap_model
-from chunkcache.engine.trial import transformers_logits
+from chunkcache.engine.reference import transformers_logits
 from chunkcache.errors import ModelNotFound, UnsupportedModel
 
 
@@ -101,6 +101,14 @@ def test_an_adapter_is_merged_into_its_base(folder: Path, tmp_path: Path) -> Non
     assert len({*marks, load_fingerprint(adapted)}) == 3
 
 
+def test_an_adapter_without_weights(folder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    fields = {"base_model_name_or_path": str(folder), "peft_type": "LORA"}
+    (adapter / "adapter_config.json").write_text(json.dumps(fields))
+    assert "its weights are missing. Hint: adapter_model" in refusal(adapter, tmp_path)
+
+
 def test_a_folder_without_a_configuration_names_the_gguf_in_it(tmp_path: Path) -> None:
     assert "no config.json" in refusal(tmp_path, tmp_path)
     (tmp_path / "some.Q4_K_M.gguf").write_bytes(b"GGUF")
@@ -130,6 +138,12 @@ def test_a_type_nobody_knows(folder: Path, tmp_path: Path) -> None:
     assert "llama99" in refusal(folder, tmp_path)
 
 
+def test_what_is_not_followed_is_said_before_weights_are_read(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    change(folder, altup_num_inputs=4)
+    assert "has several hidden states of each token (AltUp)" in refusal(folder, tmp_path)
+
+
 def test_a_configuration_that_is_no_json(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{")
     assert "config.json" in refusal(folder, tmp_path)
@@ -138,7 +152,7 @@ def test_a_configuration_that_is_no_json(folder: Path, tmp_path: Path) -> None:
 def test_a_missing_tokenizer(folder: Path, tmp_path: Path) -> None:
     for path in folder.glob("*token*"):
         path.unlink()
-    assert "the tokenizer" in refusal(folder, tmp_path)
+    assert "is missing. Hint: put tokenizer.json and" in refusal(folder, tmp_path)
     with pytest.raises((ModelNotFound, UnsupportedModel), match="the tokenizer"):
         load_tokenizer(settings(folder, tmp_path))
     with pytest.raises((ModelNotFound, UnsupportedModel), match="the tokenizer"):
@@ -218,6 +232,45 @@ def test_weights_that_are_not_all_there(folder: Path, tmp_path: Path) -> None:
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert "lack 1 tensors, 'model.layers.1.mlp.up_proj.weight'" in refusal(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "by 'modelopt', which transformers"),
+        ({"group_size": 64, "bits": 4}, "does not name (no quant_method; MLX"),
+    ],
+    ids=["unknown", "not named"],
+)
+def test_quantised_in_a_way_that_transformers_would_read_as_plain(
+    folder: Path, tmp_path: Path, fields: dict[str, Any], said: str
+) -> None:
+    change(folder, quantization_config=fields)
+    assert said in refusal(folder, tmp_path)
+
+
+def test_scales_that_nothing_reads(folder: Path, tmp_path: Path) -> None:
+    """Of fp8 weights whose configuration says nothing: their numbers are others without these."""
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight_scale"] = torch.tensor(0.1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "nothing reads 'model.layers.0.mlp.up_proj.weight_scale'" in refusal(folder, tmp_path)
+
+
+def test_weights_of_other_sizes(folder: Path, tmp_path: Path) -> None:
+    change(folder, intermediate_size=64)
+    message = refusal(folder, tmp_path)
+    assert "'model.layers.0.mlp.down_proj.weight' is [48, 80], must be [48, 64]" in message
+
+
+def test_pointers_of_git_lfs(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert refusal(folder, tmp_path).endswith("Hint: git lfs pull in the folder.")
+
+
+def test_a_rotary_that_transformers_does_not_know(folder: Path, tmp_path: Path) -> None:
+    change(folder, rope_parameters={"rope_type": "spiral", "rope_theta": 1e4})
+    assert "what reads it does not know 'spiral'" in refusal(folder, tmp_path)
 
 
 def test_weights_that_are_cut_short(folder: Path, tmp_path: Path) -> None:
