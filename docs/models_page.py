@@ -23,7 +23,7 @@ def _types(runs: list[dict[str, Any]]) -> list[str]:
     counts: dict[str, int] = {}
     for row, _ in rows.values():
         counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
-    last, whole = runs[-1], max(runs, key=lambda run: len(run["rows"]))
+    last, whole = runs[-1], max(reversed(runs), key=lambda run: len(run["rows"]))
     lines = [
         f"Every type that transformers {last['versions']['transformers']} can load as a decoder or",
         "as a model that reads text beside images (of which the part that reads is served),",
