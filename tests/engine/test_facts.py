@@ -327,6 +327,28 @@ def test_a_fact_that_is_not_followed_does_not_pass(
     assert not verdict.serves and not verdict.reuses
 
 
+@pytest.mark.parametrize("name", ["two rotaries", "blocks"])
+def test_angles_that_are_not_the_layers_own_do_not_pass(
+    name: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of another layer, or any where a layer has no positions."""
+    made = gate.reduced_model
+
+    def reduced(model: DecoderModel, layers: Any) -> DecoderModel:
+        twin = made(model, layers)
+        of, first = twin.facts, twin.facts.kinds[0]
+        turns = [replace(kind.heads, rotary_dim=first.heads.rotary_dim) for kind in of.kinds]
+        kinds = tuple(replace(first, heads=heads) for heads in turns)
+        turned = tuple(replace(layer, turned=True) for layer in of.layers)
+        twin.facts = replace(of, kinds=kinds, layers=turned)
+        return twin
+
+    monkeypatch.setattr(gate, "reduced_model", reduced)
+    verdict = gate.run_gate(wrapped(SERVED[name], tokenizer))
+    assert not verdict.serves and not verdict.reuses
+    assert verdict.figures["reference"] > 0.01, "it ran, and differs"
+
+
 def test_a_scale_by_place_that_is_not_followed_does_not_pass(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
