@@ -23,6 +23,7 @@ class JsonForm(_Wire):
     """The answer is one JSON value of a schema."""
 
     json_schema: dict[str, Any]
+    description: str = Field("", description="what it is for; told to the model")
     field: str = Field("json_schema", description="where the request has it, for errors")
 
 

@@ -1,8 +1,8 @@
-"""Forced calls: what the model is told, and its text read back as a call.
+"""What the model is told of its answer's form; forced calls, read back from its text.
 
-The answer is the function's name, a line break, and the arguments as JSON (`engine/grammar.py`
-holds it to that). The functions are told behind the question and not before the passages, so that
-the head of the prompt, and with it every passage's KV, stays what it is without them.
+A call is the function's name, a line break, and the arguments as JSON (`engine/grammar.py` holds it
+to that). Forms are told behind the question and not before the passages, so that the head of the
+prompt, and with it every passage's KV, stays what it is without them.
 """
 
 from __future__ import annotations
@@ -10,29 +10,33 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from chunkcache.forms import CallForm, FunctionCall
+from chunkcache.forms import CallForm, FunctionCall, JsonForm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chunkcache.protocol import AnswerRequest, Message
 
-_TOLD = (
+_TOLD_OF_JSON = "Reply with JSON. What it is for:"
+_TOLD_OF_CALLS = (
     "Reply with one function call: the name of the function on the first line, and its arguments "
     "as JSON on the second. Functions:"
 )
 
 
 def told_messages(request: AnswerRequest) -> Sequence[Message]:
-    """The conversation; of a forced call, with the functions behind the last user turn."""
-    messages = request.messages
-    if not isinstance(request.form, CallForm):
+    """The conversation; behind the last user turn what is said of the answer's form."""
+    messages, form = request.messages, request.form
+    if isinstance(form, CallForm):
+        lines = [
+            json.dumps(function.model_dump(include={"name", "description", "parameters"}))
+            for function in form.functions
+        ]
+        told = "\n".join([_TOLD_OF_CALLS, *lines])
+    elif isinstance(form, JsonForm) and form.description:
+        told = f"{_TOLD_OF_JSON} {form.description}"
+    else:
         return messages
-    lines = [
-        json.dumps(function.model_dump(include={"name", "description", "parameters"}))
-        for function in request.form.functions
-    ]
-    told = "\n".join([_TOLD, *lines])
     last = max(i for i, m in enumerate(messages) if m.role == "user")
     question = messages[last]
     asked = question.model_copy(update={"content": f"{question.content}\n\n{told}"})

@@ -34,6 +34,23 @@ def test_turning_pages_gives_the_whole_list_in_order(
     assert seen == (wanted if order == "asc" else wanted[::-1])
 
 
+@settings(deadline=None, max_examples=60)
+@given(count=st.integers(1, 30), limit=st.integers(1, 12), order=st.sampled_from(ORDERS))
+def test_turning_back_gives_the_same_list_from_its_end(
+    count: int, limit: int, order: Literal["asc", "desc"]
+) -> None:
+    objects = [{"id": f"o{number}"} for number in range(count)]
+    whole = [item["id"] for item in page(objects, PageQuery(limit=100, order=order))["data"]]
+    seen, before = whole[-1:], whole[-1]
+    while True:
+        found = page(objects, PageQuery(limit=limit, order=order, before=before))
+        seen = [item["id"] for item in found["data"]] + seen
+        if not found["has_more"]:
+            break
+        before = found["first_id"]
+    assert seen == whole
+
+
 def test_a_cursor_that_is_not_in_the_list_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         page([{"id": "a"}], PageQuery(after="b"))

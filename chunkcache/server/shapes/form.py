@@ -21,7 +21,11 @@ _Name = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class JsonSchema(Body):
-    """A schema and what it is called. `strict` changes nothing: the answer always follows it."""
+    """A schema, and what the model is told of it.
+
+    `strict` changes nothing: the answer always follows the schema. Nor does `name`, nor what the
+    schema says in its own descriptions, which the model is not shown.
+    """
 
     name: str = ""
     description: str | None = None
@@ -50,7 +54,8 @@ class ResponseFormat(Body):
         if self.json_schema is None:
             return JsonForm(json_schema={"type": "object"}, field="response_format")
         field = "response_format.json_schema.schema"
-        return JsonForm(json_schema=self.json_schema.wanted, field=field)
+        told = self.json_schema.description or ""
+        return JsonForm(json_schema=self.json_schema.wanted, description=told, field=field)
 
 
 class ToolFunction(Body):

@@ -79,6 +79,7 @@ class AnyRequest(JsonBody):
         None, description="a routing hint; one server has nowhere to route, so it changes nothing"
     )
     prompt_cache_retention: str | None = Field(None, description="a hint; changes nothing")
+    prompt_cache_options: dict[str, Any] | None = Field(None, description="likewise")
     documents: list[GivenDocument] | None = Field(
         None, max_length=1024, description="used instead of retrieval, in this order"
     )

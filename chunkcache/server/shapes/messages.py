@@ -22,13 +22,19 @@ _CONTENT_SCHEMA = {
             "type": "array",
             "items": {
                 "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "properties": {
+                    "type": {"const": "text"},
+                    "text": {"type": "string"},
+                    "prompt_cache_breakpoint": {"type": "object"},
+                },
                 "required": ["type", "text"],
                 "additionalProperties": False,
             },
         },
     ]
 }
+
+_BREAKPOINT = "prompt_cache_breakpoint"  # a hint: what can be reused is found without
 
 
 class CalledFunction(Body):
@@ -118,7 +124,7 @@ def _part_text(part: Any, kinds: Sequence[str], ignored: Sequence[str]) -> str:
             {"kind": shown, "text": kinds[0]},
         )
     text = part.get("text")
-    extra = sorted(set(part) - {"type", "text", *ignored})
+    extra = sorted(set(part) - {"type", "text", _BREAKPOINT, *ignored})
     if extra or not isinstance(text, str):
         raise PydanticCustomError(
             UNSUPPORTED if extra else "text_part",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -20,6 +20,10 @@ from chunkcache.server.shapes.body import Body, stated
 from chunkcache.server.shapes.ranking import RankingOptions
 from chunkcache.server.shapes.response_items import kind_of
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_TOOLS = 128
 _MOST_FIELDS = 8  # of an object that chooses a tool
 _MOST_STORES = 16  # each is searched
 
@@ -64,6 +68,32 @@ class ChosenFunction(Body):
     name: str
 
 
+class AllowedTools(Body):
+    """Some of the tools, and whether one of them must be used."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[ChosenSearch | ChosenFunction] = Field(min_length=1, max_length=MAX_TOOLS)
+
+    def left(
+        self, tools: Sequence[FileSearchTool | FunctionTool]
+    ) -> list[FileSearchTool | FunctionTool]:
+        """Those of the tools that are allowed.
+
+        Raises:
+            PydanticCustomError: it allows what is not among them.
+        """
+        allowed = {_key(chosen) for chosen in self.tools}
+        if strange := allowed - {_key(tool) for tool in tools}:
+            kind, name = min(strange)
+            raise stated(f"tool_choice names {name[:64] or kind!r}, which is not among the tools")
+        return [tool for tool in tools if _key(tool) in allowed]
+
+
+def _key(tool: FileSearchTool | FunctionTool | ChosenSearch | ChosenFunction) -> tuple[str, str]:
+    return tool.type, tool.name if isinstance(tool, FunctionTool | ChosenFunction) else ""
+
+
 Tool = Annotated[
     Annotated[FileSearchTool, Tag("file_search")] | Annotated[FunctionTool, Tag("function")],
     Discriminator(
@@ -82,7 +112,7 @@ def _of_few_fields(choice: Any) -> Any:
 
 
 ToolChoice = Annotated[
-    Literal["auto", "none", "required"] | ChosenSearch | ChosenFunction,
+    Literal["auto", "none", "required"] | ChosenSearch | ChosenFunction | AllowedTools,
     BeforeValidator(_of_few_fields),
 ]
 
@@ -99,6 +129,11 @@ def call_form_of(
     searches = len(tools) > len(names)
     if len(set(names)) < len(names):
         raise stated("tools: two functions have the same name")
+    if isinstance(choice, AllowedTools):
+        left = choice.left(tools)
+        names = [tool.name for tool in left if isinstance(tool, FunctionTool)]
+        searches = len(left) > len(names)
+        choice = choice.mode
     if isinstance(choice, ChosenSearch) and not searches:
         raise stated("tool_choice: there is no file_search among the tools")
     if choice == "required" and not tools:
@@ -141,7 +176,11 @@ class TextFormat(Body):
         """The form in the service's terms."""
         if self.type == "text":
             return None
-        return JsonForm(json_schema=self.wanted or {"type": "object"}, field="text.format.schema")
+        return JsonForm(
+            json_schema=self.wanted or {"type": "object"},
+            description=self.description or "",
+            field="text.format.schema",
+        )
 
 
 class TextOptions(Body):

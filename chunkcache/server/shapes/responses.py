@@ -12,6 +12,8 @@ from chunkcache.server.shapes.body import Body, stated
 from chunkcache.server.shapes.generation import Neutral, SampledRequest
 from chunkcache.server.shapes.response_items import InputItem, turns_of
 from chunkcache.server.shapes.response_tools import (
+    MAX_TOOLS,
+    AllowedTools,
     FileSearchTool,
     FunctionTool,
     TextOptions,
@@ -31,7 +33,7 @@ _RESULTS = "file_search_call.results"
 _NOTES = {
     "functions": "tools: functions were not offered to the model, which answers in text. Send "
     "tool_choice 'required' or a function's name for a call",
-    "effort": "reasoning changes nothing: the model does not reason apart",
+    "reasoning": "reasoning changes nothing: the model does not reason apart",
     "verbosity": "text.verbosity changes nothing: say in the prompt how long the answer should be",
 }
 
@@ -39,7 +41,9 @@ _NOTES = {
 class Reasoning(Body):
     """A hint to models that reason; changes nothing."""
 
+    context: str | None = None
     effort: str | None = None
+    mode: str | None = None
     summary: str | None = None
     generate_summary: str | None = None
 
@@ -69,7 +73,7 @@ class ResponseRequest(SampledRequest):
     previous_response_id: str | None = None
     store: bool | None = Field(True, description="whether it can be read or gone on from later")
     max_output_tokens: int | None = Field(None, ge=1, lt=2**31)
-    tools: list[Tool] | None = Field(None, max_length=128)
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = "auto"
     include: list[str] | None = Field(None, max_length=32)
     text: TextOptions | None = None
@@ -121,9 +125,20 @@ class ResponseRequest(SampledRequest):
     @property
     def file_search(self) -> FileSearchTool | None:
         """The search that is to be done."""
+        tools: Sequence[FileSearchTool | FunctionTool] = self.tools or []
         if self.tool_choice == "none":
             return None
-        return next((t for t in self.tools or [] if isinstance(t, FileSearchTool)), None)
+        if isinstance(self.tool_choice, AllowedTools):
+            tools = self.tool_choice.left(tools)
+        return next((tool for tool in tools if isinstance(tool, FileSearchTool)), None)
+
+    @property
+    def _shuts_out_search(self) -> bool:
+        """Whether there are tools, and none may look anything up."""
+        searches = any(isinstance(tool, FileSearchTool) for tool in self.tools or [])
+        return bool(self.tools) and (
+            self.tool_choice == "none" or (searches and self.file_search is None)
+        )
 
     @property
     def wants_results(self) -> bool:
@@ -139,14 +154,14 @@ class ResponseRequest(SampledRequest):
         return self.text.format.to_form() if self.text and self.text.format else None
 
     def _notes(self) -> tuple[str, ...]:
-        effort = self.reasoning.effort if self.reasoning else None
+        reasoning = self.reasoning or Reasoning()
         verbosity = self.text.verbosity if self.text else None
         functions = any(isinstance(tool, FunctionTool) for tool in self.tools or [])
         taken = {
             "functions": functions
             and self.tool_choice != "none"
             and not call_form_of(self.tools or [], self.tool_choice),
-            "effort": effort not in (None, "none"),
+            "reasoning": reasoning.effort not in (None, "none") or reasoning.mode == "pro",
             "verbosity": verbosity not in (None, "medium"),
         }
         return tuple(_NOTES[name] for name, said in taken.items() if said)
@@ -175,8 +190,8 @@ class ResponseRequest(SampledRequest):
         asked = asked.model_copy(update={"form": self.form})
         search = self.file_search
         if search is None:
-            stays_out = self.tool_choice == "none" and self.tools and self.documents is None
-            return asked.model_copy(update={"top_k": 0}) if stays_out else asked
+            is_shut_out = self._shuts_out_search and self.documents is None
+            return asked.model_copy(update={"top_k": 0}) if is_shut_out else asked
         if not model.retrieves:
             raise InvalidRequest.of(
                 "tools", "file_search", f"left out with the model {model.id!r}, it never retrieves",

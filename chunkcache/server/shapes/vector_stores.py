@@ -49,7 +49,7 @@ class CreateVectorStore(JsonBody):
     """A name, files to attach at once, and labels."""
 
     name: str | None = Field(None, max_length=256)
-    description: None = None
+    description: str | None = Field(None, description="changes nothing; OpenAI shows it nowhere")
     file_ids: list[str] = Field(default_factory=list, max_length=MAX_FILES)
     metadata: _Metadata | None = None
     expires_after: ExpiresAfter | None = None
