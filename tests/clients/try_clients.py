@@ -2,10 +2,13 @@
 
     python tests/clients/try_clients.py URL FOLDER [NAME ...]
 
-URL is that of a running server (`http://127.0.0.1:8321`), FOLDER is where environments are made and
-kept. Without names all of the roster are tried. MODEL_FOLDER names a folder with the tokenizer of
-the served model, which lmcache's benchmark counts with. Writes docs/reference/clients.md; what is
-known of clients that were not tried this time, or with another model, stays in it.
+URL is that of a running server (`http://127.0.0.1:8321`) which has read `tests/clients/corpus` and
+nothing else: from these texts a small model answers in a line, where others let it write until its
+tokens are over. For its JSON, which does so all the same, `engine.max_new_tokens_default=96` saves
+hours on a busy machine. FOLDER is where environments are made and kept. Without names all of the
+roster are tried. MODEL_FOLDER names a folder with the tokenizer of the served model, which the
+benchmark of lmcache counts with. Writes docs/reference/clients.md; what is known of clients that
+were not tried this time, or with another model, stays in it.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ Each in an environment of its own, with its own defaults, against `chunkcache se
 embedded model, or the one named in brackets. What a model of 135M parameters writes is not judged,
 but whether the client gets what it asked for. JSON is closed where the answer's tokens are nearly
 over, and the answer says that it was cut (`finish_reason: length`), which some clients take for a
-failure. A client that asks for any JSON (`json_object`) leaves the keys to the model.
+failure (instructor). A client that asks for any JSON (`json_object`) leaves the keys to the model;
+dspy's `Predict` asks for a form of its own in words alone, which so small a model does not keep to.
 
 | client | version | tried | verdict |
 |---|---|---|---|
