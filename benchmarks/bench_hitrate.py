@@ -10,7 +10,9 @@ access; nothing is measured when they differ. Then, for each trace, with KV of L
 - device over memory over disk of 1/5/30, 2/10/100 and 5/20/50 %, by requests, as the service runs:
   25 GB/s from memory, 5 GB/s from disk, 20,000 tokens/s computed; `cost` is the time of loads and
   of computing, of what computing everything takes;
-- with --optimum, what no policy could exceed (a linear programme);
+- with --optimum, what no policy could exceed (a linear programme), for one tier by bytes and for
+  tiers of 1/5/30 % by cost; there policies give what they evict to the next tier down, movement is
+  free, and 0, 4, 16 or 64 requests behind the present one are known;
 - which kinds of reuse an infinite cache allows;
 - accesses replayed in a second of processor time, also as a share of what the twin of ten lines
   replays, and bytes of memory for each distinct chunk.
@@ -28,6 +30,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import reporting
 
 from chunkcache.evaluate.hitrate import (
@@ -45,12 +48,16 @@ from chunkcache.evaluate.hitrate import (
     read_trace,
     replay,
 )
+from chunkcache.evaluate.hitrate.cascade import CascadeTier, replay_cascade
+from chunkcache.evaluate.hitrate.optimum import Intervals, best_placement
 
 SIZES = RecordSizes()
 SHARES = (0.01, 0.05, 0.10, 0.30)
 CASCADES = ((0.01, 0.05, 0.30), (0.02, 0.10, 1.00), (0.05, 0.20, 0.50))
 MEMORY = Device(bytes_per_s=25e9)
 DISK = Device(bytes_per_s=5e9)
+COMPUTED_TOKENS_PER_S = 20_000
+WAITING = (4, 16, 64)  # requests of the queue that the policy is told of
 
 
 def lru_twin(trace: Trace, capacity_bytes: int) -> int:
@@ -131,6 +138,33 @@ def optimum(trace: Trace, facts: TraceFacts) -> dict[str, float]:
     return {f"{share:.0%}": round(1 - rate, 4) for share, rate in zip(SHARES, rates, strict=True)}
 
 
+def beside_optimum(trace: Trace) -> dict[str, Any]:
+    """Costs of three tiers, of what computing everything takes: the best placement's, policies'."""
+    numbers: dict[int | str, int] = {}
+    uses = [
+        (numbers.setdefault(chunk, len(numbers)), tokens, number)
+        for number, request in enumerate(trace)
+        for chunk, tokens in request.passages()
+    ]
+    chunks, tokens, requests = np.array(uses).T
+    whole = tokens[np.unique(chunks, return_index=True)[1]].sum()
+    rooms = [int(share * whole) for share in CASCADES[0]]
+    compute = 1e6 / COMPUTED_TOKENS_PER_S  # microseconds a token, as are the loads
+    loads = [0.0, *(1e6 * SIZES.bytes_per_token / d.bytes_per_s for d in (MEMORY, DISK))]
+    intervals = Intervals.of(chunks, tokens, requests)
+    gains = intervals.size[:, None] * (compute - np.array(loads))
+    least = 1 - best_placement(intervals, gains, rooms).saved / (compute * float(tokens.sum()))
+    costs: dict[str, float] = {}
+    for policy, waiting in [(p, 0) for p in POLICIES] + [(SHIPPED, n) for n in WAITING]:
+        tiers = map(CascadeTier, rooms, loads, POLICIES[policy](rooms))
+        found = replay_cascade(
+            chunks, tokens, requests, list(tiers), compute_cost=compute, look_ahead=waiting,
+            shares_popularity=policy == SHIPPED,
+        )  # fmt: skip
+        costs[f"{policy}, {waiting} waiting" if waiting else policy] = round(found.cost, 4)
+    return {"shares": CASCADES[0], "optimum": round(least, 4), "costs": costs}
+
+
 def speed(trace: Trace, facts: TraceFacts) -> dict[str, Any]:
     """Accesses in a second of processor time, one setting; the same as a share of what the twin
     does just then at 10 % of the footprint, whatever the setting, which other work on the machine
@@ -176,6 +210,11 @@ def show(result: dict[str, Any]) -> None:
         shares = "/".join(f"{share:.0%}" for share in row["shares"])
         figures = f"{row['cost']:>8.3f}{row['hit_rate']:>8.3f}{row['disk_written']:>9.2f}"
         print(f"{shares:<26}{row['policy']:<10}{figures}")
+    if result["beside_optimum"]:
+        least = result["beside_optimum"]["optimum"]
+        print(f"{'three tiers, optimum':<26}{least:>8.3f}")
+        for policy, cost in result["beside_optimum"]["costs"].items():
+            print(f"{policy:<26}{cost:>8.3f}{cost / least - 1:>+8.1%}")
     for kind, (accesses, tokens) in result["reuse"].items():
         print(f"{kind:<26}{accesses:>8.4f} of accesses {tokens:>8.4f} of tokens")
     print(result["speed"])
@@ -185,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("traces", nargs="+", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--optimum", action="store_true", help="needs highspy; seconds a size")
+    parser.add_argument("--optimum", action="store_true", help="needs highspy; minutes")
     arguments = parser.parse_args()
     for path in arguments.traces:
         trace = read_trace(path)
@@ -200,6 +239,7 @@ def main() -> None:
             "one_tier": one_tier(trace, facts),
             "cascade": cascade(trace, facts),
             "optimum": optimum(trace, facts) if arguments.optimum else None,
+            "beside_optimum": beside_optimum(trace) if arguments.optimum else None,
             "speed": speed(trace, facts),
         }  # fmt: skip
         show(result)
