@@ -55,6 +55,7 @@ def _misses(run: dict[str, Any]) -> str:
             f"| {shares} | {row['policy']} | {row['cost']:.3f} | {row['hit_rate']:.3f} | "
             f"{row['disk_written']:.2f} |"
         )
+    lines += _beside_optimum(run.get("beside_optimum"))
     rates = ", ".join(f"{name}: {share:.2f}" for name, share in speed["of_twin"].items())
     lines += [
         "",
@@ -63,3 +64,22 @@ def _misses(run: dict[str, Any]) -> str:
         f"chunk. {source_of(run)}.",
     ]
     return "\n".join(lines)
+
+
+def _beside_optimum(found: dict[str, Any] | None) -> list[str]:
+    """What three tiers cost beside the best placement; nothing where it was not computed."""
+    if found is None:
+        return []
+    shares, best = "/".join(f"{share:.0%}" for share in found["shares"]), found["optimum"]
+    rows = [
+        f"| {policy} | {cost:.3f} | {cost / best - 1:+.1%} |"
+        for policy, cost in found["costs"].items()
+    ]
+    return [
+        "",
+        f"| {shares}, what a tier evicts goes to the next, moved for nothing | time "
+        "| above the optimum |",
+        "|---|---|---|",
+        f"| offline optimum | {best:.3f} | |",
+        *rows,
+    ]
