@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+from codec_table import codec_table
 from hitrate_tables import hitrate_table
 from models_page import models_page
 from pydantic import BaseModel
@@ -31,7 +32,7 @@ from chunkcache.metrics import Metrics
 from chunkcache.server.routes import ROUTERS
 
 ROOT = Path(__file__).resolve().parent.parent
-_TABLES = {**TABLES, "hitrate": hitrate_table}
+_TABLES = {**TABLES, "codec": codec_table, "hitrate": hitrate_table}
 _BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _NOTE = "<!-- made by docs/build.py; edit the code, not this page -->\n"
 

@@ -352,35 +352,6 @@ def needle_table() -> str:
     return "\n".join(table)
 
 
-def codec_table() -> str:
-    """Bytes, speed, errors and drift of codecs, the last run of each model."""
-    runs = {run["model"]: run for run in committed("codec")}
-    table: list[str] = [] if runs else ["Not measured yet."]
-    for run in runs.values():
-        table += [
-            "| codec | of bf16 | encode, decode GB/s | error of K, V | drift alone, times `raw` "
-            f"| repaired at {run['budget']}, times `raw` |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in run["rows"]:
-            rates = f"{row['encode_gb_per_s']:.3f}, {row['decode_gb_per_s']:.3f}"
-            errors = f"{row['key_error']:.3f}, {row['value_error']:.3f}"
-            drifts = [
-                "{:.4f}, {:.2f} [{:.2f}, {:.2f}]".format(row[f"kl_{way}"][0], *times)
-                for way in ("alone", "repaired")
-                if (times := row[f"kl_{way}_times_raw"])
-            ]
-            cells = [f"`{row['codec']}`", f"{row['share']:.3f}", rates, errors, *drifts]
-            table.append("| " + " | ".join(cells) + " |")
-        table += [
-            "",
-            f"{run['model']} in {run['dtype']}, {run['questions']} questions of {run['set']} with "
-            f"{run['passages']} passages; drift is mean KL to full recompute. {source_of(run)}.",
-            "",
-        ]
-    return "\n".join(table).rstrip() + "\n"
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "ttft": ttft_table,
     "decode": decode_table,
@@ -394,5 +365,4 @@ TABLES: dict[str, Callable[[], str]] = {
     "oracle": oracle_table,
     "tried": tried_table,
     "needle": needle_table,
-    "codec": codec_table,
 }
