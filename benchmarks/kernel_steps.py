@@ -26,7 +26,6 @@ from chunkcache_kernels.head_lists import Kind, PortableHeads, streamed
 
 INT4 = fours.PAGE_TYPE
 ROUNDED = (torch.int8, INT4)
-INT4_KINDS = {"decode", "question", "prefill", "by head"}  # what is measured over pages of 4 bits
 SINKS, RECENT = 64, 256  # positions that streaming heads see: DuoAttention's for Llama-3-8B
 
 
@@ -94,10 +93,10 @@ def step_cases(
     kinds = [(attend_case, of) for of in sizes.attended]
     kinds += [(write_case, Prompts("write", 512, 0, own=512))]
     kinds += [(weights_case, of) for of in sizes.weighed]
-    kinds += [(by_head_case, of) for of in sizes.by_head]
+    kinds += [(by_head_case, of) for of in sizes.by_head if pages not in ROUNDED]
     for make, of in kinds:
-        if pages is INT4 and of.what not in INT4_KINDS:
-            continue
+        if pages is INT4 and of.what != "decode":
+            continue  # where bytes decide; each kernel more takes seconds to compile
         if of.chunks or pages not in ROUNDED:
             # the C kernels know no pages of 4 bits: there torch is all there is
             on = None if pages is INT4 else team

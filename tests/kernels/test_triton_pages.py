@@ -26,6 +26,7 @@ from triton_problems import (
     PRIVATE,
     SHARED,
     Maker,
+    Passage,
     Shape,
     _assert_same,
 )
@@ -77,6 +78,14 @@ def test_rows_are_attended_as_exactly_as_torch_does(shape: Shape, device: torch.
 @pytest.mark.parametrize("name", ["bf16", "chunks in int8, rows in bf16", "a window", "sinks"])
 def test_one_row_is_spread_over_many_programs(name: str, device: torch.device) -> None:
     problem = Maker(SHAPES[name], device, True).make(ONE_ROW)
+    problem.check(problem.run())
+
+
+@pytest.mark.parametrize("name", ["chunks in int8", "chunks in int4"])
+def test_a_page_in_the_middle_that_is_replaced_as_a_whole(name: str, device: torch.device) -> None:
+    """Its ranges may be NaN, which times 0 is NaN."""
+    middle = Passage(0, 40, 3, 0, (*range(16, 32),))
+    problem = Maker(SHAPES[name], device, True).make([([45], [middle])])
     problem.check(problem.run())
 
 
