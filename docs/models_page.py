@@ -23,7 +23,8 @@ def _types(runs: list[dict[str, Any]]) -> list[str]:
     counts: dict[str, int] = {}
     for row, _ in rows.values():
         counts[row["verdict"]] = counts.get(row["verdict"], 0) + 1
-    last, whole = runs[-1], max(reversed(runs), key=lambda run: len(run["rows"]))
+    last = runs[-1]
+    machine = f"{last['machine']['cpu']}, {last['machine']['cores']} cores"
     lines = [
         f"Every type that transformers {last['versions']['transformers']} can load as a decoder or",
         "as a model that reads text beside images (of which the part that reads is served),",
@@ -35,7 +36,8 @@ def _types(runs: list[dict[str, Any]]) -> list[str]:
         "gate when it is loaded; one that does not pass is served without reuse, or not at all,",
         "and its user is told why.",
         "", f"{', '.join(f'{n} {verdict}' for verdict, n in sorted(counts.items()))}. "
-        f"{source_of(whole)}; later rows say their commit.", "",
+        "`python benchmarks/bench_models.py`, all types or some of them at a time (`--types`), "
+        f"{machine}; rows say their commit.", "",
         "| type | verdict | full prefill | all repaired | moved | unrepaired | windows | why not "
         "| commit |",
         "|---|---|---|---|---|---|---|---|---|",
