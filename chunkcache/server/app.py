@@ -35,8 +35,9 @@ def create_app(service: Service, host: str | None = None) -> FastAPI:
     """
     settings = service.settings
     ModelNames.of(service)  # so that a wrong alias is told now and not by every request
-    # No interactive documentation: its pages load scripts from elsewhere.
-    app = FastAPI(title="chunkcache", version=__version__, docs_url=None, redoc_url=None)
+    # No interactive documentation: its pages load scripts from elsewhere. The description has a
+    # route of ours (`operations`): the framework would build it on the event loop.
+    app = FastAPI(title="chunkcache", version=__version__, openapi_url=None)
     app.state.service = service
     app.state.assets = load_assets()
     app.state.shelf = FileShelf(settings.home / "files")

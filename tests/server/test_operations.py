@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -185,3 +187,24 @@ def test_what_is_made_leads_to_what_can_be_done_with_it(served: Any, http: httpx
         f"vector_stores/{made}/file_batches/{batch.json()['id']}", f"files/{file_id}",
     ):  # fmt: skip
         assert http.get(f"/v1/{path}").status_code == 200, path
+
+
+def test_the_description_is_built_beside_the_event_loop(
+    served: Any, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on, true = threading.Event(), threading.Event(), served.app.openapi
+
+    def held() -> Any:
+        entered.set()
+        assert go_on.wait(20)
+        return true()
+
+    monkeypatch.setattr(served.app, "openapi", held)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.get, f"{served.url}/openapi.json", timeout=30)
+        assert entered.wait(20)
+        try:
+            assert http.get("/health", timeout=10).status_code == 200
+        finally:
+            go_on.set()
+        assert asked.result().json()["openapi"].startswith("3.")
