@@ -214,9 +214,10 @@ def main() -> int:
             rows.append(measure(cell, arms, folder / cell, queries, given.rounds))
             show(rows[-1])
         if given.large and arms[0].name == "ours":
-            count = write_cell("paragraphs", numbered(paragraphs, given.large), folder / "large")
+            many = folder / "many"  # not where the arm itself lives
+            count = write_cell("paragraphs", numbered(paragraphs, given.large), many)
             arm = open_arm("large", ROOT, folder, stack, mode="hybrid")
-            rows.append(measure_large(arm, folder / "large", count, queries))
+            rows.append(measure_large(arm, many, count, queries))
             show(rows[-1])
     emit(
         {
