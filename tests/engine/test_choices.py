@@ -121,12 +121,12 @@ def test_the_fault_of_one_choice_ends_its_request_and_no_other(bench: Any, faili
     true = bench.engine.submit
 
     def submit(request: Any) -> None:
-        draw, count = request._choices[failing]._sampler.draw, iter(range(9))
+        pick, count = request._choices[failing]._sampler.pick, iter(range(9))
 
-        def doomed(*args: Any) -> int:
-            return 1 // 0 if next(count) == 4 else draw(*args)
+        def doomed(*args: Any) -> Any:
+            return 1 // 0 if next(count) == 4 else pick(*args)
 
-        request._choices[failing]._sampler.draw = doomed
+        request._choices[failing]._sampler.pick = doomed
         go_on.set()
         true(request)
 
