@@ -27,6 +27,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import chunkcache  # noqa: F401 - before torch: it tells OpenMP's threads not to spin
+
+# isort: split
 import numpy as np
 import torch
 from bench_quality import asked, question_settings

@@ -27,6 +27,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chunkcache  # noqa: F401 - before torch: it tells OpenMP's threads not to spin
+
+# isort: split
 import torch
 from gpu_world import SHAPES, BringUp, Shape, World
 from reporting import command_line, emit, surroundings

@@ -33,6 +33,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import chunkcache  # noqa: F401 - before torch: it tells OpenMP's threads not to spin
+
+# isort: split
 import torch
 from page_cache import bytes_fetched, drop
 from passages import Passages

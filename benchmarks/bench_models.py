@@ -19,6 +19,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import chunkcache  # noqa: F401 - before torch: it tells OpenMP's threads not to spin
+
+# isort: split
 import torch
 from reporting import command_line, emit, surroundings
 from tokenizers import Tokenizer, models

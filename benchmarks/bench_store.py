@@ -18,12 +18,9 @@ the share of the bytes that the kernel really had to fetch (Linux, /proc/self/io
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,13 +28,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import chunkcache  # noqa: F401 - before torch: it tells OpenMP's threads not to spin
+
+# isort: split
 import numpy as np
 import torch
 import xxhash
+from reporting import command_line, emit, surroundings
 
 from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry
 from chunkcache.engine.angles import RotaryAngles
@@ -322,26 +322,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def surroundings() -> dict[str, Any]:
-    """Commit, machine and versions."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
-    names = ("torch", "numpy", "lmdb", "xxhash")
-    return {
-        "commit": commit or "unknown",
-        "machine": {
-            "cpu": cpu, "cores": os.cpu_count(), "kernel": platform.release(),
-            "load_1min": round(os.getloadavg()[0], 2),
-        },
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
-    }  # fmt: skip
-
-
 def main() -> int:
     """Check, measure, print. Returns: the exit code, 1 when the twins differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -363,23 +343,14 @@ def main() -> int:
                 return 1
         rows = measure(given.seed, given.repeats, Path(folder), team)
     print_table(rows)
-    flags = [] if given.out is None else ["--out", os.path.relpath(given.out)]
-    command = ["python", "benchmarks/bench_store.py", "--repeats", str(given.repeats)]
-    line = json.dumps(
+    emit(
         {
-            "benchmark": "store",
-            "command": " ".join([*command, "--seed", str(given.seed), *flags]),
-            "seed": given.seed,
+            "benchmark": "store", "command": command_line(), "seed": given.seed,
             "geometry": "30 layers, 3 KV heads, 64 dim, bfloat16",
-            **surroundings(),
-            "rows": rows,
-        }
-    )
-    print(line)
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        with given.out.open("a") as file:
-            file.write(line + "\n")
+            **surroundings("numpy", "lmdb", "xxhash"), "rows": rows,
+        },
+        given.out,
+    )  # fmt: skip
     return 0
 
 
