@@ -195,6 +195,30 @@ def test_every_module_is_imported_by_another() -> None:
     assert set(MODULES) - used == STUDIES | KERNELS
 
 
+def loaded_first(path: Path, seen: frozenset[Path] = frozenset()) -> str | None:
+    """Which of the product and torch a benchmark loads first, itself or by a module beside it."""
+    for node in TREES[path].body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            named = [alias.name for alias in node.names]
+            for name in named if isinstance(node, ast.Import) else [str(node.module)]:
+                top = name.partition(".")[0]
+                if top in {"chunkcache", "chunkcache_kernels", "torch", "transformers"}:
+                    return top
+                beside = path.with_name(f"{top}.py")
+                if beside in TREES and beside not in seen:
+                    found = loaded_first(beside, seen | {path})
+                    if found is not None:
+                        return found
+    return None
+
+
+def test_benchmarks_load_the_product_before_torch() -> None:
+    """As every user does: it tells OpenMP's threads not to spin, and OpenMP reads that once."""
+    first = {p.name: loaded_first(p) for p in (ROOT / "benchmarks").glob("bench_*.py")}
+    assert "chunkcache" in first.values()
+    assert {name for name, top in first.items() if top not in (None, "chunkcache")} == set()
+
+
 # ------------------------------------------------------------------ how long things are
 
 
