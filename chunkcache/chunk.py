@@ -142,7 +142,7 @@ class Retention(IntEnum):
     PASSING = 0  # of a document in a request's body: never pushes out what was warmed
     NORMAL = 1
     WARMED = 2  # of a corpus that somebody asked to be kept warm
-    PINNED = 3  # leaves by `delete` or when it has expired; of half a tier at most
+    PINNED = 3  # leaves by `delete`, `gc` or when it has expired; of half a tier at most
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ ChunkCacheError
 │   └── LinkExpired     410  a link to a passage whose time is over
 ├── Overloaded          429  the queue is full; carries retry_after_s
 │   └── DeviceMemoryFull 503 no memory on the device for what the request would compute
+├── NotFinite           500  the model made numbers that are not finite
 ├── Cancelled           499  the client went away
 ├── UnsupportedModel    501  the model's architecture cannot be served from the cache
 ├── GateFailed          501  the model was loaded, but reuse did not equal full prefill
@@ -142,6 +143,18 @@ class DeviceMemoryFull(Overloaded):
 
     status = 503
     code = "device_memory_full"
+
+
+class NotFinite(ChunkCacheError):
+    """The model made numbers that are not finite; nothing of them is answered or kept."""
+
+    code = "not_finite"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the model made {what} that are not finite, so nothing of them is answered or kept. "
+            "Hint: try model.dtype = float32; if that changes nothing, the weights are damaged."
+        )
 
 
 class Cancelled(ChunkCacheError):

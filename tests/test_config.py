@@ -124,11 +124,12 @@ def test_a_variable_that_is_read_elsewhere_is_in_the_list(monkeypatch: pytest.Mo
     root = Path(__file__).parent.parent
     folders = ("chunkcache", "client", "kernels", "indexes", "integrations", "benchmarks",
                "examples", "tests", "docker")  # fmt: skip
+    known = (Path(__file__), root / "chunkcache" / "setting_names.py")  # who only lists them
     said = {
         name
         for folder in folders
         for path in (root / folder).rglob("*")
-        if path.suffix in {".py", ".sh", ".cpu", ".cuda"} and path != Path(__file__)
+        if path.suffix in {".py", ".sh", ".cpu", ".cuda"} and path not in known
         for name in re.findall(r"\bCHUNKCACHE_[A-Z][A-Z_]*[A-Z]\b", path.read_text("utf-8"))
     }
     assert said > OTHER_VARIABLES

@@ -11,6 +11,7 @@ from chunkcache.engine.outcome import Delta, Written
 from chunkcache.engine.request import Pass, Request
 from chunkcache.engine.sample import Drawn, Sampler, chances_of
 from chunkcache.engine.text import TextStream
+from chunkcache.errors import NotFinite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,7 +77,7 @@ class Choice:
         self._max_new_tokens = max_new_tokens
         self._matcher = matcher
         self._keep_logits = keep_logits
-        self._read = Drawn.read if judges_logits else Drawn.read_unjudged
+        self._judges_logits = judges_logits
         self._send = send
         self._sampler = Sampler(sampling, prompt_ids, index=index)
         self._ids: list[int] = []
@@ -89,7 +90,7 @@ class Choice:
         if model.runs_ahead and not self._reads_at_once:
             yield from self._passes_ahead(request, model, text, logits)
             return
-        while (token := self._take(model, text, logits)) is not None:
+        while (token := self._take(request, model, text, logits)) is not None:
             request.token_ids.append(token)
             answered = yield Pass(np.array([len(request.token_ids) - 1], dtype=np.int64))
             if request.exact_tokens == len(request.token_ids) - 1:
@@ -119,7 +120,7 @@ class Choice:
                 assert answered is not None
                 allowed = self._allowed(model, answered, len(self._ids) + 1)
                 following = self._sampler.pick(answered, allowed)
-            token = self._told(model, text, self._read(drawn))
+            token = self._told(model, text, self._read(request, drawn))
             if token is None:
                 return
             assert following is not None
@@ -128,12 +129,23 @@ class Choice:
                 request.exact_tokens += 1
             drawn = following
 
-    def _take(self, model: DecoderModel, text: TextStream, logits: torch.Tensor) -> int | None:
+    def _take(
+        self, request: Request, model: DecoderModel, text: TextStream, logits: torch.Tensor
+    ) -> int | None:
         """Draw a token and send its text. None: it was the last one, its row need not run."""
         if self._keep_logits:
             self.step_logits.append(logits.cpu())
         drawn = self._sampler.pick(logits, self._allowed(model, logits, len(self._ids)))
-        return self._told(model, text, self._read(drawn), logits)
+        return self._told(model, text, self._read(request, drawn), logits)
+
+    def _read(self, request: Request, drawn: Drawn) -> int:
+        """The token; what its request computed is shared with nobody unless it is sound."""
+        token, is_sound = drawn.read()
+        request.gives_prefix = request.gives_prefix and is_sound
+        if not is_sound and self._judges_logits:
+            raise NotFinite("logits")
+        request.has_drawn = True
+        return token
 
     def _told(
         self, model: DecoderModel, text: TextStream, token: int, logits: torch.Tensor | None = None

@@ -49,9 +49,8 @@ class Engine:
     """Runs requests on one model. `submit`, `cancel`, `close` may be called from any thread.
 
     `on_prefill(rows, pairs, seconds)` is told, on the engine thread, of every full-depth pass of
-    many rows, which look at `pairs` keys together: how fast this machine computes, for whoever
-    weighs loading against computing. `chunk_capacity_bytes` stands in for the setting of that name,
-    `chunk_quotas` are bytes that tenants may hold of it. `popularity` counts uses of chunks.
+    many rows, which look at `pairs` keys together. `chunk_capacity_bytes` stands in for the setting
+    of that name, `chunk_quotas` are bytes tenants may hold of it. `popularity` counts uses.
     """
 
     def __init__(
@@ -285,10 +284,11 @@ class Engine:
         torch.cuda.empty_cache()  # what is kept in pieces may be whole again; elsewhere nothing
 
     def _advance(self, request: Request, logits: torch.Tensor | None) -> None:
-        was_decoding = request.is_decoding
+        was_decoding, had_drawn = request.is_decoding, request.has_drawn
         request.advance(logits)
-        if request.is_decoding and not was_decoding:
+        if request.has_drawn and not had_drawn:  # only now is known whether its rows are sound
             self._share_prefix(request)
+        if request.is_decoding and not was_decoding:
             for branch in request.branches:
                 self._fork(request, branch)
         if request.current is None and request.trunk is not None:

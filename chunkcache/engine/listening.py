@@ -116,9 +116,10 @@ class _Standing:
 
 def own_input_width(layer: Any) -> int:
     """Of the input that a layer is given by itself, beside its rows' hidden states; 0: none."""
-    if "per_layer_input" not in inspect.signature(layer.forward).parameters:
+    width = int(getattr(layer, "hidden_size_per_layer_input", 0) or 0)
+    if not width or "per_layer_input" not in inspect.signature(layer.forward).parameters:
         return 0
-    return int(getattr(layer, "hidden_size_per_layer_input", 0) or 0)
+    return width
 
 
 def _nothing_shared(layer: Any, hidden: torch.Tensor) -> dict[str, Any]:
@@ -148,8 +149,9 @@ def run_layer(
     takes = inspect.signature(layer.forward).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         told = {name: value for name, value in told.items() if name in takes}
-    if width := own_input_width(layer):
-        own = hidden.new_zeros((len(hidden), width)) if own is None else own
+    if own is None and (width := own_input_width(layer)):
+        own = hidden.new_zeros((len(hidden), width))
+    if own is not None:
         told["per_layer_input"] = own[None]
     if "shared_kv_states" in takes:  # some layers leave K and V there, for others
         told["shared_kv_states"] = _nothing_shared(layer, hidden) if shared is None else shared

@@ -16,6 +16,7 @@ from chunkcache.chunk import ChunkKV, content_digest
 from chunkcache.engine.attention import Logits
 from chunkcache.engine.observe import CaptureKV
 from chunkcache.engine.request import Pass, Request
+from chunkcache.errors import NotFinite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,8 +85,10 @@ class ChunkPrefill(Request):
         capture = CaptureKV(model, self._boundaries, len(self.key.token_ids))
         rows = np.arange(self._first, len(self.token_ids), dtype=np.int64)
         yield Pass(rows, observer=capture, logits=Logits.NONE)
-        self.exact_tokens = self._boundaries[-1]
         record = ChunkKV(self.key, model.geometry, capture.kv, capture.stats(self._prior))
+        if not record.is_finite:  # its rows look at all that its pages would share
+            raise NotFinite("keys or values of a passage")
+        self.exact_tokens = self._boundaries[-1]
         if not self.future.cancelled():
             self.future.set_result(record)
 

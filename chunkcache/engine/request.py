@@ -119,6 +119,7 @@ class Request(ABC):
         self.trunk: Request | None = None  # whose branch it is
         self._passes: Passes | None = None
         self.is_decoding = False
+        self.has_drawn = False  # a token has been read: whether its rows are sound is known
         self.was_given_up = False  # a pass, because a layer of a chunk had not come
         self.exact_tokens = 0  # leading tokens whose KV may be shared as an exact prefix
         self.max_prefix_tokens = len(token_ids) - 1  # the last row must run, for its logits

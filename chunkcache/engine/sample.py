@@ -151,22 +151,12 @@ class Drawn:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
-    def read(self) -> int:
-        """Which it is.
-
-        Raises:
-            FloatingPointError: it was drawn from logits that are no finite numbers.
-        """
-        token = self.read_unjudged()
-        if not self._here[1]:
-            raise FloatingPointError("the model's logits are no finite numbers")
-        return token
-
-    def read_unjudged(self) -> int:
-        """Which it is, whatever it was drawn from."""
+    def read(self) -> tuple[int, bool]:
+        """Which it is, and whether what it was drawn from are finite numbers."""
         if self._event is not None:
             self._event.synchronize()
-        return int(self._here[0])
+        token, is_sound = self._here.tolist()
+        return token, bool(is_sound)
 
 
 def filtered_probabilities(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from chunkcache.cores import one_core
+from chunkcache.errors import NotFinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,13 @@ def drift_between(reference: torch.Tensor, other: torch.Tensor) -> Drift:
 
     Raises:
         ValueError: the shapes differ or there is no step.
-        FloatingPointError: the logits are no finite numbers, so that there is no distance.
+        NotFinite: the logits are no finite numbers, so that there is no distance.
     """
     if reference.shape != other.shape or reference.dim() != 2 or reference.shape[0] == 0:
         raise ValueError(f"logits of shapes {tuple(reference.shape)} and {tuple(other.shape)}")
     with one_core():  # the engine may be running
         if not bool(reference.isfinite().all() and other.isfinite().all()):
-            raise FloatingPointError("the model's logits are no finite numbers")
+            raise NotFinite("logits")
         kl = kl_divergence(reference, other)
         same = (reference.argmax(-1) == other.argmax(-1)).double()
         return Drift(float(kl[0]), float(kl.mean()), float(same.mean()))

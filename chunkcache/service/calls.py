@@ -37,7 +37,9 @@ def told_messages(request: AnswerRequest) -> Sequence[Message]:
         told = f"{_TOLD_OF_JSON} {form.description}"
     else:
         return messages
-    last = max(i for i, m in enumerate(messages) if m.role == "user")
+    last = max((i for i, m in enumerate(messages) if m.role == "user"), default=None)
+    if last is None:  # whoever lays out the prompt says so
+        return messages
     question = messages[last]
     asked = question.model_copy(update={"content": f"{question.content}\n\n{told}"})
     return [*messages[:last], asked, *messages[last + 1 :]]

@@ -43,10 +43,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _WINDOW = 4  # chunks of one caller in the engine at a time: enough to fill a step, few to lose
-_NO_NUMBERS = (
-    "the model made numbers that are not finite of a passage (KV {}), so nothing of it is kept. "
-    "Hint: try model.dtype = float32; if that changes nothing, the weights are damaged."
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -225,8 +221,7 @@ class Runtime:
 
         Raises:
             Cancelled: `gone` was set; what nobody else waits for is not computed any further.
-            ShuttingDown, ChunkCacheError: what the engine raises, or the model made numbers of a
-                passage that are not finite; such are kept nowhere.
+            ShuttingDown, ChunkCacheError: what the engine raises.
         """
         gone = gone or threading.Event()
         window: deque[ChunkPrefill] = deque()
@@ -243,8 +238,6 @@ class Runtime:
                 if not window:
                     break
                 record = window.popleft().future.result()
-                if not record.is_finite:
-                    raise ChunkCacheError(_NO_NUMBERS.format(record.key.digest.hex()[:12]))
             except ChunkCacheError as error:
                 failure = failure or error
                 continue

@@ -225,11 +225,15 @@ def _gather(
     arena: Arena, layer: int, segment: Segment, index: np.ndarray, *, values: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Keys `[Hkv, D, T]` and values `[Hkv, T, D]` in fp32."""
-    if arena.keys.dtype is fours.PAGE_TYPE:
-        return _gather_fours(arena, layer, segment, index, values=values)
     device, size = arena.keys.device, arena.page_tokens
     pages = torch.from_numpy(segment.pages[index // size].astype(np.int64)).to(device)
     place = torch.from_numpy(index % size).to(device)
+    if arena.keys.dtype is fours.PAGE_TYPE:
+        assert arena.key_scales is not None and arena.value_scales is not None
+        keys = fours.keys_at(arena.keys[layer], arena.key_scales[layer], pages, place)
+        if not values:
+            return keys, None
+        return keys, fours.values_at(arena.values[layer], arena.value_scales[layer], pages, place)
     keys = arena.keys[layer].permute(0, 3, 1, 2)[pages, place].permute(1, 2, 0).float()
     if arena.key_scales is not None:
         keys *= arena.key_scales[layer, pages].permute(1, 2, 0)
@@ -239,19 +243,6 @@ def _gather(
     if arena.value_scales is not None:
         value *= arena.value_scales[layer].transpose(1, 2)[pages, place].t()[..., None]
     return keys, value
-
-
-def _gather_fours(
-    arena: Arena, layer: int, segment: Segment, index: np.ndarray, *, values: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    device, size = arena.keys.device, arena.page_tokens
-    pages = torch.from_numpy(segment.pages[index // size].astype(np.int64)).to(device)
-    place = torch.from_numpy(index % size).to(device)
-    assert arena.key_scales is not None and arena.value_scales is not None
-    keys = fours.keys_at(arena.keys[layer], arena.key_scales[layer], pages, place)
-    if not values:
-        return keys, None
-    return keys, fours.values_at(arena.values[layer], arena.value_scales[layer], pages, place)
 
 
 def mass_of(weights: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:

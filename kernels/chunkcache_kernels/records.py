@@ -106,7 +106,8 @@ def promote(
     Args:
         first: the layer of the arena that the first one is.
         coded: uint8 `[layers, layer_bytes]`, on the arena's device.
-        pages: int64, ceil(tokens / page_tokens) of them; what is left of the last one becomes 0.
+        pages: int64, ceil(tokens / page_tokens) of them; what is left of the last one becomes 0
+            (of 4-bit pages the last token again).
         angles: fp32 cos and sin `[tokens, rotary_dim]` of the places in the chunk.
 
     Numbers are rounded to `form.dtype` once they are decoded, as a record read on the host is.

@@ -114,7 +114,7 @@ def promote_kernel(  # type: ignore[no-untyped-def]
     in_page, in_head = place < PAGE, cols < DIM
     real = in_page & (token < num_tokens)
     fits = real[:, None] & in_head[None, :]
-    whole = in_page[:, None] & in_head[None, :]  # what is left of the last page becomes 0
+    whole = in_page[:, None] & in_head[None, :]  # what is left of the last page: 0
     at = tl.load(pages + number).to(tl.int64) * HEADS + head
     first = layer * layer_bytes
     channel = head * DIM + cols[None, :]

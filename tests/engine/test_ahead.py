@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from chunkcache.engine import sample
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.outcome import Outcome
 from chunkcache.engine.sample import Drawn, one_of
-from chunkcache.errors import ChunkCacheError
+from chunkcache.errors import NotFinite
 from chunkcache.protocol import Sampling
 
 WISHES: dict[str, dict[str, Any]] = {
@@ -38,9 +39,9 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             super().__init__(token, sound)
             self._drawn_at = passes[0]
 
-        def read_unjudged(self) -> int:
+        def read(self) -> tuple[int, bool]:
             gaps.append(passes[0] - self._drawn_at)
-            return super().read_unjudged()
+            return super().read()
 
     def forward(model: DecoderModel, *args: Any) -> Any:
         passes[0] += 1
@@ -101,26 +102,62 @@ def test_stop_strings_end_an_answer_where_they_did(
     assert 1 in ahead
 
 
+@pytest.fixture
+def poisoned(bench: Any) -> Callable[[], AbstractContextManager[None]]:
+    """While it lasts, whatever starts at a token's embedding computes what are no numbers."""
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        runner, true = bench.model.runner, bench.model.runner.embed
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner, "embed", lambda ids: true(ids) * torch.nan)
+            yield
+
+    return context
+
+
 @pytest.mark.parametrize("late", [False, True])
-def test_no_answer_comes_of_logits_that_are_no_numbers(
-    bench: Any, monkeypatch: pytest.MonkeyPatch, late: bool
+@pytest.mark.parametrize("choices", [1, 2])
+def test_what_are_no_numbers_is_neither_answered_nor_shared(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, poisoned: Any, late: bool, choices: int
 ) -> None:
+    """Its pages would have been found by whoever asks the same under the same salt."""
     monkeypatch.setattr(DecoderModel, "runs_ahead", late)
-    prompt, true = bench.prompt([bench.tokens(20, 1)]), DecoderModel.forward
+    prompt = bench.prompt([bench.tokens(90, 1)])
+    wish = Sampling(n=choices)
 
-    def ask() -> Outcome:
-        return bench.answer(prompt, {}, exact_only=True, max_new_tokens=4)  # type: ignore[no-any-return]
+    def ask(salt: bytes) -> Outcome:
+        return bench.answer(  # type: ignore[no-any-return]
+            prompt, {}, exact_only=True, max_new_tokens=4, salt=salt, sampling=wish
+        )
 
-    def forward(model: DecoderModel, *args: Any) -> Any:
-        return [found if found is None else found * torch.nan for found in true(model, *args)]
-
-    right = ask()
-    with monkeypatch.context() as broken:
-        broken.setattr(DecoderModel, "forward", forward)
-        with pytest.raises(ChunkCacheError, match="no finite numbers"):
-            ask()
+    right = ask(b"another")
+    with poisoned(), pytest.raises(NotFinite, match="logits that are not finite"):
+        ask(b"same")
     bench.wait_until_idle()
-    assert ask().choices == right.choices
+    assert ask(b"same").choices == right.choices
+    assert ask(b"same").cost_ratio < 1, "what is sound is shared"
+
+
+def test_what_are_no_numbers_is_measured_and_not_shared(bench: Any, poisoned: Any) -> None:
+    """Who keeps logits judges them: no error, and still nothing for others."""
+    prompt = bench.prompt([bench.tokens(90, 1)])
+    wish = {"exact_only": True, "max_new_tokens": 2, "salt": b"same"}
+    right = bench.answer(prompt, {}, **wish | {"salt": b"another"})
+    with poisoned():
+        assert bench.answer(prompt, {}, keep_logits=True, **wish).step_logits.isnan().any()
+    bench.wait_until_idle()
+    assert bench.answer(prompt, {}, **wish).choices == right.choices
+
+
+def test_a_passage_of_no_numbers_leaves_no_pages(bench: Any, poisoned: Any) -> None:
+    first, second = bench.tokens(90, 1), bench.tokens(40, 2)
+    with poisoned(), pytest.raises(NotFinite, match="keys or values of a passage"):
+        bench.record(second, prior=[first], salt=b"same")
+    bench.wait_until_idle()
+    found = bench.record(second, prior=[first], salt=b"same")
+    assert found.is_finite
+    assert torch.equal(found.kv, bench.record(second, prior=[first], salt=b"other").kv)
 
 
 def test_what_was_run_in_vain_is_shared_with_nobody(

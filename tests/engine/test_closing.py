@@ -160,10 +160,10 @@ def test_penalties_count_what_was_written() -> None:
     wish = Sampling(frequency_penalty=1.0, repetition_penalty=2.0, temperature=0.0)
     told, plain = Sampler(wish, [1]), Sampler(wish, [1])
     logits = torch.tensor([4.0, 3.0, 2.5, 1.0])
-    assert told.pick(logits).read() == 0
+    assert told.pick(logits).read() == (0, True)
     told.written_instead(0, 3)
     plain._history.penalised(logits, wish)
     plain._history.add(torch.tensor(3))
     expected = plain._history.penalised(logits, wish)
     assert told._history.penalised(logits, wish).tolist() == expected.tolist()
-    assert told.pick(logits).read() == 0  # as if it had never been drawn
+    assert told.pick(logits).read() == (0, True)  # as if it had never been drawn

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from chunkcache.protocol import AnswerRequest, Message
+from chunkcache.protocol import AnswerRequest, JsonForm, Message
 from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.routes import ROUTERS
 from chunkcache.service.calls import told_messages
@@ -145,6 +145,12 @@ def test_it_is_told_behind_the_question_not_behind_its_answers(served: Any) -> N
 
 def test_without_a_form_nothing_is_told() -> None:
     asked = AnswerRequest(messages=[Message(role="user", content=QUESTION)])
+    assert told_messages(asked) == asked.messages
+
+
+def test_where_nobody_asks_nobody_is_told() -> None:
+    form = JsonForm(json_schema={}, description="A room.")
+    asked = AnswerRequest(messages=[Message(role="assistant", content="Hello.")], form=form)
     assert told_messages(asked) == asked.messages
 
 
