@@ -8,7 +8,8 @@ then budgets 0, .05 and .15 with the chunks in pages, in pinned host memory, and
 page cache dropped. Parts of a time: `wait_ms` for layers on their way up, `probe_ms`, `compute_ms`
 (repair and question); `load_ms` and `promote_ms` are bringing all chunks up without a request, from
 pinned memory, and from numbers that lie on the device. Decoding: 1, 8 and 32 requests over one
-prompt's chunks, beside the bandwidth of a copy on the same device.
+prompt's chunks, beside the bandwidth of a copy on the same device. Over pages of 8 and of 4 bits:
+from pages with budget .05, and decoding.
 
 Every part writes its JSON line when it has it; what no time is left for says so. First the gate:
 nothing is measured where reuse is not right. `--shape tiny` tries all of it on a CPU.
@@ -40,6 +41,7 @@ from chunkcache.engine.outcome import Outcome
 from chunkcache.engine.reference import as_transformers_runs_it
 
 BUDGETS = (0.0, 0.05, 0.15)
+ROUNDED, ROUNDED_AT = ("int8", "int4"), 0.05  # pages of chunks, and the budget over them
 REPEATS = 3
 Part = Callable[[], dict[str, Any]]
 
@@ -77,6 +79,7 @@ class Measures:
 
     def __init__(self, world: World, tokens: int, folder: Path) -> None:
         self._world = world
+        world.use_pages("raw")
         self._prompt = world.prompt(tokens)
         self._records = world.records(self._prompt)
         self._folder = folder
@@ -87,15 +90,27 @@ class Measures:
         parts: dict[str, Part] = {
             f"full {tokens}": self.full, f"transformers {tokens}": self.transformers,
         }  # fmt: skip
+        counts = self._world.shape.requests
         ways = {"pages": self._from_pages, "pinned": self._from_pinned, "disk": self._from_disk}
         for name, way in ways.items():
             for budget in BUDGETS:
                 parts[f"{name} {tokens} {budget}"] = lambda way=way, at=budget: way(at)
             if name == "pages":
-                for count in self._world.shape.requests:
+                for count in counts:
                     parts[f"decode {tokens} {count}"] = lambda count=count: self.decode(count)
             if name == "pinned":
                 parts[f"load {tokens}"] = self.load
+        for of in ROUNDED:
+            parts |= self._rounded(of, tokens, counts)
+        return parts
+
+    def _rounded(self, pages: str, tokens: int, counts: tuple[int, ...]) -> dict[str, Part]:
+        parts: dict[str, Part] = {
+            f"{pages} pages {tokens} {ROUNDED_AT}": lambda: self._from_pages(ROUNDED_AT, pages)
+        }
+        for count in counts:
+            name = f"decode over {pages} {tokens} {count}"
+            parts[name] = lambda count=count: self.decode(count, pages)
         return parts
 
     def full(self) -> dict[str, Any]:
@@ -142,9 +157,10 @@ class Measures:
             "load_gb_per_s": size / load_s / 1e9, "promote_gb_per_s": size / promote_s / 1e9,
         }  # fmt: skip
 
-    def decode(self, count: int) -> dict[str, Any]:
+    def decode(self, count: int, pages: str = "raw") -> dict[str, Any]:
         """So many requests over the same chunks, each with pages of its own for what it writes."""
         world, new = self._world, self._world.shape.new_tokens
+        world.use_pages(pages)
         with world.held(self._records) as held:
             requests = [
                 world.ask(self._prompt, world.again(held), 0.0, new_tokens=new)
@@ -159,7 +175,8 @@ class Measures:
             for name in ("ttft_ms", "total_ms")
         )
         step_s = (ends - firsts) / (new - 1)  # of the last to begin: all others decode beside it
-        kv_bytes = self._prompt.num_tokens * world.model.geometry.bytes_per_token
+        of_chunks = sum(record.num_tokens for record in self._records.values())
+        kv_bytes = world.prompt_bytes(self._prompt.num_tokens, of_chunks)
         read = {
             "shared": world.weight_bytes + kv_bytes,
             "each": world.weight_bytes + count * kv_bytes,
@@ -174,12 +191,14 @@ class Measures:
 
     # ------------------------------------------------------------ where chunks are
 
-    def _from_pages(self, budget: float) -> dict[str, Any]:
+    def _from_pages(self, budget: float, pages: str = "raw") -> dict[str, Any]:
+        self._world.use_pages(pages)
         with self._world.held(self._records) as held:
             rows = [self._asked(self._world.again(held), budget) for _ in range(REPEATS + 1)]
         return median_of(rows)
 
     def _from_pinned(self, budget: float) -> dict[str, Any]:
+        self._world.use_pages("raw")
         return self._brought_up(budget, lambda end: self._world.bring_up(self._records, end))
 
     def _from_disk(self, budget: float) -> dict[str, Any]:

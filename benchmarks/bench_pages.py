@@ -1,14 +1,15 @@
-"""What int8 pages cost in drift, beside what the number type costs by itself.
+"""What int8 and int4 pages cost in drift, beside what the number type costs by itself.
 
     python benchmarks/bench_pages.py --set squad --questions 12 --dtype bfloat16
 
-Mean KL along the answer of full recompute, of one model over raw and over int8 chunk pages:
+Mean KL along the answer of full recompute, of one model over raw, int8 and int4 chunk pages:
 
 - `noise`              every row repaired over raw pages: what the number type alone makes of it
 - `true`               the KV that full prefill makes, read as chunks: nothing is to be repaired
 - `none`, `question`   chunks as the service makes them, without and with 15 % repaired
 
-`true int8` tells what rounding alone does. The others tell whether it shows beside reuse.
+`true int8` and `true int4` tell what rounding alone does. The others tell whether it shows beside
+reuse.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from chunkcache.repair import policy_named
 if TYPE_CHECKING:
     from chunkcache.evaluate.quality.questions import Question
 
-PAGES = ("raw", "int8")
+PAGES = ("raw", "int8", "int4")
 BUDGET = 0.15
 
 

@@ -47,6 +47,13 @@ BringUp = Callable[[Callable[[], None]], dict[int, Resident]]
 _COPIED_BYTES = {"cuda": 1 << 30, "cpu": 1 << 24}
 
 
+def _let_go(*, on_gpu: bool) -> None:
+    """What nobody holds any more is free on the device."""
+    gc.collect()
+    if on_gpu:
+        torch.cuda.empty_cache()
+
+
 @dataclass(frozen=True)
 class Shape:
     """A model's shape, and what is asked of it."""
@@ -104,13 +111,13 @@ class World:
         kv_bytes = self.model.geometry.bytes_per_token
         most = max(shape.prompts)
         rows = most + max(shape.requests) * (HEAD + QUESTION + shape.new_tokens + shape.page_tokens)
-        settings = EngineSettings(
+        self._settings = EngineSettings(
             kv_capacity_bytes=max(1 << 20, 2 * rows * kv_bytes),
             chunk_capacity_bytes=max(1 << 20, 2 * most * kv_bytes),
             step_tokens=shape.step_tokens, page_tokens=shape.page_tokens,
             max_running=max(shape.requests), queue_limit=2 * max(shape.requests),
         )  # fmt: skip
-        self.engine = Engine(self.model, settings, Metrics())
+        self.engine = Engine(self.model, self._settings, Metrics())
         self.weight_bytes = sum(
             p.nbytes for name, p in network.named_parameters() if "embed_tokens" not in name
         )
@@ -125,9 +132,17 @@ class World:
         on_gpu = self.model.device.type == "cuda"
         self.engine.close()
         del self.engine, self.model
-        gc.collect()
-        if on_gpu:
-            torch.cuda.empty_cache()
+        _let_go(on_gpu=on_gpu)
+
+    def use_pages(self, chunk_pages: str) -> None:
+        """Keep chunks in pages of that type from here on: another engine, if it is another type."""
+        if self._settings.chunk_pages == chunk_pages:
+            return
+        self.engine.close()
+        del self.engine
+        _let_go(on_gpu=self.model.device.type == "cuda")
+        self._settings = self._settings.model_copy(update={"chunk_pages": chunk_pages})
+        self.engine = Engine(self.model, self._settings, Metrics())
 
     def _copy_bytes_per_s(self, device: torch.device) -> float:
         """Read and written, on the device."""
@@ -171,6 +186,12 @@ class World:
                 )
                 made[index] = ChunkKV(key, geometry, kv, stats)
         return made
+
+    def prompt_bytes(self, tokens: int, of_chunks: int) -> int:
+        """KV of a prompt as it lies in pages, those of chunks of the type they have."""
+        pool = self.engine.pool
+        own, chunks = (a.page_bytes / self.shape.page_tokens for a in (pool.own, pool.chunks))
+        return int((tokens - of_chunks) * own + of_chunks * chunks)
 
     def pages_bytes(self, rows: int) -> int:
         """What a request's own rows take on the device, in whole pages."""

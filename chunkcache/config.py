@@ -97,10 +97,11 @@ class EngineSettings(Section):
         description="device KV of chunks, one copy for all requests; 0: on a CPU "
         "store.host_capacity_bytes, else as much as kv_capacity_bytes",
     )
-    chunk_pages: Literal["raw", "int8"] = Field(
+    chunk_pages: Literal["raw", "int8", "int4"] = Field(
         "raw",
         description="number type of chunk KV on the device; int8 takes half to a quarter of the "
-        "memory, and no chunk is exact any more",
+        "memory, int4 a third to a sixth, and no chunk is exact any more; int4 is for a GPU: on a "
+        "CPU attention over it is slow",
     )
     page_tokens: Literal[8, 16, 32, 64] = Field(32, description="tokens in a page of KV")
     step_tokens: int = Field(512, ge=16, description="rows computed in one step, decode rows first")

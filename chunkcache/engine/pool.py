@@ -13,6 +13,7 @@ import torch
 from chunkcache_kernels import PortableStep, PortableWeights, lay_out, portable
 from chunkcache_kernels.compiled import CompiledStep, CompiledWeights, Team, place_chunk
 from chunkcache_kernels.compiler import NoCompiler
+from chunkcache_kernels.structs import TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +84,8 @@ class RowWeights(Protocol):
 class KVPool:
     """Pages of running requests (`own`) and of chunks, and who computes on them.
 
-    `team` are the threads of the compiled kernels; without it torch does their work.
+    `team` are the threads of the compiled kernels; without it torch does their work, as it does
+    over pages of a type that they do not read.
     """
 
     own: Arena
@@ -97,13 +99,24 @@ class KVPool:
 
     def bind(self, layout: Layout, heads: Heads, rotary: Rotary) -> StepKernels:
         """The kernels for a step's rows."""
-        if self.team is not None:
-            return CompiledStep.bind(self.team, layout, self.arenas, heads, rotary)
+        if self._reader is not None:
+            return CompiledStep.bind(self._reader, layout, self.arenas, heads, rotary)
         if self._runs_triton(heads):
             from chunkcache_kernels.triton_pages import TritonStep
 
             return TritonStep.bind(layout, self.arenas, heads, rotary)
         return PortableStep(layout, self.arenas, heads, rotary)
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether pages are read by kernels made for the device, if there are any."""
+        return self.team is None or self._reader is not None
+
+    @property
+    def _reader(self) -> Team | None:
+        """The team, where its kernels read all pages."""
+        reads = all(arena.keys.dtype in TYPES for arena in self.arenas)
+        return self.team if reads else None
 
     def _runs_triton(self, heads: Heads) -> bool:
         """Whether the pages lie where Triton's kernels read them, in types they know."""
@@ -116,13 +129,13 @@ class KVPool:
 
     def bind_weights(self, sequence: SequenceLayout, heads: Heads, rotary: Rotary) -> RowWeights:
         """What tells where the rows of one sequence look."""
-        on_triton = self._runs_triton(heads)
-        if self.team is None and not on_triton:
+        team, on_triton = self._reader, self._runs_triton(heads)
+        if team is None and not on_triton:
             return PortableWeights(sequence, self.arenas, heads, rotary)
         group = heads.heads // heads.kv_heads
         layout = lay_out([sequence], page_tokens=self.own.page_tokens, group=group)
-        if self.team is not None:
-            return CompiledWeights.bind(self.team, layout, self.arenas, heads, rotary)
+        if team is not None:
+            return CompiledWeights.bind(team, layout, self.arenas, heads, rotary)
         from chunkcache_kernels.triton_weights import TritonWeights
 
         return TritonWeights.bind(layout, self.arenas, heads, rotary)
@@ -141,7 +154,7 @@ def open_team(model: DecoderModel, page_tokens: int) -> Team | None:
 
 def placing(arena: Arena, team: Team | None) -> Callable[..., None]:
     """What writes layers of chunks to pages where these lie; `portable.place_chunk` says how."""
-    if team is not None:
+    if team is not None and arena.keys.dtype in TYPES:
         return partial(place_chunk, team)
     if arena.keys.device.type != "cuda" or find_spec("triton") is None:
         return portable.place_chunk

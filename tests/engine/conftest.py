@@ -264,8 +264,9 @@ def open_bench() -> Iterator[Callable[..., Bench]]:
         result = Bench(engine, model, (), ())
         result.head, result.question = result.tokens(13, 101), result.tokens(7, 102)
         for arena in engine.pool.arenas:
-            arena.keys.fill_(float("nan"))  # reading a slot nobody wrote must show
-            arena.values.fill_(float("nan"))
+            for part in (arena.keys, arena.values, arena.key_scales, arena.value_scales):
+                if part is not None and part.is_floating_point():
+                    part.fill_(float("nan"))  # reading a slot nobody wrote must show
         return result
 
     yield make

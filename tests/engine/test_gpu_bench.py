@@ -39,6 +39,12 @@ def test_every_part_is_measured_and_written_as_it_comes(bench: Any, tmp_path: Pa
     assert rows["load 176"]["load_gb_per_s"] > 0
     assert [rows[f"decode 176 {n}"]["requests"] for n in (1, 3)] == [1, 3]
     assert all(rows[f"decode 176 {n}"]["tokens_per_s"] > 0 for n in (1, 3))
+    for pages, most in (("int8", 0.7), ("int4", 0.5)):  # of them the chunks, five sixths
+        part = rows[f"{pages} pages 176 {bench.ROUNDED_AT}"]
+        assert part["rows"] > rows[f"pages 176 {bench.ROUNDED_AT}"]["rows"], "none is exact"
+        for n in (1, 3):
+            over, raw = rows[f"decode over {pages} 176 {n}"], rows[f"decode 176 {n}"]
+            assert over["kv_bytes"] < most * raw["kv_bytes"] and over["step_ms"] > 0
 
 
 def test_what_fails_and_what_has_no_time_is_written_too(bench: Any, tmp_path: Path) -> None:

@@ -74,6 +74,19 @@ def test_rows_that_were_all_recomputed_came_through_no_codec(rounding: ChunkCach
     assert [(s.rung, s.codec) for s in spans] == [(Rung.FULL, None)] * 3
 
 
+@pytest.mark.parametrize("pages", ["int8", "int4"])
+def test_pages_that_round_make_every_reused_chunk_repaired(
+    open_cache: Callable[..., ChunkCache], pages: str
+) -> None:
+    cache = open_cache(engine={"chunk_pages": pages})
+    for _ in range(2):  # computed, then on the device
+        spans = chunks_of(cache, policy="none")
+        assert [(s.rung, s.codec) for s in spans] == [(Rung.REPAIRED, None)] * 3
+    assert {s.rung for s in chunks_of(cache, policy="all")} == {Rung.FULL}
+    exact = cache.ask("why?", documents=TEXTS, mode="exact").report
+    assert exact.rung is not Rung.REPAIRED
+
+
 def test_lossless_codecs_change_nothing_in_reports(
     restarted: Callable[..., ChunkCache],
 ) -> None:
