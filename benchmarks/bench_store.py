@@ -7,8 +7,8 @@ Prints a table of medians, then one JSON line. First the disk tier is held to it
 host tier, bit for bit; nothing is measured when they differ. The yardstick of a get is one copy and
 one checksum of the same bytes, which is all that it should cost. `disk layers` reads as the loader
 does, some layers at a time in two threads into memory that is used again; its yardstick is the best
-plain read of as many bytes of the same file. `to pages` brings layers from memory to where they can
-be attended; its yardstick is one copy of the same bytes.
+plain read of as many bytes of the same file. `to pages` brings as many layers at a time
+from memory to where they can be attended; its yardstick is one copy of the same bytes.
 
 `cold` closes the store, flushes it, and drops its file from the page cache (posix_fadvise,
 DONTNEED). What the machine below caches, if this is a virtual one, cannot be dropped; `device` is
@@ -142,14 +142,19 @@ def put_all(tier: HostTier | DiskTier, records: list[ChunkKV]) -> None:
         tier.put(record)
 
 
+def tasks_of(record: ChunkKV) -> list[tuple[int, int]]:
+    """The layers that a loader's thread brings up at a time: first, and the one behind the last."""
+    layers = GEOMETRY.num_layers
+    step = max(1, TASK_BYTES // (record.size_bytes // layers))
+    return [(first, min(first + step, layers)) for first in range(0, layers, step)]
+
+
 def read_layers(tier: DiskTier, records: Sequence[ChunkKV]) -> None:
     """Read every record as a loader's thread does."""
     out = torch.empty_like(records[0].kv)
     for record in records:
-        step = max(1, TASK_BYTES // (record.size_bytes // GEOMETRY.num_layers))
         with tier.open(record.key) as reader:  # type: ignore[union-attr]
-            for first in range(0, GEOMETRY.num_layers, step):
-                last = min(first + step, GEOMETRY.num_layers)
+            for first, last in tasks_of(record):
                 reader.read_layers(first, last, out[: last - first])
 
 
@@ -191,7 +196,7 @@ def measure_reads(records: list[ChunkKV], folder: Path) -> dict[str, float]:
 
 
 def measure_pages(records: list[ChunkKV], team: Team) -> dict[str, float]:
-    """Seconds from memory to pages, layer by layer, and of one copy, of as many records."""
+    """Seconds from memory to pages, as a loader's thread does, and of one copy, of all records."""
     # numbers as a model makes them: random bits hold some that take processors a hundred times as
     # long, because they are so small
     like = records[0]
@@ -208,9 +213,8 @@ def measure_pages(records: list[ChunkKV], team: Team) -> dict[str, float]:
     seconds = {"copy": 0.0, "to pages": 0.0}
     for _ in records:
         seconds["copy"] += timed(copy.copy_, record.kv)
-        for layer in range(GEOMETRY.num_layers):
-            kv = record.kv[layer : layer + 1]
-            seconds["to pages"] += timed(pages.write, resident, layer, kv)
+        for first, last in tasks_of(record):
+            seconds["to pages"] += timed(pages.write, resident, first, record.kv[first:last])
     return seconds
 
 

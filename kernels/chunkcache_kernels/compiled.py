@@ -258,10 +258,13 @@ def place_chunk(
     kv: torch.Tensor,
     pages: np.ndarray,
     angles: tuple[torch.Tensor, torch.Tensor],
+    *,
+    plainly: bool = False,
 ) -> None:
     """See `portable.place_chunk`. In the caller's thread alone, whatever the team does meanwhile.
 
-    Lets other Python threads run.
+    Lets other Python threads run. `plainly` writes whole pages number by number, as parts of pages
+    are written: the slow twin.
     """
     cos, sin = angles
     layers, _, tokens, heads, dim = kv.shape
@@ -275,7 +278,7 @@ def place_chunk(
     call = PlaceC(
         c.addressof(described), kv.data_ptr(), pages.ctypes.data, cos.data_ptr(), sin.data_ptr(),
         scratch.ctypes.data,
-        TYPES[kv.dtype], first, layers, tokens, heads, dim, cos.shape[1],
+        TYPES[kv.dtype], first, layers, tokens, heads, dim, cos.shape[1], plainly,
     )  # fmt: skip
     team.library.chunkcache_place(c.addressof(call))
 

@@ -86,6 +86,7 @@ class PlaceC(c.Structure):
         ("cos", c.c_void_p), ("sin", c.c_void_p), ("rows", c.c_void_p),
         ("type", c.c_int32), ("first", c.c_int32), ("layers", c.c_int32),
         ("tokens", c.c_int32), ("heads", c.c_int32), ("dim", c.c_int32), ("rotary_dim", c.c_int32),
+        ("plainly", c.c_int32),
     ]  # fmt: skip
 
 

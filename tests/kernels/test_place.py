@@ -58,6 +58,34 @@ def test_some_layers_come_to_where_the_twin_puts_them(
             assert torch.equal(ours.keys, twin.keys), "without positions it is only laid out"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("heads", "dim", "rotary"), [
+    (3, 64, 64), (1, 32, 32), (2, 64, 32), (2, 48, 0), (2, 40, 32), (1, 64, 16),
+])  # fmt: skip
+def test_whole_pages_by_vectors_are_the_same_bit_by_bit(
+    open_team: Callable[..., Team], angles: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    dtype: torch.dtype, heads: int, dim: int, rotary: int,
+) -> None:  # fmt: skip
+    page, tokens = 32, 77
+    draw = torch.Generator().manual_seed(dim + rotary)
+    kv = torch.randn(2, 2, tokens, heads, dim, generator=draw) * 3
+    odd = torch.tensor([float("nan"), float("inf"), -0.0, 1e-42, 3e38])
+    kv.view(-1)[torch.randperm(kv.numel(), generator=draw)[:500]] = odd.repeat(100)
+    kv = kv.to(dtype)
+    turned = angles(torch.arange(tokens), rotary) if rotary else (torch.empty(tokens, 0),) * 2
+    arenas = []
+    for plainly in (False, True):
+        arena = Arena.empty(4, 5, heads, dim, page, dtype=dtype, device=torch.device("cpu"))
+        for part in parts(arena):
+            part.fill_(99)
+        team = open_team(page)
+        place_chunk(team, arena, 1, kv, np.array([4, 0, 2]), turned, plainly=plainly)
+        arenas.append(arena)
+    for mine, other in zip(*map(parts, arenas), strict=True):
+        assert torch.equal(mine.view(torch.uint8), other.view(torch.uint8))
+    assert (arenas[0].keys[:, (1, 3)] == 99).all() and (arenas[0].keys[1:3, 2] != 99).all()
+
+
 def test_what_a_nan_carries_stays_in_values(open_team: Callable[..., Team]) -> None:
     bits = torch.tensor([0x7FC12345, 0x7F812345], dtype=torch.int32).repeat(8)
     kv = bits.view(torch.float32).reshape(1, 2, 1, 1, 8).clone()

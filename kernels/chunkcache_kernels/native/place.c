@@ -1,6 +1,7 @@
 /* Layers of a chunk from a record to its pages: keys turned to their place in the chunk, in fp32,
  * and laid out channel by channel. Called by one thread, beside the team's work. */
 #include "attend.h"
+#include "squares.h"
 #include "vectors.h"
 
 typedef struct {
@@ -12,7 +13,17 @@ typedef struct {
     int32_t type;          /* of `kv` */
     int32_t first, layers; /* of the arena's layers */
     int32_t tokens, heads, dim, rotary_dim;
+    int32_t plainly;       /* whole pages too are written number by number: the slow twin */
 } Place;
+
+typedef char vc __attribute__((vector_size(64), aligned(1)));
+
+/* A row of few bytes: a call would cost more than it. */
+INLINE void copy_row(char *restrict to, const char *restrict from, int bytes) {
+    int i = 0;
+    for (; i + 64 <= bytes; i += 64) *(vc *)(to + i) = *(const vc *)(from + i);
+    if (i < bytes) memcpy(to + i, from + i, (size_t)(bytes - i));
+}
 
 INLINE void widen(const void *from, int64_t at, float *restrict to, int dim, int type) {
     int i = 0;
@@ -52,6 +63,42 @@ INLINE float to_int8(const float *restrict from, int8_t *restrict to, int count)
     for (i = 0; i < count; i++) to[i] = (int8_t)rintf(from[i] / scale);
     return scale;
 }
+
+#if HAS_SQUARES
+/* What is read after a head's part of a page, and what is written after it. Beyond the last one it
+ * may be no memory of ours: asking does not touch it. */
+INLINE Ahead ahead_of(const Place *of, int layer, int page, int head, int from, int into) {
+    const int64_t numbers = (int64_t)of->dim * PAGE, row = (int64_t)of->heads * of->dim;
+    const int pages = (of->tokens + PAGE - 1) / PAGE, turns = page + 1 == pages;
+    const int64_t token = turns ? 0 : (int64_t)(page + 1) * PAGE;
+    const int64_t keys = (2ll * (layer + turns) * of->tokens + token) * row + head * numbers;
+    const int64_t values = keys + of->tokens * row;
+    const int same = head + 1 < of->heads, to_layer = of->first + layer + (!same && turns);
+    const int64_t to_page = of->pages[same ? page : turns ? 0 : page + 1];
+    const int64_t to = to_layer * of->arena->layer_numbers +
+                       (to_page * of->heads + (same ? head + 1 : 0)) * numbers;
+    return (Ahead){{(const char *)of->kv + keys * SIZE_OF[from],
+                    (const char *)of->kv + values * SIZE_OF[from]},
+                   {(char *)of->arena->keys + to * SIZE_OF[into],
+                    (char *)of->arena->values + to * SIZE_OF[into]}};
+}
+
+/* The fast way for a page that is full; 0: it is none for these numbers. */
+INLINE int keys_by_squares(const Place *of, int layer, int page, int head, int type) {
+    if (of->plainly || !fits_squares(of->dim, of->rotary_dim)) return 0;
+    const int64_t row = (int64_t)of->heads * of->dim, first = (int64_t)page * PAGE;
+    const int64_t at = (2ll * layer * of->tokens + first) * row + (int64_t)head * of->dim;
+    const int64_t to = (of->first + layer) * of->arena->layer_numbers +
+                       (of->pages[page] * of->heads + head) * of->dim * PAGE;
+    const Ahead ahead = ahead_of(of, layer, page, head, type, type);
+    const PageKeys keys = {
+        (const char *)of->kv + at * SIZE_OF[type], row, of->cos + first * of->rotary_dim,
+        of->sin + first * of->rotary_dim, (char *)of->arena->keys + to * SIZE_OF[type], of->dim,
+        of->rotary_dim, &ahead};
+    squares_of_page(&keys, type);
+    return 1;
+}
+#endif
 
 INLINE void keys_of_page(const Place *of, int layer, int64_t page, int first, int count, int head,
                          int from, int into) {
@@ -95,7 +142,7 @@ INLINE void values_of_page(const Place *of, int layer, int64_t page, int first, 
     for (int t = 0; t < PAGE; t++, at += row, to += dim) {
         char *place = (char *)arena->values + to * SIZE_OF[into];
         if (t < count && from == into) { /* as bits: what a NaN carries stays */
-            memcpy(place, (const char *)of->kv + at * SIZE_OF[from], (size_t)dim * SIZE_OF[from]);
+            copy_row(place, (const char *)of->kv + at * SIZE_OF[from], dim * SIZE_OF[from]);
         } else if (t < count) {
             widen(of->kv, at, of->rows, dim, from);
             if (into == I8) scales[t] = to_int8(of->rows, (int8_t *)place, dim);
@@ -112,7 +159,11 @@ INLINE void layer_of(const Place *of, int layer, int from, int into) {
     for (int first = 0, page = 0; first < of->tokens; first += PAGE, page++) {
         const int count = of->tokens - first < PAGE ? of->tokens - first : PAGE;
         for (int head = 0; head < of->heads; head++) {
-            keys_of_page(of, layer, of->pages[page], first, count, head, from, into);
+#if HAS_SQUARES
+            const int is_known = from == into && (from == F32 || from == BF16);
+            if (!is_known || count < PAGE || !keys_by_squares(of, layer, page, head, from))
+#endif
+                keys_of_page(of, layer, of->pages[page], first, count, head, from, into);
             values_of_page(of, layer, of->pages[page], first, count, head, from, into);
         }
     }
