@@ -130,7 +130,7 @@ class Report(_Wire):
     recomputed_tokens: int
     computed_tokens: int
     probe_rows: int = Field(0, description="extra rows run to choose what to recompute")
-    cost_ratio: float = Field(description="rows × layers run ÷ rows × layers of full prefill")
+    cost_ratio: float = Field(description="of full prefill's work, without chunks' own prefills")
     predicted_drift: float | None = Field(
         None,
         description="expected mean KL to full recompute, nats; null without a calibration, and "

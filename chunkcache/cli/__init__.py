@@ -42,3 +42,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # `chunkcache ls | head` is no fault
         sys.exit(0)
+    except OSError as error:
+        if error.filename is None:
+            raise  # of no file that the user could look at
+        problem = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        print(f"error: {visible(problem)}. Hint: check free space and permissions", file=sys.stderr)
+        sys.exit(1)

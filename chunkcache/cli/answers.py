@@ -91,10 +91,13 @@ def show_report(out: Console, report: Report) -> None:
         table.add_row(name, *map(str, figures), origin)
     out.print(table)
     timings = report.timings
+    beside = any(span.miss and span.computed for span in report.spans)
     out.print(
         f"{report.rung}: TTFT {timings.ttft_ms:.0f} ms; of {report.prompt_tokens} prompt tokens "
         f"{report.reused_tokens} reused, {report.recomputed_tokens} recomputed, "
         f"{report.computed_tokens} computed; cost {report.cost_ratio:.2f} of a full prefill"
+        + ", beside the passages that were in no tier"
+        * beside
     )
     if report.predicted_drift is not None:
         out.print(f"expected drift {report.predicted_drift:.3f} nats")

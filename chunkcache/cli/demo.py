@@ -16,6 +16,7 @@ from chunkcache.cli.answers import show_citations
 from chunkcache.cli.context import shared
 from chunkcache.cli.screen import console, legend, progress_bar, ribbon, visible
 from chunkcache.cli.stdlib_pages import write_pages
+from chunkcache.errors import InvalidRequest
 from chunkcache.protocol import (
     AnswerDelta,
     AnswerRequest,
@@ -57,6 +58,7 @@ def demo(
     """Ingest, warm, ask; each question with full recompute and with the chunk cache."""
     out = console()
     common = shared(context)
+    asked = _given_questions(questions) if questions else [] if docs else list(STDLIB_QUESTIONS)
     with common.open() as cache:
         collection = "default"
         folder = docs or _stdlib_folder(out, common.settings.home)
@@ -65,7 +67,7 @@ def demo(
             out.print(f"Starting from the persisted store: {known} documents known.", style="bold")
         _ingest(out, cache, folder)
         _warm(out, cache)
-        asked = _questions(cache, docs, questions)
+        asked = asked or _questions_about(cache, folder)
         cache.ask("ready?", documents=[], max_tokens=1)  # touches every weight once
         rows = [_ask_twice(out, cache, question) for question in asked]
     _summary(out, rows)
@@ -122,12 +124,21 @@ def _warm(out: Console, cache: ChunkCache) -> None:
         out.print(f"warm-up stopped: {report.stopped_reason}", style="yellow")
 
 
-def _questions(cache: ChunkCache, docs: Path | None, questions: Path | None) -> list[str]:
-    if questions is not None:
-        return [line.strip() for line in questions.read_text().splitlines() if line.strip()]
-    if docs is None:
-        return list(STDLIB_QUESTIONS)
+def _given_questions(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"--questions: cannot read {file}: {error}") from error
+    given = [line.strip() for line in lines if line.strip()]
+    if not given:
+        raise InvalidRequest.of("--questions", str(file), "one question a line", "it is empty")
+    return given
+
+
+def _questions_about(cache: ChunkCache, docs: Path) -> list[str]:
     documents = cache.documents()
+    if not documents:
+        raise InvalidRequest.of("docs", str(docs), "a folder with documents", "none could be read")
     step = max(1, len(documents) // 5)
     return [f"What does {d.title} say?" for d in documents[::step][:5]]
 

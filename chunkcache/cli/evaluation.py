@@ -13,6 +13,7 @@ from rich.text import Text
 
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Collection, Tenant
+from chunkcache.cli.outputs import PNG, claim_picture
 from chunkcache.cli.screen import console, progress_bar
 
 if TYPE_CHECKING:
@@ -69,7 +70,11 @@ def evaluate(
 ) -> None:
     """Answer every question in full and from the cache; report drift, F1 and cost per policy."""
     from chunkcache.evaluate import quality
+    from chunkcache.evaluate.quality.picture import draw_frontier, look_for_matplotlib
 
+    if picture is not None:
+        look_for_matplotlib()
+        claim_picture("--picture", picture, PNG)
     arms = quality.parse_arms(policies or ["none", "question", "all"], budgets or [0.05, 0.15, 0.3])
     evaluation = quality.Evaluation(
         arms=tuple(arms), max_tokens=max_tokens, suffix=suffix, top_k=top_k,
@@ -82,8 +87,6 @@ def evaluate(
     summary = quality.summarise(lines)
     show_summary(summary)
     if picture is not None:
-        from chunkcache.evaluate.quality.picture import draw_frontier
-
         draw_frontier(summary, picture, title=f"{questions.name}, {len(lines)} questions, {name}")
     typer.echo(json.dumps({"file": str(questions), "model": name, **summary.as_dict()}))
 

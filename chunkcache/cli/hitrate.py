@@ -11,7 +11,9 @@ import typer
 from rich.table import Table
 
 from chunkcache.cli.context import shared
+from chunkcache.cli.outputs import SVG, Overwrite, claim_file, claim_picture
 from chunkcache.cli.screen import console, progress_bar
+from chunkcache.durable import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,6 +107,7 @@ def hitrate(
     export: Export = None,
     export_form: ExportFormOption = ExportForm.CHUNKS,
     by_access: ByAccess = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Replay requests through the service's tiers and policies: hit rates, and sizes to buy.
 
@@ -113,6 +116,10 @@ def hitrate(
     from chunkcache.evaluate import hitrate as tool
 
     home = shared(context).settings.home
+    if export is not None:
+        claim_file("--export", export, overwrite=overwrite)
+    elif picture is not None:
+        claim_picture("--picture", picture, SVG)
     source, sizes = _source(trace, form, bytes_per_token, home)
     source = source.by_access() if by_access else source
     if export is not None:
@@ -131,7 +138,7 @@ def hitrate(
     if picture is not None:
         limits = {"an infinite cache": found.workload.facts.highest_token_hit_rate}
         drawn = tool.draw_curve(found.lines(), title=source.name, limits=limits)
-        with tool.whole_file(picture) as file:
+        with whole_file(picture) as file:
             file.write(drawn.encode())
     typer.echo(json.dumps(found.as_dict()))
 

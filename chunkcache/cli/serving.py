@@ -18,8 +18,12 @@ def serve(
     ] = None,
 ) -> None:
     """Serve an OpenAI-compatible endpoint until SIGTERM, then drain and exit 0."""
+    from chunkcache.server.run import can_listen
     from chunkcache.server.run import serve as run
 
+    limits = shared(context).settings.server
+    if not can_listen(host or limits.host, limits.port if port is None else port):
+        raise typer.Exit(1)
     cache = shared(context).open(recompresses=True)
     try:
         health = cache.load()

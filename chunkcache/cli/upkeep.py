@@ -6,7 +6,6 @@ All may be used while a service runs on the same home folder.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,8 +16,9 @@ from rich.table import Table
 
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Tenant, tenant_named
+from chunkcache.cli.outputs import Overwrite, claim_file
 from chunkcache.cli.screen import console, visible
-from chunkcache.durable import sync_folder
+from chunkcache.durable import whole_file
 from chunkcache.errors import StoreError
 
 if TYPE_CHECKING:
@@ -136,11 +136,18 @@ def _purge_documents(catalog: Catalog, tenant: str, *, yes: bool) -> None:
             catalog.delete_tenant(tenant)
 
 
-def export(context: typer.Context, archive: Archive, tenant: Tenant = "public") -> None:
+def export(
+    context: typer.Context,
+    archive: Archive,
+    overwrite: Overwrite = False,
+    tenant: Tenant = "public",
+) -> None:
     """Write a tenant's records into one file, to be imported on another machine or installation."""
     from chunkcache.service.upkeep import export_records
 
     settings = shared(context).settings
+    if str(archive) != "-":
+        claim_file("archive", archive, overwrite=overwrite)
     with _written(archive) as stream:
         report = export_records(settings, stream, tenant=tenant)
     note = f"{report.exported} records exported, {report.corrupt} corrupt ones left out"
@@ -216,18 +223,8 @@ def _written(path: Path) -> Iterator[BinaryIO]:
     if str(path) == "-":
         yield sys.stdout.buffer
         return
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise StoreError(f"archive: cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        yield file
 
 
 @contextmanager

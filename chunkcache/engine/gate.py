@@ -16,16 +16,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
 import torch
 
 import chunkcache_kernels as kernels
+from chunkcache.durable import whole_file
 from chunkcache.engine.reduced import (
     LONG_TOKENS,
     CannotReduce,
@@ -35,7 +36,7 @@ from chunkcache.engine.reduced import (
     twin_layers,
 )
 from chunkcache.engine.trial import SHORT, Trial, long_lengths
-from chunkcache.errors import ChunkCacheError
+from chunkcache.errors import ChunkCacheError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from chunkcache.engine.decoder import DecoderModel
+
+log = structlog.get_logger(__name__)
 
 GATE_VERSION = 4
 TOLERANCE = 1e-3
@@ -106,13 +109,17 @@ def stored_verdict(model: DecoderModel, cache: Path) -> Verdict | None:
 
 
 def store_verdict(verdict: Verdict, model: DecoderModel, cache: Path) -> None:
-    """Remember a verdict with its facts; written whole or not at all."""
+    """Remember a verdict with its facts, whole or not at all.
+
+    It only saves time: where the cache cannot be written, that is warned about.
+    """
     path = _verdict_path(model, cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     kept = {"facts": verdict_facts(model), "verdict": asdict(verdict)}
-    partial.write_text(json.dumps(kept, indent=1))
-    partial.rename(path)
+    try:
+        with whole_file(path) as file:
+            file.write(json.dumps(kept, indent=1).encode())
+    except StoreError as error:
+        log.warning("verdict_not_remembered", reason=error.message, effect="it is found anew")
 
 
 def _verdict_path(model: DecoderModel, cache: Path) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,7 @@ def warm_in_processes(
 
 
 def _work(settings: Settings, shard: Shard, tenant: str, collection: str, messages: Any) -> None:
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
         with ChunkCache(settings) as cache:
             report = cache.warm(
@@ -100,6 +102,14 @@ def _work(settings: Settings, shard: Shard, tenant: str, collection: str, messag
         messages.put(_Done(shard.index, None, error.message))
     except KeyboardInterrupt:
         messages.put(_Done(shard.index, None, "interrupted"))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed ends no worker, and nobody would read what a worker says then."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # as if killed, too: what was stored is whole
 
 
 def _collect(

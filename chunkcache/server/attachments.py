@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from chunkcache.errors import InvalidRequest, NotFound
+from chunkcache.errors import InvalidRequest, NotFound, StoreError
 from chunkcache.server.files import Attachment
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def attach_file(
 
     Raises:
         NotFound: no such file or vector store, also when the file was deleted meanwhile.
+        StoreError: the disk is full.
     """
     file = shelf.get(tenant, file_id)
     data, name, before = shelf.read(tenant, file_id), file.filename, file.attachments.get(store_id)
@@ -56,7 +57,7 @@ def attach_file(
     )  # fmt: skip
     try:
         shelf.attach(tenant, file_id, store_id, attachment)
-    except NotFound:
+    except (NotFound, StoreError):  # deleted meanwhile, or the disk is full: nothing would name it
         release_document(service, shelf, tenant, store_id, attachment)
         raise
     if before is not None and _document_id(before) != _document_id(attachment):

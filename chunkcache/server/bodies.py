@@ -9,6 +9,7 @@ over where it knows none of it.
 
 from __future__ import annotations
 
+import tempfile
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio.to_thread
@@ -17,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.params import Form
 from fastapi.routing import APIRoute
 
+from chunkcache.errors import StoreError
 from chunkcache.server.json_bounds import JsonBounds, parse_json
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ class BoundedRoute(APIRoute):
     """A route of the API: JSON bodies within bounds, and never parsed twice."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler behind our own reading of the body."""
+        """FastAPI's handler behind our own reading of the body.
+
+        Raises (the handler): StoreError: a form's file cannot be put aside.
+        """
         handle = super().get_route_handler()
         field = self.body_field
         if field is None:
@@ -44,7 +49,15 @@ class BoundedRoute(APIRoute):
         is_form = isinstance(field.field_info, Form)
 
         async def handle_form(request: Request) -> Response:
-            return await handle(_FormRequest(request.scope, request.receive))
+            sent = _FormRequest(request.scope, request.receive)
+            try:
+                await sent.form()  # is kept: FastAPI would call whatever goes wrong the client's
+            except OSError as error:
+                raise StoreError(
+                    f"upload: no room for it in {tempfile.gettempdir()}: {error.strerror}. Hint: "
+                    "check free space there, or start the server with another TMPDIR"
+                ) from error
+            return await handle(sent)
 
         async def handle_json(request: Request) -> Response:
             data = await _read(request)

@@ -19,7 +19,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chunkcache.durable import sync_folder, write_durably
-from chunkcache.errors import NotFound
+from chunkcache.errors import NotFound, StoreError
 from chunkcache.protocol import DocumentInfo
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class FileShelf:
     """All uploaded files. Thread-safe, and several servers may share the folder.
 
     The disk is the truth: sidecars are kept in memory, and read again when they were replaced.
-    Changes are made by one thread of one process at a time, per tenant.
+    Changes are made by one thread of one process at a time, per tenant. Each raises `StoreError`
+    where the disk is full or cannot be written; what was there is as it was.
     """
 
     def __init__(self, root: Path) -> None:
@@ -72,7 +73,7 @@ class FileShelf:
         self._swept: set[str] = set()
 
     def add(self, tenant: str, filename: str, data: bytes, *, purpose: str) -> StoredFile:
-        """Keep a file. It is on disk, synced, when this returns."""
+        """Keep a file. It is on disk, synced, when this returns. Raises StoreError."""
         file = StoredFile(
             id=f"file-{secrets.token_hex(12)}",
             filename=filename,
@@ -81,10 +82,15 @@ class FileShelf:
             sha256=hashlib.sha256(data).hexdigest(),
             created_at=time.time(),
         )
-        self._make_folder(tenant)
+        with self._explained():
+            self._make_folder(tenant)
         with self._changing(tenant):
             write_durably(self._data_path(tenant, file.id), data)
-            self._save(tenant, file)
+            try:
+                self._save(tenant, file)
+            except OSError:  # bytes that nobody can name would keep a full disk full
+                self._data_path(tenant, file.id).unlink()
+                raise
         return file
 
     def get(self, tenant: str, file_id: str) -> StoredFile:
@@ -183,12 +189,23 @@ class FileShelf:
     @contextmanager
     def _changing(self, tenant: str) -> Iterator[None]:
         """Alone among all who change the tenant's files. Not reentrant."""
-        folder = os.open(self._folder(tenant), os.O_RDONLY)
+        with self._explained():
+            folder = os.open(self._folder(tenant), os.O_RDONLY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(folder)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
             yield
-        finally:
-            os.close(folder)
+        except OSError as error:
+            raise StoreError(
+                f"files: cannot write below {self._root}: {error.strerror}. Hint: check free space "
+                "and permissions; what was uploaded before is as it was"
+            ) from error
 
     def _sweep(self, tenant: str) -> None:
         """Remove, once per process, what others left half-written when they were killed."""

@@ -77,6 +77,27 @@ class _DrainingServer(uvicorn.Server):
             self.should_exit = True
 
 
+def can_listen(host: str, port: int) -> bool:
+    """Whether an address is free, to be asked before a model is loaded for it; why not is logged.
+
+    Somebody may still be faster.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn will
+            tried.bind(address)
+    except OSError as error:
+        log.error(
+            "not_listening", host=host, port=port, reason=error.strerror,
+            hint="another server may be there; --port 0 picks a free one",
+        )  # fmt: skip
+        return False
+    return True
+
+
 def serve(
     service: Service,
     host: str | None = None,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
+from chunkcache.durable import whole_file
 from chunkcache.errors import ConfigError
 from chunkcache.repair.drift_curve import DriftCurve
 
@@ -76,11 +76,9 @@ def load_calibration(settings: Settings, fingerprint: bytes) -> Calibration | No
 
 
 def store_calibration(settings: Settings, fingerprint: bytes, calibration: Calibration) -> Path:
-    """Keep a calibration; written whole or not at all. Returns where."""
+    """Keep a calibration; written whole or not at all. Returns where. Raises StoreError."""
     path = calibration_path(settings, fingerprint)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     data = {"calibration_version": CALIBRATION_VERSION, **asdict(calibration)}
-    partial.write_text(json.dumps(data, indent=1))
-    partial.rename(path)
+    with whole_file(path) as file:
+        file.write(json.dumps(data, indent=1).encode())
     return path

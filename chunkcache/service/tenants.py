@@ -26,9 +26,26 @@ def load_secret(home: Path) -> bytes:
     """The installation's secret, made on first use with owner-only permissions.
 
     Raises:
-        ConfigError: the file exists and is not a secret of ours.
+        ConfigError: the file exists and is no secret of ours, or it can be neither read nor made.
     """
     path = home / "secret"
+    try:
+        secret = _secret_at(path)
+    except OSError as error:
+        raise ConfigError(
+            f"home: cannot read or make {path}: {error.strerror}. Hint: --home names a folder that "
+            "can be written"
+        ) from error
+    if len(secret) != _SECRET_BYTES:
+        raise ConfigError(
+            f"home: {path} has {len(secret)} bytes, must have {_SECRET_BYTES}. Hint: restore it, "
+            "or remove it together with the store, whose records it can no longer find."
+        )
+    return secret
+
+
+def _secret_at(path: Path) -> bytes:
+    home = path.parent
     home.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         partial = home / f"secret.{os.getpid()}.{secrets.token_hex(4)}"
@@ -41,16 +58,10 @@ def load_secret(home: Path) -> bytes:
             os.link(partial, path)  # fails if another process was first; its secret wins
             sync_folder(home)  # without it no record is found any more
         except FileExistsError:
-            return load_secret(home)
+            return path.read_bytes()
         finally:
             partial.unlink()
-    secret = path.read_bytes()
-    if len(secret) != _SECRET_BYTES:
-        raise ConfigError(
-            f"home: {path} has {len(secret)} bytes, must have {_SECRET_BYTES}. Hint: restore it, "
-            "or remove it together with the store, whose records it can no longer find."
-        )
-    return secret
+    return path.read_bytes()
 
 
 def shared_secret(text: str) -> bytes:

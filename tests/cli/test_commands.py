@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from chunkcache import ChunkCache
+from chunkcache.cli import main
 from chunkcache.cli.context import assign
 from chunkcache.cli.screen import RIBBON_CELLS, ribbon
 from chunkcache.engine.chunk_pages import ChunkPages
 from chunkcache.errors import ConfigError, InvalidRequest, NotFound
 from chunkcache.protocol import Report, SpanReport, Timings
+from chunkcache.service.tenants import load_secret
 
 
 @pytest.fixture
@@ -79,9 +81,12 @@ def test_only_a_server_recompresses(
 
 def test_ask_streams_cites_and_reports(run: Callable[..., Any], pages: Path) -> None:
     run("ingest", str(pages))
+    cold = run("ask", "when do owls hunt?", "--max-tokens", "4", "--budget", "0.5").stdout
+    assert "of a full prefill, beside the passages that were in no tier" in cold
     shown = run("ask", "when do owls hunt?", "--max-tokens", "4", "--budget", "0.5").stdout
     assert "[1] Owls" in shown and "TTFT" in shown and "prompt tokens" in shown
     assert "cut at its limit of 4 tokens; see --max-tokens" in shown
+    assert "beside the passages" not in shown
     as_json = json.loads(run("ask", "owls?", "--max-tokens", "4", "--json").stdout)
     assert as_json["report"]["prompt_tokens"] > 0 and as_json["citations"]
     exact = json.loads(run("ask", "owls?", "--mode", "exact", "--json").stdout)
@@ -212,6 +217,27 @@ def test_assignments_nest_and_keep_their_types() -> None:
     assert into == {"a": {"b": 3, "c": True, "d": "word"}, "e": "3", "f": [1, 2]}
     with pytest.raises(ConfigError):
         assign(into, "e.x=1")
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setattr(sys, "argv", ["chunkcache"])
+    with pytest.raises(ConfigError, match=r"home: cannot read or make .*home/secret"):
+        load_secret(tmp_path / "home")
+
+    def fail() -> None:
+        (tmp_path / "home" / "x\x1b").write_text("y")
+
+    monkeypatch.setattr("chunkcache.cli.app.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said == (
+        f"error: {tmp_path}/home/x\\x1b: Not a directory. Hint: check free space and permissions\n"
+    )
 
 
 HEAVY = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from chunkcache.cli.evaluation import show_summary
-from chunkcache.errors import InvalidRequest
+from chunkcache.errors import ConfigError, InvalidRequest
 from chunkcache.evaluate.quality import ArmSummary, Summary
 
 
@@ -54,6 +55,20 @@ def test_eval_prints_a_table_and_a_line_and_can_be_resumed(
     lines = out.read_text()
     again = run(*command).stdout
     assert out.read_text() == lines and json.loads(again.splitlines()[-1]) == line
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_asked(
+    run: Callable[..., Any], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "lines.jsonl", questions.read_text()
+    command = ["eval", str(questions), "--out", str(out), "--picture"]
+    for place in (questions, tmp_path):
+        with pytest.raises(InvalidRequest, match="--picture: got"):
+            run(*command, str(place))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match="matplotlib is not installed"):
+        run(*command, str(tmp_path / "new.png"))
+    assert questions.read_text() == asked and not out.exists()
 
 
 def test_eval_grades_nothing_where_no_answers_are_given(

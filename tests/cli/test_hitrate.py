@@ -127,3 +127,20 @@ def test_a_fault_on_the_way_leaves_no_picture_and_names_its_line(
     with pytest.raises(InvalidRequest, match=r"t\.jsonl line 2: chunks: got None"):
         hitrate(str(trace), "--picture", str(picture))
     assert not picture.exists()
+
+
+def test_no_file_is_lost_to_a_picture_or_an_export(
+    hitrate: Callable[..., Any], tmp_path: Path
+) -> None:
+    mine, curve = tmp_path / "questions.jsonl", tmp_path / "curve.svg"
+    mine.write_text("mine")
+    with pytest.raises(InvalidRequest, match=r"--export: .* must be a new file"):
+        hitrate(TRAFFIC, "--export", str(mine))
+    with pytest.raises(InvalidRequest, match=r"--picture: .* another such picture"):
+        hitrate(TRAFFIC, "--memory", "10%", "--picture", str(mine))
+    assert mine.read_text() == "mine"
+    curve.write_text("<svg an earlier curve")
+    hitrate(TRAFFIC, "--memory", "10%", "--picture", str(curve))
+    assert "an earlier curve" not in curve.read_text()
+    hitrate(TRAFFIC, "--export", str(mine), "--overwrite")
+    assert mine.read_text().startswith('{"at"')

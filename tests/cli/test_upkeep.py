@@ -77,6 +77,25 @@ def test_records_move_and_garbage_goes(run: Run, warmed: int, tmp_path: Path) ->
         run(*second, "import", str(tmp_path / "nowhere"))
 
 
+def test_an_export_takes_no_files_place_unless_told(run: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "thesis.tex"
+    mine.write_text("ten years")
+    with pytest.raises(InvalidRequest, match=r"must be a new file\. Hint: --overwrite"):
+        run("export", str(mine))
+    assert mine.read_text() == "ten years"
+    run("export", str(mine), "--overwrite")
+    assert mine.read_bytes().startswith(b"CHUNKAR")
+    for place in ("/dev/null", str(tmp_path)):  # a file renamed over a device would replace it
+        with pytest.raises(InvalidRequest, match="must be a file"):
+            run("export", place, "--overwrite")
+    with pytest.raises(InvalidRequest, match="in a folder that can be written"):
+        run("export", str(mine / "within"))
+    with pytest.raises(InvalidRequest, match="must be a path"):
+        run("export", str(tmp_path / ("x" * 300)))
+    assert "0 records" in run("export", str(tmp_path / "new" / "folder" / "a.ccar")).stderr
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["home", "new", "thesis.tex"]
+
+
 def test_a_backup_is_a_store_to_go_on_with(run: Run, warmed: int, tmp_path: Path) -> None:
     home = tmp_path / "home"
     assert f"{warmed} ok, 0 corrupt" in run("backup", str(tmp_path / "copy")).stdout

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 from transformers import (
     Dots1Config,
     Dots1ForCausalLM,
@@ -311,6 +312,15 @@ def test_a_verdict_is_remembered_whole_or_not_at_all(tiny: DecoderModel, tmp_pat
     (path,) = (tmp_path / "gates").iterdir()
     path.write_text(path.read_text()[:-20])
     assert gate.stored_verdict(tiny, tmp_path) is None
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(
+    tiny: DecoderModel, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    with capture_logs() as logged:
+        gate.store_verdict(VERDICT, tiny, tmp_path / "cache")
+    assert [entry["event"] for entry in logged] == ["verdict_not_remembered"]
 
 
 @pytest.mark.parametrize("package", ["torch", "triton", "transformers", "chunkcache"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import openai
 import pytest
 
 from chunkcache.server.files import Attachment
@@ -124,6 +125,23 @@ def test_a_document_that_something_else_replaced_outlives_the_file(
     served.service.ingest_bytes("a.txt", b"new cat", tenant="public", collection="default")
     client.files.delete(older)
     assert texts(client) == ["new cat"]
+
+
+def test_a_full_disk_leaves_no_document_that_no_file_names(
+    served: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = client.files.create(file=("a.txt", b"a cat"), purpose="assistants")
+
+    def fail(path: Any, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("chunkcache.server.files.write_durably", fail)
+        with pytest.raises(openai.InternalServerError, match="No space left"):
+            client.vector_stores.files.create("default", file_id=file.id)
+    assert served.service.documents(tenant="public", collection="default") == []
+    assert in_store(client) == []
+    assert client.vector_stores.files.create("default", file_id=file.id).status == "completed"
 
 
 def test_a_file_deleted_while_it_is_ingested_leaves_no_document(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from chunkcache.errors import NotFound
+from chunkcache.errors import NotFound, StoreError
 from chunkcache.server.files import Attachment, FileShelf
 
 if TYPE_CHECKING:
@@ -233,9 +235,26 @@ def test_a_full_disk_leaves_no_file_behind(
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="No space"):
-        shelf.add("acme", "a.txt", b"x", purpose="assistants")
-    assert shelf.list("acme") == []
+    assert shelf.list("acme") == []  # sweeps, once
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"No space left on device\. Hint: check free space"):
+            shelf.add("acme", "a.txt", b"x", purpose="assistants")
+    assert files_on_disk(root) == []  # each try would have filled it more
     monkeypatch.undo()
     assert FileShelf(root).list("acme") == []
-    assert files_on_disk(root) == []
+
+
+def test_what_cannot_be_put_on_disk_is_not_called_the_clients_fault(
+    served: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))  # as good as full
+        answer = upload(served, "a.txt", b"x" * (1 << 21))  # put aside while it comes
+    assert answer.status_code == 500
+    assert "upload: no room for it in" in answer.json()["error"]["message"]
+    assert upload(served, "a.txt", b"x" * (1 << 21)).status_code == 200
+    shutil.rmtree(tmp_path / "home" / "files")
+    (tmp_path / "home" / "files").write_text("in the way")
+    answer = upload(served, "a.txt")
+    assert answer.status_code == 500
+    assert "files: cannot write below" in answer.json()["error"]["message"]

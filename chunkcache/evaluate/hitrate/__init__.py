@@ -10,7 +10,7 @@ from chunkcache.evaluate.hitrate.advice import Advice, advise
 from chunkcache.evaluate.hitrate.amounts import parse_bytes
 from chunkcache.evaluate.hitrate.bound import best_hit_rates
 from chunkcache.evaluate.hitrate.curve import Costs, Point, Workload, sweep
-from chunkcache.evaluate.hitrate.exports import whole_file, write_chunk_lines, write_lmcache
+from chunkcache.evaluate.hitrate.exports import write_chunk_lines, write_lmcache
 from chunkcache.evaluate.hitrate.findings import SWEEP, Findings, Wishes, analyse
 from chunkcache.evaluate.hitrate.oracle_general import write_oracle_general
 from chunkcache.evaluate.hitrate.picture import draw_curve
@@ -63,7 +63,6 @@ __all__ = [
     "read_trace",
     "replay",
     "sweep",
-    "whole_file",
     "write_chunk_lines",
     "write_lmcache",
     "write_oracle_general",

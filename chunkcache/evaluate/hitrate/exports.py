@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-from chunkcache.errors import ConfigError
+from chunkcache.durable import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,25 +14,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from chunkcache.evaluate.hitrate.trace import RecordSizes, Trace, TracedRequest
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes its name when all of it is there; else nothing is left.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_chunk_lines(trace: Trace, path: Path) -> int:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from chunkcache.durable import whole_file
 from chunkcache.errors import InvalidRequest
-from chunkcache.evaluate.hitrate.exports import whole_file
 from chunkcache.evaluate.hitrate.trace import TracedRequest
 
 if TYPE_CHECKING:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from chunkcache.durable import whole_file
 from chunkcache.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -11,6 +13,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chunkcache.evaluate.quality.summary import ArmSummary, Bin, Interval, Summary
+
+
+def look_for_matplotlib() -> None:
+    """Before hours of evaluation, not after them.
+
+    Raises:
+        ConfigError: matplotlib is not installed (it is in the extra `eval`).
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigError(
+            "picture: matplotlib is not installed. Hint: pip install 'chunkcache[eval]'."
+        )
 
 
 def draw_frontier(summary: Summary, path: Path, *, title: str) -> None:
@@ -53,13 +67,10 @@ def draw_reliability(bins: Sequence[Bin], path: Path, *, title: str) -> None:
 
 
 def _figure(width: float) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "picture: matplotlib is not installed. Hint: pip install 'chunkcache[eval]'."
-        ) from error
+    look_for_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -67,8 +78,8 @@ def _figure(width: float) -> Any:
 
 def _save(figure: Any, path: Path, title: str) -> None:
     figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=130)
 
 
 def _by_policy(summary: Summary) -> dict[str, list[ArmSummary]]:
