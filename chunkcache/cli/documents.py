@@ -94,12 +94,14 @@ def rm(
 ) -> None:
     """Remove documents; their chunks are unreachable at once. Loads no model."""
     with closing(shared(context).catalog()) as catalog:
-        missing = [
-            name for name in document_ids if not catalog.remove_document(name, tenant, collection)
-        ]
+        named = list(dict.fromkeys(document_ids))
+        missing = [name for name in named if not catalog.remove_document(name, tenant, collection)]
+    console().print(f"removed {len(named) - len(missing)}")
     if missing:
-        raise NotFound(f"document {missing[0]!r}: there is none of that id. Hint: chunkcache ls.")
-    console().print(f"removed {len(document_ids)}")
+        raise NotFound(
+            f"document {missing[0]!r}: there is none of that id, as of {len(missing)} of "
+            f"{len(named)} named. Hint: chunkcache ls."
+        )
 
 
 def search(

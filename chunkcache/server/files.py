@@ -113,12 +113,20 @@ class FileShelf:
         return sorted(files, key=lambda file: (file.created_at, file.id))
 
     def read(self, tenant: str, file_id: str) -> bytes:
-        """The bytes of a file. Raises NotFound."""
-        self.get(tenant, file_id)
+        """The bytes of a file. Raises NotFound; StoreError: they are not what was uploaded."""
+        file = self.get(tenant, file_id)
         try:
-            return self._data_path(tenant, file_id).read_bytes()
+            data = self._data_path(tenant, file_id).read_bytes()
         except FileNotFoundError as error:  # deleted since
             raise _no_file(file_id) from error
+        except OSError as error:
+            raise StoreError(f"files: cannot read {file_id}: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise StoreError(
+                f"files: {file_id} ({file.filename}) has other bytes on disk than were uploaded "
+                f"({len(data)} of {file.size_bytes}). Hint: look at the disk, and upload it again"
+            )
+        return data
 
     def delete(self, tenant: str, file_id: str) -> StoredFile:
         """Forget a file; its documents are the caller's to remove. Raises NotFound."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
+import xxhash
 
 from chunkcache.errors import NotFound, StoreError
 from chunkcache.protocol import Message
@@ -28,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 _OVERHEAD_BYTES = 1024  # of what is kept, beside its text
 _BUSY_TIMEOUT_S = 10.0
-_VERSION = 1  # of the table and of what is in it; another one's is dropped
+_VERSION = 2  # of the table and of what is in it; another one's is dropped
 _TABLE = """CREATE TABLE responses (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     tenant TEXT NOT NULL,
@@ -38,6 +39,7 @@ _TABLE = """CREATE TABLE responses (
     body BLOB NOT NULL,
     input_items BLOB NOT NULL,
     turns BLOB NOT NULL,          -- JSON
+    checksum BLOB NOT NULL,       -- of these three: SQLite notices damage to its own pages at most
     UNIQUE (tenant, id)
 )"""
 
@@ -94,8 +96,8 @@ class ResponseStore:
                 self._make_room(connection, size_bytes)
                 connection.execute(
                     "INSERT INTO responses (tenant, id, kept_at, size_bytes, body, input_items, "
-                    "turns) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (tenant, response["id"], self._clock(), size_bytes, *kept),
+                    "turns, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (tenant, response["id"], self._clock(), size_bytes, *kept, _checksum(kept)),
                 )
         except (OSError, StoreError) as error:
             log.warning("response_not_kept", path=str(self._path), reason=str(error))
@@ -105,13 +107,13 @@ class ResponseStore:
 
         Raises:
             NotFound: there is none, or no longer.
-            StoreError: the file cannot be read.
+            StoreError: the file cannot be read, or it is not what was kept.
         """
         found = None
         if self._path.exists():
             with self._opened() as connection:
                 found = connection.execute(
-                    "SELECT body, input_items, turns FROM responses "
+                    "SELECT body, input_items, turns, checksum FROM responses "
                     "WHERE tenant = ? AND id = ? AND kept_at >= ?",
                     (tenant, response_id, self._oldest()),
                 ).fetchone()
@@ -121,7 +123,12 @@ class ResponseStore:
                 f"{self._ttl_s:g} s, within server.responses_bytes, unless store is false.",
                 param="response_id",
             )
-        body, input_items, turns = found
+        body, input_items, turns, checksum = found
+        if _checksum((body, input_items, turns)) != checksum:
+            raise StoreError(
+                f"{self._path}: response {response_id} is damaged. Hint: look at the disk; the "
+                "file may be deleted, it only holds responses of the last server.responses_ttl_s"
+            )
         return KeptResponse(
             body, input_items, tuple(Message.model_validate(turn) for turn in json.loads(turns))
         )
@@ -193,3 +200,7 @@ class ResponseStore:
             connection.execute(_TABLE)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
         connection.execute("COMMIT")
+
+
+def _checksum(parts: Sequence[bytes]) -> bytes:
+    return xxhash.xxh3_128_digest(b"".join(part for part in parts if isinstance(part, bytes)))

@@ -182,6 +182,13 @@ class Asker:
         if given:
             self._recogniser.remember(request, found)
             return found, retrieve_ms
+        wanted = retrieval.top_k if request.top_k is None else request.top_k
+        if wanted and not found:
+            searched = ", ".join((request.collection, *request.also))
+            notes.append(
+                f"no passage was found in {searched}. Hint: chunkcache ingest, or files of a "
+                "vector store, bring what is missing there"
+            )
         chunks = [chunk for chunk in found if not recognised.holds(chunk)]
         if len(chunks) < len(found):
             notes.append(

@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from chunkcache import ChunkCache
 from chunkcache.cli import main
+from chunkcache.cli.app import app
 from chunkcache.cli.context import assign
 from chunkcache.cli.screen import RIBBON_CELLS, ribbon
 from chunkcache.engine.chunk_pages import ChunkPages
@@ -48,13 +51,26 @@ def test_the_way_of_a_document(run: Callable[..., Any], pages: Path) -> None:
     assert "0 computed" in run("warm").stdout
     assert "0 corrupt" in run("check").stdout
     run("rm", next(d["document_id"] for d in listed if d["title"] == "Owls"))
-    with pytest.raises(NotFound, match="doc-nowhere"):
+    with pytest.raises(NotFound, match=r"doc-nowhere.* as of 1 of 1 named"):
         run("rm", "doc-nowhere")
     assert "1 documents" in run("ls").stdout
     moved = pages.rename(pages.parent / "moved")
     assert "renamed 1" in run("ingest", str(moved / "cats.txt")).stdout
     assert str(moved / "cats.txt") in run("ls").stdout
     assert json.loads(run("ls", "--json").stdout)["path"] == str(moved / "cats.txt")
+
+
+def test_what_was_removed_is_said_though_one_was_not_there(run: partial[Any], pages: Path) -> None:
+    with pytest.raises(NotFound):  # before there is anything
+        run("rm", "doc-nowhere")
+    assert "no passage was found in default" in run("ask", "owls?", "--max-tokens", "1").stdout
+    run("ingest", str(pages))
+    held = [json.loads(line)["document_id"] for line in run("ls", "--json").stdout.splitlines()]
+    named = ["rm", held[0], "doc-nowhere", held[0], held[1]]
+    result = CliRunner().invoke(app, [*run.args[0], *named])
+    assert isinstance(result.exception, NotFound) and "1 of 3 named" in str(result.exception)
+    assert "removed 2" in result.stdout
+    assert "0 documents" in run("ls").stdout
 
 
 def test_only_a_server_recompresses(

@@ -244,6 +244,25 @@ def test_a_full_disk_leaves_no_file_behind(
     assert FileShelf(root).list("acme") == []
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:3] + b"X" + data[4:]]
+)
+def test_bytes_that_were_not_uploaded_are_never_given_out_or_ingested(
+    served: Any, damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    made = upload(served, "a.txt", b"the cat sat").json()["id"]
+    (path,) = (tmp_path / "home" / "files").glob("*/*.data")
+    path.write_bytes(damage(path.read_bytes()))
+    for answer in (
+        httpx.get(f"{served.url}/v1/files/{made}/content"),
+        httpx.post(f"{served.url}/v1/vector_stores/default/files", json={"file_id": made}),
+    ):
+        assert answer.status_code == 500
+        assert "other bytes on disk than were uploaded" in answer.json()["error"]["message"]
+    assert served.service.documents(tenant="public", collection="default") == []
+    assert httpx.delete(f"{served.url}/v1/files/{made}").status_code == 200
+
+
 def test_what_cannot_be_put_on_disk_is_not_called_the_clients_fault(
     served: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -139,6 +139,22 @@ def test_a_damaged_file_costs_no_answer_and_says_what_to_do(path: Path, logged: 
         store.get("a", "r1")
 
 
+@pytest.mark.parametrize("column", ["body", "input_items", "turns"])
+@pytest.mark.parametrize("damage", [b"\x00" * 40, '{"id": "r2"}', b'{"id": "r1"} ', 7, None])
+def test_what_is_not_what_was_kept_is_never_shown(path: Path, column: str, damage: Any) -> None:
+    store = ResponseStore(path, 64 * KIB, 60)
+    keep(store, "a", "r1")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            f"UPDATE OR REPLACE responses SET {column} = coalesce(?, zeroblob(0))", (damage,)
+        )
+        connection.commit()
+    with pytest.raises(StoreError, match="r1 is damaged"):
+        store.get("a", "r1")
+    keep(store, "a", "r2")
+    assert has(store, "a", "r2")
+
+
 def test_what_another_version_kept_is_dropped(path: Path) -> None:
     store = ResponseStore(path, 64 * KIB, 60)
     keep(store, "a", "r1")
