@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -76,6 +76,29 @@ class _Prompt:
     chunks: Sequence[Stored]
     always: Rows
     coming: Mapping[Source, int]
+
+
+@dataclass(slots=True)
+class _BusyTier:
+    """What one tier brings up for a prompt: each byte as its codec takes, the latency once."""
+
+    sizes: dict[Source, int] = field(default_factory=dict)
+    slopes: dict[Source, tuple[float, float]] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)  # of chunks; the last one is to go next
+    seconds: float = 0.0
+
+    def free(self, chunk: Stored) -> None:
+        """A chunk is computed instead."""
+        self.sizes[chunk.source] -= chunk.size_bytes
+        self.measure()
+
+    def measure(self) -> None:
+        latency, moving = 0.0, 0.0
+        for source, size in self.sizes.items():
+            if size:
+                first, each = self.slopes[source]
+                latency, moving = max(latency, first), moving + each * size
+        self.seconds = latency + moving
 
 
 class _Fit:
@@ -206,9 +229,7 @@ class CostModel:
             coming: bytes of it that are on their way up already.
         """
         with self._lock:
-            prompt = _Prompt(chunks, always, coming or {})
-            loads = self._best(prompt)
-            planned = self._planned(prompt, loads)
+            loads, planned = self._best(_Prompt(chunks, always, coming or {}))
             lost = {c.source for c, load in zip(chunks, loads, strict=True) if not load}
             probed = None
             for source in sorted(lost):
@@ -230,50 +251,54 @@ class CostModel:
         alone = self._rows.seconds(rows.rows, rows.pairs)
         return None if alone is None else self._bias * alone
 
-    def _best(self, prompt: _Prompt) -> list[bool]:
+    def _best(self, prompt: _Prompt) -> tuple[list[bool], float | None]:
         """All are brought up; then, one after another, the one that its tier is freed of at the
-        least cost is computed, for as long as that makes the prompt faster.
+        least cost is computed, for as long as there are any. The best of these, and its seconds;
+        None where something was never measured. O(n log n) in the chunks.
         """
         chunks = prompt.chunks
         loads = [True] * len(chunks)
-        best, least = list(loads), self._planned(prompt, loads)
-        while least is not None and any(loads):
-            used = {c.tier for c, load in zip(chunks, loads, strict=True) if load}
-            slowest = max(sorted(used), key=lambda tier: self._tier_s(prompt, loads, tier))
-            own = [i for i, c in enumerate(chunks) if loads[i] and c.tier == slowest]
-            cheapest = min(own, key=lambda i: self._price(chunks[i]))
-            loads[cheapest] = False
-            planned = self._planned(prompt, loads)
-            if planned is not None and planned < least:
-                best, least = list(loads), planned
-        return best
+        sources = {*prompt.coming, *(chunk.source for chunk in chunks)}
+        least = self._compute_s(prompt.always)
+        if least is None or not sources <= self._sources.keys():
+            return loads, None
+        tiers = self._tiers(prompt)
+        least = max([least, *(tier.seconds for tier in tiers)])
+        computed: list[int] = []
+        best, instead = 0, Rows()  # summed apart: whole rows add up to the same in any order
+        while waiting := [tier for tier in tiers if tier.order]:
+            slowest = max(waiting, key=attrgetter("seconds"))
+            computed.append(slowest.order.pop())
+            slowest.free(chunks[computed[-1]])
+            instead += chunks[computed[-1]].instead
+            computing = self._compute_s(prompt.always + instead) or 0.0
+            planned = max([computing, *(tier.seconds for tier in tiers)])
+            if planned < least:
+                best, least = len(computed), planned
+        for index in computed[:best]:
+            loads[index] = False
+        return loads, least
+
+    def _tiers(self, prompt: _Prompt) -> list[_BusyTier]:
+        """By name, each with all that it may bring up; every source was measured."""
+        tiers: dict[str, _BusyTier] = {}
+        for source in [*prompt.coming, *(chunk.source for chunk in prompt.chunks)]:
+            tier = tiers.setdefault(source[0], _BusyTier())
+            if source not in tier.sizes:
+                tier.sizes[source] = prompt.coming.get(source, 0)
+                tier.slopes[source] = self._sources[source].slopes()
+        prices = [self._price(chunk) for chunk in prompt.chunks]
+        # of several that cost the same, the first one goes first
+        for index in sorted(range(len(prices)), key=lambda i: (prices[i], i), reverse=True):
+            chunk = prompt.chunks[index]
+            tiers[chunk.tier].order.append(index)
+            tiers[chunk.tier].sizes[chunk.source] += chunk.size_bytes
+        for tier in tiers.values():
+            tier.measure()
+        return [tiers[name] for name in sorted(tiers)]
 
     def _price(self, chunk: Stored) -> tuple[float, float]:
         """Seconds of computing for a second that its tier is freed of; then, for a byte."""
         computing = self._compute_s(chunk.instead) or 0.0
         freed = self._sources[chunk.source].slopes()[1] * chunk.size_bytes
         return computing / freed if freed else math.inf, computing / chunk.size_bytes
-
-    def _tier_s(self, prompt: _Prompt, loads: Sequence[bool], tier: str) -> float:
-        """Of sources that were all measured: each byte as its codec takes, the latency once."""
-        sizes = Counter(prompt.coming)
-        for chunk, load in zip(prompt.chunks, loads, strict=True):
-            sizes[chunk.source] += chunk.size_bytes if load else 0
-        latency, moving = 0.0, 0.0
-        for source, size in sizes.items():
-            if source[0] == tier and size:
-                first, each = self._sources[source].slopes()
-                latency, moving = max(latency, first), moving + each * size
-        return latency + moving
-
-    def _planned(self, prompt: _Prompt, loads: Sequence[bool]) -> float | None:
-        """Seconds to the first token; None where something was never measured."""
-        rows, used = prompt.always, set(prompt.coming)
-        for chunk, load in zip(prompt.chunks, loads, strict=True):
-            rows = rows if load else rows + chunk.instead
-            used |= {chunk.source} if load else set()
-        computing = self._compute_s(rows)
-        if computing is None or not used <= self._sources.keys():
-            return None
-        tiers = {tier for tier, _ in used}
-        return max([computing, *(self._tier_s(prompt, loads, tier) for tier in tiers)])
