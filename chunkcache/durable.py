@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+class NameNotSynced(OSError):
+    """The new content is there and is read; after a power failure it may be the old one again."""
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Write, sync, rename, sync the name: readers see the old content or the new, also after a
     power failure. It is the new one once this returns.
@@ -20,8 +24,8 @@ def write_durably(path: Path, data: bytes) -> None:
     For one writer of a path at a time.
 
     Raises:
-        OSError: it cannot be written, and is as it was; or the folder cannot be synced, and after a
-            power failure it is one of the two.
+        NameNotSynced: it is the new one, but its folder cannot be synced.
+        OSError: it cannot be written, and is as it was.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -33,7 +37,10 @@ def write_durably(path: Path, data: bytes) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        raise NameNotSynced(error.errno, error.strerror) from error
 
 
 @contextmanager

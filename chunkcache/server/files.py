@@ -85,11 +85,11 @@ class FileShelf:
         with self._explained():
             self._make_folder(tenant)
         with self._changing(tenant):
-            write_durably(self._data_path(tenant, file.id), data)
             try:
+                write_durably(self._data_path(tenant, file.id), data)
                 self._save(tenant, file)
             except OSError:  # bytes that nobody can name would keep a full disk full
-                self._data_path(tenant, file.id).unlink()
+                self._unlink(tenant, file.id)
                 raise
         return file
 
@@ -133,8 +133,7 @@ class FileShelf:
         self.get(tenant, file_id)
         with self._changing(tenant):
             file = self.get(tenant, file_id)
-            self._sidecar_path(tenant, file_id).unlink()
-            self._data_path(tenant, file_id).unlink(missing_ok=True)
+            self._unlink(tenant, file_id)
         self._read.pop(self._sidecar_path(tenant, file_id), None)
         return file
 
@@ -172,6 +171,10 @@ class FileShelf:
 
     def _save(self, tenant: str, file: StoredFile) -> None:
         write_durably(self._sidecar_path(tenant, file.id), file.model_dump_json().encode())
+
+    def _unlink(self, tenant: str, file_id: str) -> None:
+        self._sidecar_path(tenant, file_id).unlink(missing_ok=True)
+        self._data_path(tenant, file_id).unlink(missing_ok=True)
 
     def _find(self, tenant: str, file_id: str) -> StoredFile | None:
         if not _FILE_ID.fullmatch(file_id):  # it would be a path to somewhere else

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from chunkcache.durable import write_durably
+from chunkcache.durable import NameNotSynced, write_durably
 from chunkcache.errors import ConfigError, StoreError
 from chunkcache.keep import DEFAULT_LIMIT
 
@@ -91,8 +91,10 @@ class Quotas:
             limit: bytes; None: no limit, whatever the settings say; `default`: what they say.
 
         Raises:
-            StoreError: the file cannot be read or written; all is as it was.
+            StoreError: the file cannot be read or written, and all is as it was; or the limit
+                holds from now on, but maybe not after a power failure.
         """
+        unsure: NameNotSynced | None = None
         with self._lock:
             try:
                 with _alone_in(self._file.parent):
@@ -100,13 +102,21 @@ class Quotas:
                     changed.pop(tenant, None)
                     if limit != DEFAULT_LIMIT:
                         changed[tenant] = limit
-                    write_durably(self._file, json.dumps(changed).encode())
+                    try:
+                        write_durably(self._file, json.dumps(changed).encode())
+                    except NameNotSynced as error:  # whoever reads the file goes by it all the same
+                        unsure = error
                     self._version = _version_of(self._file)
             except OSError as error:
                 raise StoreError(f"quotas: cannot write {self._file}: {error.strerror}") from error
             except ConfigError as error:
                 raise StoreError(error.message) from error
             self._change_to(changed)
+        if unsure is not None:
+            raise StoreError(
+                f"quotas: the limit is set, but after a power failure it may be as it was: cannot "
+                f"sync {self._file.parent}: {unsure.strerror}. Hint: set it again"
+            ) from unsure
 
     def _limits(self) -> dict[str, int | None]:
         return {**self._configured, **self._set}

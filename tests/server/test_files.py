@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 
+from chunkcache import durable
 from chunkcache.errors import NotFound, StoreError
 from chunkcache.server.files import Attachment, FileShelf
 
@@ -277,3 +278,20 @@ def test_what_cannot_be_put_on_disk_is_not_called_the_clients_fault(
     answer = upload(served, "a.txt")
     assert answer.status_code == 500
     assert "files: cannot write below" in answer.json()["error"]["message"]
+
+
+def test_an_upload_that_may_not_last_is_not_kept_under_an_id_that_nobody_knows(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, synced = FileShelf(root), list[Path]()
+
+    def fail(folder: Path) -> None:
+        synced.append(folder)
+        if len(synced) == 2:  # of the data's name, and of the sidecar's
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(durable, "sync_folder", fail)
+    with pytest.raises(StoreError, match="Input/output error"):
+        shelf.add("acme", "a.txt", b"x", purpose="assistants")
+    assert len(synced) == 2 and shelf.list("acme") == []
+    assert files_on_disk(root) == []

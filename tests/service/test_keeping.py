@@ -260,3 +260,20 @@ def test_a_quota_is_told_when_its_file_and_its_name_are_on_disk(
     quotas.listen(lambda *_: seen.append(list(synced)), known={})
     quotas.put("one", 5)
     assert seen == [[(False, False), (True, True)]], "the content, renamed, and then the folder"
+
+
+def test_a_quota_whose_name_cannot_be_synced_holds_and_is_said_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(5, "Input/output error")
+
+    file, told = tmp_path / "quotas.json", list[tuple[str, int | None]]()
+    quotas = Quotas(file, {})
+    quotas.listen(lambda tenant, limit: told.append((tenant, limit)), known={})
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="the limit is set, but"):
+        patch.setattr(os, "fsync", fsync)
+        quotas.put("one", 5)
+    assert told == [("one", 5)], "at once, not only when somebody asks"
+    assert quotas.all() == Quotas(file, {}).all() == {"one": 5} and told == [("one", 5)]
