@@ -45,8 +45,9 @@ from chunkcache import ChunkCache
 from chunkcache.config import Settings, load_settings
 from chunkcache.cores import one_core
 from chunkcache.engine.attention import StepRows
-from chunkcache.engine.chunk_pages import ChunkPages, Resident
+from chunkcache.engine.chunk_pages import ChunkPages
 from chunkcache.engine.outcome import Outcome
+from chunkcache.engine.resident import Resident
 from chunkcache.protocol import AnswerFinished, AnswerRequest, ChunkCacheOptions, Message, Sampling
 from chunkcache.service.asking import Measure
 from chunkcache.store import store_path

@@ -25,12 +25,12 @@ from transformers import (
 
 from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, Span, SpanKind
 from chunkcache.config import EngineSettings, RepairSettings
-from chunkcache.engine.chunk_pages import Resident
 from chunkcache.engine.core import Engine
 from chunkcache.engine.generation import Generation
 from chunkcache.engine.loader import Batch
 from chunkcache.engine.model import wrap_model
 from chunkcache.engine.prompt import Prompt
+from chunkcache.engine.resident import Resident
 from chunkcache.metrics import Metrics
 from chunkcache.protocol import Sampling
 from chunkcache.repair import policy_named

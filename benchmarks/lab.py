@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from chunkcache import ChunkCache
-    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.prompt import Prompt
+    from chunkcache.engine.resident import Resident
     from chunkcache.evaluate.quality import Question
 
 SALT = b"lab"

@@ -25,9 +25,9 @@ from chunkcache.service.answer import chunk_spans
 
 if TYPE_CHECKING:
     from chunkcache.engine.attention import LayerView
-    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache.engine.prompt import Prompt
+    from chunkcache.engine.resident import Resident
     from chunkcache.errors import ChunkCacheError
 
 Records = dict[int, ChunkKV]

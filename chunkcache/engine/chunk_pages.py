@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,10 @@ from chunkcache.engine.arrival import Arrival
 from chunkcache.engine.lane import lane_for
 from chunkcache.engine.pages import PagePool
 from chunkcache.engine.pool import placing
+from chunkcache.engine.resident import Leases, Resident
 from chunkcache.store.base import TierUsage
-from chunkcache.store.policy import Entry, WindowedFrequencyPolicy
+from chunkcache.store.policy import Entry
+from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,44 +40,6 @@ if TYPE_CHECKING:
     from chunkcache_kernels.compiled import Team
 
 FORESEEN_SHARE = 0.25  # of the pages, for chunks that nobody has asked for yet
-
-
-@dataclass(slots=True, eq=False)
-class Resident:
-    """A chunk on the device. It stays where it is for as long as somebody has leased it."""
-
-    key: ChunkKey
-    stats: ChunkStats
-    pages: np.ndarray  # int32, whole pages; the last one may be partly empty
-    size_bytes: int
-    is_exact: bool  # its rows are as they were computed, not rounded to fewer bits
-    codec: str | None = None  # the lossy one that it was read through
-    arrival: Arrival = field(default_factory=lambda: Arrival(0))
-    leases: int = 0
-    is_listed: bool = True  # found by its key; else it ends with its last lease
-    is_foreseen: bool = False  # brought up before anybody asked for it
-    source: tuple[str, str] | None = None  # see `Source`; until the first request has taken it
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in the chunk."""
-        return len(self.key.token_ids)
-
-
-@dataclass(slots=True)
-class Leases:
-    """Leases of one holder, given back together unless they are passed on."""
-
-    residents: list[Resident] = field(default_factory=list)
-
-    def add(self, resident: Resident) -> None:
-        """One more to give back."""
-        self.residents.append(resident)
-
-    def pass_on(self) -> list[Resident]:
-        """Somebody else gives them back from here on."""
-        residents, self.residents = self.residents, []
-        return residents
 
 
 class ChunkPages:

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from chunkcache.engine.choice import Matcher
-    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache.engine.outcome import Written
     from chunkcache.engine.planner import RepairPlan
     from chunkcache.engine.prompt import Prompt
     from chunkcache.engine.request import Passes
+    from chunkcache.engine.resident import Resident
     from chunkcache.errors import ChunkCacheError
     from chunkcache.protocol import Sampling
     from chunkcache.repair import RepairPolicy

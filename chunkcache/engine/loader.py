@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from chunkcache.chunk import ChunkKey
-    from chunkcache.engine.chunk_pages import ChunkPages, Resident
+    from chunkcache.engine.chunk_pages import ChunkPages
     from chunkcache.engine.lane import StagingRing
+    from chunkcache.engine.resident import Resident
     from chunkcache.store.base import RecordReader
 
 log = structlog.get_logger(__name__)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from chunkcache.chunk import Span
-    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.prompt import Prompt
+    from chunkcache.engine.resident import Resident
     from chunkcache.repair import RepairPolicy
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from chunkcache.engine.attention import KeptRows, RowObserver
-    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.decoder import DecoderModel
+    from chunkcache.engine.resident import Resident
     from chunkcache.engine.sequence_kv import PlacedChunk, SequenceKV
     from chunkcache.errors import ChunkCacheError
 

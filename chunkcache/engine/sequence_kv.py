@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chunkcache.engine.arrival import Arrival
-    from chunkcache.engine.chunk_pages import Resident
+    from chunkcache.engine.resident import Resident
 
 OWN, CHUNKS = 0, 1  # indices of the two arenas
 PATIENCE_S = 0.25  # how long a pass waits for one layer, with the engine, before it is given up

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from chunkcache.chunk import Chunk
     from chunkcache.config import RepairSettings, Settings
     from chunkcache.console.lookup_log import LookupLog
-    from chunkcache.engine.chunk_pages import Resident
     from chunkcache.engine.prompt import Prompt
+    from chunkcache.engine.resident import Resident
     from chunkcache.metrics import Metrics
     from chunkcache.protocol import AnswerFinished, AnswerRequest, ChunkCacheOptions
     from chunkcache.retrieval.passage_matcher import PassageMatcher

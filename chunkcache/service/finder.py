@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chunkcache.chunk import ChunkKey, ChunkKV
-    from chunkcache.engine.chunk_pages import Leases, Resident
     from chunkcache.engine.core import Engine
+    from chunkcache.engine.resident import Leases, Resident
     from chunkcache.metrics import Metrics
     from chunkcache.store.base import RecordReader
     from chunkcache.store.cost import Source

@@ -68,10 +68,10 @@ def open_store(
     from chunkcache.store.codec import codec_named
     from chunkcache.store.disk import DiskTier
     from chunkcache.store.host import HostTier
-    from chunkcache.store.policy import WindowedFrequencyPolicy
     from chunkcache.store.popularity import Popularity
     from chunkcache.store.remote import remote_tiers
     from chunkcache.store.tiered import TieredStore
+    from chunkcache.store.windowed import WindowedFrequencyPolicy
 
     store, bases = settings.store, bases_path(settings)
     codec = codec_named(store.codec, bases)

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING
 import structlog
 import torch
 
-from chunkcache.chunk import ChunkKV, pack_token_ids
+from chunkcache.chunk import ChunkKV
 from chunkcache.codec_spec import is_lossless, stored_under
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.base import TierUsage
 from chunkcache.store.codec.readable import ReadableCodecs
 from chunkcache.store.frame import frame_of
+from chunkcache.store.index import RecordIndex
 from chunkcache.store.layout import MetaEntry, entry_of, map_bytes_for, padded
 from chunkcache.store.leased import LeasedRecord, decode_layers
 from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.mirror import Mirror
-from chunkcache.store.policy import WindowedFrequencyPolicy
 from chunkcache.store.reader import DTYPES, kv_shape
 from chunkcache.store.recoder import Recoder
 from chunkcache.store.syncing import Syncing
 from chunkcache.store.turnstile import Turnstile
+from chunkcache.store.windowed import WindowedFrequencyPolicy
 from chunkcache.store.writer import RecordWriter
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from chunkcache.store.base import RecordReader
     from chunkcache.store.codec.base import Codec
     from chunkcache.store.policy import Policy
-    from chunkcache.store.record import RecordHeader
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +92,7 @@ class DiskTier:
         self._mirror = Mirror(policy or WindowedFrequencyPolicy(capacity_bytes))
         self.on_quota = self._mirror.on_quota  # see `Retaining`
         self._writer = RecordWriter(self._env, self._mirror, capacity_bytes, on_evict)
+        self._index = RecordIndex(self._env, self._codecs, fingerprint)
         self._recoder = Recoder(self, self._env, self._mirror, self._writer)
         self._verbs = Turnstile()
         self._closed = False
@@ -130,7 +131,7 @@ class DiskTier:
             try:
                 with self._env.reading() as txn:
                     seen = self._env.entry(txn, digest)
-                    header = self._header(txn, key, digest)
+                    header = self._index.header(txn, key, digest)
             except CorruptRecord:
                 self._drop_corrupt(digest, seen)
                 raise
@@ -223,7 +224,7 @@ class DiskTier:
             was_there = False
             for digest in self._codecs.places(key.digest):
                 with suppress(CorruptRecord), self._env.reading() as txn:
-                    if self._header(txn, key, digest) is None:
+                    if self._index.header(txn, key, digest) is None:
                         continue
                 self._writer.remove(digest)
                 was_there = True
@@ -232,8 +233,10 @@ class DiskTier:
     def retain(self, key: ChunkKey, terms: Terms, *, exactly: bool = False) -> Retention | None:
         """See `Retaining`. Raises `StoreError`: it stays on the terms that it has."""
         with self._using():
-            held = self._find(key)
-            return self._writer.retain(held[0], terms, exactly=exactly) if held else None
+            # looked for in the transaction that writes: it may move from one place to another
+            return self._writer.retain(
+                lambda txn: self._index.find(txn, key), terms, exactly=exactly
+            )
 
     def on_wait(self, keys: Iterable[ChunkKey]) -> None:
         """See `Retaining`. Nothing is read."""
@@ -251,7 +254,7 @@ class DiskTier:
         """
         found: list[tuple[bytes, MetaEntry]] = []
         with self._using(), self._env.reading() as txn:
-            for digest, entry in self._ours(txn):
+            for digest, entry in self._index.entries(txn):
                 if digest > after and entry.terms.tenant == tenant:
                     found.append((digest, entry))
                     if len(found) == limit:
@@ -261,7 +264,7 @@ class DiskTier:
     def entries(self) -> list[tuple[bytes, MetaEntry]]:
         """What `scan` names, and what is known of it. O(records). Raises `StoreError`."""
         with self._using(), self._env.reading() as txn:
-            return list(self._ours(txn))
+            return list(self._index.entries(txn))
 
     def recode(self, digest: bytes, codec: Codec) -> int | None:
         """See `Recoder`. Raises `StoreError`: the record is as it was."""
@@ -275,7 +278,7 @@ class DiskTier:
     def scan(self) -> Iterator[bytes]:
         """See `Tier`. Records of this model that this codec's tier reads, as they are stored."""
         with self._using(), self._env.reading() as txn:
-            return iter([digest for digest, _ in self._ours(txn)])
+            return iter([digest for digest, _ in self._index.entries(txn)])
 
     def usage(self) -> TierUsage:
         """See `Tier`. Records of all models, codecs and processes; O(1)."""
@@ -322,52 +325,19 @@ class DiskTier:
                 raise StoreError(f"store: {self._env.path} is closed")
             yield
 
-    def _ours(self, txn: lmdb.Transaction[memoryview]) -> Iterator[tuple[bytes, MetaEntry]]:
-        for digest, packed in self._env.entries(txn):
-            try:
-                entry = MetaEntry.unpack(packed)
-            except CorruptRecord:
-                continue
-            if self._reads(entry):
-                yield digest, entry
-
-    def _reads(self, entry: MetaEntry) -> bool:
-        return self._codecs.read(entry.codec) and entry.fingerprint == self._fingerprint
-
-    def _header(
-        self, txn: lmdb.Transaction[memoryview], key: ChunkKey, digest: bytes
-    ) -> RecordHeader | None:
-        """The header of the very record `key` names. Raises `CorruptRecord`."""
-        packed = self._env.entry(txn, digest)
-        if packed is None:
-            return None
-        entry = MetaEntry.unpack(packed)
-        if not self._reads(entry):
-            return None
-        header = self._env.header(txn, digest)
-        if (header.fingerprint, header.codec) != (entry.fingerprint, entry.codec):
-            raise CorruptRecord(f"record {key.hex}: its header is of another model or codec")
-        if header.packed_token_ids != pack_token_ids(key.token_ids):
-            return None  # two chunks with one digest
-        return header
-
     def _place_for(self, key: ChunkKey) -> bytes:
         """The digest that a record is put under."""
         return stored_under(key.digest, self._codec.name)
 
     def _find(self, key: ChunkKey) -> tuple[bytes, str] | None:
-        """The digest that a record which can be read lies under, and its codec."""
-        for digest in self._codecs.looks(key.digest):
-            with suppress(CorruptRecord), self._env.reading() as txn:
-                header = self._header(txn, key, digest)
-                if header is not None:
-                    return digest, header.codec
-        return None
+        """See `RecordIndex.find`."""
+        with self._env.reading() as txn:
+            return self._index.find(txn, key)
 
     def _load(
         self, txn: lmdb.Transaction[memoryview], key: ChunkKey, digest: bytes
     ) -> ChunkKV | None:
-        header = self._header(txn, key, digest)
+        header = self._index.header(txn, key, digest)
         if header is None:
             return None
         geometry, name, codec = header.geometry, header.codec, self._codecs.named(header.codec)

@@ -7,14 +7,16 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from chunkcache.chunk import Retention
 from chunkcache.store.base import TierUsage
-from chunkcache.store.policy import Entry, WindowedFrequencyPolicy
+from chunkcache.store.policy import Entry
 from chunkcache.store.reader import HeldRecord
+from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from chunkcache.chunk import ChunkKey, ChunkKV, Retention, Terms
+    from chunkcache.chunk import ChunkKey, ChunkKV, Terms
     from chunkcache.store.base import RecordReader
     from chunkcache.store.policy import Policy
 
@@ -79,8 +81,9 @@ class HostTier:
     def _take_in(self, digest: bytes, record: ChunkKV) -> bool:
         """A record that is not here, if the policy admits it. Under the lock."""
         policy, size_bytes = self._policy, record.size_bytes
-        entry = Entry(size_bytes, record.num_tokens, record.terms)
         policy.on_time(time.time())
+        record = self._granted(record)
+        entry = _known_of(record)
         excess = self._size_bytes + size_bytes - self._capacity_bytes
         victims = policy.admit(digest, entry, excess)
         if victims is None:
@@ -111,10 +114,11 @@ class HostTier:
             if record is None:
                 return None
             if exactly or record.terms.retention < terms.retention:
-                self._records[key.digest] = replace(record, terms=terms)
-                entry = Entry(record.size_bytes, record.num_tokens, terms)
-                self._policy.on_put(key.digest, entry)
-            return self._policy.retention(key.digest)
+                self._policy.on_time(time.time())
+                record = self._granted(replace(record, terms=terms), instead_of=(key.digest,))
+                self._records[key.digest] = record
+                self._policy.on_put(key.digest, _known_of(record))
+            return record.terms.retention
 
     def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
         """See `Retaining`."""
@@ -164,6 +168,14 @@ class HostTier:
             return record
         return replace(record, kv=record.kv.clone())
 
+    def _granted(self, record: ChunkKV, instead_of: Iterable[bytes] = ()) -> ChunkKV:
+        """The record on the terms that it is to have: pinned only if pins leave it a place."""
+        terms = record.terms
+        wants = terms.retention is Retention.PINNED
+        if not wants or self._policy.may_pin(record.size_bytes, instead_of):
+            return record
+        return replace(record, terms=replace(terms, retention=Retention.WARMED))
+
     def _find(self, key: ChunkKey) -> ChunkKV | None:
         record = self._records.get(key.digest)
         return record if record is not None and _is_of(record, key) else None
@@ -175,6 +187,11 @@ class HostTier:
         self._size_bytes -= record.size_bytes
         self._policy.on_delete(digest)
         return True
+
+
+def _known_of(record: ChunkKV) -> Entry:
+    """What a policy is to know of a record: a hit saves its tokens."""
+    return Entry(record.size_bytes, record.num_tokens, record.terms)
 
 
 def _is_of(record: ChunkKV, key: ChunkKey) -> bool:

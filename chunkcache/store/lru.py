@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import Retention
+from chunkcache.store.policy import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -67,14 +68,17 @@ class LruPolicy:
         """See `Policy`. O(victims + those that may not go)."""
         return self._choose(bytes_needed, spared, Retention.WARMED)
 
-    def why_not(self, digest: bytes, entry: Entry) -> str:
+    def why_not(self, digest: bytes, entry: Entry) -> Refusal:
         """See `Policy`."""
-        return "the tier is full of what may not leave for it"
+        return Refusal("the tier is full of what may not leave for it")
 
-    def retention(self, digest: bytes) -> Retention | None:
-        """See `Policy`. What it says itself."""
-        entry = self._entries.get(digest)
-        return None if entry is None else entry.terms.retention
+    def may_pin(self, size_bytes: int, instead_of: Iterable[bytes] = ()) -> bool:
+        """See `Policy`. It minds no limit."""
+        return True
+
+    def pins_beyond(self) -> list[bytes]:
+        """See `Policy`. It minds no limit."""
+        return []
 
     def _choose(
         self, bytes_needed: int, spared: Container[bytes], firmest: Retention

@@ -17,8 +17,7 @@ from chunkcache.store.policy import Entry
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from chunkcache.chunk import Retention
-    from chunkcache.store.policy import Policy
+    from chunkcache.store.policy import Policy, Refusal
 
 
 class Mirror:
@@ -130,15 +129,21 @@ class Mirror:
             self._leaving = set(victims)
             return batches
 
-    def why_not(self, digest: bytes, entry: MetaEntry) -> str:
+    def why_not(self, digest: bytes, entry: MetaEntry) -> Refusal:
         """See `Policy`."""
         with self._lock:
             return self._policy.why_not(digest, _known_of(entry))
 
-    def retention(self, digest: bytes) -> Retention | None:
+    def may_pin(self, entry: MetaEntry, instead_of: Iterable[bytes], now_s: float) -> bool:
+        """See `Policy`; as late as `now_s`."""
+        with self._lock:
+            self._policy.on_time(now_s)
+            return self._policy.may_pin(entry.size_bytes, instead_of)
+
+    def pins_beyond(self) -> list[bytes]:
         """See `Policy`."""
         with self._lock:
-            return self._policy.retention(digest)
+            return self._policy.pins_beyond()
 
     def lease(self, digest: bytes) -> bool:
         """A record is to be read: it is no victim until it is given back as often. False: it is

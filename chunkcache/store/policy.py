@@ -6,32 +6,18 @@ asking changes nothing.
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from chunkcache.chunk import USUAL_TERMS, Retention
-from chunkcache.store.popularity import Popularity
-from chunkcache.store.ranking import Ranking
-from chunkcache.store.victims import Held, Pools, Stage, Victims
+from chunkcache.chunk import USUAL_TERMS
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Container, Iterable
 
     from chunkcache.chunk import Terms
 
-# looked up in the enumerations once: these are asked about at every record
-_MAIN: Final = Stage.MAIN
-_WINDOW: Final = Stage.WINDOW
-_PASSING: Final = Retention.PASSING
-_PINNED: Final = Retention.PINNED
-_WARMED: Final = Retention.WARMED
 PINNED_SHARE = 0.5
-"""Of a tier, that pins may keep; a record pinned beyond that counts as warmed until it is put anew.
+"""Of a tier, that pins may keep; what is to be pinned beyond that is kept as warmed instead.
 Pins of all of it would leave every tenant's next record no room."""
-
-_MIN_WINDOW_RECORDS = 4  # a byte share below a few chunks would admit nothing (measured: 98 % miss)
 
 
 class Entry(NamedTuple):
@@ -44,6 +30,16 @@ class Entry(NamedTuple):
     size_bytes: int
     saved: float = 1.0
     terms: Terms = USUAL_TERMS
+
+
+class Refusal(NamedTuple):
+    """Why a record does not come in, in words for an operator, and what to set to change that.
+
+    The knob is empty where it is the tier's own capacity.
+    """
+
+    reason: str
+    knob: str = ""
 
 
 class Policy(Protocol):
@@ -102,286 +98,17 @@ class Policy(Protocol):
         """Digests to evict, worst first, which together free `bytes_needed`, or all that may go."""
         ...
 
-    def why_not(self, digest: bytes, entry: Entry) -> str:
-        """Why `admit` has just said no, in words for an operator."""
+    def why_not(self, digest: bytes, entry: Entry) -> Refusal:
+        """Why `admit` has just said no."""
         ...
 
-    def retention(self, digest: bytes) -> Retention | None:
-        """What a record that is here counts as: one pinned beyond the limit of pins as warmed."""
+    def may_pin(self, size_bytes: int, instead_of: Iterable[bytes] = ()) -> bool:
+        """Whether a record of that size may be pinned that comes in for these, if they are here.
+
+        To be asked before one is told of a pinned record: what is said to be pinned is.
+        """
         ...
 
-
-@dataclass(slots=True)
-class _BoundTenant:
-    """A tenant with a quota, and its records apart from all others."""
-
-    limit_bytes: int
-    pools: Pools
-    held_bytes: int = 0
-
-
-class WindowedFrequencyPolicy:
-    """An LRU window in front of a main part ordered by decayed uses × saved ÷ bytes.
-
-    On RAG traces this closes about twice as much of the gap between LRU and the offline optimum as
-    GDSF or S3-FIFO, and the window keeps it from losing to LRU on session traffic. A record enters
-    the window; when the window holds more than its share, its oldest record moves to the main part
-    and must hold its own there. Uses are remembered beyond eviction, so that a chunk which keeps
-    coming back is recognised. First to leave are records that have expired, then the main part's
-    worst, then the window's oldest; those a waiting request will want come after all of these.
-    Pinned ones do not leave to make room, as far as `PINNED_SHARE` of the tier goes.
-
-    `on_use`: O(1). The others: O(log n) per record they touch, amortised.
-
-    Args:
-        capacity_bytes: of the tier.
-        window_share: of it, for newcomers; at least four records.
-        half_life_uses: after so many uses of any record one weighs half; see `Popularity`.
-        popularity: where uses are counted, when several tiers share it.
-        counts_uses: False in all tiers but the first of those that share it: that one is asked for
-            every record, so each use is counted once, and lower ones know what is used above them.
-        protected_share: of the tier, up to which warmed records are safe from passing ones.
-        quotas: bytes that a tenant may hold here; unlimited for those not named.
-        min_uses: decayed uses a record must have to be admitted, to spare a medium writes.
-    """
-
-    def __init__(
-        self,
-        capacity_bytes: int,
-        *,
-        window_share: float = 0.1,
-        half_life_uses: float = 8000,
-        popularity: Popularity | None = None,
-        counts_uses: bool = True,
-        protected_share: float = 1.0,
-        quotas: Mapping[str, int] | None = None,
-        min_uses: float = 0.0,
-    ) -> None:
-        self._capacity = capacity_bytes
-        self._window_capacity = int(capacity_bytes * window_share)
-        self._popularity = popularity or Popularity(half_life_uses)
-        self._counts_uses = counts_uses
-        self._protected_bytes = int(capacity_bytes * protected_share)
-        self._pinnable_bytes = int(capacity_bytes * PINNED_SHARE)
-        self._min_uses = min_uses
-        self._weights = self._popularity.weights
-        self._held: dict[bytes, Held] = {}
-        self._now = 0  # in uses of what is here
-        self._now_s = -math.inf
-        self._waits: dict[bytes, deque[int]] = {}  # places in the queue, first one first
-        self._places = 0
-        self._window_bytes = 0
-        self._warmed_bytes = 0
-        self._pinned_bytes = 0
-        self._expiring = Ranking(self._expiry)
-        self._everyone = self._new_pools()
-        self._of_everyone = (self._everyone,)
-        self._bound: dict[str, _BoundTenant] = {}
-        for tenant, limit_bytes in (quotas or {}).items():
-            self.on_quota(tenant, limit_bytes)
-
-    # ------------------------------------------------------------ what happened
-
-    def on_use(self, digest: bytes) -> None:
-        """See `Policy`."""
-        if self._counts_uses:
-            self._popularity.count(digest)
-        held = self._held.get(digest)
-        if held is not None and held.stage is _WINDOW:
-            self._now += 1
-            held.used_at = self._now
-            for pools in held.pools:
-                pools.use(digest, held)
-
-    def on_put(self, digest: bytes, entry: Entry) -> None:
-        """See `Policy`. A record that nobody ever wanted counts as used once."""
-        if digest in self._held:
-            self.on_delete(digest)
-        self._popularity.introduce(digest)
-        self._now += 1
-        self._take_in(digest, entry, _WINDOW)
-        if self._window_bytes > self._window_capacity:
-            self._shrink_window()
-
-    def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
-        """See `Policy`. If it was in the window still, its time there is over."""
-        if digest not in self._held:
-            return
-        self._popularity.follow(digest, to)
-        self.on_delete(digest)
-        self.on_delete(to)
-        self._take_in(to, entry, _MAIN)
-
-    def on_delete(self, digest: bytes) -> None:
-        """See `Policy`."""
-        held = self._held.pop(digest, None)
-        if held is None:
-            return
-        self._leave(digest, held)
-        if self._expiring.places:
-            self._expiring.discard(digest)
-        if self._bound or held.is_warmed:
-            self._account(held, -held.entry.size_bytes)
-
-    def on_time(self, now_s: float) -> None:
-        """See `Policy`."""
-        if now_s > self._now_s:
-            self._now_s = now_s
-            if self._expiring.places:
-                self._expire()
-
-    def on_wait(self, digests: Iterable[bytes]) -> None:
-        """See `Policy`."""
-        self._places += 1
-        for digest in digests:
-            self._waits.setdefault(digest, deque()).append(self._places)
-
-    def on_wait_over(self, digests: Iterable[bytes]) -> None:
-        """See `Policy`."""
-        for digest in digests:
-            places = self._waits.get(digest)
-            if places:
-                places.popleft()
-            if not places:
-                self._waits.pop(digest, None)
-
-    def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
-        """See `Policy`. O(records)."""
-        self._bound.pop(tenant, None)
-        if limit_bytes is not None:
-            self._bound[tenant] = _BoundTenant(limit_bytes, self._new_pools())
-        own = [(d, held) for d, held in self._held.items() if held.entry.terms.tenant == tenant]
-        for digest, held in sorted(own, key=lambda one: one[1].used_at):
-            held.pools = self._pools_of(tenant)
-            if limit_bytes is not None:
-                self._bound[tenant].held_bytes += held.entry.size_bytes
-                if held.stage is not None:
-                    held.pools[1].add(digest, held)
-
-    # ------------------------------------------------------------ who leaves
-
-    def admit(
-        self, digest: bytes, entry: Entry, bytes_needed: int, spared: Container[bytes] = ()
-    ) -> list[bytes] | None:
-        """See `Policy`. Above its quota a tenant's own records leave first."""
-        if entry.size_bytes > self._capacity:
-            return None
-        if self._min_uses and self._popularity.uses(digest) < self._min_uses:
-            return None
-        bound = self._bound.get(entry.terms.tenant) if self._bound else None
-        if bytes_needed <= 0 and bound is None:
-            return []
-        over = bound.held_bytes + entry.size_bytes - bound.limit_bytes if bound else 0
-        passes = entry.terms.retention is _PASSING
-        warmed_to_spare = self._warmed_bytes - self._protected_bytes if passes else math.inf
-        chosen = Victims(self._held, spared, self._waits, warmed_to_spare)
-        if bound and over > 0:
-            chosen.take(bound.pools, over)
-            over -= chosen.freed_bytes
-        chosen.take(self._everyone, bytes_needed)
-        chosen.restore()
-        return chosen.digests if over <= 0 and chosen.freed_bytes >= bytes_needed else None
-
-    def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
-        """See `Policy`."""
-        chosen = Victims(self._held, spared, self._waits, math.inf)
-        chosen.take(self._everyone, bytes_needed)
-        chosen.restore()
-        return chosen.digests
-
-    def why_not(self, digest: bytes, entry: Entry) -> str:
-        """See `Policy`."""
-        if entry.size_bytes > self._capacity:
-            return "it is larger than the tier"
-        if self._min_uses and self._popularity.uses(digest) < self._min_uses:
-            return "it is wanted too seldom"
-        bound = self._bound.get(entry.terms.tenant)
-        is_over = bound is not None and bound.held_bytes + entry.size_bytes > bound.limit_bytes
-        full = "its tenant's quota" if is_over else "the tier"
-        stays = ["pinned"] * bool(self._pinned_bytes)
-        stays += ["warmed"] * (entry.terms.retention is _PASSING)
-        return f"{full} is full of what is {' or '.join([*stays, 'being read'])}"
-
-    def retention(self, digest: bytes) -> Retention | None:
-        """See `Policy`."""
-        held = self._held.get(digest)
-        if held is None:
-            return None
-        return _WARMED if held.is_warmed else held.entry.terms.retention
-
-    # ------------------------------------------------------------
-
-    def _take_in(self, digest: bytes, entry: Entry, stage: Stage) -> None:
-        size_bytes, terms = entry.size_bytes, entry.terms
-        retention = terms.retention
-        is_pinned = retention is _PINNED and self._pinned_bytes + size_bytes <= self._pinnable_bytes
-        is_warmed = retention is _WARMED or (retention is _PINNED and not is_pinned)
-        pools = self._pools_of(terms.tenant) if self._bound else self._of_everyone
-        held = Held(entry, pools, self._now, is_warmed=is_warmed)
-        self._held[digest] = held
-        if self._bound or is_warmed:
-            self._account(held, size_bytes)
-        if is_pinned:
-            self._pinned_bytes += size_bytes
-        else:
-            self._enter(digest, held, stage)
-        if terms.expires_s < math.inf:
-            self._expiring.add(digest)
-        if self._expiring.places:
-            self._expire()
-
-    def _new_pools(self) -> Pools:
-        return Pools(self._expiry, self._worth)
-
-    def _expiry(self, digest: bytes) -> float:
-        return self._held[digest].entry.terms.expires_s
-
-    def _worth(self, digest: bytes) -> float:
-        return self._weights.get(digest, -math.inf) + self._held[digest].log2_density
-
-    def _pools_of(self, tenant: str) -> tuple[Pools, ...]:
-        """Those of everyone, and those of the tenant if it has a quota."""
-        bound = self._bound.get(tenant)
-        return (self._everyone, bound.pools) if bound else self._of_everyone
-
-    def _account(self, held: Held, size_bytes: int) -> None:
-        """So many bytes came in on the terms of `held`, or went if below 0."""
-        if held.is_warmed:
-            self._warmed_bytes += size_bytes
-        if bound := self._bound.get(held.entry.terms.tenant):
-            bound.held_bytes += size_bytes
-
-    def _enter(self, digest: bytes, held: Held, stage: Stage) -> None:
-        held.stage = stage
-        for pools in held.pools:
-            pools.add(digest, held)
-        if stage is _WINDOW:
-            self._window_bytes += held.entry.size_bytes
-
-    def _leave(self, digest: bytes, held: Held) -> None:
-        if held.stage is None:
-            self._pinned_bytes -= held.entry.size_bytes
-            return
-        for pools in held.pools:
-            pools.remove(digest, held)
-        if held.stage is _WINDOW:
-            self._window_bytes -= held.entry.size_bytes
-        held.stage = None
-
-    def _shrink_window(self) -> None:
-        others, warmed = self._everyone.window
-        while self._window_bytes > self._window_capacity:
-            if len(others) + len(warmed) <= _MIN_WINDOW_RECORDS:
-                break
-            digest, held = self._everyone.oldest()
-            held.stage = _MAIN
-            self._window_bytes -= held.entry.size_bytes
-            for pools in held.pools:
-                pools.leave_window(digest, held)
-
-    def _expire(self) -> None:
-        while (place := self._expiring.head()) is not None and place[0] <= self._now_s:
-            self._expiring.pop()
-            held = self._held[place[1]]
-            self._leave(place[1], held)
-            self._enter(place[1], held, Stage.EXPIRED)
+    def pins_beyond(self) -> list[bytes]:
+        """Pinned records that are more than may be: those that came in last, as few as will do."""
+        ...

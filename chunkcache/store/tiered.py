@@ -15,13 +15,12 @@ from concurrent.futures import wait as wait_for_all
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
-import structlog
-
-from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.errors import StoreError
 from chunkcache.store.base import AskedTogether, Retaining, SeveralCodecs, TierAtRest
 from chunkcache.store.cost import CostModel
+from chunkcache.store.failures import Failures
 from chunkcache.store.lookup import Lookup, Opened
 from chunkcache.store.reader import HeldRecord, read_record
 from chunkcache.store.write_behind import WriteBehind, any_written
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
     from chunkcache.store.base import RecordReader, Tier, TierUsage
     from chunkcache.store.cost import Source
     from chunkcache.store.write_behind import NewQueue
-
-log = structlog.get_logger(__name__)
-_T = TypeVar("_T")
 
 
 class Job(Protocol):
@@ -78,6 +74,7 @@ class TieredStore:
         self._retaining = [tier for tier in tiers if isinstance(tier, Retaining)]
         self._mixed = {tier.name: tier for tier in tiers if isinstance(tier, SeveralCodecs)}
         self._metrics = metrics
+        self._failures = Failures(metrics)
         self._clock = clock
         self.jobs = tuple(jobs)
         self._limits = (write_queue_limit, write_queue_bytes)
@@ -149,14 +146,7 @@ class TieredStore:
 
     def failed(self, tier: str, key: ChunkKey, error: StoreError) -> str:
         """Note that reading a record raised `error`. Returns: the reason of the miss."""
-        if not isinstance(error, CorruptRecord):
-            self._note_error("read", tier, error)
-            return "error"
-        self._metrics.store_errors.labels(tier, "corrupt").inc()
-        log.warning(
-            "record_corrupt", tier=tier, key=key.hex[:12], reason=error.message, action="dropped"
-        )
-        return "corrupt"
+        return self._failures.miss(tier, key, error)
 
     def contains(self, key: ChunkKey) -> str | None:
         """Name of the highest tier that holds the record; not a use."""
@@ -205,21 +195,13 @@ class TieredStore:
         """See `Source`; None: the tier does not hold the record, or failed."""
         mixed = self._mixed.get(tier.name)
         if mixed is not None:
-            return self._asked(tier, partial(mixed.codec_of, key), None)
-        return "" if self._asked(tier, partial(tier.contains, key), False) else None
+            return self._failures.asked(tier, partial(mixed.codec_of, key), None)
+        return "" if self._failures.asked(tier, partial(tier.contains, key), False) else None
 
     def _holds_many(self, tier: Tier, keys: Sequence[ChunkKey]) -> list[bool]:
         if not isinstance(tier, AskedTogether):
             return [self._codec_in(tier, key) is not None for key in keys]
-        return self._asked(tier, partial(tier.contains_many, keys), [False] * len(keys))
-
-    def _asked(self, tier: Tier, question: Callable[[], _T], otherwise: _T) -> _T:
-        """What a tier answers; of one that fails, which is noted, `otherwise`."""
-        try:
-            return question()
-        except StoreError as error:
-            self._note_error("read", tier.name, error)
-            return otherwise
+        return self._failures.asked(tier, partial(tier.contains_many, keys), [False] * len(keys))
 
     # ------------------------------------------------------------ keeping
 
@@ -292,7 +274,7 @@ class TieredStore:
                 found = tier.retain(key, terms, exactly=exactly)
                 kept = kept if found is None else found
             except StoreError as error:
-                self._note_error("write", tier.name, error)
+                self._failures.note("write", tier.name, error)
                 failure = failure or error
         if exactly and failure is not None:
             raise failure
@@ -350,7 +332,7 @@ class TieredStore:
                 closing.callback(job.close)
 
     def _takes(self, tier: Tier, size_bytes: int) -> bool:
-        return self._asked(tier, partial(tier.has_room, size_bytes), False)
+        return self._failures.asked(tier, partial(tier.has_room, size_bytes), False)
 
     def _queue(self, tier: Tier, record: ChunkKV, *, wait: bool) -> Future[bool] | None:
         """Whether and when it will have been written; None: dropped. With `wait`, never dropped."""
@@ -358,42 +340,26 @@ class TieredStore:
             done = self._behind[tier.name].offer(record, wait_for_place=wait)
         except StoreError as error:
             if not wait:
-                self._note_error("write", tier.name, error)
+                self._failures.note("write", tier.name, error)
                 return None
             done = Future()
             done.set_exception(error)
         if done is None:
-            self._metrics.store_errors.labels(tier.name, "queue_full").inc()
-            log.warning(
-                "store_queue_full", tier=tier.name, limit=self._limits[0],
-                limit_bytes=self._limits[1], effect="the record is not written to this tier",
-                knob="store.write_queue_limit, store.write_queue_bytes",
-            )  # fmt: skip
+            self._failures.queue_full(tier.name, *self._limits)
         return done
 
     def _write(self, tier: Tier, record: ChunkKV) -> bool:
         try:
             is_taken = tier.put(record)
         except StoreError as error:
-            self._note_error("write", tier.name, error)
+            self._failures.note("write", tier.name, error)
             raise
         except Exception as error:
-            self._metrics.store_errors.labels(tier.name, "write").inc()
-            log.error("store_writer_fault", tier=tier.name, error=repr(error))
-            raise StoreError(f"store: the writer failed: {error!r}") from error
+            raise self._failures.fault(tier.name, error) from error
         if not is_taken:
             self._metrics.store_refusals.labels(tier.name).inc()
         return is_taken
 
-    # ------------------------------------------------------------ noting
-
-    def _note_error(self, kind: str, tier: str, error: StoreError) -> None:
-        self._metrics.store_errors.labels(tier, kind).inc()
-        if isinstance(error, TierAtRest):
-            return  # said once, when it was put to rest
-        effect = "counts as a miss" if kind == "read" else "the write was dropped"
-        log.warning(f"store_{kind}_failed", tier=tier, reason=error.message, effect=effect)
-
     def _scraped(self, tier: Tier, of: Callable[[TierUsage], int]) -> float:
         """How full a tier is now; NaN, which is how Prometheus says unknown, when it fails."""
-        return self._asked(tier, lambda: of(tier.usage()), math.nan)
+        return self._failures.asked(tier, lambda: of(tier.usage()), math.nan)

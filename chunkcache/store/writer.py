@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
 from chunkcache.chunk import Retention, Terms
-from chunkcache.errors import CorruptRecord, StoreError
-from chunkcache.store.layout import MetaEntry
+from chunkcache.errors import StoreError
+from chunkcache.store.index import entries_at
 from chunkcache.store.lmdb_env import MapFull
-from chunkcache.store.policy import PINNED_SHARE
+from chunkcache.store.pins import Pins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import lmdb
 
+    from chunkcache.store.layout import MetaEntry
     from chunkcache.store.lmdb_env import AnyTransaction, RecordEnv
     from chunkcache.store.mirror import Mirror
+
+    Find = Callable[[AnyTransaction], tuple[bytes, str] | None]
 
 log = structlog.get_logger(__name__)
 
@@ -50,11 +52,12 @@ class RecordWriter:
         self._env = env
         self._mirror = mirror
         self._capacity_bytes = capacity_bytes
+        self._pins = Pins(env, mirror, capacity_bytes)
         self._on_evict = on_evict
         self._lock = threading.Lock()  # held from making room until the record is in
         self._unsynced = threading.Event()
         self._eviction_helps = True  # against a full map
-        self._said: set[str] = set()  # of what is warned about once: the counters tell the rest
+        self._said: set[str] = set()  # warned about once: the counters tell the rest
 
     def publish(
         self, digest: bytes, entry: MetaEntry, header: bytes, slabs: Sequence[bytes],
@@ -78,12 +81,9 @@ class RecordWriter:
         with self._lock:
             if worse:  # before room is made: they may be the ones that leave for it
                 with self._env.reading() as txn:
-                    entry = _after(entry, self._entries(txn, worse).values())
+                    entry = _after(entry, entries_at(self._env, txn, worse).values())
             if room < 0 or not self._make_way(digest, entry):
-                self._warn_once(
-                    "store_write_refused", reason=self._mirror.why_not(digest, entry),
-                    effect="such records are not on disk, and computed again after a restart",
-                )  # fmt: skip
+                self._warn_of_refusal(*self._mirror.why_not(digest, entry))
                 return False
             map_full = 0
             for _ in range(_RACES):
@@ -105,8 +105,11 @@ class RecordWriter:
             f"Limit: {self._capacity_bytes} bytes. Hint: raise store.disk_capacity_bytes"
         )
 
-    def retain(self, digest: bytes, terms: Terms, *, exactly: bool) -> Retention | None:
-        """Put a record on firmer terms, or `exactly` on these. A damaged entry stays as it is.
+    def retain(self, find: Find, terms: Terms, *, exactly: bool) -> Retention | None:
+        """Put a record on firmer terms, or `exactly` on these.
+
+        Args:
+            find: what is found when it is called within the transaction.
 
         Returns: see `Retaining`.
 
@@ -115,22 +118,20 @@ class RecordWriter:
         """
         with self._lock:
             with self._env.writing() as txn:
-                packed = self._env.entry(txn, digest)
-                try:
-                    entry = MetaEntry.unpack(packed) if packed is not None else None
-                except CorruptRecord:
-                    return None  # whoever reads it finds out, and drops it
-                if entry is None:
+                found = find(txn)
+                if found is None:
                     return None
-                counts_as = self._mirror.retention(digest)
-                is_firmer = not exactly and entry.terms.retention >= terms.retention
-                if is_firmer or (entry.terms == terms and counts_as is terms.retention):
-                    return entry.terms.retention if counts_as is None else counts_as
-                entry = replace(entry, terms=terms)
-                self._env.put_entry(txn, digest, entry)
+                digest, _ = found
+                entry = entries_at(self._env, txn, [digest])[digest]
+                if not exactly and entry.terms.retention >= terms.retention:
+                    return entry.terms.retention
+                changed = self._pins.granted(txn, replace(entry, terms=terms), [digest])
+                if changed != entry:
+                    self._env.put_entry(txn, digest, changed)
                 commit = txn.id()
-            self._added(commit, digest, entry)
-            return self._mirror.retention(digest)
+            if changed != entry:
+                self._added(commit, digest, changed)
+            return changed.terms.retention
 
     def recode(
         self, digest: bytes, seen: bytes, to: bytes, entry: MetaEntry,
@@ -220,8 +221,8 @@ class RecordWriter:
             with self._env.writing(entry.size_bytes) as txn:
                 if self._env.used_bytes(txn) + entry.size_bytes > self._capacity_bytes:
                     return False
-                there = self._entries(txn, worse)
-                entry = _after(entry, there.values())
+                there = entries_at(self._env, txn, worse)
+                entry = self._pins.granted(txn, _after(entry, there.values()), [digest, *worse])
                 for place, former in there.items():
                     if place in unread:
                         self._env.remove(txn, place)
@@ -240,31 +241,18 @@ class RecordWriter:
             self._free_pages()
         return True
 
-    def _entries(self, txn: AnyTransaction, places: Iterable[bytes]) -> dict[bytes, MetaEntry]:
-        """What `meta` says of those that are there, but for damaged entries."""
-        found: dict[bytes, MetaEntry] = {}
-        for place in places:
-            packed = self._env.entry(txn, place)
-            with suppress(CorruptRecord):  # whoever reads it finds out, and drops it
-                if packed is not None:
-                    found[place] = MetaEntry.unpack(packed)
-        return found
-
     def _added(self, commit: int, digest: bytes, entry: MetaEntry) -> None:
         self._mirror.added(commit, digest, entry)
         self._unsynced.set()
-        wanted = entry.terms.retention
-        if wanted is Retention.PINNED and self._mirror.retention(digest) is not wanted:
-            self._warn_once(
-                "pins_full", limit_bytes=int(self._capacity_bytes * PINNED_SHARE),
-                effect="what is pinned beyond that counts as warmed",
-            )  # fmt: skip
 
-    def _warn_once(self, event: str, **facts: object) -> None:
-        said = f"{event} {facts.get('reason', '')}"
-        if said not in self._said:
-            self._said.add(said)
-            log.warning(event, path=str(self._env.path), knob="store.disk_capacity_bytes", **facts)
+    def _warn_of_refusal(self, reason: str, knob: str) -> None:
+        if reason not in self._said:
+            self._said.add(reason)
+            log.warning(
+                "store_write_refused", path=str(self._env.path), reason=reason,
+                effect="such records are not on disk, and computed again after a restart",
+                knob=knob or "store.disk_capacity_bytes",
+            )  # fmt: skip
 
     def _make_way(self, digest: bytes, entry: MetaEntry) -> bool:
         """Evict those whom the policy gives up for a record. False: it is not to come in.
@@ -276,6 +264,8 @@ class RecordWriter:
             damaged: list[bytes] = []
             if not self._mirror.is_current(txn.id()):
                 damaged = self._mirror.replace(txn.id(), self._env.entries(txn))
+        if self._pins.loosen():
+            self._unsynced.set()
         batches = self._mirror.admit(digest, entry, needed, _DELETE_BATCH_BYTES)
         try:
             for batch in [damaged] * bool(damaged) + (batches or []):

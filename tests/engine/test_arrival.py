@@ -13,10 +13,10 @@ import torch
 from chunkcache.chunk import ChunkKV
 from chunkcache.config import RepairSettings
 from chunkcache.engine import sequence_kv
-from chunkcache.engine.chunk_pages import Resident
 from chunkcache.engine.generation import Generation
 from chunkcache.engine.loader import Batch, Brought, Loader
 from chunkcache.engine.outcome import Outcome
+from chunkcache.engine.resident import Resident
 from chunkcache.errors import Cancelled, CorruptRecord, ShuttingDown, StoreError
 from chunkcache.protocol import Sampling
 from chunkcache.repair import policy_named

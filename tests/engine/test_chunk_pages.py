@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry
-from chunkcache.engine.chunk_pages import ChunkPages, Resident
+from chunkcache.engine.chunk_pages import ChunkPages
+from chunkcache.engine.resident import Resident
 from chunkcache_kernels import Arena, Rotary, turned
 
 PAGE, PAGES = 8, 10

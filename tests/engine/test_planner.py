@@ -17,7 +17,6 @@ from chunkcache.chunk import (
     SpanKind,
     content_digest,
 )
-from chunkcache.engine.chunk_pages import Resident
 from chunkcache.engine.planner import (
     RepairPlan,
     SpanPlan,
@@ -28,6 +27,7 @@ from chunkcache.engine.planner import (
     with_scoring,
 )
 from chunkcache.engine.prompt import Prompt
+from chunkcache.engine.resident import Resident
 from chunkcache.repair import RepairPolicy, Scoring
 
 HEAD = (1, 2, 3)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from chunkcache.chunk import ChunkKey
-from chunkcache.engine.chunk_pages import Resident
+from chunkcache.engine.resident import Resident
 from chunkcache.engine.sequence_kv import CHUNKS, OWN, PlacedChunk, SequenceKV
 from chunkcache_kernels import HIDDEN
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from records import FINGERPRINT, make_finite, make_record
 
+from chunkcache.chunk import Retention, Terms
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.metrics import Metrics
 from chunkcache.store.codec import codec_named
@@ -151,7 +152,19 @@ def recode(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
             tell(tier.put(record))
 
 
-DUTIES = {"recode": recode, "copy": copy, "fill": fill, "mend": mend, "hold": hold, "fork": fork}
+def pin(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
+    """Pin records that are there, telling how firmly each is kept."""
+    tier = open_tier(order)
+    for number in order["numbers"]:
+        kept = tier.retain(make_record(number).key, Terms(retention=Retention.PINNED), exactly=True)
+        tell(kept.name if kept is not None else None)
+    tier.close()
+
+
+DUTIES = {
+    "recode": recode, "copy": copy, "fill": fill, "mend": mend, "hold": hold, "fork": fork,
+    "pin": pin,
+}  # fmt: skip
 
 
 class Child:

@@ -23,11 +23,12 @@ from chunkcache.store.codec import codec_named
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.host import HostTier
 from chunkcache.store.lru import LruPolicy
-from chunkcache.store.policy import Policy, WindowedFrequencyPolicy
+from chunkcache.store.policy import Policy
 from chunkcache.store.reader import read_record
 from chunkcache.store.remote.objects import ObjectBlobs
 from chunkcache.store.remote.resp import RespBlobs
 from chunkcache.store.remote.tier import RemoteTier
+from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 MIB = 1024 * 1024
 RAW = codec_named("raw")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from chunkcache.chunk import Retention, Terms
 from chunkcache.store.lru import LruPolicy
-from chunkcache.store.policy import Entry, WindowedFrequencyPolicy
+from chunkcache.store.policy import Entry
+from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 CAPACITY = 300
 HALF_LIFE = 7.3  # no two records get equal worth by chance
@@ -41,6 +42,7 @@ steps = st.lists(
         st.tuples(st.just("on_quota"), st.sampled_from([None, 30, 90])),
         st.tuples(st.just("admit"), numbers, entries, st.integers(-5, 200), spared),
         st.tuples(st.just("victims"), st.integers(-5, 400), spared),
+        st.tuples(st.just("may_pin"), st.integers(1, 120), spared),
     ),
     min_size=20,
     max_size=80,
@@ -63,7 +65,7 @@ def told(verb: str, args: list[Any]) -> list[Any]:
         return ["bound", args[0]]
     if verb == "admit":
         return [name(args[0]), args[1], args[2], {name(number) for number in args[3]}]
-    if verb == "victims":
+    if verb in {"victims", "may_pin"}:
         return [args[0], {name(number) for number in args[1]}]
     return args
 
@@ -198,17 +200,20 @@ class SlowWindowed:
     # ------------------------------------------------------------
 
     def take_in(self, digest: bytes, entry: Entry) -> None:
-        pinned = self.bytes_of(d for d in self.pinned if self.stage(d) is None)
         self.entries[digest] = entry
-        wants = entry.terms.retention is Retention.PINNED
-        if wants and pinned + entry.size_bytes <= self.capacity / 2:
+        if entry.terms.retention is Retention.PINNED:
             self.pinned.add(digest)
 
-    def retentions(self) -> dict[bytes, Retention]:
-        """What each record counts as."""
-        said = {digest: entry.terms.retention for digest, entry in self.entries.items()}
-        beyond = {d for d in said if said[d] is Retention.PINNED and d not in self.pinned}
-        return said | dict.fromkeys(beyond, Retention.WARMED)
+    def may_pin(self, size_bytes: int, instead_of: Iterable[bytes]) -> bool:
+        others = {d for d in self.pinned if self.stage(d) is None} - set(instead_of)
+        return self.bytes_of(others) + size_bytes <= self.capacity / 2
+
+    def pins_beyond(self) -> list[bytes]:
+        pinned = [d for d in self.entries if self.stage(d) is None]
+        beyond: list[bytes] = []
+        while self.bytes_of(pinned) > self.capacity / 2:
+            beyond.append(pinned.pop())
+        return beyond
 
     def bytes_of(self, digests: Iterable[bytes]) -> int:
         return sum(self.entries[digest].size_bytes for digest in digests)
@@ -259,7 +264,7 @@ def test_the_windowed_policy_is_its_slow_twin(
         arguments = told(verb, args)
         answer = getattr(policy, verb)(*arguments)
         assert answer == getattr(slow, verb)(*arguments)
-        assert {d: policy.retention(d) for d in slow.entries} == slow.retentions()
+        assert policy.pins_beyond() == slow.pins_beyond()
         if verb in {"admit", "victims"}:
             assert answer == getattr(policy, verb)(*arguments), "asking changes nothing"
     assert policy.victims(10**9) == slow.victims(10**9)

@@ -11,8 +11,9 @@ import pytest
 from chunkcache.chunk import Retention, Terms
 from chunkcache.store import ranking
 from chunkcache.store.lru import LruPolicy
-from chunkcache.store.policy import Entry, Policy, WindowedFrequencyPolicy
+from chunkcache.store.policy import Entry, Policy
 from chunkcache.store.popularity import Popularity
+from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 
 def test_a_chunk_that_keeps_coming_back_outlives_a_scan() -> None:

@@ -20,10 +20,10 @@ from chunkcache.metrics import Metrics
 from chunkcache.store import check_store, open_store
 from chunkcache.store.codec import codec_named, read_through
 from chunkcache.store.disk import DiskTier
-from chunkcache.store.policy import WindowedFrequencyPolicy
 from chunkcache.store.popularity import Popularity
 from chunkcache.store.reader import read_record
 from chunkcache.store.recompress import Recompressor
+from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 INT4 = "int4(group=32)"
 CAPACITY = 64 * 1024 * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -16,8 +17,8 @@ from chunkcache.chunk import ChunkKV, Retention, Terms
 from chunkcache.metrics import Metrics
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.host import HostTier
-from chunkcache.store.policy import WindowedFrequencyPolicy
 from chunkcache.store.tiered import TieredStore
+from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 ROOM = 8  # records
 Make = Callable[..., Any]
@@ -255,8 +256,23 @@ def test_pins_leave_half_the_tier_to_others_and_say_so(new_tier: Make, records: 
     last = made[-1]
     tier.put(last)
     assert tier.retain(last.key, terms, exactly=True) is Retention.WARMED
+    assert tier.retain(made[0].key, terms, exactly=True) is Retention.PINNED, "it was before"
     assert tier.retain(made[0].key, Terms(), exactly=True) is Retention.NORMAL
     assert tier.retain(last.key, terms, exactly=True) is Retention.PINNED, "asked for once more"
+
+
+def test_a_pin_that_has_expired_leaves_its_place_to_others(
+    new_tier: Make, records: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier, now_s = new_tier(), time.time()
+    made = [records.make_record(n) for n in range(ROOM)]
+    assert all(tier.put(record) for record in made)
+    pinned, soon = Retention.PINNED, Terms(retention=Retention.PINNED, expires_s=now_s + 60)
+    assert {tier.retain(record.key, soon) for record in made[: ROOM // 2]} == {pinned}
+    last = made[-1].key
+    assert tier.retain(last, Terms(retention=pinned), exactly=True) is Retention.WARMED
+    monkeypatch.setattr(time, "time", lambda: now_s + 120)
+    assert tier.retain(last, Terms(retention=pinned), exactly=True) is pinned
 
 
 def test_a_write_that_is_refused_is_counted_and_said_once_for_each_reason(
@@ -267,7 +283,7 @@ def test_a_write_that_is_refused_is_counted_and_said_once_for_each_reason(
     trial.put(records.make_record(0))
     size_bytes = trial.usage().size_bytes
     capacity = ROOM * size_bytes
-    policy = WindowedFrequencyPolicy(capacity, quotas={"bound": size_bytes})
+    policy = WindowedFrequencyPolicy(capacity, quotas={"bound": size_bytes, "tiny": 9})
     tier = open_tier(capacity, policy=policy)
     store = TieredStore([tier], metrics)
     bound = Terms("bound", retention=Retention.PINNED)
@@ -280,11 +296,16 @@ def test_a_write_that_is_refused_is_counted_and_said_once_for_each_reason(
             for terms in (bound, passing):
                 assert not store.offer(on(terms, records.make_record(number)), wait=True)
         assert not store.offer(records.make_record(53, num_tokens=9000), wait=True)
-    assert [(line["event"], line["reason"]) for line in logs] == [
-        ("store_write_refused", "its tenant's quota is full of what is pinned or being read"),
-        ("store_write_refused", "the tier is full of what is pinned or warmed or being read"),
-        ("store_write_refused", "it is larger than the tier"),
+        assert not store.offer(on(Terms("tiny"), records.make_record(54)), wait=True)
+    bytes_of, quotas = "store.disk_capacity_bytes", "store.quota_bytes, chunkcache quota --set"
+    bound_to = f"the quota of tenant 'bound', {size_bytes} bytes"
+    assert {line["event"] for line in logs} == {"store_write_refused"}
+    assert [(line["reason"], line["knob"]) for line in logs] == [
+        (f"{bound_to}, is full of what is pinned or being read", quotas),
+        ("the tier is full of what is pinned or warmed or being read", bytes_of),
+        ("it is larger than the tier", bytes_of),
+        ("it is larger than the quota of tenant 'tiny', 9 bytes", quotas),
     ]
-    assert counted("store_refusals_total", tier="disk") == 5
+    assert counted("store_refusals_total", tier="disk") == 6
     assert tier.usage().records == ROOM, "and nothing has left for them"
     store.close()

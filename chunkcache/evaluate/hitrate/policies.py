@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from chunkcache.errors import InvalidRequest
 from chunkcache.store.lru import LruPolicy
-from chunkcache.store.policy import WindowedFrequencyPolicy
 from chunkcache.store.popularity import Popularity
+from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
-    from chunkcache.chunk import Retention
-    from chunkcache.store.policy import Entry, Policy
+    from chunkcache.store.policy import Entry, Policy, Refusal
 
     NewPolicies = Callable[[Sequence[int]], list[Policy]]
 
@@ -61,13 +60,17 @@ class _Plain:
         """See `Policy`."""
         raise NotImplementedError
 
-    def why_not(self, digest: bytes, entry: Entry) -> str:
+    def why_not(self, digest: bytes, entry: Entry) -> Refusal:
         """See `Policy`. It never says no."""
         raise NotImplementedError
 
-    def retention(self, digest: bytes) -> Retention | None:
-        """See `Policy`. It knows none."""
-        return None
+    def may_pin(self, size_bytes: int, instead_of: Iterable[bytes] = ()) -> bool:
+        """See `Policy`. It knows no pins."""
+        return False
+
+    def pins_beyond(self) -> list[bytes]:
+        """See `Policy`. It knows no pins."""
+        return []
 
 
 class FifoPolicy(_Plain):

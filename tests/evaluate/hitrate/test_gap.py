@@ -16,7 +16,8 @@ from chunkcache.evaluate.hitrate.cascade import CascadeTier, replay_cascade
 from chunkcache.evaluate.hitrate.learnt import HitDensity, replay_learnt
 from chunkcache.evaluate.hitrate.optimum import Intervals, best_placement
 from chunkcache.store.lru import LruPolicy
-from chunkcache.store.policy import Policy, WindowedFrequencyPolicy
+from chunkcache.store.policy import Policy
+from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 FOLDER = os.environ.get("CHUNKCACHE_TRACES", "")
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray]  # chunk, tokens and request of every use

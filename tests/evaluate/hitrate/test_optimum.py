@@ -13,8 +13,8 @@ from chunkcache.evaluate.hitrate.cascade import CascadeTier, replay_cascade
 from chunkcache.evaluate.hitrate.learnt import HitDensity, replay_learnt
 from chunkcache.evaluate.hitrate.optimum import Intervals, best_placement
 from chunkcache.store.lru import LruPolicy
-from chunkcache.store.policy import WindowedFrequencyPolicy
 from chunkcache.store.popularity import Popularity
+from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 COMPUTE, LOADS = 10.0, (0.0, 4.0)
 
