@@ -352,6 +352,7 @@ class WarmReport(_Wire):
     already_warm: int = 0
     computed: int = 0
     failed: int = 0
+    warmed_only: int = Field(0, description="kept as warmed where pinned was asked for")
     tokens: int = 0
     seconds: float = 0.0
     stopped_reason: str | None = Field(None, description="e.g. the disk budget is reached")

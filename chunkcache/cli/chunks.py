@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Collection, Tenant
+from chunkcache.cli.keeping import say_what_is_not_pinned
 from chunkcache.cli.screen import console, progress_bar
+from chunkcache.keep import Keep
 
 if TYPE_CHECKING:
     from chunkcache.service.warm import WarmProgress
@@ -21,6 +23,10 @@ def warm(
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes; the cores are shared among them.")
     ] = 1,
+    retention: Annotated[
+        Literal["warmed", "pinned"],
+        typer.Option("--retention", help="pinned: not evicted, up to half the disk."),
+    ] = "warmed",
     tenant: Tenant = "public",
     collection: Collection = "default",
 ) -> None:
@@ -28,6 +34,7 @@ def warm(
     from chunkcache.jobs.warmup import warm_in_processes
 
     common = shared(context)
+    keep = Keep(retention="pinned") if retention == "pinned" else None  # firmer terms stay
     with progress_bar("chunks") as bar:
         task = bar.add_task("warm", total=None, note="")
 
@@ -37,11 +44,14 @@ def warm(
 
         if workers > 1:
             report = warm_in_processes(
-                common.settings, workers, tenant=tenant, collection=collection, on_progress=show
-            )
+                common.settings, workers, tenant=tenant, collection=collection, keep=keep,
+                on_progress=show,
+            )  # fmt: skip
         else:
             with common.open() as cache:
-                report = cache.warm(tenant=tenant, collection=collection, on_progress=show)
+                report = cache.warm(
+                    tenant=tenant, collection=collection, keep=keep, on_progress=show
+                )
     out = console()
     rate = report.tokens / report.seconds if report.seconds else 0.0
     out.print(
@@ -49,6 +59,7 @@ def warm(
         f"({report.tokens} tokens in {report.seconds:.1f} s, {rate:.0f} tokens/s), "
         f"{report.failed} failed"
     )
+    say_what_is_not_pinned(report.warmed_only)
     if report.stopped_reason:
         out.print(f"stopped: {report.stopped_reason}", style="yellow")
         raise typer.Exit(1)

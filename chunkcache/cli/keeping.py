@@ -49,9 +49,14 @@ def keep(
             wish, tenant=tenant, collection=collection, document_ids=document_ids or None
         )
     console().print(f"{kept.stored} of {kept.chunks} chunks are stored, and kept on these terms")
-    if kept.warmed_only:
+    say_what_is_not_pinned(kept.warmed_only)
+
+
+def say_what_is_not_pinned(chunks: int) -> None:
+    """Of those that were to be."""
+    if chunks:
         console().print(
-            f"{kept.warmed_only} of them count as warmed: pins take half of the tier at most. "
+            f"{chunks} of them are kept as warmed: pins take half of the tier at most. "
             "Raise store.disk_capacity_bytes, or take pins back and pin these again"
         )
 

@@ -80,6 +80,9 @@ class WarmState(BaseModel):
     done: int = Field(0, description="chunks that are warm")
     total: int | None = Field(None, description="chunks there are; null: not counted yet")
     computed: int = Field(0, description="chunks computed by this warm-up, once it has ended")
+    warmed_only: int = Field(
+        0, description="kept as warmed where pinned was asked for; pins have half of a tier"
+    )
     tokens: int = Field(0, description="tokens computed")
     tokens_per_s: float | None = Field(None, description="without the pauses")
     eta_s: float | None = Field(None, description="at that rate; null: not known, or ended")
@@ -194,6 +197,7 @@ class _Job:
             self._state.done = report.already_warm + report.computed
             self._state.total = report.chunks
             self._state.computed, self._state.tokens = report.computed, report.tokens
+            self._state.warmed_only = report.warmed_only
         if report.stopped_reason:
             self._end("stopped", report.stopped_reason)
         else:

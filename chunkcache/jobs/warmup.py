@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chunkcache.config import Settings
+    from chunkcache.keep import Keep
 
 _POLL_S = 0.5
 
@@ -47,9 +48,13 @@ def warm_in_processes(
     *,
     tenant: str,
     collection: str,
+    keep: Keep | None = None,
     on_progress: Callable[[WarmProgress], None] = lambda _: None,
 ) -> WarmReport:
     """Warm a collection with `workers` processes; the cores are shared out evenly among them.
+
+    Args:
+        keep: see `warm_chunks`.
 
     Raises:
         InvalidRequest: fewer than one worker.
@@ -66,7 +71,7 @@ def warm_in_processes(
     processes = [
         context.Process(
             target=_work,
-            args=(settings, Shard(index, workers), tenant, collection, messages),
+            args=(settings, Shard(index, workers), tenant, collection, keep, messages),
             daemon=True,
         )
         for index in range(workers)
@@ -87,13 +92,16 @@ def warm_in_processes(
     return total
 
 
-def _work(settings: Settings, shard: Shard, tenant: str, collection: str, messages: Any) -> None:
+def _work(
+    settings: Settings, shard: Shard, tenant: str, collection: str, keep: Keep | None, messages: Any
+) -> None:
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
         with ChunkCache(settings) as cache:
             report = cache.warm(
                 tenant=tenant,
                 collection=collection,
+                keep=keep,
                 shard=shard,
                 on_progress=lambda p: messages.put(_Progress(shard.index, p)),
             )
@@ -159,6 +167,7 @@ def _sum(reports: list[WarmReport]) -> WarmReport:
         total.already_warm += report.already_warm
         total.computed += report.computed
         total.failed += report.failed
+        total.warmed_only += report.warmed_only
         total.tokens += report.tokens
         total.stopped_reason = total.stopped_reason or report.stopped_reason
     return total

@@ -74,8 +74,8 @@ def warm_chunks(
     """
     started = time.perf_counter()
     terms = Terms(tenant, retention=Retention.WARMED) if keep is None else terms_of(tenant, keep)
-    share = _Share(runtime, chunks, salt, shard)
-    report = share.survey(terms, exactly=keep is not None)
+    share = _Share(runtime, chunks, salt, shard, exactly=keep is not None)
+    report = share.survey(terms)
     if not runtime.reuses:
         report.stopped_reason = "the model did not pass the gate, its chunk KV is not reused"
         return report
@@ -87,6 +87,8 @@ def warm_chunks(
             break
         try:
             stored = runtime.keep(replace(record, terms=terms))
+            if stored:  # by a request meanwhile, it may be: on terms of its own
+                report.warmed_only += share.put_on(terms, record.key)
         except StoreError as error:
             report.failed += 1
             report.stopped_reason = error.message
@@ -118,15 +120,18 @@ class _Share:
         chunks: Callable[[], Iterable[Chunk]],
         salt: bytes,
         shard: Shard,
+        *,
+        exactly: bool,
     ) -> None:
         self._runtime = runtime
         self._chunks = chunks
         self._salt = salt
         self._shard = shard
+        self._exactly = exactly  # else terms that are firmer stay
         self._missing: set[bytes] = set()
         self.missing_tokens = 0
 
-    def survey(self, terms: Terms, *, exactly: bool) -> WarmReport:
+    def survey(self, terms: Terms) -> WarmReport:
         """Look every chunk up; one that is there is kept on `terms` from now on."""
         report = WarmReport()
         seen: set[bytes] = set()
@@ -138,11 +143,20 @@ class _Share:
             for key, is_warm in zip(keys, self._runtime.are_warm(keys), strict=True):
                 if is_warm:
                     report.already_warm += 1
-                    self._runtime.store.retain(key, terms, exactly=exactly)
+                    report.warmed_only += self.put_on(terms, key)
                 else:
                     self._missing.add(key.digest)
                     self.missing_tokens += len(key.token_ids)
         return report
+
+    def put_on(self, terms: Terms, key: ChunkKey) -> bool:
+        """Keep a chunk that is stored on `terms`. Whether it is less firmly than they say.
+
+        Raises:
+            StoreError: they are to be just these, and cannot be written.
+        """
+        kept = self._runtime.store.retain(key, terms, exactly=self._exactly)
+        return kept is not None and kept < terms.retention
 
     def missing(self) -> Iterator[ChunkKey]:
         """Each chunk that was missing, once; those that have been deleted since are left out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -203,8 +204,13 @@ def test_warm_in_two_processes_does_the_same_work_once(
     run("ingest", str(folder))
     shown = run("warm", "--workers", "2").stdout
     assert "12 chunks: 0 were warm, 12 computed" in shown
-    assert "12 records" in run("check").stdout
-    assert "12 were warm, 0 computed" in run("warm", "--workers", "2").stdout
+    found = re.search(r"12 records of 1 models, (\d+) bytes", run("check").stdout)
+    assert found is not None
+    capacity = f"store.disk_capacity_bytes={found[1]}"
+    shown = run("--set", capacity, "warm", "--workers", "2", "--retention", "pinned").stdout
+    assert "12 were warm, 0 computed" in shown and "6 of them are kept as warmed" in shown
+    shown = run("--set", capacity, "warm", "--retention", "pinned").stdout
+    assert "6 of them are kept as warmed" in shown
 
 
 def test_a_store_that_is_full_stops_the_warm_up_and_says_why(

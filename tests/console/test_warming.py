@@ -54,7 +54,7 @@ class Work:
             on_progress(Step(done))
             self.noted.release()
         return WarmReport(
-            chunks=TOTAL, already_warm=1, computed=TOTAL - 1, tokens=500,
+            chunks=TOTAL, already_warm=1, computed=TOTAL - 1, tokens=500, warmed_only=3,
             stopped_reason=self.stopped_reason,
         )  # fmt: skip
 
@@ -109,7 +109,7 @@ def test_progress_is_told_while_it_runs_and_the_outcome_after(
     let_through(work, 3)
     state = ended(warm_ups)
     assert (state.state, state.done, state.computed, state.tokens) == ("done", 5, 4, 500)
-    assert state.eta_s is None and state.ended_at is not None
+    assert state.eta_s is None and state.ended_at is not None and state.warmed_only == 3
     assert work.asked == [("public", "vs_1")]
 
 

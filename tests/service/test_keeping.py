@@ -89,7 +89,50 @@ def test_who_pins_more_than_pins_may_take_is_told(
         Keep(retention="pinned"), tenant="public", collection="default", texts=texts
     )
     assert (kept.chunks, kept.stored, kept.warmed_only) == (4, 4, 2)
-    assert terms(again) == [("pinned", 0, False)] * 4, "that is what was asked for"
+    assert sorted(terms(again)) == [("pinned", 0, False)] * 2 + [("warmed", 0, False)] * 2
+
+
+def test_a_warm_up_tells_what_it_could_not_pin(
+    open_cache: Callable[..., ChunkCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [GivenDocument(text=f"{number}: owls hunt.") for number in range(6)]
+    cache = open_cache()
+    assert cache.warm(texts=texts).warmed_only == 0
+    size_bytes = cache.holdings.disk_bytes("public")
+    cache.close()
+    again = open_cache(store={"disk_capacity_bytes": size_bytes + size_bytes // 12})
+    pinned = Keep(retention="pinned")
+    report = again.warm(texts=texts[:2], keep=pinned)
+    assert (report.already_warm, report.warmed_only) == (2, 0)
+    again.holdings.clear("public")
+    monkeypatch.setattr(again.runtime, "has_room", lambda _: True)  # these are small beside slack
+    report = again.warm(texts=texts, keep=pinned)
+    assert (report.computed, report.already_warm, report.warmed_only) == (6, 0, 3)
+    report = again.warm(texts=texts, keep=pinned)
+    assert (report.computed, report.already_warm, report.warmed_only) == (0, 6, 3)
+    assert sorted(terms(again)) == [("pinned", 0, False)] * 3 + [("warmed", 0, False)] * 3
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [(Keep(retention="pinned", priority=3), ("pinned", 3, False)), (None, ("warmed", 0, False))],
+)
+def test_what_a_request_stores_while_it_is_to_be_warmed_is_on_the_terms_of_the_warm_up(
+    cache: ChunkCache, monkeypatch: pytest.MonkeyPatch, keep: Keep | None,
+    expected: tuple[str, int, bool],
+) -> None:  # fmt: skip
+    texts = [f"{number}: owls hunt at night." for number in range(3)]
+    runtime, kept = cache.runtime, cache.runtime.keep
+
+    def after_a_request(record: Any) -> bool:
+        cache.ask("why?", documents=texts, **ONE_TOKEN)
+        runtime.store.flush()
+        return kept(record)
+
+    monkeypatch.setattr(runtime, "keep", after_a_request)
+    report = cache.warm(texts=[GivenDocument(text=text) for text in texts], keep=keep)
+    assert (report.computed, report.failed, report.warmed_only) == (3, 0, 0)
+    assert terms(cache) == [expected] * 3
 
 
 def test_what_is_not_put_on_its_terms_is_not_said_to_be(
@@ -115,6 +158,8 @@ def test_what_is_not_put_on_its_terms_is_not_said_to_be(
     with pytest.raises(StoreError, match="disk is full"):
         cache.warm(keep=Keep(retention="pinned"))
     assert cache.warm().already_warm == kept.chunks, "nobody said on what terms"
+    late = cache.warm(texts=[GivenDocument(text=TEXT)], keep=Keep(retention="pinned"))
+    assert (late.computed, late.failed) == (0, 1) and "disk is full" in str(late.stopped_reason)
 
 
 def test_documents_are_looked_for_in_the_catalog_and_in_no_tier(

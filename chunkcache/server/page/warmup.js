@@ -74,6 +74,7 @@ function draw(state) {
   figures(byId("warm-figures"), [
     ["Documents of", state.vector_store_id],
     ["Chunks warm", state.total === null ? "counting" : `${count(state.done)} of ${count(state.total)}`],
+    ["Kept as warmed, not pinned", state.warmed_only ? count(state.warmed_only) : null],
     ["Tokens computed", count(state.tokens)],
     ["Tokens a second", state.tokens_per_s === null ? null : count(Math.round(state.tokens_per_s))],
     ["Time left", state.eta_s === null ? null : `about ${duration(state.eta_s)}`],
