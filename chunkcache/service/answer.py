@@ -24,7 +24,7 @@ from chunkcache.protocol import (
 )
 from chunkcache.service.calls import CallReader, read_call
 from chunkcache.service.report import build_report, citation
-from chunkcache.store.cost import Rows
+from chunkcache.store.cost import Planned, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -55,8 +55,9 @@ class Preparation:
     retrieve_ms: float
     load_ms: float = 0.0
     rows: Rows = field(default_factory=Rows)  # that run whatever was found
-    planned_s: float | None = None  # to the first token, from the look-up on
+    planned: Planned | None = None  # to the first token, from the look-up on
     from_memory: bool = False  # every chunk was on the device
+    is_stored: bool = False  # or in a tier below it
     tiers: dict[int, str] = field(default_factory=dict)  # by span index
     misses: dict[int, str] = field(default_factory=dict)
     codecs: dict[int, str] = field(default_factory=dict)  # lossy ones that chunks came through
@@ -224,7 +225,7 @@ class AnswerHandle:
                 wait_ms=outcome.wait_ms,
                 compute_ms=outcome.compute_ms,
                 ttft_ms=lead_ms + outcome.ttft_ms,
-                planned_ms=before.planned_s and before.planned_s * 1e3,
+                planned_ms=before.planned.seconds * 1e3 if before.planned else None,
                 total_ms=lead_ms + outcome.total_ms,
             ),
         )
@@ -235,8 +236,10 @@ class AnswerHandle:
         actual_ms = before.load_ms + outcome.ttft_ms - outcome.queue_ms
         if before.from_memory:
             self._cost.observe_prompt(before.rows, actual_ms / 1e3)
-        if before.planned_s:
-            planned_ms = before.planned_s * 1e3
+        if before.planned:
+            if before.is_stored and not self._generation.lost:
+                self._cost.observe_overlap(before.planned, actual_ms / 1e3)
+            planned_ms = before.planned.seconds * 1e3
             self._metrics.planned_ratio.observe(actual_ms / planned_ms)
             log.info("prompt_planned", planned_ms=round(planned_ms), actual_ms=round(actual_ms))
 

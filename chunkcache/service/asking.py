@@ -249,7 +249,8 @@ class Asker:
         finding = self._runtime.find(
             keys, salt, gone, _terms_of(request), measure.reads_through, into.rows
         )
-        into.planned_s, into.from_memory = finding.planned_s, finding.from_memory
+        into.planned, into.from_memory = finding.planned, finding.from_memory
+        into.is_stored = finding.is_stored
         for index, found in zip(spans, finding.found, strict=True):
             if found.resident is not None:
                 residents[index] = found.resident

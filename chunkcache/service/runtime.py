@@ -28,7 +28,7 @@ from chunkcache.service.finder import Finder, Found
 from chunkcache.service.order import OrderBook
 from chunkcache.store import open_store
 from chunkcache.store.codec import read_through
-from chunkcache.store.cost import Rows
+from chunkcache.store.cost import Planned, Rows
 from chunkcache.store.popularity import Popularity
 
 if TYPE_CHECKING:
@@ -47,14 +47,16 @@ _WINDOW = 4  # chunks of one caller in the engine at a time: enough to fill a st
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finding:
-    """The chunks of a prompt; seconds to its first token as planned, None before all is known.
+    """The chunks of a prompt; what it takes as planned, None before all is known.
 
-    `from_memory`: it waits for no tier and for no chunk to be computed.
+    `from_memory`: it waits for no tier and for no chunk to be computed; `is_stored`: for no chunk
+    to be computed.
     """
 
     found: list[Found]
-    planned_s: float | None
+    planned: Planned | None
     from_memory: bool
+    is_stored: bool
 
 
 class Runtime:
@@ -159,8 +161,11 @@ class Runtime:
                 seen.add(key)
             leases.pass_on()
             hits = [found[key] for key in keys]
-            whole = all(hit.tier == self.engine.chunk_tier for hit in hits)
-            return Finding(hits, choice.planned_s, whole)
+            return Finding(
+                hits, choice.planned,
+                from_memory=all(hit.tier == self.engine.chunk_tier for hit in hits),
+                is_stored=all(hit.tier is not None for hit in hits),
+            )  # fmt: skip
 
     def announcement(self) -> Announcement:
         """Tells every tier what a request that waits will want; empty so far."""

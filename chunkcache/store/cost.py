@@ -3,7 +3,8 @@
 The chunks that a prompt brings up from one tier share it: together they take `latency + bytes ÷
 rate`, where each codec of the tier has a rate of its own, since decoding is part of it. Rows take
 time for their products and for the keys they look at: `a · rows + b · pairs`. What is brought up
-comes while rows are run, so a prompt takes as long as the longest of the two.
+comes while rows are run. Where the two share nothing, a prompt takes as long as the longest of
+them; on a CPU they share its cores, and a measured part of the shorter one comes on top.
 """
 
 from __future__ import annotations
@@ -58,15 +59,29 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """What bringing up and computing take each by itself, and a prompt until its first token."""
+
+    loading_s: float
+    computing_s: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """Which chunks are brought up; `planned_s` until the first token, None before all is measured.
+    """Which chunks are brought up, and what is `planned`: None before all is measured.
 
     A source is `probed` where one chunk of it comes up only to be measured.
     """
 
     loads: tuple[bool, ...]
-    planned_s: float | None = None
+    planned: Planned | None = None
     probed: Source | None = None
+
+    @property
+    def planned_s(self) -> float | None:
+        """Until the first token."""
+        return None if self.planned is None else self.planned.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +184,7 @@ class CostModel:
         self._sources: dict[Source, _Fit] = {}
         self._rows = _Fit(first=True)
         self._bias = 1.0  # what prompts took ÷ what their rows alone would: probes, steps, samples
+        self._on_top = (0.0, 0.0)  # see `_share`
         self._declined: dict[Source, int] = {}  # prompts in which one lost, since its last load
 
     def observe_load(
@@ -198,6 +214,17 @@ class CostModel:
             alone = self._rows.seconds(computed.rows, computed.pairs)
             if alone and seconds > 0:
                 self._bias += self._smoothing * (seconds / alone - self._bias)
+
+    def observe_overlap(self, planned: Planned, seconds: float) -> None:
+        """A prompt all of whose chunks came up, or were there, took `seconds`."""
+        shorter, longer = sorted((planned.loading_s, planned.computing_s))
+        if shorter <= 0 or seconds <= 0:
+            return
+        with self._lock:
+            x, y = shorter / seconds, (seconds - longer) / seconds
+            weight = self._smoothing if self._on_top[1] else 1.0
+            xy, xx = self._on_top
+            self._on_top = xy + weight * (x * y - xy), xx + weight * (x * x - xx)
 
     def load_s(self, tier: str, size_bytes: int, codec: str = "") -> float | None:
         """Seconds to bring up `size_bytes` of a source together; None before its first load."""
@@ -251,19 +278,33 @@ class CostModel:
         alone = self._rows.seconds(rows.rows, rows.pairs)
         return None if alone is None else self._bias * alone
 
-    def _best(self, prompt: _Prompt) -> tuple[list[bool], float | None]:
+    def _share(self) -> float:
+        """Of the shorter of bringing up and computing, what comes on top of the longer one.
+
+        Decayed least squares of the relative error. Samples may lie outside of 0 to 1, for both
+        scatter; what is made of them may not.
+        """
+        xy, xx = self._on_top
+        return min(max(xy / xx, 0.0), 1.0) if xx else 0.0
+
+    def _planned(self, computing_s: float, tiers: Sequence[_BusyTier], share: float) -> Planned:
+        loading_s = max((tier.seconds for tier in tiers), default=0.0)
+        shorter, longer = sorted((loading_s, computing_s))
+        return Planned(loading_s, computing_s, longer + share * shorter)
+
+    def _best(self, prompt: _Prompt) -> tuple[list[bool], Planned | None]:
         """All are brought up; then, one after another, the one that its tier is freed of at the
-        least cost is computed, for as long as there are any. The best of these, and its seconds;
+        least cost is computed, for as long as there are any. The best of these, and what it takes;
         None where something was never measured. O(n log n) in the chunks.
         """
         chunks = prompt.chunks
         loads = [True] * len(chunks)
         sources = {*prompt.coming, *(chunk.source for chunk in chunks)}
-        least = self._compute_s(prompt.always)
-        if least is None or not sources <= self._sources.keys():
+        computing_s = self._compute_s(prompt.always)
+        if computing_s is None or not sources <= self._sources.keys():
             return loads, None
-        tiers = self._tiers(prompt)
-        least = max([least, *(tier.seconds for tier in tiers)])
+        tiers, share = self._tiers(prompt), self._share()
+        least = self._planned(computing_s, tiers, share)
         computed: list[int] = []
         best, instead = 0, Rows()  # summed apart: whole rows add up to the same in any order
         while waiting := [tier for tier in tiers if tier.order]:
@@ -271,9 +312,9 @@ class CostModel:
             computed.append(slowest.order.pop())
             slowest.free(chunks[computed[-1]])
             instead += chunks[computed[-1]].instead
-            computing = self._compute_s(prompt.always + instead) or 0.0
-            planned = max([computing, *(tier.seconds for tier in tiers)])
-            if planned < least:
+            computing_s = self._compute_s(prompt.always + instead) or 0.0
+            planned = self._planned(computing_s, tiers, share)
+            if planned.seconds < least.seconds:
                 best, least = len(computed), planned
         for index in computed[:best]:
             loads[index] = False

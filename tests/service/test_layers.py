@@ -17,7 +17,7 @@ from chunkcache.protocol import AnswerFinished
 from chunkcache.service.asking import Measure
 from chunkcache.service.library import DEFAULT, PUBLIC
 from chunkcache.service.wishes import answer_request
-from chunkcache.store.cost import Choice, CostModel, Rows
+from chunkcache.store.cost import Choice, CostModel, Planned, Rows
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.leased import LeasedRecord
 
@@ -160,6 +160,24 @@ def test_what_loads_and_passes_take_is_measured(stored: ChunkCache) -> None:
     answer, _ = asked(stored, TEXTS)  # from memory: only the rows count
     assert answer.report.timings.planned_ms is not None
     assert cost.compute_s(Rows(100, 1000)) != before
+
+
+def test_what_loading_beside_a_pass_takes_is_measured(
+    stored: ChunkCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of prompts all of whose chunks came up; where some were computed, nothing can be told."""
+    seen: list[tuple[Planned, float]] = []
+    cost = stored.runtime.store.cost
+    monkeypatch.setattr(cost, "observe_overlap", lambda *what: seen.append(what))
+    cost.observe_load("disk", 1 << 20, 1e-3, codec="raw")
+    cost.observe_prefill(100, 1000, 0.1)
+    asked(stored, [*TEXTS, "another"])
+    assert seen == []
+    forget(stored)
+    answer, _ = asked(stored, TEXTS)
+    assert spans(answer, "tier") == ["disk"] * 4
+    ((planned, seconds),) = seen
+    assert planned.loading_s > 0 and planned.computing_s > 0 and seconds > 0
 
 
 @pytest.mark.usefixtures("always_read")

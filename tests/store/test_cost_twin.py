@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chunkcache.store import cost as module
-from chunkcache.store.cost import CostModel, Rows, Source, Stored
+from chunkcache.store.cost import CostModel, Planned, Rows, Source, Stored
 
 TIERS, CODECS = ["disk", "far"], ["", "int8", "raw"]
 
@@ -19,7 +19,7 @@ TIERS, CODECS = ["disk", "far"], ["", "int8", "raw"]
 class SlowModel(CostModel):
     """Plans the whole prompt anew after each chunk that is taken off."""
 
-    def _best(self, prompt: Any) -> tuple[list[bool], float | None]:
+    def _best(self, prompt: Any) -> tuple[list[bool], Planned | None]:
         chunks = prompt.chunks
         loads = [True] * len(chunks)
         best, least = list(loads), self.planned(prompt, loads)
@@ -29,7 +29,7 @@ class SlowModel(CostModel):
             own = [i for i, c in enumerate(chunks) if loads[i] and c.tier == slowest]
             loads[min(own, key=lambda i: self._price(chunks[i]))] = False
             planned = self.planned(prompt, loads)
-            if planned is not None and planned < least:
+            if planned is not None and planned.seconds < least.seconds:
                 best, least = list(loads), planned
         return best, least
 
@@ -44,7 +44,7 @@ class SlowModel(CostModel):
                 latency, moving = max(latency, first), moving + each * size
         return latency + moving
 
-    def planned(self, prompt: Any, loads: Sequence[bool]) -> float | None:
+    def planned(self, prompt: Any, loads: Sequence[bool]) -> Planned | None:
         instead, used = Rows(), set(prompt.coming)
         for chunk, load in zip(prompt.chunks, loads, strict=True):
             instead = instead if load else instead + chunk.instead
@@ -53,7 +53,9 @@ class SlowModel(CostModel):
         if computing is None or not used <= self._sources.keys():
             return None
         tiers = {tier for tier, _ in used}
-        return max([computing, *(self.tier_s(prompt, loads, tier) for tier in tiers)])
+        loading = max((self.tier_s(prompt, loads, tier) for tier in tiers), default=0.0)
+        both = max(loading, computing) + self._share() * min(loading, computing)
+        return Planned(loading, computing, both)
 
 
 sources = st.tuples(st.sampled_from(TIERS), st.sampled_from(CODECS))
@@ -62,6 +64,7 @@ measured = st.lists(
     st.one_of(
         st.tuples(st.just("load"), sources, st.sampled_from([10, 1000, 5000]), seconds),
         st.tuples(st.just("rows"), st.integers(1, 300), st.integers(0, 9000), seconds),
+        st.tuples(st.just("overlap"), seconds, seconds, seconds),
     ),
     max_size=25,
 )
@@ -79,6 +82,9 @@ def told(model: CostModel, facts: list[tuple[Any, ...]]) -> CostModel:
         if kind == "load":
             (tier, codec), size, took_s = fact
             model.observe_load(tier, size, took_s, codec=codec)
+        elif kind == "overlap":
+            loading, computing, took_s = fact
+            model.observe_overlap(Planned(loading, computing, 0.0), took_s)
         else:
             model.observe_prefill(*fact)
     return model
