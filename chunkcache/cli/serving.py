@@ -27,6 +27,7 @@ def serve(
     cache = shared(context).open(recompresses=True)
     try:
         health = cache.load()
+        cache.keep_level()
     except BaseException:
         cache.close()
         raise

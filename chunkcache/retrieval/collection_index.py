@@ -37,7 +37,7 @@ _Index = TypeVar("_Index")
 log = structlog.get_logger(__name__)
 
 _BATCH_ENTRIES = 4096  # texts or vectors in memory twice: as they are stored, and in the index
-_UNSAVED_ENTRIES = 256  # changes that are not worth a save; or a tenth of both indexes
+_UNSAVED_ENTRIES = 128  # changes of an index that are not worth a save; or a tenth of it
 
 
 class CollectionIndex:
@@ -63,7 +63,7 @@ class CollectionIndex:
         self._tenant, self._collection = tenant, collection
         self._space = vector_space(embedder)
         self._folder = folder
-        self._unsaved = 0
+        self._unsaved: dict[Path, int] = {}
         self._vector_path = folder / f"vectors-{kind}-{_short(self._space)}{INDEX_SUFFIX}"
         words = _short(f"{WORDS_VERSION} {SEARCHED_TEXT_VERSION}")
         self._lexical_path = folder / f"lexical-{words}{INDEX_SUFFIX}"
@@ -75,6 +75,10 @@ class CollectionIndex:
     def update(self) -> None:
         """Take in what the catalog has, drop what it has no more; save if much changed.
 
+        Vectors are saved before words are looked at: from then on they are in their file, and not
+        in memory beside what building the other takes. Whoever is killed, or fails, in between
+        leaves two files that are whole, each with the entries it knows.
+
         Cost: a query when nothing changed; else one over all entries, the new vectors and texts,
         and for saving a pass over the index files.
 
@@ -84,15 +88,11 @@ class CollectionIndex:
         if self.generation < 0:
             self._load()
         generation, entries = self._catalog.entries.all(self._tenant, self._collection)
-        removed = self._remove(entries)
-        added = self._add_vectors(np.setdiff1d(entries, self._vectors.ids))
-        added += self._add_words(np.setdiff1d(entries, self._words.ids))
+        self._level(self._vectors, entries, self._add_vectors, self._vector_path)
+        self._level(self._words, entries, self._add_words, self._lexical_path)
         self.generation = generation
-        self._unsaved += removed + added
         if not len(entries):
             remove_index_folder(self._folder)
-        elif self._unsaved > max(_UNSAVED_ENTRIES, len(entries) // 5):
-            self._save()
 
     def by_vector(
         self, vector: np.ndarray, depth: int, among: frozenset[int] | None = None
@@ -123,42 +123,45 @@ class CollectionIndex:
         """What a ranking of several collections by words needs of these entries."""
         return self._words.count(query, entries)
 
-    def _remove(self, entries: npt.NDArray[np.int64]) -> int:
-        removed = self._vectors.remove(np.setdiff1d(self._vectors.ids, entries))
-        return removed + self._words.remove(np.setdiff1d(self._words.ids, entries))
-
-    def _add_vectors(self, missing: npt.NDArray[np.int64]) -> int:
-        added = 0
+    def _level(
+        self,
+        index: VectorIndex | LexicalIndex,
+        entries: npt.NDArray[np.int64],
+        add: Callable[[npt.NDArray[np.int64]], int],
+        path: Path,
+    ) -> None:
+        held = index.ids
+        changed = index.remove(np.setdiff1d(held, entries, assume_unique=True))
+        missing = np.sort(np.setdiff1d(entries, held, assume_unique=True))
         for start in range(0, len(missing), _BATCH_ENTRIES):
-            batch = missing[start : start + _BATCH_ENTRIES]
-            present, vectors = self._catalog.entries.read(batch, self._space)
-            if len(present):
-                self._vectors.add(present, vectors)
-            added += len(present)
-        return added
+            changed += add(missing[start : start + _BATCH_ENTRIES])
+        self._unsaved[path] = self._unsaved.get(path, 0) + changed
+        if len(entries) and self._unsaved[path] > max(_UNSAVED_ENTRIES, len(entries) // 10):
+            self._save(index, path)
 
-    def _add_words(self, missing: npt.NDArray[np.int64]) -> int:
-        added = 0
-        for start in range(0, len(missing), _BATCH_ENTRIES):
-            batch = missing[start : start + _BATCH_ENTRIES]
-            texts = self._catalog.entries.searched_texts(self._tenant, self._collection, batch)
-            self._words.add(list(texts), list(texts.values()))
-            added += len(texts)
-        return added
+    def _add_vectors(self, batch: npt.NDArray[np.int64]) -> int:
+        present, vectors = self._catalog.entries.read(batch, self._space)
+        if len(present):
+            self._vectors.add(present, vectors)
+        return len(present)
 
-    def _save(self) -> None:
-        """Write both files. A failure costs work after the next start, and nothing else."""
+    def _add_words(self, batch: npt.NDArray[np.int64]) -> int:
+        texts = self._catalog.entries.searched_texts(self._tenant, self._collection, batch)
+        self._words.add(list(texts), list(texts.values()))
+        return len(texts)
+
+    def _save(self, index: VectorIndex | LexicalIndex, path: Path) -> None:
+        """Write a file. A failure costs work after the next start, and nothing else."""
         self._catalog.note_index_folder(self._tenant, self._collection, self._folder)
         try:
-            self._vectors.save(self._vector_path)
-            self._words.save(self._lexical_path)
-            for path in self._folder.glob(f"*{INDEX_SUFFIX}"):
-                if path not in (self._vector_path, self._lexical_path):
-                    path.unlink(missing_ok=True)  # of another embedder or kind
-        except OSError as error:
+            index.save(path)
+            for other in self._folder.glob(f"*{INDEX_SUFFIX}"):
+                if other not in (self._vector_path, self._lexical_path):
+                    other.unlink(missing_ok=True)  # of another embedder or kind
+        except (IndexFileError, OSError) as error:
             log.warning("index_not_saved", folder=str(self._folder), reason=str(error))
         else:
-            self._unsaved = 0
+            self._unsaved[path] = 0
         try:
             self._catalog.generation(self._tenant, self._collection)
         except NotFound:  # deleted while we wrote

@@ -45,6 +45,12 @@ class EntryTable:
         with self._database.reading() as connection:
             return connection.execute("SELECT tenant, id FROM collections ORDER BY key").fetchall()
 
+    def generations(self) -> dict[tuple[str, str], int]:
+        """The generation of each of `collections`."""
+        with self._database.reading() as connection:
+            found = connection.execute("SELECT tenant, id, generation FROM collections").fetchall()
+        return {(tenant, collection): generation for tenant, collection, generation in found}
+
     def all(self, tenant: str, collection: str) -> tuple[int, Entries]:
         """The collection's generation and its entries, both of one moment.
 

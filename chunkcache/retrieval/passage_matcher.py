@@ -84,6 +84,13 @@ class PassageMatcher:
         self._make_room(tenant)
         return found
 
+    def prepare(self, tenant: str) -> None:
+        """Bring a tenant's index level with the catalog, as the next search would."""
+        known = self._known(tenant)
+        with known.lock:
+            known.update()
+        self._make_room(tenant)
+
     def remember(self, tenant: str, chunks: Sequence[Chunk]) -> None:
         """Know passages that a request brought along, until many others have come."""
         known = self._known(tenant)

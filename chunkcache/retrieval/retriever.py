@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from chunkcache.retrieval.fusion import Mode
     from chunkcache.retrieval.splitter import Splitter
 
-_OPEN_COLLECTIONS = 64  # indexes held in memory; the least recently searched is let go
+OPEN_COLLECTIONS = 64  # indexes held in memory; the least recently searched is let go
 _CANDIDATES = 50  # per ranking, at least, so that fusion has something to fuse
 _ATTEMPTS = 4  # documents may change between the index and the catalog
 
@@ -122,6 +122,19 @@ class Retriever:
                 break
         return chunks
 
+    def prepare(self, tenant: str, collection: str) -> None:
+        """Bring a collection's indexes level with the catalog, as the next search would.
+
+        Searches of the collection wait meanwhile. Cost: see `search`; loads or builds what is not
+        in memory.
+
+        Raises:
+            NotFound: the tenant has no such collection.
+        """
+        index = self._index(tenant, collection)
+        with index.lock:
+            self._update(index, tenant, collection)
+
     def _update(self, index: CollectionIndex, tenant: str, collection: str) -> None:
         try:
             generation = self._catalog.generation(tenant, collection)
@@ -145,7 +158,7 @@ class Retriever:
                 )  # fmt: skip
                 self._open[tenant, collection] = index
             self._open.move_to_end((tenant, collection))
-            while len(self._open) > _OPEN_COLLECTIONS:
+            while len(self._open) > OPEN_COLLECTIONS:
                 self._open.popitem(last=False)
         return index
 

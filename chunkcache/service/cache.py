@@ -18,17 +18,15 @@ from chunkcache.console.lookup_log import LookupLog
 from chunkcache.engine.loading import model_ids
 from chunkcache.errors import ShuttingDown
 from chunkcache.metrics import Metrics
-from chunkcache.protocol import (
-    AnswerFinished,
-    AnswerRequest,
-    WarmReport,
-)
+from chunkcache.protocol import AnswerFinished, AnswerRequest, WarmReport
+from chunkcache.retrieval.retriever import OPEN_COLLECTIONS
 from chunkcache.service.asking import Asker, Measure
 from chunkcache.service.corpus_basis import fit_corpus_basis
 from chunkcache.service.given import check_tokens, counts
 from chunkcache.service.holdings import Holdings
 from chunkcache.service.keeping import Keeping
 from chunkcache.service.kv_states import KVStates
+from chunkcache.service.levelling import Leveller
 from chunkcache.service.library import DEFAULT, PUBLIC, Library
 from chunkcache.service.lookups import record_facts
 from chunkcache.service.order import distinct
@@ -76,6 +74,7 @@ class ChunkCache(Library):
         self._closed = False
         self._draining = False
         self._secret = load_secret(settings.home)
+        self._leveller: Leveller | None = None
         self.quotas = Quotas(settings.home / "quotas.json", settings.store.quotas)
         self._salting_secret = salting_secret(settings)
 
@@ -344,14 +343,26 @@ class ChunkCache(Library):
         log.info("model_ready", model=self.model_id, reuse=self.runtime.reuses)
         return self.health()
 
+    def keep_level(self) -> None:
+        """From now on, bring indexes level in the background; else a search does that. Once."""
+        self._leveller = Leveller(
+            self.catalog.entries.generations, self._prepare, most=OPEN_COLLECTIONS
+        )
+        self._leveller.start()
+
     def health(self) -> dict[str, object]:
-        """Whether it serves, which model, and what the gate said."""
+        """Whether it serves, which model, what the gate said, and whether searches would wait.
+
+        `indexes` is `opening` until all have been opened for the first time, then `level` with the
+        catalog or `behind` it; `on demand` where nobody keeps them level.
+        """
         loaded = "_runtime" in self.__dict__
         return {
             "status": "draining" if self._draining else "ok",
             "model": self.model_id,
             "loaded": loaded,
             "reuse": self._runtime.reuses if loaded else None,
+            "indexes": self._leveller.state if self._leveller else "on demand",
         }
 
     def drain(self, timeout_s: float) -> None:
@@ -367,6 +378,8 @@ class ChunkCache(Library):
             if self._closed:
                 return
             self._closed = True
+        if self._leveller is not None:
+            self._leveller.stop()
         self.console.close()
         lookups: LookupLog | None = self.__dict__.get("_lookups")
         if lookups is not None:
@@ -375,3 +388,5 @@ class ChunkCache(Library):
             self._runtime.close()
         if "catalog" in self.__dict__:
             self.catalog.close()
+        if self._leveller is not None:
+            self._leveller.join()

@@ -277,6 +277,17 @@ class Library:
             for c in found
         ]  # fmt: skip
 
+    def _prepare(self, tenant: str, collection: str) -> None:
+        """Bring a collection's indexes level with the catalog before somebody searches it.
+
+        Raises:
+            NotFound: the tenant has no such collection.
+        """
+        with self._lock:
+            retriever, matcher = self._retriever, self._matcher
+        retriever.prepare(tenant, collection)
+        matcher.prepare(tenant)
+
     def _search(
         self,
         query: str,

@@ -119,14 +119,14 @@ class HnswIndex:
         asked = checked_vectors(queries, self._dim, "queries")
         taken = min(k, len(self))
         if taken == 0 or len(asked) == 0:
-            return exact_search(self._ids[:0], self._vectors()[:0], asked, k)
+            return exact_search(self._ids[:0], [], asked, k)
         scores, places = self._graph.search(asked, k, params=self._search_parameters(k))
         short = np.flatnonzero((places[:, :taken] < 0).any(axis=1))
         found = np.where(places < 0, NO_ID, self._ids[places])
         scores = np.where(places < 0, np.float32(-np.inf), scores)
         if len(short):
             living = self._vectors()[self._alive]
-            exact = exact_search(self._ids[self._alive], living, asked[short], k)
+            exact = exact_search(self._ids[self._alive], [living], asked[short], k)
             found[short], scores[short] = exact
         return Hits(found, scores)
 

@@ -2,7 +2,8 @@
 
 Layout, little-endian: magic (8 bytes), version (u32), header length (u32), header (JSON: kind,
 meta, and name, dtype and shape of each array), the arrays one after another, BLAKE2b-128 of all
-that. No pickle anywhere.
+that. Header and arrays are filled up to multiples of 64 bytes: numpy copies a matrix that is not
+aligned, whole, for every product. No pickle anywhere.
 """
 
 from __future__ import annotations
@@ -10,33 +11,53 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import secrets
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
+    from typing import BinaryIO
 
     import numpy.typing as npt
 
 PARTIAL_SUFFIX = ".partial"  # of a file being written; what a killed process leaves behind
-VERSION = 1
+VERSION = 2
 _MAGIC = b"CCINDEX\n"
 _FIXED = struct.Struct("<8sII")
 _DIGEST_BYTES = 16
-_DTYPES = {"int64", "int32", "float32", "uint8"}
+_ALIGNED_BYTES = 64
+_READ_BYTES = 1 << 20
+_DTYPES = {"int64", "int32", "uint32", "uint16", "float32", "uint8"}
 
 
 class IndexFileError(ValueError):
     """The file is truncated, damaged, of another version or of another kind of index."""
 
 
+class Stacked(NamedTuple):
+    """An array in pieces, for what is not to be in memory twice."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Iterable[npt.NDArray[Any]]  # along the first axis
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any]) -> Self:
+        """One piece."""
+        return cls(str(array.dtype), array.shape, (array,))
+
+
 def write_index_file(
-    path: Path, kind: str, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+    path: Path,
+    kind: str,
+    meta: Mapping[str, Any],
+    arrays: Mapping[str, npt.NDArray[Any] | Stacked],
 ) -> None:
     """Write, sync, rename. `meta` must be JSON.
 
@@ -45,16 +66,16 @@ def write_index_file(
     Raises:
         OSError: the file cannot be written; an older one at `path` is untouched.
     """
-    described = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
+    stacked = {n: a if isinstance(a, Stacked) else Stacked.of(a) for n, a in arrays.items()}
+    described = [[name, one.dtype, list(one.shape)] for name, one in stacked.items()]
     header = json.dumps({"kind": kind, "meta": meta, "arrays": described}).encode()
-    blocks: list[Any] = [_FIXED.pack(_MAGIC, VERSION, len(header)), header]
-    blocks += [np.ascontiguousarray(array).data for array in arrays.values()]  # no copy
+    header += b" " * _missing(_FIXED.size + len(header))
     hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
         with partial.open("wb") as stream:
-            for block in blocks:
+            for block in _blocks(header, stacked.values()):
                 hasher.update(block)
                 stream.write(block)
             stream.write(hasher.digest())
@@ -70,23 +91,38 @@ def write_index_file(
         os.close(folder)
 
 
+def _blocks(header: bytes, arrays: Iterable[Stacked]) -> Iterator[Any]:
+    """What a file has before its checksum."""
+    yield _FIXED.pack(_MAGIC, VERSION, len(header))
+    yield header
+    for array in arrays:
+        size_bytes = 0
+        for piece in array.pieces:
+            size_bytes += piece.nbytes
+            yield np.ascontiguousarray(piece).data  # no copy
+        yield b" " * _missing(size_bytes)
+
+
+def _missing(size_bytes: int) -> int:
+    return -size_bytes % _ALIGNED_BYTES
+
+
 def read_index_file(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Meta and arrays of a file that `write_index_file` wrote. The arrays are read-only views.
+    """Meta and arrays of a file that `write_index_file` wrote.
+
+    The arrays are read-only and mapped: they take memory as they are read, which the system may
+    take back. A file that takes this one's place, or its removal, does not change them.
+
+    Cost: a pass over the bytes for the checksum.
 
     Raises:
         FileNotFoundError, OSError: it cannot be read.
         IndexFileError: see there.
     """
-    data = path.read_bytes()
-    body = memoryview(data)[:-_DIGEST_BYTES]
-    if len(data) < _FIXED.size + _DIGEST_BYTES or not data.startswith(_MAGIC):
-        raise IndexFileError(f"{path}: not an index file, or truncated ({len(data)} bytes)")
-    _, version, header_length = _FIXED.unpack_from(data)
-    if version != VERSION:
-        raise IndexFileError(f"{path}: has version {version}, this program reads {VERSION}")
-    if hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() != data[-_DIGEST_BYTES:]:
-        raise IndexFileError(f"{path}: checksum does not match, the file is truncated or damaged")
-    header = json.loads(bytes(body[_FIXED.size : _FIXED.size + header_length]))
+    with path.open("rb") as stream:
+        header_length = _verify(path, stream)
+        body = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    header = json.loads(body[_FIXED.size : _FIXED.size + header_length])
     if header["kind"] != kind:
         raise IndexFileError(f"{path}: holds a {header['kind']} index, expected {kind}")
     arrays, offset = {}, _FIXED.size + header_length
@@ -95,5 +131,24 @@ def read_index_file(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np
             raise IndexFileError(f"{path}: array {name} has type {dtype}")
         count = math.prod(shape)
         arrays[name] = np.frombuffer(body, np.dtype(dtype), count, offset).reshape(shape)
-        offset += arrays[name].nbytes
+        offset += arrays[name].nbytes + _missing(arrays[name].nbytes)
     return header["meta"], arrays
+
+
+def _verify(path: Path, stream: BinaryIO) -> int:
+    """The length of the header of a file that is whole. Raises `IndexFileError`."""
+    size_bytes = os.fstat(stream.fileno()).st_size
+    fixed = stream.read(_FIXED.size)
+    if size_bytes < _FIXED.size + _DIGEST_BYTES or not fixed.startswith(_MAGIC):
+        raise IndexFileError(f"{path}: not an index file, or truncated ({size_bytes} bytes)")
+    _, version, header_length = _FIXED.unpack(fixed)
+    if version != VERSION:
+        raise IndexFileError(f"{path}: has version {version}, this program reads {VERSION}")
+    hasher = hashlib.blake2b(fixed, digest_size=_DIGEST_BYTES)
+    left = size_bytes - _FIXED.size - _DIGEST_BYTES
+    while left and (block := stream.read(min(left, _READ_BYTES))):
+        hasher.update(block)
+        left -= len(block)
+    if hasher.digest() != stream.read():
+        raise IndexFileError(f"{path}: checksum does not match, the file is truncated or damaged")
+    return int(header_length)

@@ -29,6 +29,7 @@ def main() -> None:
         cache.warm()
     elif task == "serve":
         cache.load()
+        cache.keep_level()
         serve(cache, port=0, on_ready=lambda url: say(f"ready {url}"))
     say("done")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pytest
 
 from chunkcache_indexes.ann import HnswIndex
 from chunkcache_indexes.flat import FlatIndex
-from chunkcache_indexes.index_file import VERSION, IndexFileError
+from chunkcache_indexes.index_file import VERSION, IndexFileError, read_index_file
 from chunkcache_indexes.lexical import LexicalIndex
 
 if TYPE_CHECKING:
@@ -60,6 +61,30 @@ def test_a_file_of_another_kind_is_refused(saved: Path, kind: type[HnswIndex]) -
 def test_a_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FlatIndex.load(tmp_path / "none.idx")
+
+
+@pytest.mark.parametrize("dim", [1, 5, 7, 10, 123])
+def test_a_loaded_matrix_is_aligned_and_mapped(tmp_path: Path, dim: int) -> None:
+    """One that is not is copied for every product: 22 times as slow, measured with 20,000 rows."""
+    index = FlatIndex(dim)
+    index.add(range(3), np.ones((3, dim)))
+    index.save(tmp_path / "x")
+    _, arrays = read_index_file(tmp_path / "x", "flat")
+    for array in arrays.values():
+        assert array.ctypes.data % 64 == 0 and not array.flags.writeable
+        base: object = array
+        while isinstance(base, np.ndarray):
+            base = base.base
+        assert isinstance(base, memoryview) and isinstance(base.obj, mmap.mmap)
+
+
+def test_what_was_loaded_stays_when_its_file_is_replaced_or_goes(saved: Path) -> None:
+    loaded = FlatIndex.load(saved)
+    before = loaded.search(np.ones((1, 5)), 9)
+    FlatIndex(5).save(saved)
+    saved.unlink()
+    after = loaded.search(np.ones((1, 5)), 9)
+    assert np.array_equal(after.ids, before.ids) and np.array_equal(after.scores, before.scores)
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_rest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import bm25s
@@ -227,6 +228,42 @@ def test_changes_give_what_building_afresh_gives(tmp_path: Path) -> None:
             mine, theirs = changed.search(query, 20), fresh.search(query, 20)
             assert mine.ids.tolist() == theirs.ids.tolist()
             assert mine.scores.tolist() == pytest.approx(theirs.scores.tolist())
+
+
+def test_scores_are_the_same_bits_however_the_index_came_about(tmp_path: Path) -> None:
+    """Built in one piece, in another order, by changes, or loaded: words have other numbers."""
+    words = [f"w{n}" for n in range(12)]
+    texts = {i: " ".join(words[(i * k) % 12] for k in range(1, 9)) for i in range(80)}
+    query = " ".join(reversed(words))
+
+    def built(order: list[int], step: int) -> LexicalIndex:
+        index = LexicalIndex()
+        for start in range(0, len(order), step):
+            some = order[start : start + step]
+            index.add(some, [texts[i] for i in some])
+        return index
+
+    straight, changed = built(list(range(80)), 80), built(list(range(79, -1, -1)), 7)
+    changed.add([99], ["gone w1 w2"])
+    changed.remove([99])
+    changed.save(tmp_path / "x")
+    expected = straight.search(query, 80)
+    assert len(expected.ids) == 80
+    for index in (changed, LexicalIndex.load(tmp_path / "x")):
+        found = index.search(query, 80)
+        assert found.ids.tobytes() == expected.ids.tobytes()
+        assert found.scores.tobytes() == expected.scores.tobytes()
+
+
+@given(st.lists(st.text("aB1_.-:#+é語 \\\n", max_size=30), max_size=6))
+@settings(max_examples=60)
+def test_an_index_counts_what_words_of_finds(texts: list[str]) -> None:
+    index = filled(*texts)
+    for i, text in enumerate(texts):
+        counted = Counter(words_of(text))
+        held = index.count(text, [10 + i])
+        assert held.lengths.tolist() == [counted.total()]
+        assert dict(zip(sorted(counted), held.counts[0].tolist(), strict=True)) == counted
 
 
 def test_words_of_removed_texts_leave_the_file(tmp_path: Path) -> None:

@@ -98,6 +98,65 @@ def test_flat_takes_few_beside_many_without_copying_those(
             assert found.ids[row].tolist() == brute_force(held, vectors[held], vectors[row], 9)
 
 
+def test_flat_loaded_finds_what_flat_built_finds_bit_for_bit(
+    clustered: Clustered, tmp_path: Path
+) -> None:
+    built = FlatIndex(24)
+    built.add(np.arange(333) * 5, clustered(333, 24))
+    queries = clustered(7, 24, seed=1)
+    before = [built.search(query[None], 50) for query in queries]
+    built.save(tmp_path / "x")
+    for index in (built, FlatIndex.load(tmp_path / "x")):
+        for query, expected in zip(queries, before, strict=True):
+            found = index.search(query[None], 50)
+            assert found.ids.tobytes() == expected.ids.tobytes()
+            assert found.scores.tobytes() == expected.scores.tobytes()
+
+
+def test_flat_lets_go_of_what_it_saved_and_changes_beside_the_file(
+    clustered: Clustered, tmp_path: Path
+) -> None:
+    vectors = clustered(100, 8)
+    index = FlatIndex(8)
+    index.add(range(90), vectors[:90])
+    index.save(tmp_path / "x")
+    filed = index._filed
+    assert len(index._room) == 0 and not filed.flags.writeable
+    index.add(range(90, 100), vectors[90:])
+    assert index.remove(range(80, 95)) == 15
+    assert index._filed is filed  # neither copied what there was
+    held = np.array([*range(80), *range(95, 100)])
+    assert index.ids.tolist() == held.tolist()
+    for row, query in enumerate(clustered(3, 8, seed=2)):
+        found = index.search(query[None], 99).ids[0]
+        assert found[:85].tolist() == brute_force(held, vectors[held], query, 99), row
+        assert (found[85:] == NO_ID).all()
+    index.save(tmp_path / "x")
+    assert FlatIndex.load(tmp_path / "x").ids.tolist() == held.tolist()
+
+
+def test_flat_does_not_take_a_file_that_another_process_has_put_there(
+    clustered: Clustered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, other = FlatIndex(8), FlatIndex(8)
+    index.add(range(9), clustered(9, 8))
+    other.add(range(5), clustered(5, 8, seed=1))
+    real = FlatIndex.load
+
+    def overtaken(path: Path) -> FlatIndex:
+        monkeypatch.undo()
+        other.save(path)
+        return real(path)
+
+    monkeypatch.setattr(FlatIndex, "load", overtaken)
+    index.save(tmp_path / "x")
+    assert index.ids.tolist() == list(range(9))
+    query = clustered(1, 8, seed=2)
+    assert index.search(query, 9).ids[0].tolist() == brute_force(
+        np.arange(9), clustered(9, 8), query[0], 9
+    )
+
+
 def test_flat_splits_a_large_batch_of_queries_without_changing_the_answer(
     clustered: Clustered, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,8 +16,6 @@ from chunkcache.retrieval.retriever import Retriever
 from chunkcache_indexes.lexical import LexicalIndex
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from chunkcache.retrieval.ingest import Ingestor
 
 
@@ -107,7 +108,7 @@ def test_an_index_that_cannot_be_saved_still_serves(
     (tmp_path / "home" / "indexes").write_text("a file where the folder should be")
     big(ingestor)
     assert retriever.search("note 41", top_k=1)[0].text.startswith("note 41 ")
-    assert [entry["event"] for entry in logged] == ["index_not_saved"]
+    assert [entry["event"] for entry in logged] == ["index_not_saved"] * 2
 
 
 def test_files_of_another_embedder_or_kind_are_not_used_and_go(
@@ -203,10 +204,45 @@ def test_what_a_killed_process_left_half_written_is_swept(
 def test_only_so_many_indexes_are_held_in_memory(
     ingestor: Ingestor, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chunkcache.retrieval.retriever._OPEN_COLLECTIONS", 2)
+    monkeypatch.setattr("chunkcache.retrieval.retriever.OPEN_COLLECTIONS", 2)
     for tenant in ("a", "b", "c"):
         ingestor.ingest_bytes("x.txt", f"the dog of {tenant}".encode(), tenant=tenant)
     for tenant in ("a", "b", "c", "a"):
         (chunk,) = retriever.search("dog", top_k=3, tenant=tenant)
         assert chunk.text.endswith(tenant)
         assert len(retriever._open) <= 2
+
+
+def test_a_build_that_is_killed_anywhere_leaves_what_the_next_start_goes_on_from(
+    ingestor: Ingestor,
+    make_retriever: Any,
+    catalog: Catalog,
+    embedder: Any,
+    tmp_path: Path,
+    big: Any,
+    logged: list[Any],
+) -> None:
+    """kill -9 at each sync of the files: before and after they get their names."""
+    big(ingestor)
+    queries = ["note 41 topic3", "about topic5", "note 7"]
+    expected = [make_retriever(mode="hybrid").search(query, top_k=20) for query in queries]
+    homes = [tmp_path / f"home{n}" for n in range(5)]
+    for home in homes:
+        home.mkdir()
+        with catalog._database.reading() as connection:
+            connection.execute("ROLLBACK")
+            connection.execute("VACUUM INTO ?", (str(home / "catalog.sqlite"),))
+            connection.execute("BEGIN")
+    child = Path(__file__).parent.parent / "crash" / "index_child.py"
+    told = subprocess.run(
+        [sys.executable, str(child), *map(str, homes)], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["-9"] * 4 + ["0"], told.stderr
+    held = [sorted(path.suffix for path in (h / "indexes").rglob("*.*")) for h in homes]
+    assert held == [[".partial"], [".idx"], [".idx", ".partial"], [".idx"] * 2, [".idx"] * 2]
+    for home in homes:
+        copy = Catalog(home / "catalog.sqlite")
+        retriever = Retriever(copy, embedder, home / "indexes", make_retriever()._settings)
+        assert [retriever.search(query, top_k=20) for query in queries] == expected
+        copy.close()
+    assert [entry for entry in logged if entry["event"] != "embedder_prompts"] == []

@@ -25,7 +25,23 @@ def test_health_is_the_service_s_own_statement(served: Any, http: httpx.Client) 
     assert (response.status_code, response.json()["status"]) == (503, "draining")
 
 
-@pytest.mark.parametrize("path", ["/health", "/version", "/metrics", "/v1/models", "/v1/nothing"])
+@pytest.mark.parametrize(
+    ("indexes", "status"), [("opening", 503), ("level", 200), ("behind", 200), ("on demand", 200)]
+)
+def test_it_is_ready_once_indexes_have_been_opened(
+    served: Any, http: httpx.Client, monkeypatch: pytest.MonkeyPatch, indexes: str, status: int
+) -> None:
+    state = {"status": "ok", "indexes": indexes}
+    monkeypatch.setattr(served.service, "health", lambda: state)
+    assert (http.get("/ready").status_code, http.get("/ready").json()) == (status, state)
+    assert http.get("/health").status_code == 200
+    state["status"] = "draining"
+    assert http.get("/ready").status_code == 503
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/version", "/metrics", "/v1/models", "/v1/nothing"]
+)
 def test_a_probe_may_ask_for_the_head_alone(http: httpx.Client, path: str) -> None:
     whole, head = http.get(path), http.head(path)
     assert (head.status_code, head.content) == (whole.status_code, b"")
@@ -111,6 +127,7 @@ def test_the_description_lists_every_route(served: Any, http: httpx.Client) -> N
         ("post", "/v1/chunkcache/cache/prefetches"),
         ("get", "/documents/{document_id}"),
         ("get", "/health"),
+        ("get", "/ready"),
         ("get", "/version"),
         ("get", "/metrics"),
     }

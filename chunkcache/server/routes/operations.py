@@ -1,4 +1,4 @@
-"""`/health`, `/version`, `/metrics`: for operators, without a key and without tenant data."""
+"""`/health`, `/ready`, `/version`, `/metrics`: for operators, with no key and no tenant data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,18 @@ async def health(service: ServiceDep) -> JSONResponse:
     """The service's own statement: 200 if its status is `ok`, else 503."""
     state = service.health()
     return JSONResponse(state, status_code=200 if state.get("status") == "ok" else 503)
+
+
+@router.get("/ready", response_model=None, responses={503: {"description": "Not, or no more"}})
+async def ready(service: ServiceDep) -> JSONResponse:
+    """The same statement: 200 once indexes have been opened after the start, until it shuts down.
+
+    Before that it serves, but a search waits for its index. That indexes are `behind` what was
+    ingested since then takes nothing back.
+    """
+    state = service.health()
+    is_ready = state.get("status") == "ok" and state.get("indexes") != "opening"
+    return JSONResponse(state, status_code=200 if is_ready else 503)
 
 
 @router.get("/version", response_model=None)
