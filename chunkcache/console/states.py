@@ -54,7 +54,7 @@ class Kept(BaseModel):
     chunks: int
     stored: int = Field(description="these are kept on the terms asked for from now on")
     warmed_only: int = Field(
-        0, description="of those stored: pinned, but they count as warmed; pins have half of a tier"
+        0, description="of those stored: kept as warmed, not pinned; pins have half of a tier"
     )
 
 

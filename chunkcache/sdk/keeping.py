@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Kept:
     """How many chunks were meant, and how many of them are kept on these terms now.
 
-    `warmed_only`: of these, those pinned beyond what pins may take; they count as warmed.
+    `warmed_only`: of these, those that are kept as warmed: pins have no place for them.
     """
 
     chunks: int
