@@ -60,7 +60,9 @@ class ModelSettings(Section):
         "too; each has chunk KV of its own",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
-    num_threads: int = Field(0, ge=0, description="torch threads on CPU; 0 leaves torch's choice")
+    num_threads: int = Field(
+        0, ge=0, le=1024, description="torch threads on CPU; 0 leaves torch's choice"
+    )
     gate: Literal["on", "off"] = Field(
         "on",
         description="check reuse against full prefill on first load; off disables reuse checks",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -199,6 +201,8 @@ def test_several_aliases_are_a_list_or_separated_by_commas(
         ({"server": 3}, ["server: got 3"]),
         ({"server": {"public_url": "ftp://x"}}, ["server.public_url: got 'ftp://x'"]),
         ({"home": 3}, ["home: got 3"]),
+        ({"home": ""}, ["home: got ''", "must not be empty", "CHUNKCACHE_HOME"]),
+        ({"model": {"num_threads": 1 << 20}}, ["model.num_threads: got 1048576"]),
         ({"model": {"alias": "a,,b"}}, ["model.alias: got 'a,,b'", "none of them empty"]),
         ({"model": {"alias": ["a", "a"]}}, ["model.alias: got ['a', 'a']", "twice"]),
         ({"model": {"alias": "a:plain"}}, ["model.alias: got 'a:plain'", "end in :plain"]),
@@ -213,6 +217,18 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
         load_settings(**arguments)
     for part in said:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [10**22, math.inf, math.nan, -math.inf], ids=str)
+def test_no_number_is_without_end(value: float) -> None:
+    taken = []
+    for section, model in SECTIONS.items():
+        for field, about in model.model_fields.items():
+            if about.annotation in (int, float, int | None, float | None):
+                with suppress(ConfigError):
+                    load_settings(**{section: {field: value}})
+                    taken.append(f"{section}.{field}")
+    assert taken == []
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,8 @@ def _shared_options(
         Path | None, typer.Option("--config", help="TOML file with settings.", dir_okay=False)
     ] = None,
     home: Annotated[
-        Path | None, typer.Option("--home", help="Where catalog, indexes and store live.")
+        str | None,  # of a Path one could not tell an empty name from the folder one is in
+        typer.Option("--home", metavar="<path>", help="Where catalog, indexes and store live."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Hub id, local folder, or embedded:NAME.")
@@ -96,7 +97,7 @@ def _shared_options(
     for text in settings or []:
         assign(overrides, text)
     if home is not None:
-        overrides["home"] = home
+        overrides["home"] = Path(home) if home else home
     if model is not None:
         overrides.setdefault("model", {})["name"] = model
     context.obj = Shared(load_settings(config, **overrides), log_json=log_json)

@@ -163,7 +163,7 @@ def _embedded_folder(weights: EmbeddedWeights, cache: Path) -> Path:
 
 
 def _make_folder(gguf: Path, folder: Path) -> None:
-    log.info("model_convert", source=gguf.name, note="once, about half a minute")
+    log.warning("model_convert", source=gguf.name, note="this once; about half a minute")
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_SCRATCH))
     try:
         made = scratch / "made"

@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 _FLUSH_TIMEOUT_S = 5
 """After the drain no answer runs; this bounds what a client that does not read can hold up."""
 
+_MOST_MS = (1 << 31) - 1  # 24 days: the kernel's count has 32 bits
+
 
 class _DrainingServer(uvicorn.Server):
     """On SIGTERM or SIGINT: refuse new requests with 503, let running ones end, then exit.
@@ -56,9 +58,8 @@ class _DrainingServer(uvicorn.Server):
         """
         timeout_s = self._service.settings.server.stalled_timeout_s
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            listening.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1000 * timeout_s)
-            )
+            timeout_ms = min(math.ceil(1000 * timeout_s), _MOST_MS)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain in a thread. Second: stop waiting."""

@@ -183,7 +183,7 @@ class Asker:
             self._recogniser.remember(request, found)
             return found, retrieve_ms
         wanted = retrieval.top_k if request.top_k is None else request.top_k
-        if wanted and not found:
+        if wanted and not found and request.question.strip():
             searched = ", ".join((request.collection, *request.also))
             notes.append(
                 f"no passage was found in {searched}. Hint: chunkcache ingest, or files of a "

@@ -295,7 +295,11 @@ def _gate(model: DecoderModel, settings: Settings) -> Verdict:
         return Verdict(True, False, {}, {}, ("the gate is switched off (model.gate)",))
     verdict = stored_verdict(model, settings.cache)
     if verdict is None:
-        log.info("gate_run", model=model.name, note="once per model, machine and version")
+        # shown by default: who waits for a first answer should know what for
+        log.warning(
+            "gate_run", model=model.name,
+            note="once per model, machine and version; half a minute, or minutes for a large model",
+        )  # fmt: skip
         verdict = run_gate(model)
         store_verdict(verdict, model, settings.cache)
     if not verdict.serves:

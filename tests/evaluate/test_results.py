@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import structlog
 
 from chunkcache import ChunkCache
-from chunkcache.errors import InvalidRequest
+from chunkcache.errors import InvalidRequest, StoreError
 from chunkcache.evaluate.quality import (
     Evaluation,
     Question,
@@ -245,3 +246,19 @@ def test_another_process_is_kept_out_until_it_ends(tmp_path: Path) -> None:
         child.kill()
     with ResultsFile(out, {}) as results:
         assert results.known([]) == {}
+
+
+def test_a_full_disk_is_said_and_the_run_is_resumed_when_there_is_room(tmp_path: Path) -> None:
+    out, question = tmp_path / "out.jsonl", Question("q0", "which fox?", ())
+    with ResultsFile(out, {}) as results:
+        _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + 7, hard))
+        try:
+            with pytest.raises(StoreError, match=rf"out: cannot write {out}.* run it again"):
+                results.append(question, {"id": "q0"})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with ResultsFile(out, {}) as results:  # seven bytes of a line are dropped
+        assert results.known([question]) == {}
+        line = results.append(question, {"id": "q0"})
+    assert read_lines(out) == [line]

@@ -6,18 +6,21 @@ on is the same. Lines end at `\\n` and nowhere else: answers may hold U+2028 and
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 from collections import Counter
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from chunkcache.errors import InvalidRequest
+from chunkcache.errors import InvalidRequest, StoreError
 from chunkcache.evaluate.quality.facts import differences, mark_of, question_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import FileIO
     from pathlib import Path
     from types import TracebackType
 
@@ -135,8 +138,15 @@ class ResultsFile:
         )  # fmt: skip
 
     def _write(self, line: Line) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        try:
+            if self._file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise StoreError(
+                f"out: cannot write {self.path}: {error.strerror}. Hint: make room and run it "
+                "again; what is in it is not asked again"
+            ) from error
 
     def _refused(self, why: str) -> InvalidRequest:
         return InvalidRequest.of(
@@ -153,11 +163,11 @@ def read_lines(path: Path) -> list[Line]:
     return [line for line in _parsed(_whole(path.read_bytes()), path) if "facts" not in line]
 
 
-def _locked(path: Path) -> BinaryIO:
+def _locked(path: Path) -> FileIO:
     """The file, open for reading and appending, and ours until it is closed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")
+        file = path.open("a+b", buffering=0)  # else closing it tries again what has failed
     except OSError as error:
         raise InvalidRequest.of(
             "out", str(path), "a file that can be written", f"{error.strerror}; name another file"

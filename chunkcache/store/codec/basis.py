@@ -9,7 +9,6 @@ that is named by the digest of its bytes, and the name is a parameter of the cod
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from chunkcache.durable import whole_file
 from chunkcache.errors import ConfigError, CorruptRecord, StoreError
 from chunkcache.store.codec.groups import bfloat16_bytes, bfloat16_of, pack, packed_bytes, unpack
 
@@ -74,15 +74,17 @@ def fit_basis(records: Iterable[ChunkKV]) -> Basis:
 
 
 def write_basis(basis: Basis, folder: Path) -> str:
-    """Keep a basis among others, whole or not at all; returns the digest that names it."""
+    """Keep a basis among others, whole or not at all; returns the digest that names it.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     octets = save(
         {"mean": basis.mean, "variance": basis.variance.contiguous(), "vectors": basis.vectors}
     )
     digest = hashlib.blake2b(octets, digest_size=16).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{digest}.{os.getpid()}"
-    unfinished.write_bytes(octets)
-    unfinished.replace(_file(folder, digest))
+    with whole_file(_file(folder, digest)) as file:
+        file.write(octets)
     return digest
 
 
