@@ -4,7 +4,8 @@
 
 Bytes, speed and error are of bfloat16 KV of the questions' passages: bytes as a share of that KV,
 GB of it a second (encoding and decoding by turns over all codecs, median of five), and the error of
-K before RoPE and of V relative to their norm. `basis` is fitted to passages of other questions.
+K before RoPE and of V relative to their norm. `basis` and `joint`, of five layers, are fitted to
+passages of other questions.
 
 Drift is that of the model in its own number type, every chunk read through the codec: mean KL to
 full recompute along its answer, without repair and with `question` at `--budget`. Both are compared
@@ -46,6 +47,8 @@ from chunkcache.evaluate.quality.summary import bootstrap
 from chunkcache.repair import policy_named
 from chunkcache.store.codec import codec_named, read_through
 from chunkcache.store.codec.basis import fit_basis, write_basis
+from chunkcache.store.codec.joint import fit_joint_basis, write_joint_basis
+from chunkcache.store.codec.layers import decode_layers, encode_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,23 +61,23 @@ if TYPE_CHECKING:
 CODECS = (
     "raw", "zstd", "int8", "int4", "zstd(over=int4)", "bits(k=3,v=4,group=64)",
     "bits(k=2,v=3,group=64)", "gear(bits=2)", "mikv(low=2)", "basis(k=3,v=4.7)", "basis(k=2,v=3.5)",
-    "basis(k=1,v=2.75)",
+    "basis(k=1,v=2.75)", "joint(bits=1.9)",
 )  # fmt: skip
 TURNS = 5
 FIT_QUESTIONS = 12
+TOGETHER = 5
 RESAMPLES = 2000
 
 
 def coded(codec: Codec, record: ChunkKV) -> list[bytes]:
     """A record's layers, coded."""
-    return [codec.encode_layer(n, kv, record.stats) for n, kv in enumerate(record.kv)]
+    return list(encode_layers(codec, record.kv, record.stats))
 
 
 def restored(codec: Codec, record: ChunkKV, layers: Sequence[bytes]) -> torch.Tensor:
     """The KV of a record whose layers were coded."""
     kv = torch.empty_like(record.kv)
-    for number, layer in enumerate(layers):
-        codec.decode_layer(number, memoryview(layer), kv[number])
+    decode_layers(codec, [memoryview(layer) for layer in layers], kv)
     return kv
 
 
@@ -192,11 +195,15 @@ def compared(lines: list[dict[str, dict[str, float]]], name: str) -> dict[str, A
 
 
 def all_codecs(names: Sequence[str], records: list[ChunkKV], folder: Path) -> dict[str, Codec]:
-    """By the names given on the command line; `basis` gets the one that is fitted to `records`."""
-    digest = write_basis(fit_basis(records), folder)
+    """By the names given on the command line; those with a basis get one fitted to `records`."""
+    digests = {"basis": write_basis(fit_basis(records), folder)}
+    if any(name.startswith("joint") for name in names):
+        digests["joint"] = write_joint_basis(fit_joint_basis(records, TOGETHER), folder)
     made = {}
     for name in ("raw", *(n for n in names if n != "raw")):
-        whole = name.replace("basis(", f"basis(file={digest},")
+        whole = name
+        for kind, digest in digests.items():
+            whole = whole.replace(f"{kind}(", f"{kind}(file={digest},")
         made[name] = codec_named(whole, folder)
     return made
 

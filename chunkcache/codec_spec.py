@@ -114,6 +114,7 @@ _PARAMETERS: dict[str, dict[str, _Number | _FileDigest | _Inner]] = {
         "group": _GROUP,
     },
     "basis": {"file": _FileDigest(), "k": _Number(3.0, 0.0, 8.0), "v": _Number(4.7, 0.0, 8.0)},
+    "joint": {"file": _FileDigest(), "bits": _Number(1.9, 0.0, 8.0)},
     "zstd": {"over": _Inner(), "level": _Number(3, 1, 19)},
 }  # fmt: skip
 CODEC_NAMES = tuple(_PARAMETERS)
@@ -181,7 +182,7 @@ class _Reader:
 
     def codec(self, *, inside: str | None = None) -> CodecSpec:
         name = self._next()
-        allowed = [known for known in CODEC_NAMES if known != inside]
+        allowed = [n for n in CODEC_NAMES if not inside or n not in (inside, "joint")]
         if name not in allowed:
             raise ValueError(
                 f"A codec must be one of {', '.join(allowed)}, {name!r} is none; "

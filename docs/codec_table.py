@@ -1,4 +1,4 @@
-"""The table of codecs, from the last committed run of each model."""
+"""The tables of codecs, from the last committed run of each model and choice of codecs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from result_tables import committed, source_of
 
 
 def codec_table() -> str:
-    """Bytes, speed, errors and drift of codecs, the last run of each model."""
-    runs = {run["model"]: run for run in committed("codec")}
+    """Bytes, speed, errors and drift of codecs, the last run of each model and choice of them."""
+    runs = {
+        (run["model"], *(row["codec"] for row in run["rows"])): run for run in committed("codec")
+    }
     table: list[str] = [] if runs else ["Not measured yet."]
     for run in runs.values():
         table += [

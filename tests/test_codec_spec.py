@@ -49,6 +49,8 @@ def test_a_codec_has_one_name_which_says_all_its_parameters(said: str, written: 
         ("basis", "basis.file must be given"),
         ("basis(file=../../etc/passwd)", "cannot be read|32 hexadecimal digits"),
         ("zstd(over=zstd)", "must be one of raw.*'zstd' is none"),
+        (f"zstd(over=joint(file={FILE}))", "must be one of raw.*'joint' is none"),
+        ("joint", "joint.file must be given"),
         ("é", "cannot be read"),
         ("r" * 201, "at most 200 characters"),
     ],
@@ -72,7 +74,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 def test_only_raw_and_what_presses_it_lose_nothing() -> None:
-    given_file = {"basis": f"basis(file={FILE})"}
+    given_file = {name: f"{name}(file={FILE})" for name in ("basis", "joint")}
     lossless = {name for name in CODEC_NAMES if is_lossless(given_file.get(name, name))}
     assert lossless == {"raw", "zstd"}
     assert not is_lossless("zstd(over=int8)")

@@ -68,13 +68,20 @@ def warm(
 def fit_basis(
     context: typer.Context,
     chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks looked at.")] = 200,
+    layers: Annotated[
+        int,
+        typer.Option("--layers", min=1, help="Coded together, by `joint`; 5 do well. 1: `basis`."),
+    ] = 1,
     tenant: Tenant = "public",
     collection: Collection = "default",
 ) -> None:
-    """Fit a basis to the chunks of a collection, for the codec `basis`; prints the setting."""
+    """Fit a basis to the chunks of a collection, for a codec; prints the setting."""
     with shared(context).open() as cache:
-        digest = cache.fit_basis(tenant=tenant, collection=collection, most_chunks=chunks)
-    console().print(f'store.codec = "basis(file={digest})"', soft_wrap=True, markup=False)
+        digest = cache.fit_basis(
+            tenant=tenant, collection=collection, most_chunks=chunks, layers=layers
+        )
+    codec = "basis" if layers == 1 else "joint"
+    console().print(f'store.codec = "{codec}(file={digest})"', soft_wrap=True, markup=False)
 
 
 def check(

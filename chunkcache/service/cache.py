@@ -199,16 +199,22 @@ class ChunkCache(Library):
         )  # fmt: skip
 
     def fit_basis(
-        self, *, tenant: str = PUBLIC, collection: str = DEFAULT, most_chunks: int = 200
-    ) -> str:
-        """Fit the basis of the codec `basis` to a collection; returns its name, for `store.codec`.
+        self, *, tenant: str = PUBLIC, collection: str = DEFAULT, most_chunks: int = 200,
+        layers: int = 1,
+    ) -> str:  # fmt: skip
+        """Fit a basis to a collection; returns its name, for `store.codec`.
+
+        Args:
+            layers: how many go together: 1 for the codec `basis`, more for `joint`.
 
         Raises:
             NotFound: the collection has no chunks.
         """
         chunks, folder = self.catalog.chunks(tenant, collection), bases_path(self.settings)
         salt = self._salt(tenant)
-        return fit_corpus_basis(self.runtime, chunks, salt, folder, most_chunks=most_chunks)
+        return fit_corpus_basis(
+            self.runtime, chunks, salt, folder, most_chunks=most_chunks, layers=layers
+        )
 
     def _salt(self, tenant: str) -> bytes:
         return tenant_salt(self._salting_secret, tenant)

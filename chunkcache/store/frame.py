@@ -14,6 +14,7 @@ import torch
 from chunkcache.chunk import ChunkKV, pack_token_ids
 from chunkcache.codec_spec import is_lossless
 from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.store.codec.layers import decode_layers, encode_layers
 from chunkcache.store.reader import DTYPES, kv_shape
 from chunkcache.store.record import checksum, encode_header
 
@@ -71,15 +72,14 @@ def frame_of_layers(
     """`frame_of`, where the KV is not there as a whole.
 
     Args:
-        layers: one after the other; each is coded before the next one is asked for.
+        layers: one after the other; each is coded, or copied, before the next one is asked for.
 
     Raises:
         StoreError: as `frame_of`, and what `layers` raise.
     """
     lengths: list[int] = []
     slabs: list[bytes] = []
-    for layer, kv in enumerate(layers):
-        coded = codec.encode_layer(layer, kv, record.stats)
+    for coded in encode_layers(codec, layers, record.stats):
         lengths.append(len(coded))
         slabs.append(padded(coded))
     header = encode_header(
@@ -105,8 +105,7 @@ def unframed(header: RecordHeader, body: bytes, key: ChunkKey, codec: Codec) -> 
         )
     geometry = header.geometry
     kv = torch.empty(kv_shape(geometry, header.num_tokens), dtype=DTYPES[geometry.dtype])
-    for layer, slab in enumerate(_verified(header, memoryview(body))):
-        codec.decode_layer(layer, slab, kv[layer])
+    decode_layers(codec, list(_verified(header, memoryview(body))), kv)
     rounded_by = None if is_lossless(header.codec) else header.codec
     return ChunkKV(key, geometry, kv, header.stats, rounded_by=rounded_by)
 

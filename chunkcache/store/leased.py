@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from chunkcache.codec_spec import is_lossless
+from chunkcache.store.codec.joint import JointCodec
 from chunkcache.store.codec.raw import RawCodec, octets
 from chunkcache.store.layout import is_same_record
 from chunkcache.store.reader import DTYPES, kv_shape
@@ -116,6 +117,11 @@ def decode_layers(
             for _ in env.slabs_into(txn, header, first, list(layers)):
                 pass  # being yielded is being there
             return
+    if isinstance(codec, JointCodec):
+        begin, end = codec.around(first, first + len(out))
+        whole = [np.empty(length, np.uint8) for length in header.slab_lengths[begin:end]]
+        codec.decode_layers(first, list(env.slabs_into(txn, header, begin, whole)), out)
+        return
     scratch = np.empty(max(lengths, default=0), np.uint8)
     coded = env.slabs_into(txn, header, first, [scratch[:length] for length in lengths])
     for layer, (slab, into) in enumerate(zip(coded, out, strict=True), first):

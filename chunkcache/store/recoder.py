@@ -45,7 +45,7 @@ class Recoder:
     def recode(self, digest: bytes, codec: Codec) -> int | None:
         """Code what lies under a digest anew, if that makes it smaller and nobody else reads it.
 
-        Memory: one layer's KV, and the record as coded.
+        Memory: the KV of one layer, or of those that are coded together, and the record as coded.
 
         Returns:
             Bytes of file pages that are free now. 0: it would not be smaller, or may not be coded

@@ -310,6 +310,12 @@ def test_a_basis_is_fitted_to_the_corpus_and_named_as_a_setting(
     assert "0 failed" in run("--set", f"store.codec={codec}", "warm").stdout
     shown = run("--set", f"store.codec={codec}", "ask", "owls?", "--max-tokens", "2").stdout
     assert "disk, basis(" in shown
+    value = run("fit-basis", "--chunks", "1", "--layers", "2").stdout.partition(" = ")[2]
+    assert value.startswith('"joint(file=')
+    codec = f"store.codec={value.strip().strip(chr(34))}"
+    assert "0 failed" in run("--set", codec, "warm").stdout
+    shown = run("--set", codec, "ask", "owls?", "--max-tokens", "2").stdout
+    assert "disk, joint(" in shown
 
 
 def test_stale_records_are_told_from_others_only_when_they_are_to_go(

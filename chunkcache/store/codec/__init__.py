@@ -12,6 +12,8 @@ from chunkcache.errors import ConfigError
 from chunkcache.store.codec.basis import BasisCodec
 from chunkcache.store.codec.bits import BitsCodec
 from chunkcache.store.codec.gear import GearCodec
+from chunkcache.store.codec.joint import JointCodec
+from chunkcache.store.codec.layers import decode_layers, encode_layers
 from chunkcache.store.codec.mikv import MikvCodec
 from chunkcache.store.codec.raw import RawCodec
 from chunkcache.store.codec.zstd import ZstdCodec
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chunkcache.chunk import ChunkKV
-    from chunkcache.store.codec.base import Codec
+    from chunkcache.store.codec.base import Codec, LayerCodec
 
 __all__ = ["CODEC_NAMES", "codec_named", "read_through"]
 
@@ -29,7 +31,7 @@ def codec_named(name: str, bases: Path | None = None) -> Codec:
     """The codec with that name, parameters left out at their defaults.
 
     Args:
-        bases: the folder of fitted bases, of which `basis` needs one.
+        bases: the folder of fitted bases, of which `basis` and `joint` need one.
 
     Raises:
         ConfigError: there is none, or a parameter is wrong.
@@ -40,26 +42,25 @@ def codec_named(name: str, bases: Path | None = None) -> Codec:
         raise ConfigError(
             f"store.codec: got {name[:200]!r}. {error}. Hint: docs/concepts/store.md lists them."
         ) from error
+    if spec.name == "joint":
+        return JointCodec(spec, _given(bases, spec))
     return _made(spec, bases)
 
 
 def read_through(codec: Codec, record: ChunkKV) -> ChunkKV:
     """The record as it comes back from a store with that codec. Raises `StoreError`."""
     kv = torch.empty(record.kv.shape, dtype=record.kv.dtype)
-    for layer, numbers in enumerate(record.kv):
-        coded = codec.encode_layer(layer, numbers, record.stats)
-        codec.decode_layer(layer, memoryview(coded), kv[layer])
+    coded = encode_layers(codec, record.kv, record.stats)
+    decode_layers(codec, [memoryview(slab) for slab in coded], kv)
     rounded_by = record.rounded_by if is_lossless(codec.name) else codec.name
     return replace(record, kv=kv, rounded_by=rounded_by)
 
 
-def _made(spec: CodecSpec, bases: Path | None) -> Codec:
+def _made(spec: CodecSpec, bases: Path | None) -> LayerCodec:
     if spec.over is not None:
         return ZstdCodec(_made(spec.over, bases), str(spec), spec.count("level"))
     if spec.name == "basis":
-        if bases is None:
-            raise ConfigError(f"store.codec: got {spec}, and no folder of bases. Hint: int4")
-        return BasisCodec(spec, bases)
+        return BasisCodec(spec, _given(bases, spec))
     if spec.name == "gear":
         return GearCodec(spec)
     if spec.name == "mikv":
@@ -67,3 +68,9 @@ def _made(spec: CodecSpec, bases: Path | None) -> Codec:
     if spec.name == RawCodec.name:
         return RawCodec()
     return BitsCodec(spec)
+
+
+def _given(bases: Path | None, spec: CodecSpec) -> Path:
+    if bases is None:
+        raise ConfigError(f"store.codec: got {spec}, and no folder of bases. Hint: int4")
+    return bases

@@ -3,15 +3,16 @@ it a name and limits of its parameters in `chunkcache/codec_spec.py`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
 
     from chunkcache.chunk import ChunkStats
+    from chunkcache.store.codec.joint import JointCodec
 
 
-class Codec(Protocol):
+class LayerCodec(Protocol):
     """KV of one layer ⇄ bytes, each layer by itself. Immutable and thread-safe."""
 
     name: str  # with all parameters; in every record. A codec that changes its bytes changes it
@@ -35,3 +36,7 @@ class Codec(Protocol):
             CorruptRecord: the buffer is not what this codec makes for such a layer.
         """
         ...
+
+
+# what goes through either is in `codec/layers.py`
+Codec: TypeAlias = "LayerCodec | JointCodec"

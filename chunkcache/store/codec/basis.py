@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from chunkcache.chunk import ChunkKV, ChunkStats
     from chunkcache.codec_spec import CodecSpec
 
-_MOST_BITS = 8
+MOST_BITS = 8
 _MOST_CHANNELS = 4096
 _LLOYD_ROUNDS = 300
 
@@ -79,9 +79,15 @@ def write_basis(basis: Basis, folder: Path) -> str:
     Raises:
         StoreError: it cannot be written.
     """
-    octets = save(
-        {"mean": basis.mean, "variance": basis.variance.contiguous(), "vectors": basis.vectors}
+    return write_tensors(
+        {"mean": basis.mean, "variance": basis.variance.contiguous(), "vectors": basis.vectors},
+        folder,
     )
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> str:
+    """What a basis is, as a file; returns the digest that names it. Raises `StoreError`."""
+    octets = save(tensors)
     digest = hashlib.blake2b(octets, digest_size=16).hexdigest()
     with whole_file(_file(folder, digest)) as file:
         file.write(octets)
@@ -90,6 +96,22 @@ def write_basis(basis: Basis, folder: Path) -> str:
 
 def read_basis(folder: Path, digest: str) -> Basis:
     """The basis of that name.
+
+    Raises:
+        ConfigError: it is not there, is no such basis, or its bytes are not those of its name.
+    """
+    found = read_tensors(folder, digest)
+    try:
+        return Basis(found["mean"], found["variance"], found["vectors"])
+    except KeyError as error:
+        raise ConfigError(
+            f"store.codec or store.cold_codec: got file={digest}, that basis is of several layers "
+            "together, for the codec joint. Hint: chunkcache fit-basis makes one of single layers"
+        ) from error
+
+
+def read_tensors(folder: Path, digest: str) -> dict[str, torch.Tensor]:
+    """What `write_tensors` wrote.
 
     Raises:
         ConfigError: it is not there, or its bytes are not those that its name says.
@@ -101,9 +123,8 @@ def read_basis(folder: Path, digest: str) -> Basis:
             raise ConfigError(
                 f"store.codec or store.cold_codec: {file} is damaged. Hint: fit the basis again"
             )
-        found = load(octets)
-        return Basis(found["mean"], found["variance"], found["vectors"])
-    except (OSError, SafetensorError, KeyError) as error:
+        return load(octets)
+    except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"store.codec or store.cold_codec: got file={digest}, there is no such basis: {error}. "
             "Hint: chunkcache fit-basis makes one and says its name"
@@ -129,7 +150,7 @@ class BasisCodec:
             [allocated_bits(own.numpy(), mean) for own, mean in zip(layer, wanted, strict=True)]
             for layer in self._basis.variance
         ]
-        self._centres = {bits: lloyd_max(bits) for bits in range(1, _MOST_BITS + 1)}
+        self._centres = {bits: lloyd_max(bits) for bits in range(1, MOST_BITS + 1)}
 
     def encode_layer(self, layer: int, kv: torch.Tensor, stats: ChunkStats) -> bytes:
         """See `Codec`."""
@@ -143,7 +164,7 @@ class BasisCodec:
             if not bool(scales.isfinite().all()):
                 raise StoreError(f"{self.name}: the KV has numbers too large for it")
             normal = numbers / scales.clamp_min(torch.finfo(torch.float32).tiny)
-            runs = _runs(self._bits[layer][part])
+            runs = runs_of(self._bits[layer][part])
             parts.append(bfloat16_bytes(scales[: sum(count for _, count in runs)]))
             first = 0
             for bits, count in runs:
@@ -166,7 +187,7 @@ class BasisCodec:
             )
         limit, at = torch.finfo(out.dtype).max, 0
         for part in (0, 1):
-            runs = _runs(self._bits[layer][part])
+            runs = runs_of(self._bits[layer][part])
             kept = sum(count for _, count in runs)
             scales = bfloat16_of(buffer[at : at + 2 * kept])
             at += 2 * kept
@@ -199,7 +220,7 @@ def allocated_bits(variance: np.ndarray, mean_bits: float) -> np.ndarray:
     left = variance.astype(np.float64)
     bits = np.zeros(len(left), np.int64)
     for _ in range(round(mean_bits * len(left))):
-        most = int(np.argmax(np.where(bits < _MOST_BITS, left, -1.0)))
+        most = int(np.argmax(np.where(bits < MOST_BITS, left, -1.0)))
         bits[most] += 1
         left[most] /= 4.0
     return bits
@@ -222,10 +243,10 @@ def lloyd_max(bits: int) -> torch.Tensor:
     return centres.float()
 
 
-def _runs(bits: np.ndarray) -> list[tuple[int, int]]:
+def runs_of(bits: np.ndarray) -> list[tuple[int, int]]:
     """Bits and number of coefficients, for all that have as many; those with none left out."""
-    return [(b, int((bits == b).sum())) for b in range(_MOST_BITS, 0, -1) if (bits == b).any()]
+    return [(b, int((bits == b).sum())) for b in range(MOST_BITS, 0, -1) if (bits == b).any()]
 
 
 def _coded_bytes(bits: np.ndarray, tokens: int) -> int:
-    return sum(2 * count + packed_bytes(tokens * count, b) for b, count in _runs(bits))
+    return sum(2 * count + packed_bytes(tokens * count, b) for b, count in runs_of(bits))

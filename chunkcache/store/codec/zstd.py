@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from chunkcache.chunk import ChunkStats
-    from chunkcache.store.codec.base import Codec
+    from chunkcache.store.codec.base import LayerCodec
 
 _SLACK_BYTES = 64 * 1024  # beyond the layer itself: what a codec may add to a small one
 
@@ -25,7 +25,7 @@ class ZstdCodec:
     so on: signs and exponents repeat, mantissas do not (3.2 against 2.9 bits saved of 16, see log).
     """
 
-    def __init__(self, over: Codec, name: str, level: int) -> None:
+    def __init__(self, over: LayerCodec, name: str, level: int) -> None:
         self.name = name
         self._over = over
         self._level = level
