@@ -42,10 +42,12 @@ from passages import Passages
 from reporting import command_line, emit, surroundings
 
 from chunkcache import ChunkCache
+from chunkcache.chunk import KVGeometry
 from chunkcache.config import Settings, load_settings
 from chunkcache.cores import one_core
 from chunkcache.engine.attention import StepRows
 from chunkcache.engine.chunk_pages import ChunkPages
+from chunkcache.engine.loader import end_of_task
 from chunkcache.engine.outcome import Outcome
 from chunkcache.engine.resident import Resident
 from chunkcache.protocol import AnswerFinished, AnswerRequest, ChunkCacheOptions, Message, Sampling
@@ -174,16 +176,15 @@ class Bench:
         keys = [resident.key for resident in self.cache.runtime.engine.chunks._residents.values()]
         disk = self.cache.runtime.store.tiers[-1]
         shape = torch.Size(kv_shape(geometry, TOKENS))
-        outs = [torch.zeros(2 * shape[1:].numel(), dtype=DTYPES[geometry.dtype]) for _ in "ab"]
+        outs = [torch.zeros(shape.numel(), dtype=DTYPES[geometry.dtype]) for _ in "ab"]
 
         def read(thread: int) -> int:
             count = 0
             for key in keys[thread::2]:
                 with disk.open(key) or sys.exit("a record has gone") as reader:  # type: ignore[union-attr]
-                    of = torch.Size((1, *kv_shape(geometry, reader.num_tokens)[1:]))
-                    out = outs[thread][: of.numel()].view(of)
-                    for layer in range(geometry.num_layers):
-                        reader.read_layers(layer, layer + 1, out)
+                    for first, last in tasks_of(geometry, reader.num_tokens):
+                        of = torch.Size((last - first, *kv_shape(geometry, reader.num_tokens)[1:]))
+                        reader.read_layers(first, last, outs[thread][: of.numel()].view(of))
                     count += reader.num_tokens * geometry.bytes_per_token
             return count
 
@@ -205,15 +206,15 @@ class Bench:
         return found | self._to_pages()
 
     def _to_pages(self) -> dict[str, float]:
-        """One thread, layer by layer as they come."""
+        """One thread, as many layers at a time as the loader brings up."""
         chunks, geometry = self.cache.runtime.engine.chunks, self.cache.runtime.model.geometry
         resident = next(iter(chunks._residents.values()))
         kv = torch.randn(kv_shape(geometry, resident.num_tokens)).to(DTYPES[geometry.dtype])
         copy = torch.zeros_like(kv)
 
         def place() -> int:
-            for layer in range(geometry.num_layers):
-                chunks.write(resident, layer, kv[layer : layer + 1])
+            for first, last in tasks_of(geometry, resident.num_tokens):
+                chunks.write(resident, first, kv[first:last])
             return kv.nbytes
 
         with one_core():
@@ -222,6 +223,16 @@ class Bench:
             }  # fmt: skip
         chunks.clear()  # it holds other numbers now
         return found
+
+
+def tasks_of(geometry: KVGeometry, tokens: int) -> list[tuple[int, int]]:
+    """The layers that a loader's thread brings up at a time: first, and the one behind the last."""
+    layers, tasks = geometry.num_layers, [(0, 0)]
+    while (first := tasks[-1][1]) < layers:
+        tasks.append(
+            (first, end_of_task(first, tokens * geometry.bytes_per_token // layers, layers))
+        )
+    return tasks[1:]
 
 
 def _rate(actions: Sequence[Callable[[], int]]) -> float:

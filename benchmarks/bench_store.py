@@ -27,7 +27,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +40,11 @@ import xxhash
 from reporting import command_line, emit, surroundings
 
 from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry
+from chunkcache.config import load_settings
 from chunkcache.engine.angles import RotaryAngles
 from chunkcache.engine.chunk_pages import ChunkPages
-from chunkcache.engine.loader import TASK_BYTES
+from chunkcache.engine.loader import end_of_task
+from chunkcache.store import slab_reader
 from chunkcache.store.codec import codec_named
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.host import HostTier
@@ -51,6 +53,8 @@ from chunkcache_kernels.compiled import Team
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from chunkcache_kernels.slabs import SlabReader
 
 GEOMETRY = KVGeometry(30, 3, 64, "bfloat16", "bench")
 CHUNK_TOKENS = (128, 256, 512)
@@ -85,8 +89,15 @@ def make_records(num_tokens: int, seed: int) -> list[ChunkKV]:
 def open_disk(folder: Path) -> DiskTier:
     """The disk tier, without background flushes that would disturb the clock."""
     return DiskTier(
-        folder, CAPACITY_BYTES, codec_named("raw"), fingerprint=FINGERPRINT, sync_interval_s=3600
-    )
+        folder, CAPACITY_BYTES, codec_named("raw"), fingerprint=FINGERPRINT, sync_interval_s=3600,
+        reader=compiled_reader(),
+    )  # fmt: skip
+
+
+@cache
+def compiled_reader() -> SlabReader | None:
+    """What the service's disk tier reads with, too."""
+    return slab_reader(load_settings().cache)
 
 
 def differs_from_twin(records: list[ChunkKV], folder: Path) -> str | None:
@@ -144,9 +155,10 @@ def put_all(tier: HostTier | DiskTier, records: list[ChunkKV]) -> None:
 
 def tasks_of(record: ChunkKV) -> list[tuple[int, int]]:
     """The layers that a loader's thread brings up at a time: first, and the one behind the last."""
-    layers = GEOMETRY.num_layers
-    step = max(1, TASK_BYTES // (record.size_bytes // layers))
-    return [(first, min(first + step, layers)) for first in range(0, layers, step)]
+    layers, tasks = GEOMETRY.num_layers, [(0, 0)]
+    while (first := tasks[-1][1]) < layers:
+        tasks.append((first, end_of_task(first, record.size_bytes // layers, layers)))
+    return tasks[1:]
 
 
 def read_layers(tier: DiskTier, records: Sequence[ChunkKV]) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-TASK_BYTES = 1 << 20  # of KV that a thread reads at a time, as stay in its cache: a layer or more
+TASK_BYTES = 4 << 20  # of KV that a thread brings up at a time, at most, but for a single layer
 _THREADS = 2
 
 
@@ -78,7 +78,6 @@ class _Load:
     batch: Batch
     order: int
     lease: ExitStack  # the reader's
-    layers: int  # read at a time
     kept: torch.Tensor | None  # all of it, where it is wanted whole
     next_layer: int = 0
     is_busy: bool = False
@@ -149,12 +148,10 @@ class Loader:
         lease = ExitStack()
         lease.enter_context(reader)
         geometry = reader.geometry
-        layer_bytes = geometry.bytes_per_token * reader.num_tokens // geometry.num_layers
-        step = max(1, TASK_BYTES // max(1, layer_bytes))
         kept = None
         if batch.on_record is not None:
             kept = torch.empty(kv_shape(geometry, reader.num_tokens), dtype=DTYPES[geometry.dtype])
-        return _Load(reader, resident, batch, self._batches, lease, step, kept)
+        return _Load(reader, resident, batch, self._batches, lease, kept)
 
     # ------------------------------------------------------------ loader threads
 
@@ -204,7 +201,8 @@ class Loader:
 
     def _read(self, load: _Load, ring: StagingRing) -> None:
         of, first = load.reader.geometry, load.next_layer
-        end = min(first + load.layers, of.num_layers)
+        layer_bytes = of.bytes_per_token * load.reader.num_tokens // of.num_layers
+        end = end_of_task(first, layer_bytes, of.num_layers)
         if load.kept is not None:
             out = load.kept[first:end]
         else:
@@ -239,6 +237,16 @@ class Loader:
             batch.seconds = self._clock() - batch.began_at
             _tell(batch.on_end, batch)
         self._on_settled()
+
+
+def end_of_task(first: int, layer_bytes: int, num_layers: int) -> int:
+    """The layer behind those that a thread brings up together, from `first` on.
+
+    Few to begin with, so that a pass soon has the lowest ones of all its chunks, then twice as much
+    as there is: each task costs Python's time, whatever it moves.
+    """
+    size = min(TASK_BYTES, max(TASK_BYTES // 4, 2 * first * layer_bytes))
+    return min(first + max(1, size // max(1, layer_bytes)), num_layers)
 
 
 def _tell(listener: Callable[..., None], *what: object) -> None:

@@ -26,7 +26,7 @@ from chunkcache.service.announcement import Announcement
 from chunkcache.service.calibration import load_calibration
 from chunkcache.service.finder import Finder, Found
 from chunkcache.service.order import OrderBook
-from chunkcache.store import open_store
+from chunkcache.store import open_store, slab_reader
 from chunkcache.store.codec import read_through
 from chunkcache.store.cost import Planned, Rows
 from chunkcache.store.popularity import Popularity
@@ -82,6 +82,7 @@ class Runtime:
             settings, self.model.fingerprint, metrics,
             with_host=self.model.device.type != "cpu", popularity=popularity,
             geometry=self.model.geometry, quotas=quotas, recompresses=recompresses,
+            reader=slab_reader(self.model.kernel_cache),
         )  # fmt: skip
         on_cpu = self.model.device.type == "cpu"
         room = settings.store.host_capacity_bytes if on_cpu else settings.engine.kv_capacity_bytes

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+import structlog
+
 from chunkcache.codec_spec import lossy_places
 from chunkcache.store.check import CheckReport, check_store
 
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
     from chunkcache.store.recompress import Recompressor
     from chunkcache.store.remote.breaker import Breaker
     from chunkcache.store.tiered import TieredStore
+    from chunkcache_kernels.slabs import SlabReader
 
-__all__ = ["CheckReport", "bases_path", "check_store", "open_store", "store_path"]
+log = structlog.get_logger(__name__)
+
+__all__ = ["CheckReport", "bases_path", "check_store", "open_store", "slab_reader", "store_path"]
 
 
 def store_path(settings: Settings) -> Path:
@@ -38,16 +43,11 @@ def bases_path(settings: Settings) -> Path:
 
 
 def open_store(
-    settings: Settings,
-    fingerprint: bytes,
-    metrics: Metrics,
-    *,
-    with_host: bool = True,
-    popularity: Popularity | None = None,
-    geometry: KVGeometry | None = None,
-    quotas: Mapping[str, int] | None = None,
-    recompresses: bool = False,
-) -> TieredStore:
+    settings: Settings, fingerprint: bytes, metrics: Metrics, *, with_host: bool = True,
+    popularity: Popularity | None = None, geometry: KVGeometry | None = None,
+    quotas: Mapping[str, int] | None = None, recompresses: bool = False,
+    reader: SlabReader | None = None,
+) -> TieredStore:  # fmt: skip
     """The tiers that the settings ask for, from fast to slow. Loads torch.
 
     Memory, unless the caller keeps chunks in memory by itself (`with_host`); LMDB, unless
@@ -59,6 +59,7 @@ def open_store(
         geometry: of the model; records from other machines that differ are corrupt.
         quotas: bytes that tenants may hold in each tier; None: as the settings say.
         recompresses: it rewrites cold records, if set to: who serves, and knows what is in use.
+        reader: see `DiskTier`.
 
     Raises:
         StoreError: the LMDB environment cannot be opened.
@@ -92,9 +93,9 @@ def open_store(
     if store.disk_capacity_bytes:
         disk = DiskTier(
             store_path(settings), store.disk_capacity_bytes, codec,
-            fingerprint=fingerprint, sync_interval_s=store.sync_interval_s,
+            fingerprint=fingerprint, sync_interval_s=store.sync_interval_s, cold=cold,
             policy=policy_of(store.disk_capacity_bytes, counts_uses=counts_uses),
-            on_evict=metrics.evictions.labels("disk").inc, cold=cold,
+            on_evict=metrics.evictions.labels("disk").inc, reader=reader,
         )  # fmt: skip
         tiers.append(disk)
         if cold is not None and recompresses:
@@ -124,6 +125,18 @@ def _recompressor(
     )  # fmt: skip
     job.start()
     return job
+
+
+def slab_reader(cache: Path) -> SlabReader | None:
+    """What reads layers in C; None where it cannot be had, and Python does its work."""
+    from chunkcache_kernels.compiler import NoCompiler
+    from chunkcache_kernels.slabs import SlabReader
+
+    try:
+        return SlabReader(cache)
+    except NoCompiler as error:
+        log.info("slabs_not_compiled", reason=str(error))
+        return None
 
 
 def _state(breaker: Breaker) -> float:

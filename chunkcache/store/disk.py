@@ -7,20 +7,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import structlog
-import torch
 
-from chunkcache.chunk import ChunkKV
-from chunkcache.codec_spec import is_lossless, stored_under
+from chunkcache.codec_spec import stored_under
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.base import TierUsage
 from chunkcache.store.codec.readable import ReadableCodecs
 from chunkcache.store.frame import frame_of
 from chunkcache.store.index import RecordIndex
 from chunkcache.store.layout import MetaEntry, entry_of, map_bytes_for, padded
-from chunkcache.store.leased import LeasedRecord, decode_layers
+from chunkcache.store.leased import LeasedRecord, decode_layers, load_record
 from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.mirror import Mirror
-from chunkcache.store.reader import DTYPES, kv_shape
 from chunkcache.store.recoder import Recoder
 from chunkcache.store.syncing import Syncing
 from chunkcache.store.turnstile import Turnstile
@@ -32,11 +29,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import lmdb
+    import torch
 
-    from chunkcache.chunk import ChunkKey, Retention, Terms
+    from chunkcache.chunk import ChunkKey, ChunkKV, Retention, Terms
     from chunkcache.store.base import RecordReader
     from chunkcache.store.codec.base import Codec
     from chunkcache.store.policy import Policy
+    from chunkcache_kernels.slabs import SlabReader
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +61,7 @@ class DiskTier:
         sync_interval_s: how often a background thread flushes to the device.
         map_bytes: overrides the size of the map, half as large again as the budget.
         cold: what `recode` may be asked to code with.
+        reader: reads many layers in one call, where there is one.
 
     Raises:
         StoreError: the environment cannot be opened.
@@ -83,12 +83,14 @@ class DiskTier:
         sync_interval_s: float = 5.0,
         map_bytes: int | None = None,
         cold: Codec | None = None,
+        reader: SlabReader | None = None,
     ) -> None:
         self._capacity_bytes = capacity_bytes
         self._codec = codec
         self._codecs = ReadableCodecs(codec, cold)
         self._fingerprint = fingerprint
-        self._env = RecordEnv(path, map_bytes or map_bytes_for(capacity_bytes))
+        map_bytes = map_bytes or map_bytes_for(capacity_bytes)
+        self._env = RecordEnv(path, map_bytes, reader=reader)
         self._mirror = Mirror(policy or WindowedFrequencyPolicy(capacity_bytes))
         self.on_quota = self._mirror.on_quota  # see `Retaining`
         self._writer = RecordWriter(self._env, self._mirror, capacity_bytes, on_evict)
@@ -174,7 +176,8 @@ class DiskTier:
                 with self._env.reading() as txn:
                     if not record.is_still(self._env.entry(txn, digest)):
                         raise StoreError(f"record {record.key.hex} has gone since it was opened")
-                    decode_layers(self._env, txn, header, codec, first, out)
+                    places = record.places(self._env, txn)
+                    decode_layers(self._env, txn, header, codec, first, out, places)
             except CorruptRecord:
                 self._drop_corrupt(digest, record.packed_entry)
                 raise
@@ -340,11 +343,7 @@ class DiskTier:
         header = self._index.header(txn, key, digest)
         if header is None:
             return None
-        geometry, name, codec = header.geometry, header.codec, self._codecs.named(header.codec)
-        kv = torch.empty(kv_shape(geometry, header.num_tokens), dtype=DTYPES[geometry.dtype])
-        decode_layers(self._env, txn, header, codec, 0, kv)
-        rounded_by = None if is_lossless(name) else name
-        return ChunkKV(key, geometry, kv, header.stats, rounded_by=rounded_by)
+        return load_record(self._env, txn, key, header, self._codecs.named(header.codec))
 
     # ------------------------------------------------------------ writing
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import numpy as np
 import torch
 
+from chunkcache.chunk import ChunkKV
 from chunkcache.codec_spec import is_lossless
 from chunkcache.store.codec.joint import JointCodec
 from chunkcache.store.codec.raw import RawCodec, octets
@@ -57,6 +58,7 @@ class LeasedRecord:
         self.packed_entry = packed_entry  # says when it was put: tells it from its successor
         self._source = source
         self._is_open = True
+        self._places: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -71,6 +73,12 @@ class LeasedRecord:
     def is_still(self, packed_entry: bytes | None) -> bool:
         """Whether an entry is that of the record as it was opened, on whatever terms."""
         return packed_entry is not None and is_same_record(packed_entry, self.packed_entry)
+
+    def places(self, env: RecordEnv, txn: lmdb.Transaction[memoryview]) -> np.ndarray | None:
+        """Where its layers lie, looked up once: it is still the record that was opened."""
+        if self._places is None:
+            self._places = env.places(txn, self.header)
+        return self._places
 
     def layers(self) -> Iterator[torch.Tensor]:
         """All of them, one at a time in the same memory. Raises as `read_layers`."""
@@ -102,10 +110,11 @@ def decode_layers(
     codec: Codec,
     first: int,
     out: torch.Tensor,
+    places: np.ndarray | None,
 ) -> None:
     """Layers of a record from `first` on, one for each of `out`; see `RecordReader.read_layers`.
 
-    What needs no decoding is read to where it belongs.
+    What needs no decoding is read to where it belongs. `places` as `RecordEnv.fill` takes them.
 
     Raises:
         CorruptRecord: a layer is missing, failed its checksum, or is not what its codec makes.
@@ -114,8 +123,7 @@ def decode_layers(
     if type(codec) is RawCodec:
         layers = octets(out).reshape(len(out), -1)
         if set(lengths) == {layers.shape[1]}:
-            for _ in env.slabs_into(txn, header, first, list(layers)):
-                pass  # being yielded is being there
+            env.fill(txn, header, first, layers, places)
             return
     if isinstance(codec, JointCodec):
         begin, end = codec.around(first, first + len(out))
@@ -123,6 +131,22 @@ def decode_layers(
         codec.decode_layers(first, list(env.slabs_into(txn, header, begin, whole)), out)
         return
     scratch = np.empty(max(lengths, default=0), np.uint8)
-    coded = env.slabs_into(txn, header, first, [scratch[:length] for length in lengths])
-    for layer, (slab, into) in enumerate(zip(coded, out, strict=True), first):
-        codec.decode_layer(layer, slab, into)
+    for layer, (length, into) in enumerate(zip(lengths, out, strict=True), first):
+        slab = scratch[:length]
+        env.fill(txn, header, layer, slab[None], places)
+        codec.decode_layer(layer, slab.data, into)
+
+
+def load_record(
+    env: RecordEnv,
+    txn: lmdb.Transaction[memoryview],
+    key: ChunkKey,
+    header: RecordHeader,
+    codec: Codec,
+) -> ChunkKV:
+    """All of a record. Raises as `decode_layers`."""
+    geometry, name = header.geometry, header.codec
+    kv = torch.empty(kv_shape(geometry, header.num_tokens), dtype=DTYPES[geometry.dtype])
+    decode_layers(env, txn, header, codec, 0, kv, env.places(txn, header))
+    rounded_by = None if is_lossless(name) else name
+    return ChunkKV(key, geometry, kv, header.stats, rounded_by=rounded_by)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from chunkcache.store.layout import MetaEntry
     from chunkcache.store.record import RecordHeader
+    from chunkcache_kernels.slabs import SlabReader
 
     AnyTransaction = lmdb.Transaction[bytes] | lmdb.Transaction[memoryview]
     _Txn = TypeVar("_Txn", bound=AnyTransaction)
@@ -48,14 +49,16 @@ class RecordEnv:
         sets_aside: a damaged file is renamed (`Occupancy`) and a new one begun; else it is refused.
         is_copied: what the map shows is read on and on, as `copy` does; else only pages of trees
             are looked at through it, here and there.
+        reader: see `SlabFile`.
 
     Raises:
         StoreError: the environment cannot be opened, or is damaged and cannot be set aside.
     """
 
     def __init__(
-        self, path: Path, map_bytes: int, *, sets_aside: bool = True, is_copied: bool = False
-    ) -> None:
+        self, path: Path, map_bytes: int, *, sets_aside: bool = True, is_copied: bool = False,
+        reader: SlabReader | None = None,
+    ) -> None:  # fmt: skip
         self.path = path
         self._data_path = str(path / DATA_FILE)
         self._pid = os.getpid()
@@ -63,13 +66,13 @@ class RecordEnv:
         self._occupancy = Occupancy(path / DATA_FILE, sets_aside=sets_aside)
         self.set_aside = self._occupancy.set_aside
         try:
-            self._open(map_bytes, is_copied)
+            self._open(map_bytes, is_copied, reader)
         except BaseException:
             self._occupancy.close()
             raise
         self._occupancy.note_sound()
 
-    def _open(self, map_bytes: int, is_copied: bool) -> None:
+    def _open(self, map_bytes: int, is_copied: bool, reader: SlabReader | None) -> None:
         path = self.path
         try:
             # No fsync per commit: a commit is complete for other processes and survives a kill;
@@ -86,7 +89,7 @@ class RecordEnv:
                 "if its files are not LMDB's, delete the folder, it is only a cache"
             ) from error
         try:
-            self._file = SlabFile(path / DATA_FILE, self._env.stat()["psize"])
+            self._file = SlabFile(path / DATA_FILE, self._env.stat()["psize"], reader)
         except StoreError:
             self._env.close()
             raise
@@ -309,25 +312,19 @@ class RecordEnv:
             CorruptRecord: missing, or its checksum, which covers its length, does not match.
         """
         scratch = np.empty(max(header.slab_lengths, default=0), np.uint8)
-        yield from self.slabs_into(
-            txn, header, 0, [scratch[:length] for length in header.slab_lengths]
-        )
+        buffers = [scratch[:length] for length in header.slab_lengths]
+        return self._file.layers(txn, self._slabs, header, 0, buffers)
 
-    def slabs_into(
-        self,
-        txn: lmdb.Transaction[memoryview],
-        header: RecordHeader,
-        first: int,
-        buffers: Sequence[np.ndarray],
-    ) -> Iterator[memoryview]:
-        """The bytes of layers from `first` on, one for each buffer, each as long as it, in order.
+    def places(self, txn: lmdb.Transaction[memoryview], header: RecordHeader) -> np.ndarray | None:
+        """See `SlabFile`."""
+        return self._file.places(txn, self._slabs, header)
 
-        They are read when they are asked for; what a buffer holds is verified when it is given.
-
-        Raises:
-            CorruptRecord: missing, or its checksum, which covers its length, does not match.
-        """
-        return self._file.layers(txn, self._slabs, header, first, buffers)
+    def fill(
+        self, txn: lmdb.Transaction[memoryview], header: RecordHeader, first: int,
+        rows: np.ndarray, places: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        """See `SlabFile`."""
+        self._file.fill(txn, self._slabs, header, first, rows, places)
 
     # ------------------------------------------------------------ upkeep
 

@@ -14,7 +14,14 @@ import numpy as np
 
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.layout import slab_key, stored_length
-from chunkcache.store.lmdb_pages import KIND, LONG, PAGE, PAGE_COUNT, long_value_of
+from chunkcache.store.lmdb_pages import (
+    KIND,
+    LONG,
+    PAGE,
+    PAGE_COUNT,
+    long_value_of,
+    long_values_from,
+)
 from chunkcache.store.record import checksum
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
 
     from chunkcache.store.lmdb_pages import LongValue
     from chunkcache.store.record import RecordHeader
+    from chunkcache_kernels.slabs import SlabReader
 
 
 class SlabFile:
@@ -32,13 +40,15 @@ class SlabFile:
 
     Args:
         page_bytes: of LMDB's pages.
+        reader: reads many layers in one call, where there is one.
 
     Raises:
         StoreError: it cannot be opened.
     """
 
-    def __init__(self, file: Path, page_bytes: int) -> None:
+    def __init__(self, file: Path, page_bytes: int, reader: SlabReader | None = None) -> None:
         self._file = file
+        self._reader = reader
         self._page_bytes = page_bytes
         try:
             self._descriptor = os.open(file, os.O_RDONLY)
@@ -58,6 +68,51 @@ class SlabFile:
             if self._read(place, found):
                 return bytes(found)
         return bytes(cursor.value())
+
+    def places(
+        self, txn: lmdb.Transaction[memoryview], slabs: lmdb._Database, header: RecordHeader
+    ) -> np.ndarray | None:
+        """Where all layers of a record lie, for `fill`; None: it finds them itself.
+
+        They lie there for as long as the record is there: LMDB moves no long value. Where that does
+        not hold, checksums do not either.
+        """
+        if self._reader is None:
+            return None
+        lengths = header.slab_lengths
+        stored = [stored_length(length) for length in lengths]
+        found = _places_by_page(txn, slabs, header, self._page_bytes)
+        pages = [
+            place.page if place is not None and place.length == length else -1
+            for place, length in zip(found, stored, strict=True)
+        ]
+        paddings = [whole - length for whole, length in zip(stored, lengths, strict=True)]
+        return self._reader.table(pages, lengths, paddings, header.slab_checksums)
+
+    def fill(
+        self,
+        txn: lmdb.Transaction[memoryview],
+        slabs: lmdb._Database,
+        header: RecordHeader,
+        first: int,
+        rows: np.ndarray,
+        places: np.ndarray | None,
+    ) -> None:
+        """Layers from `first` on into uint8 `rows` `[n, length]`, each as long as one, verified.
+
+        Args:
+            places: of this record, as it is now.
+
+        Raises:
+            CorruptRecord, StoreError: as `layers`, which has the last word on what is not right.
+        """
+        whole = 0
+        if self._reader is not None and places is not None:
+            values = places[first : first + len(rows)]
+            whole = self._reader.read(self._descriptor, values, rows, self._page_bytes)
+        if whole < len(rows):
+            for _ in self.layers(txn, slabs, header, first + whole, list(rows[whole:])):
+                pass  # being yielded is being there
 
     def layers(
         self,
@@ -131,6 +186,28 @@ def _places(
             places.append(long_value_of(key) if is_there else None)
             is_somewhere = is_there and layer + 1 < first + count and cursor.next()
     return places
+
+
+def _places_by_page(
+    txn: lmdb.Transaction[memoryview],
+    slabs: lmdb._Database,
+    header: RecordHeader,
+    page_bytes: int,
+) -> list[LongValue | None]:
+    """As `_places`, of all layers; a leaf page at a time."""
+    keys = [slab_key(header.stored_digest, n) for n in range(len(header.slab_lengths))]
+    found: list[LongValue | None] = []
+    with txn.cursor(db=slabs) as cursor:
+        while len(found) < len(keys) and cursor.set_key(keys[len(found)]):
+            before = len(found)
+            behind = long_values_from(cursor.key(), page_bytes)
+            for wanted, (key, place) in zip(keys[before:], behind, strict=False):
+                if key != wanted:
+                    break
+                found.append(place)
+            if len(found) == before:
+                break
+    return found + [None] * (len(keys) - len(found))
 
 
 def _mapped(

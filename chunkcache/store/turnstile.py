@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from types import TracebackType
 
 
 class Turnstile:
@@ -17,22 +19,14 @@ class Turnstile:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._inside = 0
         self._taken = False
 
-    @contextmanager
-    def passing(self) -> Iterator[None]:
+    def passing(self) -> AbstractContextManager[None]:
         """Inside together with others, never with someone who is alone."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._taken)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
+        return _Passage(self)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -47,3 +41,32 @@ class Turnstile:
             with self._changed:
                 self._taken = False
                 self._changed.notify_all()
+
+
+class _Passage:
+    """No generator: it is entered for every layer that is read, when all that Python needs has left
+    the processor's cache."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self, of: Turnstile) -> None:
+        self._of = of
+
+    def __enter__(self) -> None:
+        of = self._of
+        with of._lock:
+            while of._taken:
+                of._changed.wait()
+            of._inside += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        of = self._of
+        with of._lock:
+            of._inside -= 1
+            if of._taken:  # else nobody waits for it
+                of._changed.notify_all()

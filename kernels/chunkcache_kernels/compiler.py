@@ -19,6 +19,7 @@ _FOLDER = Path(__file__).parent / "native"
 # what one library is made of
 ENGINE = ("team.c", "attend.c", "weights.c", "rows.c", "place.c", "engine.c")
 ENCODER = ("encoder.c",)
+SLABS = ("slabs.c",)
 _FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-pthread",
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",

@@ -17,9 +17,11 @@ from chunkcache.protocol import AnswerFinished
 from chunkcache.service.asking import Measure
 from chunkcache.service.library import DEFAULT, PUBLIC
 from chunkcache.service.wishes import answer_request
+from chunkcache.store import slab_reader
 from chunkcache.store.cost import Choice, CostModel, Planned, Rows
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.leased import LeasedRecord
+from chunkcache.store.slab_file import SlabFile
 
 TEXTS = [f"Passage {i}: " + "the quick brown fox jumps over the lazy dog. " * 2 for i in range(4)]
 MEASURE = Measure(takes_no_prefix=True, leaves_no_prefix=True)
@@ -67,6 +69,17 @@ def stored(cache: ChunkCache) -> ChunkCache:
 def forget(cache: ChunkCache) -> None:
     cache.runtime.store.flush()
     cache.runtime.engine.chunks.clear()
+
+
+@pytest.mark.usefixtures("always_read")
+def test_layers_come_up_by_the_compiled_reader(
+    stored: ChunkCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if slab_reader(stored.runtime.model.kernel_cache) is None:
+        pytest.skip("nothing can be compiled here")
+    monkeypatch.setattr(SlabFile, "layers", lambda *_: pytest.fail("Python read a layer"))
+    answer, _ = asked(stored, TEXTS)
+    assert set(spans(answer, "tier")) == {"disk"}
 
 
 @pytest.mark.usefixtures("always_read")

@@ -15,7 +15,7 @@ from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.lru import LruPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
     from types import ModuleType
 
@@ -179,14 +179,14 @@ def test_closing_waits_for_a_verb_that_runs(
     tier, record = open_tier(), records.make_record(1)
     tier.put(record)
     reading, go_on = threading.Event(), threading.Event()
-    slabs = RecordEnv.slabs_into
+    fill = RecordEnv.fill
 
-    def slow_slabs(self: RecordEnv, *args: Any) -> Iterator[memoryview]:
+    def slow_fill(self: RecordEnv, *args: Any) -> None:
         reading.set()
         assert go_on.wait(20)
-        return slabs(self, *args)
+        fill(self, *args)
 
-    monkeypatch.setattr(RecordEnv, "slabs_into", slow_slabs)
+    monkeypatch.setattr(RecordEnv, "fill", slow_fill)
     found: list[Any] = []
     reader = threading.Thread(target=lambda: found.append(tier.get(record.key)))
     reader.start()

@@ -4,13 +4,10 @@
  * The checksum is XXH3 of 128 bits without a seed, as xxHash 0.8 defines it (doc/xxhash_spec.md),
  * for more than 240 bytes; python-xxhash is its twin. */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/types.h>
 #include <sys/uio.h>
-#include <unistd.h>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -21,8 +18,7 @@
 
 typedef struct {
     int64_t page;     /* its first one, by number */
-    char *into;
-    int64_t length;   /* bytes that go there */
+    int64_t length;   /* bytes that are wanted */
     int64_t padding;  /* bytes behind them, which count in its checksum */
     uint8_t checksum[16];
 } Slab;
@@ -58,18 +54,35 @@ static inline uint64_t eight(const void *from) {
     return x;
 }
 
+#ifdef __AVX512F__
+typedef __m512i Lanes;
+#define LOAD(at) _mm512_loadu_si512(at)
+#define STORE(at, x) _mm512_storeu_si512(at, x)
+#define MIX(sums, data, key)                                                     \
+    _mm512_add_epi64(_mm512_add_epi64(sums, _mm512_shuffle_epi32(data, (_MM_PERM_ENUM)0x4e)), \
+                     _mm512_mul_epu32(key, _mm512_srli_epi64(key, 32)))
+#elif defined(__AVX2__)
+typedef __m256i Lanes;
+#define LOAD(at) _mm256_loadu_si256((const __m256i *)(at))
+#define STORE(at, x) _mm256_storeu_si256((__m256i *)(at), x)
+#define MIX(sums, data, key)                                                     \
+    _mm256_add_epi64(_mm256_add_epi64(sums, _mm256_shuffle_epi32(data, 0x4e)),   \
+                     _mm256_mul_epu32(key, _mm256_srli_epi64(key, 32)))
+#endif
+
 /* `count` stripes one after the other. */
 static void accumulate(uint64_t *acc, const uint8_t *from, const uint8_t *secret, int count) {
-#ifdef __AVX512F__
-    __m512i sums = _mm512_loadu_si512(acc);
-    for (int i = 0; i < count; i++, from += STRIPE, secret += 8) {
-        const __m512i data = _mm512_loadu_si512(from);
-        const __m512i key = _mm512_xor_si512(data, _mm512_loadu_si512(secret));
-        const __m512i product = _mm512_mul_epu32(key, _mm512_srli_epi64(key, 32));
-        const __m512i swapped = _mm512_shuffle_epi32(data, (_MM_PERM_ENUM)0x4e);
-        sums = _mm512_add_epi64(sums, _mm512_add_epi64(swapped, product));
-    }
-    _mm512_storeu_si512(acc, sums);
+#ifdef __AVX2__
+    enum { PARTS = STRIPE / sizeof(Lanes) };
+    Lanes sums[PARTS];
+    for (int part = 0; part < PARTS; part++) sums[part] = LOAD((char *)acc + part * sizeof(Lanes));
+    for (int i = 0; i < count; i++, from += STRIPE, secret += 8)
+        for (int part = 0; part < PARTS; part++) {
+            const Lanes data = LOAD(from + part * sizeof(Lanes));
+            const Lanes key = data ^ LOAD(secret + part * sizeof(Lanes));
+            sums[part] = MIX(sums[part], data, key);
+        }
+    for (int part = 0; part < PARTS; part++) STORE((char *)acc + part * sizeof(Lanes), sums[part]);
 #else
     for (int i = 0; i < count; i++, from += STRIPE, secret += 8)
         for (int lane = 0; lane < 8; lane++) {
@@ -118,7 +131,7 @@ static int is_head(const uint8_t *head, const Slab *of, int64_t needed, int64_t 
 }
 
 /* 1: it is there, every byte as its checksum says. */
-static int read_slab(int file, const Slab *of, int64_t page_bytes) {
+static int read_slab(int file, const Slab *of, char *into, int64_t page_bytes) {
     uint8_t head[16], sum[16], tail[STRIPE + 2 * BLOCK + MOST_PADDING];
     const int64_t total = of->length + of->padding;
     if (of->length < 2 * BLOCK || of->padding > MOST_PADDING) return 0;
@@ -130,7 +143,7 @@ static int read_slab(int file, const Slab *of, int64_t page_bytes) {
         const int64_t left = of->length - have, piece = left < 2 * PIECE ? left : PIECE;
         const int is_first = have == 0, is_last = piece == left;
         const struct iovec parts[3] = {{head, is_first ? sizeof head : 0},
-                                       {of->into + have, (size_t)piece},
+                                       {into + have, (size_t)piece},
                                        {padding, is_last ? (size_t)of->padding : 0}};
         const ssize_t wanted = (ssize_t)(parts[0].iov_len + parts[1].iov_len + parts[2].iov_len);
         if (preadv(file, parts, 3, at) != wanted) return 0;
@@ -138,19 +151,32 @@ static int read_slab(int file, const Slab *of, int64_t page_bytes) {
         at += wanted;
         have += piece;
         for (; done + BLOCK <= have && done + BLOCK < total; done += BLOCK)
-            block(acc, (const uint8_t *)of->into + done);
+            block(acc, (const uint8_t *)into + done);
     }
     const int64_t left = of->length - done; /* less than two blocks */
     uint8_t *rest = padding - left;
-    memcpy(rest - STRIPE, of->into + done - STRIPE, (size_t)(left + STRIPE));
+    memcpy(rest - STRIPE, into + done - STRIPE, (size_t)(left + STRIPE));
     finish(acc, rest, left + of->padding, (uint64_t)total, sum);
     return memcmp(sum, of->checksum, sizeof sum) == 0;
 }
 
-/* Fill the buffers of slabs, in order. Returns how many of them, from the first on, are there and
- * as their checksums say. What the next one's buffer holds means nothing. */
-int chunkcache_read_slabs(int file, const Slab *slabs, int count, int64_t page_bytes) {
+/* Read slabs, in order, to rows of `length` bytes, `stride` apart. Returns how many of them, from the
+ * first on, are there, as long as a row and as their checksums say. What the next row holds means
+ * nothing. */
+int chunkcache_read_slabs(int file, const Slab *slabs, int count, int64_t page_bytes, char *rows,
+                          int64_t length, int64_t stride) {
     int whole = 0;
-    while (whole < count && read_slab(file, &slabs[whole], page_bytes)) whole++;
+    while (whole < count && slabs[whole].length == length &&
+           read_slab(file, &slabs[whole], rows + whole * stride, page_bytes))
+        whole++;
     return whole;
+}
+
+/* Whether this is faster than its twin: it is not without vectors. */
+int chunkcache_slabs_here(void) {
+#ifdef __AVX2__
+    return 1;
+#else
+    return 0;
+#endif
 }
