@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -26,7 +27,10 @@ def commit(root: Path | None = None) -> str:
     """The short name of the commit that is checked out at `root`, `-dirty` where its files differ.
 
     Result files do not count: the second of two benchmarks run in turn measures the same code.
+    Empty where there is no git.
     """
+    if shutil.which("git") is None:
+        return ""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -9,7 +9,7 @@ mkdir -p "$folder"
 python3 -m pip download -q --no-deps --only-binary=:all: --python-version "$version" \
   --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
   --platform manylinux2014_x86_64 --platform any -c constraints.txt -d "$folder" \
-  xxhash lmdb structlog pydantic pydantic-core pydantic-settings python-dotenv annotated-types \
+  xxhash lmdb zstandard structlog pydantic pydantic-core pydantic-settings python-dotenv annotated-types \
   typing-inspection prometheus-client platformdirs threadpoolctl llguidance pytest pluggy iniconfig \
   hypothesis sortedcontainers
 # weights and their reader, for real_answers.py; not among the constraints of what is installed

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from chunkcache.engine.listening import Heard
     from chunkcache.engine.pool import KVPool, RowWeights, StepKernels
     from chunkcache.engine.sequence_kv import SequenceKV
-    from chunkcache_kernels import Heads, Rotary
+    from chunkcache_kernels import Heads, Layout, Rotary
 
 
 class Logits(Enum):
@@ -146,13 +146,24 @@ class StepRows:
 
     groups: Sequence[SequenceRows]
     sequences: Sequence[SequenceLayout]
+    layout: Layout
     slots: np.ndarray  # int32 [rows]
-    kernels: Sequence[StepKernels]  # of every kind of layer
     pool: KVPool
     facts: ModelFacts
     rotaries: Sequence[Rotary]  # of every kind of layer
+    bound_kernels: list[StepKernels] = field(default_factory=list)  # see `kernels`
     # by group and kind of layer
     bound: dict[tuple[int, int], dict[int, RowWeights]] = field(default_factory=dict)
+
+    @property
+    def kernels(self) -> Sequence[StepKernels]:
+        """Of every kind of layer; bound when they are first asked for."""
+        if not self.bound_kernels:
+            self.bound_kernels += [
+                self.pool.bind(self.layout, kind.heads, rotary)
+                for kind, rotary in zip(self.facts.kinds, self.rotaries, strict=True)
+            ]
+        return self.bound_kernels
 
     @property
     def is_watched(self) -> bool:

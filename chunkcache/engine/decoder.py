@@ -165,11 +165,7 @@ class DecoderModel:
         layout = lay_out(sequences, page_tokens=pool.own.page_tokens, group=group)
         rotaries = [kind.angles.table(layout.longest_turn + 1) for kind in kinds]
         slots = np.concatenate([rows.slots for rows in groups])
-        kernels = [
-            pool.bind(layout, kind.heads, rotary)
-            for kind, rotary in zip(kinds, rotaries, strict=True)
-        ]
-        return StepRows(groups, sequences, slots, kernels, pool, self.facts, rotaries)
+        return StepRows(groups, sequences, layout, slots, pool, self.facts, rotaries)
 
     def _entering(self, groups: Sequence[SequenceRows]) -> list[torch.Tensor]:
         """Where each group begins: its hidden states, or its tokens' embeddings."""

@@ -1,50 +1,35 @@
-"""Few rows on a GPU: what lies between two attentions of packed layers is one CUDA graph.
+"""Few rows on a GPU: their way through packed layers, attention and all, is one CUDA graph.
 
-The products and norms of a decode step are many small launches that cost the host more than the
-device. Nothing between a layer's attention and the next layer's queries, keys and values depends on
-what the rows see, so these pieces are captured once for each bucket of row counts, over buffers
-that stay where they are, and replayed; attention is launched between them. Rows that fill a bucket
-up run through the products as zeros. They write nothing, attend to nothing, and are read by nobody.
+The products, norms and launches of a decode step cost the host more than the device. They are
+captured once for each bucket of row counts, over buffers that stay where they are, and replayed.
+What differs from step to step, what rows see and where they are written, lies in arrays that stay
+too (`triton_fixed.py`): a step is sent there, then the graph runs. Rows that fill a bucket up are
+written nowhere, attend to nothing, and are read by nobody.
+
+Twin: the same layers, operation by operation (`PackedLayers.run`), over a step bound anew.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import structlog
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from chunkcache.engine.attention import StepRows
+    from chunkcache_kernels.triton_fixed import FixedStep, Room
 
-    Piece = Callable[[], None]
-    Capture = Callable[[Piece], Piece]
+Piece = Callable[[], None]
+Capture = Callable[[Piece], Piece]
+Through = Callable[[int, torch.Tensor, "StepRows"], torch.Tensor]
+"""Hidden states behind a layer, of its number, those before it and the rows."""
 
 BUCKETS = (1, 2, 4, 8, 16, 32)  # rows
 
 log = structlog.get_logger(__name__)
-
-
-class Between(Protocol):
-    """What layers do beside attention; row by row."""
-
-    qkv_width: int
-    attended_width: int
-
-    def enter(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Queries, keys and values `[rows, qkv_width]` of hidden states `[rows, width]`."""
-        ...
-
-    def attend(self, layer: int, qkv: torch.Tensor, rows: StepRows) -> torch.Tensor:
-        """`[rows, attended_width]`."""
-        ...
-
-    def leave(self, layer: int, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """Hidden states behind the layer."""
-        ...
 
 
 class CudaCapture:
@@ -78,82 +63,81 @@ class CudaCapture:
 
 
 @dataclass(slots=True, eq=False)
-class _Bucket:
-    """Buffers for so many rows, and what has been captured over them."""
+class Bucket:
+    """Buffers for steps of so many rows, and what has been captured over them."""
 
     hidden: torch.Tensor
-    qkv: torch.Tensor
-    attended: torch.Tensor
-    entering: dict[int, Piece] = field(default_factory=dict)  # by layer
-    leaving: dict[int, Piece] = field(default_factory=dict)
+    step: FixedStep
+    pieces: dict[tuple[int, int], Piece] = field(default_factory=dict)  # by first and last layer
 
 
 class GraphedLayers:
-    """Runs few rows through packed layers, from buckets of captured pieces.
+    """Runs few rows through layers, from captured pieces that lie with the pages they read.
 
     Args:
-        between: what the layers do.
-        num_layers: how many there are.
+        through: what a layer does, of its number, hidden states and rows.
         capture: `CudaCapture()`, or on a CPU anything that runs a piece again.
     """
 
-    def __init__(self, between: Between, num_layers: int, capture: Capture) -> None:
-        self._between = between
-        self._num_layers = num_layers
+    def __init__(self, through: Through, capture: Capture) -> None:
+        self._through = through
         self._capture = capture
-        self._buckets: dict[int, _Bucket] = {}
 
-    def run(self, first: int, end: int, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
+    def run(
+        self, first: int, end: int, hidden: torch.Tensor, rows: StepRows
+    ) -> torch.Tensor | None:
         """Hidden states `[rows, width]` through layers `first` to `end`; see `LayerRunner`.
 
-        At most `BUCKETS[-1]` rows, which nobody observes.
+        None, and nothing done, of what is not captured: many rows, or many of one sequence; rows
+        that are observed; layers that are still coming up; pages that Triton's kernels do not read.
         """
-        count = len(hidden)
-        bucket = self._bucket(count, hidden)
+        heads, count = rows.facts.kinds[0].heads, len(hidden)
+        if count > BUCKETS[-1] or rows.is_watched or not rows.pool.runs_triton(heads):
+            return None
+        if rows.wait_for(first) < end:
+            return None
+        from chunkcache_kernels.triton_fixed import Room, plan_if_fixed
+
+        made = plan_if_fixed(rows.layout, rows.pool.arenas, heads)
+        if made is None:
+            return None
+        size = next(size for size in BUCKETS if size >= count)
+        bucket = self._bucket(Room.of(made, size, heads.heads // heads.kv_heads), hidden, rows)
+        bucket.step.load(made, rows.layout, rows.slots)
+        piece = self._piece(bucket, first, end, rows)
         bucket.hidden[:count] = hidden
         bucket.hidden[count:] = 0.0
-        bucket.attended[count:] = 0.0
-        self._entering(bucket, first)()
-        for layer in range(first, end):
-            rows.wait_for(layer)
-            bucket.attended[:count] = self._between.attend(layer, bucket.qkv[:count], rows)
-            self._leaving(bucket, layer)()
+        piece()
         return bucket.hidden[:count].clone()
 
-    def _bucket(self, count: int, hidden: torch.Tensor) -> _Bucket:
-        size = next(size for size in BUCKETS if size >= count)
-        if size not in self._buckets:
-            between = self._between
-            self._buckets[size] = _Bucket(
-                hidden.new_zeros((size, hidden.shape[1])),
-                hidden.new_zeros((size, between.qkv_width)),
-                hidden.new_zeros((size, between.attended_width)),
-            )
-        return self._buckets[size]
+    def _bucket(self, room: Room, hidden: torch.Tensor, rows: StepRows) -> Bucket:
+        """The one for as many rows and queries, made anew where it is too small."""
+        from chunkcache_kernels.triton_fixed import FixedStep
 
-    def _entering(self, bucket: _Bucket, layer: int) -> Piece:
-        """From hidden states to a layer's queries, keys and values."""
+        captured, key = rows.pool.captured, (room.rows, room.queries)
+        known, (rotary,) = captured.get(key), rows.rotaries
+        if known is not None:
+            if known.step.room.holds(room) and known.step.step.rotary is rotary:
+                return known
+            room = room.and_that_of(known.step.room)
+            if hidden.device.type == "cuda":
+                torch.cuda.current_stream().synchronize()  # its graphs may be running
+        step = FixedStep.empty(room, rows.pool.arenas, rows.facts.kinds[0].heads, rotary)
+        captured[key] = Bucket(hidden.new_zeros((room.rows, hidden.shape[1])), step)
+        return captured[key]
+
+    def _piece(self, bucket: Bucket, first: int, end: int, rows: StepRows) -> Piece:
+        """Layers `first` to `end` over the bucket's buffers."""
+        if (first, end) in bucket.pieces:
+            return bucket.pieces[first, end]
+        fixed = replace(rows, groups=(), sequences=(), bound_kernels=[bucket.step])
 
         def piece() -> None:
-            bucket.qkv.copy_(self._between.enter(layer, bucket.hidden))
+            bucket.step.find_bounds()
+            state = bucket.hidden
+            for layer in range(first, end):
+                state = self._through(layer, state, fixed)
+            bucket.hidden.copy_(state)
 
-        return self._captured(bucket, bucket.entering, layer, piece)
-
-    def _leaving(self, bucket: _Bucket, layer: int) -> Piece:
-        """From what a layer's rows have attended to, to the next layer's attention."""
-
-        def piece() -> None:
-            bucket.hidden.copy_(self._between.leave(layer, bucket.hidden, bucket.attended))
-            if layer + 1 < self._num_layers:
-                bucket.qkv.copy_(self._between.enter(layer + 1, bucket.hidden))
-
-        return self._captured(bucket, bucket.leaving, layer, piece)
-
-    def _captured(
-        self, bucket: _Bucket, known: dict[int, Piece], layer: int, piece: Piece
-    ) -> Piece:
-        if layer not in known:
-            hidden = bucket.hidden.clone()  # capturing runs the piece on what lies there
-            known[layer] = self._capture(piece)
-            bucket.hidden.copy_(hidden)
-        return known[layer]
+        bucket.pieces[first, end] = self._capture(piece)
+        return bucket.pieces[first, end]

@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import linear, silu
 
 from chunkcache.engine.facts import decoder_of
-from chunkcache.engine.graphed import BUCKETS, CudaCapture, GraphedLayers
+from chunkcache.engine.graphed import CudaCapture, GraphedLayers
 from chunkcache_kernels.compiled import CompiledStep
 from chunkcache_kernels.structs import TYPES, LayerC, LayersC, WeightC
 
@@ -104,8 +104,7 @@ class PackedLayers:
             self._few = _FewRows(self._layers, head, self._eps, int8=int8)
         self._graphed: GraphedLayers | None = None
         if head.device.type == "cuda":
-            between = _WithoutTeam(self, self._layers[0])
-            self._graphed = GraphedLayers(between, len(self._layers), CudaCapture())
+            self._graphed = GraphedLayers(self._through, CudaCapture())
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """See `LayerRunner`."""
@@ -113,18 +112,24 @@ class PackedLayers:
 
     def run(self, first: int, end: int, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """See `LayerRunner`."""
+        if self._graphed is not None:
+            done = self._graphed.run(first, end, hidden, rows)
+            if done is not None:
+                return done
         (kernels,) = rows.kernels
         few = len(hidden) <= FEW_ROWS and not rows.is_watched
         if few and self._few is not None and isinstance(kernels, CompiledStep):
             return self._few.run(first, end, hidden, rows, kernels)
-        if self._graphed is not None and len(hidden) <= BUCKETS[-1] and not rows.is_watched:
-            return self._graphed.run(first, end, hidden, rows)
-        team = rows.pool.team
         for index in range(first, end):
             rows.wait_for(index)
-            qkv = self.qkv(index, hidden, team)
-            hidden = self.rest(index, hidden, self.attend(index, qkv, rows), team)
+            hidden = self._through(index, hidden, rows)
         return hidden
+
+    def _through(self, index: int, hidden: torch.Tensor, rows: StepRows) -> torch.Tensor:
+        """Hidden states behind a layer that is there."""
+        team = rows.pool.team
+        qkv = self.qkv(index, hidden, team)
+        return self.rest(index, hidden, self.attend(index, qkv, rows), team)
 
     def store(self, layer: int, hidden: torch.Tensor, rows: StepRows) -> None:
         """See `LayerRunner`."""
@@ -166,26 +171,6 @@ class PackedLayers:
         if team is not None:
             return team.norm(x.contiguous(), weight, self._eps)
         return torch.nn.functional.rms_norm(x.float(), weight.shape, weight, self._eps).to(x.dtype)
-
-
-class _WithoutTeam:
-    """What packed layers do beside attention, with torch alone."""
-
-    def __init__(self, packed: PackedLayers, layer: _Layer) -> None:
-        self._packed = packed
-        self.qkv_width, self.attended_width = layer.qkv.shape[0], layer.out.shape[1]
-
-    def enter(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """See `Between`."""
-        return self._packed.qkv(layer, hidden, None)
-
-    def attend(self, layer: int, qkv: torch.Tensor, rows: StepRows) -> torch.Tensor:
-        """See `Between`."""
-        return self._packed.attend(layer, qkv, rows)
-
-    def leave(self, layer: int, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """See `Between`."""
-        return self._packed.rest(layer, hidden, attended, None)
 
 
 def _gated(gate_up: torch.Tensor, team: Team | None) -> torch.Tensor:

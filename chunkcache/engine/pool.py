@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from chunkcache.engine.decoder import DecoderModel
+    from chunkcache.engine.graphed import Bucket
     from chunkcache_kernels import Arena, Heads, Layout, Rotary, SequenceLayout
 
 log = structlog.get_logger(__name__)
@@ -91,6 +92,8 @@ class KVPool:
     own: Arena
     chunks: Arena
     team: Team | None
+    # what was captured over these pages, and goes with them: see `GraphedLayers`
+    captured: dict[tuple[int, int], Bucket] = field(default_factory=dict)
 
     @property
     def arenas(self) -> tuple[Arena, Arena]:
@@ -101,7 +104,7 @@ class KVPool:
         """The kernels for a step's rows."""
         if self._reader is not None:
             return CompiledStep.bind(self._reader, layout, self.arenas, heads, rotary)
-        if self._runs_triton(heads):
+        if self.runs_triton(heads):
             from chunkcache_kernels.triton_pages import TritonStep
 
             return TritonStep.bind(layout, self.arenas, heads, rotary)
@@ -118,7 +121,7 @@ class KVPool:
         reads = all(arena.keys.dtype in TYPES for arena in self.arenas)
         return self.team if reads else None
 
-    def _runs_triton(self, heads: Heads) -> bool:
+    def runs_triton(self, heads: Heads) -> bool:
         """Whether the pages lie where Triton's kernels read them, in types they know."""
         if self.own.keys.device.type != "cuda" or find_spec("triton") is None:
             return False
@@ -129,7 +132,7 @@ class KVPool:
 
     def bind_weights(self, sequence: SequenceLayout, heads: Heads, rotary: Rotary) -> RowWeights:
         """What tells where the rows of one sequence look."""
-        team, on_triton = self._reader, self._runs_triton(heads)
+        team, on_triton = self._reader, self.runs_triton(heads)
         if team is None and not on_triton:
             return PortableWeights(sequence, self.arenas, heads, rotary)
         group = heads.heads // heads.kv_heads

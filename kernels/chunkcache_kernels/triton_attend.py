@@ -21,47 +21,53 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit  # type: ignore[untyped-decorator]
 def bound_kernel(  # type: ignore[no-untyped-def]
-    items, entries, stretches, looks, row_positions, key_positions, bounds, window, block,
+    items, entries, stretches, looks, row_positions, key_positions, bounds, counts, window, block,
     PAGE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Which keys of each stretch to go through: from the first to the last that a row of it sees;
     a row sees those up to its position, `window` of them, in its `block` of positions.
+
+    A program has one stretch, or its share of as many as `counts` [2] says second.
     """
-    stretch = stretches + 6 * tl.program_id(0)
-    item = items + 4 * tl.load(stretch + 5)
-    number = tl.arange(0, ROWS)
-    real = number < tl.load(item + 1)
-    row = tl.load(entries + 2 * (tl.load(item) + number), mask=real, other=0)
-    position = tl.load(row_positions + row, mask=real, other=-1)
-    floor = floor_of(position, window, block)
-    is_shared = tl.load(stretch + 3)
-    num_keys = tl.load(stretch + 1) * PAGE
-    end = 0
-    begin = num_keys
-    if is_shared == 1:
-        look = looks + 2 * (tl.load(stretch + 2) + number)
-        first_key = tl.load(look + 1, mask=real, other=0)
-        for start in range(0, num_keys, KEYS):
-            index = start + tl.arange(0, KEYS)
-            there = real[:, None] & (index < num_keys)[None, :]
-            of_key = key_positions + first_key[:, None] + index[None, :]
-            stands = tl.load(of_key, mask=there, other=_HIDDEN)
-            sees = (stands <= position[:, None]) & (stands > floor[:, None])
-            seen = tl.max(sees.to(tl.int32), 0) > 0
-            end = tl.maximum(end, tl.max(tl.where(seen, index + 1, 0), 0))
-            begin = tl.minimum(begin, tl.min(tl.where(seen, index, num_keys), 0))
-    else:
-        last_row = tl.max(position, 0)
-        lowest = tl.min(tl.where(real, floor, last_row), 0)
-        of_keys = key_positions + tl.load(stretch) * PAGE
-        for start in range(0, num_keys, KEYS):
-            index = start + tl.arange(0, KEYS)
-            stands = tl.load(of_keys + index, mask=index < num_keys, other=_HIDDEN)
-            seen = (stands <= last_row) & (stands > lowest)
-            end = tl.maximum(end, tl.max(tl.where(seen, index + 1, 0), 0))
-            begin = tl.minimum(begin, tl.min(tl.where(seen, index, num_keys), 0))
-    tl.store(bounds + 2 * tl.program_id(0), begin)
-    tl.store(bounds + 2 * tl.program_id(0) + 1, end)
+    last, step = tl.program_id(0) + 1, 1
+    if counts is not None:
+        last, step = tl.load(counts + 1), tl.num_programs(0)
+    for which in range(tl.program_id(0), last, step):
+        stretch = stretches + 6 * which
+        item = items + 4 * tl.load(stretch + 5)
+        number = tl.arange(0, ROWS)
+        real = number < tl.load(item + 1)
+        row = tl.load(entries + 2 * (tl.load(item) + number), mask=real, other=0)
+        position = tl.load(row_positions + row, mask=real, other=-1)
+        floor = floor_of(position, window, block)
+        is_shared = tl.load(stretch + 3)
+        num_keys = tl.load(stretch + 1) * PAGE
+        end = 0
+        begin = num_keys
+        if is_shared == 1:
+            look = looks + 2 * (tl.load(stretch + 2) + number)
+            first_key = tl.load(look + 1, mask=real, other=0)
+            for start in range(0, num_keys, KEYS):
+                index = start + tl.arange(0, KEYS)
+                there = real[:, None] & (index < num_keys)[None, :]
+                of_key = key_positions + first_key[:, None] + index[None, :]
+                stands = tl.load(of_key, mask=there, other=_HIDDEN)
+                sees = (stands <= position[:, None]) & (stands > floor[:, None])
+                seen = tl.max(sees.to(tl.int32), 0) > 0
+                end = tl.maximum(end, tl.max(tl.where(seen, index + 1, 0), 0))
+                begin = tl.minimum(begin, tl.min(tl.where(seen, index, num_keys), 0))
+        else:
+            last_row = tl.max(position, 0)
+            lowest = tl.min(tl.where(real, floor, last_row), 0)
+            of_keys = key_positions + tl.load(stretch) * PAGE
+            for start in range(0, num_keys, KEYS):
+                index = start + tl.arange(0, KEYS)
+                stands = tl.load(of_keys + index, mask=index < num_keys, other=_HIDDEN)
+                seen = (stands <= last_row) & (stands > lowest)
+                end = tl.maximum(end, tl.max(tl.where(seen, index + 1, 0), 0))
+                begin = tl.minimum(begin, tl.min(tl.where(seen, index, num_keys), 0))
+        tl.store(bounds + 2 * which, begin)
+        tl.store(bounds + 2 * which + 1, end)
 
 
 @triton.jit
@@ -232,61 +238,70 @@ def _deliver(  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def attend_kernel(  # type: ignore[no-untyped-def]
     qkv, keys_0, values_0, key_scales_0, value_scales_0, keys_1, values_1, key_scales_1,
-    value_scales_1, edges, cos, sin, kv_heads, items, entries, stretches, bounds, looks, pages,
-    row_positions, key_positions, row_parts, mixed_parts, top_parts, total_parts, counters, sinks,
-    out, lse, stride_row, scale_log2, cap_log2, window, block,
+    value_scales_1, edges, cos, sin, kv_heads, items, counts, entries, stretches, bounds, looks,
+    pages, row_positions, key_positions, row_parts, mixed_parts, top_parts, total_parts, counters,
+    sinks, out, lse, stride_row, scale_log2, cap_log2, window, block,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr, ROTARY: tl.constexpr, PAGE: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     CAPPED: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """One item for the query heads of one key head."""
-    item, kv_head = items + 4 * tl.program_id(0), tl.program_id(1)
+    """Items for the query heads of one key head: one, or a program's share of as many as `counts`
+    says first, so that one launch serves plans of any size.
+    """
+    kv_head = tl.program_id(1)
     if kv_heads is not None:
         kv_head = tl.load(kv_heads + kv_head)
-    # the query heads of a group are rows of one tile, so that K and V are read once for all
-    folded = tl.arange(0, QUERIES)
-    real = folded < tl.load(item + 1) * GROUP
-    entry = entries + 2 * (tl.load(item) + folded // GROUP)
-    head = kv_head * GROUP + folded % GROUP
-    row = tl.load(entry, mask=real, other=0)
-    position = tl.load(row_positions + row, mask=real, other=-1)
-    floor = floor_of(position, window, block)
-    cols = tl.arange(0, DIM_PADDED)
-    fits = real[:, None] & (cols < DIM)[None, :]
-    begin = row.to(tl.int64) * stride_row + head * DIM
-    top = tl.full((QUERIES,), _NEVER, tl.float32)
-    total = tl.zeros((QUERIES,), tl.float32)
-    mixed = tl.zeros((QUERIES, WIDTH_PADDED), tl.float32)
-    first_stretch = tl.load(item + 2)
-    for number in range(first_stretch, first_stretch + tl.load(item + 3)):
-        stretch = stretches + 6 * number
-        is_shared = tl.load(stretch + 3)
-        look = looks + 2 * (tl.load(stretch + 2) + is_shared * (folded // GROUP))
-        first_key = tl.load(look + 1, mask=real, other=0)
-        # a row before a segment sees none of it, however it is turned
-        distance = tl.maximum(position - tl.load(look, mask=real, other=0), 0)
-        query = load_turned(qkv, begin, cols, distance, fits, real, cos, sin, ROTARY) * scale_log2
-        first_page, num_pages = tl.load(stretch), tl.load(stretch + 1)
-        first, end = tl.load(bounds + 2 * number), tl.load(bounds + 2 * number + 1)
-        if tl.load(stretch + 4) == 0:
-            top, total, mixed = _walk(
-                query, top, total, mixed, qkv, keys_0, values_0, key_scales_0, value_scales_0,
-                edges, pages, key_positions, first_page, num_pages, first, end, position, floor,
-                first_key, is_shared, kv_head, cap_log2, KV_HEADS, DIM, DIM_PADDED, WIDTH,
-                WIDTH_PADDED, PAGE, KEYS, WIDE, PRECISION, CAPPED,
-            )  # fmt: skip
-        elif keys_1 is not None:
-            top, total, mixed = _walk(
-                query, top, total, mixed, qkv, keys_1, values_1, key_scales_1, value_scales_1,
-                edges, pages, key_positions, first_page, num_pages, first, end, position, floor,
-                first_key, is_shared, kv_head, cap_log2, KV_HEADS, DIM, DIM_PADDED, WIDTH,
-                WIDTH_PADDED, PAGE, KEYS, WIDE, PRECISION, CAPPED,
-            )  # fmt: skip
-    _deliver(
-        top, total, mixed, entry, row_parts, mixed_parts, top_parts, total_parts, counters, sinks,
-        out, lse, row, head, real, KV_HEADS * GROUP, QUERIES, WIDTH, WIDTH_PADDED, AT_ONCE,
-    )  # fmt: skip
+    last, step = tl.program_id(0) + 1, 1
+    if counts is not None:
+        last, step = tl.load(counts), tl.num_programs(0)
+    for which in range(tl.program_id(0), last, step):
+        item = items + 4 * which
+        # the query heads of a group are rows of one tile, so that K and V are read once for all
+        folded = tl.arange(0, QUERIES)
+        real = folded < tl.load(item + 1) * GROUP
+        entry = entries + 2 * (tl.load(item) + folded // GROUP)
+        head = kv_head * GROUP + folded % GROUP
+        row = tl.load(entry, mask=real, other=0)
+        position = tl.load(row_positions + row, mask=real, other=-1)
+        floor = floor_of(position, window, block)
+        cols = tl.arange(0, DIM_PADDED)
+        fits = real[:, None] & (cols < DIM)[None, :]
+        begin = row.to(tl.int64) * stride_row + head * DIM
+        top = tl.full((QUERIES,), _NEVER, tl.float32)
+        total = tl.zeros((QUERIES,), tl.float32)
+        mixed = tl.zeros((QUERIES, WIDTH_PADDED), tl.float32)
+        first_stretch = tl.load(item + 2)
+        for number in range(first_stretch, first_stretch + tl.load(item + 3)):
+            stretch = stretches + 6 * number
+            is_shared = tl.load(stretch + 3)
+            look = looks + 2 * (tl.load(stretch + 2) + is_shared * (folded // GROUP))
+            first_key = tl.load(look + 1, mask=real, other=0)
+            # a row before a segment sees none of it, however it is turned
+            distance = tl.maximum(position - tl.load(look, mask=real, other=0), 0)
+            query = load_turned(qkv, begin, cols, distance, fits, real, cos, sin, ROTARY)
+            query = query * scale_log2
+            first_page, num_pages = tl.load(stretch), tl.load(stretch + 1)
+            first, end = tl.load(bounds + 2 * number), tl.load(bounds + 2 * number + 1)
+            if tl.load(stretch + 4) == 0:
+                top, total, mixed = _walk(
+                    query, top, total, mixed, qkv, keys_0, values_0, key_scales_0, value_scales_0,
+                    edges, pages, key_positions, first_page, num_pages, first, end, position, floor,
+                    first_key, is_shared, kv_head, cap_log2, KV_HEADS, DIM, DIM_PADDED, WIDTH,
+                    WIDTH_PADDED, PAGE, KEYS, WIDE, PRECISION, CAPPED,
+                )  # fmt: skip
+            elif keys_1 is not None:
+                top, total, mixed = _walk(
+                    query, top, total, mixed, qkv, keys_1, values_1, key_scales_1, value_scales_1,
+                    edges, pages, key_positions, first_page, num_pages, first, end, position, floor,
+                    first_key, is_shared, kv_head, cap_log2, KV_HEADS, DIM, DIM_PADDED, WIDTH,
+                    WIDTH_PADDED, PAGE, KEYS, WIDE, PRECISION, CAPPED,
+                )  # fmt: skip
+        _deliver(
+            top, total, mixed, entry, row_parts, mixed_parts, top_parts, total_parts, counters,
+            sinks, out, lse, row, head, real, KV_HEADS * GROUP, QUERIES, WIDTH, WIDTH_PADDED,
+            AT_ONCE,
+        )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]

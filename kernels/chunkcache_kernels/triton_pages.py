@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from chunkcache_kernels.arena import Arena
     from chunkcache_kernels.layout import Layout
     from chunkcache_kernels.portable import Heads, Rotary
+    from chunkcache_kernels.triton_plan import Plan
 
 MAX_DIM = 256  # a wider head's tiles do not fit the shared memory of small GPUs
 MAX_ARENAS = 2
@@ -53,7 +54,8 @@ class TritonStep:
     parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # mixed values, largest scores, sums
     counters: torch.Tensor  # int32 [rows · heads]: parts that have come; 0 between launches
     kv_heads: torch.Tensor | None = None  # int32: those that this is for; all if None
-    slots: tuple[np.ndarray, torch.Tensor] | None = None  # of the last write, here and there
+    # of the last write, here and there; not known here if they came with the step (`FixedStep`)
+    slots: tuple[np.ndarray | None, torch.Tensor] | None = None
 
     @classmethod
     def bind(
@@ -76,14 +78,8 @@ class TritonStep:
         """
         device, group = arenas[0].keys.device, heads.heads // heads.kv_heads
         check(layout, arenas, heads, rotary)
-        exact = _is_exact(arenas)
-        rows = [max(1, queries // group) for queries in _queries(device, heads.dim, exact)]
         num_heads = heads.kv_heads if kv_heads is None else len(kv_heads)
-        made = plan(
-            layout, page_tokens=arenas[0].page_tokens, group=group,
-            shared_rows=rows[0] if shares else 0, chained_rows=rows[1],
-            items=-(-_programs(device) // num_heads),
-        )  # fmt: skip
+        made = planned(layout, arenas, heads, num_heads=num_heads, shares=shares)
         arrays = sent(
             {
                 "row_positions": layout.row_positions,
@@ -99,34 +95,35 @@ class TritonStep:
             },
             device,
         )
-        names = "items", "entries", "stretches", "looks", "row_positions", "key_positions", "bounds"
-        triton_attend.bound_kernel[(len(made.stretches),)](
-            *(arrays[name] for name in names), heads.window or NO_WINDOW, heads.block or NO_WINDOW,
-            PAGE=arenas[0].page_tokens, ROWS=triton.next_power_of_2(max(made.most_rows)),
-            KEYS=_BOUND_KEYS, enable_fp_fusion=True,
-        )  # fmt: skip
         first = made.num_shared
         counts = (0, first), (first, len(made.items) - first)
-        # tl.dot wants 16 rows
-        sizes = [max(16, triton.next_power_of_2(most * group)) for most in made.most_rows]
+        sizes = [tile_of(most * group) for most in made.most_rows]
         kinds = [(*of, size) for of, size in zip(counts, sizes, strict=True) if of[1]]
-        shape = (int(made.row_parts[-1]) if made.is_merged else 1, heads.heads)
-        parts = (
-            torch.empty((*shape, heads.dim), dtype=torch.float32, device=device),
-            torch.empty(shape, dtype=torch.float32, device=device),
-            torch.empty(shape, dtype=torch.float32, device=device),
-        )
+        room = room_for_parts(int(made.row_parts[-1]) if made.is_merged else 1, heads, device)
         counters = torch.zeros(layout.num_rows * heads.heads, dtype=torch.int32, device=device)
-        return cls(
-            list(arenas), heads, rotary, layout.num_rows, arrays, kinds, parts, counters,
+        step = cls(
+            list(arenas), heads, rotary, layout.num_rows, arrays, kinds, room, counters,
             None if kv_heads is None else arrays["kv_heads"],
+        )  # fmt: skip
+        step.find_bounds(len(made.stretches), max(made.most_rows))
+        return step
+
+    def find_bounds(self, grid: int, most_rows: int) -> None:
+        """Look which keys of each stretch any row sees, for all layers. Cost: one launch."""
+        names = "items", "entries", "stretches", "looks", "row_positions", "key_positions", "bounds"
+        heads = self.heads
+        triton_attend.bound_kernel[(grid,)](
+            *(self.arrays[name] for name in names), self.arrays.get("counts"),
+            heads.window or NO_WINDOW, heads.block or NO_WINDOW,
+            PAGE=self.arenas[0].page_tokens, ROWS=triton.next_power_of_2(most_rows),
+            KEYS=_BOUND_KEYS, enable_fp_fusion=True,
         )  # fmt: skip
 
     def write(
         self,
         layer: int,
         qkv: torch.Tensor,
-        slots: np.ndarray,
+        slots: np.ndarray | None,
         *,
         arena: int = 0,
         turned: bool = True,
@@ -137,7 +134,8 @@ class TritonStep:
         """Norm queries and keys in place, rotate keys and write them and the values to `slots`.
 
         `qkv` `[R, (heads + 2 kv_heads) · dim]`; `slots` int32 `[R]`, -1 writes nothing. They are
-        copied to the device when they differ from the last ones. Cost: one launch.
+        copied to the device when they differ from the last ones; None: they came with the step.
+        Cost: one launch.
         """
         heads, into = self.heads, self.arenas[arena]
         width = (heads.heads + 2 * heads.kv_heads) * heads.dim
@@ -147,14 +145,11 @@ class TritonStep:
         for norm in (query_norm, key_norm):
             assert norm is None or (norm.dtype is torch.float32 and norm.is_contiguous())
             assert norm is None or qkv.stride(0) >= width, "rows normed in place would overlap"
-        assert slots.dtype == np.int32 and len(slots) == self.num_rows
-        if self.slots is None or not np.array_equal(self.slots[0], slots):
-            kept = slots.copy()
-            self.slots = kept, sent({"slots": kept}, qkv.device)["slots"]
+        at = self._slots(slots, qkv.device)
         heads_to_do = heads.kv_heads + (0 if query_norm is None else heads.heads)
         triton_kernels.write_kernel[(triton.cdiv(self.num_rows, _WRITE_ROWS), heads_to_do)](
             qkv, into.keys[layer], into.values[layer], self.rotary.cos, self.rotary.sin,
-            self.slots[1], self.arrays["row_positions"], query_norm, key_norm,
+            at, self.arrays["row_positions"], query_norm, key_norm,
             self.num_rows, qkv.stride(0), eps,
             HEADS=heads.heads, KV_HEADS=heads.kv_heads, ROWS=_WRITE_ROWS,
             enable_fp_fusion=False,  # the sums are then rounded as torch rounds them
@@ -212,10 +207,11 @@ class TritonStep:
             keys, warps = tiles(heads.dim, exact, queries, self.rounded_page)
             triton_attend.attend_kernel[(count, num_heads)](
                 qkv, *self.tensors(layer), edges, self.rotary.cos, self.rotary.sin, self.kv_heads,
-                arrays["items"][first : first + count], arrays["entries"], arrays["stretches"],
-                arrays["bounds"], arrays["looks"], arrays["pages"], arrays["row_positions"],
-                arrays["key_positions"], arrays["row_parts"], *parts, self.counters, sinks,
-                out, lse, qkv.stride(0), heads.scale * LOG2_E, heads.softcap * LOG2_E,
+                arrays["items"][first : first + count], arrays.get("counts"), arrays["entries"],
+                arrays["stretches"], arrays["bounds"], arrays["looks"], arrays["pages"],
+                arrays["row_positions"], arrays["key_positions"], arrays["row_parts"], *parts,
+                self.counters, sinks, out, lse, qkv.stride(0),
+                heads.scale * LOG2_E, heads.softcap * LOG2_E,
                 heads.window or NO_WINDOW, heads.block or NO_WINDOW,
                 KV_HEADS=heads.kv_heads, GROUP=heads.heads // heads.kv_heads,
                 WIDTH=width, WIDTH_PADDED=across, QUERIES=queries, KEYS=keys, WIDE=wide,
@@ -250,6 +246,16 @@ class TritonStep:
         is_rounded = any(arena.key_scales is not None for arena in self.arenas)
         return self.arenas[0].page_tokens if is_rounded else 0
 
+    def _slots(self, slots: np.ndarray | None, device: torch.device) -> torch.Tensor:
+        if slots is not None:
+            assert slots.dtype == np.int32 and len(slots) == self.num_rows
+            known = None if self.slots is None else self.slots[0]
+            if known is None or not np.array_equal(known, slots):
+                kept = slots.copy()
+                self.slots = kept, sent({"slots": kept}, device)["slots"]
+        assert self.slots is not None, "no slots came with the step"
+        return self.slots[1]
+
     def _check_rows(self, qkv: torch.Tensor) -> None:
         assert qkv.shape[0] == self.num_rows and qkv.dtype in DTYPES
         assert qkv.stride(1) == 1, "the numbers of a row must be neighbours"
@@ -273,6 +279,35 @@ def tiles(dim: int, exact: bool, queries: int, rounded_page: int = 0) -> tuple[i
     return (min(keys, within) if within >= 16 else keys), warps
 
 
+def planned(
+    layout: Layout, arenas: Sequence[Arena], heads: Heads, *, num_heads: int, shares: bool = True
+) -> Plan:
+    """What each program does on these arenas' device, for so many key heads."""
+    device, group = arenas[0].keys.device, heads.heads // heads.kv_heads
+    most = [max(1, of // group) for of in _queries(device, heads.dim, _is_exact(arenas))]
+    return plan(
+        layout, page_tokens=arenas[0].page_tokens, group=group,
+        shared_rows=most[0] if shares else 0, chained_rows=most[1],
+        items=-(-programs(device) // num_heads),
+    )  # fmt: skip
+
+
+def room_for_parts(
+    parts: int, heads: Heads, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mixed values, largest scores and sums of so many parts."""
+    shape = parts, heads.heads
+    mixed = torch.empty((*shape, heads.dim), dtype=torch.float32, device=device)
+    top, total = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
+    return mixed, top, total
+
+
+def tile_of(queries: int) -> int:
+    """The tile that so many are multiplied in; tl.dot wants 16."""
+    size: int = triton.next_power_of_2(queries)
+    return max(16, size)
+
+
 def _is_exact(arenas: Sequence[Arena]) -> bool:
     return any(arena.keys.dtype is torch.float32 for arena in arenas)
 
@@ -286,7 +321,7 @@ def _queries(device: torch.device, dim: int, exact: bool) -> tuple[int, int]:
     return _SHARED, _LARGE if is_large else _CHAINED
 
 
-def _programs(device: torch.device) -> int:
+def programs(device: torch.device) -> int:
     """How many keep the device busy: two for each of its processors."""
     if device.type != "cuda":
         return 16

@@ -23,6 +23,7 @@ from chunkcache.engine.angles import RotaryAngles
 from chunkcache.engine.attention import Logits, SequenceRows
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.facts import LayerKind
+from chunkcache.engine.graphed import GraphedLayers
 from chunkcache.engine.observe import CaptureKV, DeviationScores, QuestionScores
 from chunkcache.engine.packed import PackedLayers
 from chunkcache.engine.pool import KVPool
@@ -57,10 +58,13 @@ class Waits(TorchDispatchMode):
         out = func(*args, **options)
         if pins:
             self._pinned[out.data_ptr()] = out
-        if func is aten._to_copy.default:
-            self._note(args[0], out, options.get("non_blocking", False))
-        elif func is aten.copy_.default:
-            self._note(args[1], args[0], len(args) > 2 and args[2])
+        names = (argument.name for argument in func._schema.arguments)
+        queued = (dict(zip(names, args, strict=False)) | options).get("non_blocking", False)
+        # in inference mode a mode sees `to` itself, not the copy that it comes to
+        if func.overloadpacket in (aten.to, aten._to_copy):
+            self._note(args[0], out, queued)
+        elif func.overloadpacket is aten.copy_:
+            self._note(args[1], args[0], queued)
         return out
 
     def _note(self, source: torch.Tensor, target: torch.Tensor, queued: bool) -> None:
@@ -95,7 +99,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
         monkeypatch.setattr(module, "triton_attend", made)
     monkeypatch.setattr(triton_pages, "triton_kernels", made)
     monkeypatch.setattr(triton_records, "promote_kernel", made)
-    monkeypatch.setattr(KVPool, "_runs_triton", lambda *_: True)
+    monkeypatch.setattr(KVPool, "runs_triton", lambda *_: True)
     return made
 
 
@@ -138,10 +142,33 @@ def test_no_layer_waits_for_the_device(model: DecoderModel, launches: Launches) 
         with Waits() as waits:
             logits = model.forward(groups, pool)
         assert waits.found == []
-        assert waits.sent <= 3 * 2, "tokens, a layout and slots for each group of layers"
+        # the last layer of many rows: those that are only written, and those that go on
+        assert waits.sent <= 1 + 3 * 2, "tokens, and a layout and slots each time"
         assert all(part is not None and part.device.type == NOWHERE for part in logits)
         counts.append(launches.count - before)
     assert counts[1] >= 2 * model.geometry.num_layers, "the layers ran on Triton's kernels"
+
+
+def test_a_captured_step_is_sent_in_one_copy(model: DecoderModel, launches: Launches) -> None:
+    runner: Any = model.runner
+    runner._graphed = GraphedLayers(runner._through, lambda piece: piece)
+    pool = model.new_pool(2 * TOKENS // PAGE, 1, EngineSettings(page_tokens=PAGE), None)
+    kvs = [new_kv(model, list(range(9))), new_kv(model, list(range(9, 17)))]
+    with Waits():
+        model.forward([rows_of(model, kvs[0], 0, 40), rows_of(model, kvs[1], 0, 9)], pool)
+    for step in range(2):
+        before, groups = (
+            launches.count,
+            [
+                rows_of(model, kv, end + step, end + step + 1)
+                for kv, end in zip(kvs, (40, 9), strict=True)
+            ],
+        )
+        with Waits() as waits:
+            model.forward(groups, pool)
+        assert waits.found == [] and waits.sent == 2, "tokens, and all that the step's arrays hold"
+        assert launches.count - before == 1 + 2 * model.geometry.num_layers
+    assert len(pool.captured) == 1
 
 
 def test_a_token_that_only_the_device_knows_is_run_from_there(
@@ -203,6 +230,12 @@ def test_what_waits_is_found() -> None:
         torch.zeros(3).to(NOWHERE, non_blocking=True)
         there.copy_(torch.zeros(3))
     assert len(waits.found) == 4
+    with torch.inference_mode(), Waits() as waits:
+        pinned().to(NOWHERE, non_blocking=True)
+        assert waits.found == [] and waits.sent == 1
+        torch.zeros(3).to(NOWHERE, torch.float16, non_blocking=True)
+        torch.zeros(3).to(there)
+    assert len(waits.found) == 2
     reading: list[Callable[[], object]] = [
         lambda: there.sum().item(), lambda: bool(there.any()), there.cpu, there.tolist,
         there.nonzero, lambda: there[there > 0], lambda: torch.zeros(3).copy_(there),

@@ -74,14 +74,18 @@ def _arenas(*types: str) -> tuple[dict[str, str], dict[str, None]]:
 
 # an arena of either kind is in each, so few of them show all that is compiled
 @pytest.mark.parametrize(
-    ("rows", "chunks", "dim", "queries", "capped", "by_head", "capability"),
-    [("*bf16", "*i8", 128, 128, False, False, 80), ("*bf16", "*u8", 128, 128, False, True, 90),
-     ("*bf16", "*u8", 80, 16, True, False, 80), ("*fp16", "*i8", 256, 64, True, True, 90),
-     ("*fp32", "*fp32", 128, 32, False, False, 80)],
+    ("rows", "chunks", "dim", "queries", "capped", "by_head", "fixed", "capability"),
+    [("*bf16", "*i8", 128, 128, False, False, False, 80),
+     ("*bf16", "*u8", 128, 128, False, True, False, 90),
+     ("*bf16", "*u8", 80, 16, True, False, True, 80),
+     ("*bf16", "*bf16", 128, 64, False, False, True, 90),
+     ("*fp16", "*i8", 256, 64, True, True, False, 90),
+     ("*fp32", "*fp32", 128, 32, False, False, True, 80)],
 )  # fmt: skip
 def test_attention_compiles_and_fits(
-    rows: str, chunks: str, dim: int, queries: int, capped: bool, by_head: bool, capability: int
-) -> None:
+    rows: str, chunks: str, dim: int, queries: int, capped: bool, by_head: bool, fixed: bool,
+    capability: int,
+) -> None:  # fmt: skip
     from chunkcache_kernels import triton_attend, triton_pages
 
     exact, across = rows == "*fp32", triton.next_power_of_2(dim)
@@ -89,6 +93,7 @@ def test_attention_compiles_and_fits(
     keys, warps = triton_pages.tiles(dim, exact, queries, page if chunks in ("*i8", "*u8") else 0)
     arenas, absent = _arenas(rows, chunks)
     absent |= {"edges": None, "lse": None, "sinks": None} | ({} if by_head else {"kv_heads": None})
+    absent |= {} if fixed else {"counts": None}
     compiled = _compile(
         triton_attend.attend_kernel,
         {"qkv": rows, "out": rows, **arenas},
@@ -116,7 +121,15 @@ def test_sums_of_weights_compile() -> None:
         "KV_HEADS": 8, "GROUP": 4, "DIM": 128, "DIM_PADDED": 128, "ROTARY": 128, "PAGE": 32,
         "QUERIES": 16, "KEYS": 32, "WIDE": False, "PRECISION": "tf32", "CAPPED": False,
     }  # fmt: skip
-    mass = {**sizes, "WIDTH": 12, "WIDTH_PADDED": 16, "AT_ONCE": 8, "kv_heads": None, **absent}
+    mass = {
+        **sizes,
+        "WIDTH": 12,
+        "WIDTH_PADDED": 16,
+        "AT_ONCE": 8,
+        "kv_heads": None,
+        "counts": None,
+        **absent,
+    }
     types = {"qkv": "*bf16", "out": "*fp32", "edges": "*i32", **arenas}
     assert "cubin" in _compile(triton_attend.attend_kernel, types, mass, capability).asm
     given = {**sizes, "key_scales_0": None}
@@ -159,9 +172,9 @@ def test_writing_compiles(normed: bool, capability: int) -> None:
     assert "cubin" in _compile(triton_kernels.write_kernel, types, constants, capability).asm
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_bounds_compile(capability: int) -> None:
+@pytest.mark.parametrize(("capability", "fixed"), [(80, False), (90, True)])
+def test_bounds_compile(capability: int, fixed: bool) -> None:
     from chunkcache_kernels import triton_attend
 
-    sizes = {"PAGE": 16, "ROWS": 32, "KEYS": 64}
+    sizes = {"PAGE": 16, "ROWS": 32, "KEYS": 64} | ({} if fixed else {"counts": None})
     assert "cubin" in _compile(triton_attend.bound_kernel, {}, sizes, capability).asm
