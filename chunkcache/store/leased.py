@@ -127,8 +127,10 @@ def decode_layers(
             return
     if isinstance(codec, JointCodec):
         begin, end = codec.around(first, first + len(out))
-        whole = [np.empty(length, np.uint8) for length in header.slab_lengths[begin:end]]
-        codec.decode_layers(first, list(env.slabs_into(txn, header, begin, whole)), out)
+        slabs = [np.empty(length, np.uint8) for length in header.slab_lengths[begin:end]]
+        for layer, slab in enumerate(slabs, begin):
+            env.fill(txn, header, layer, slab[None], places)
+        codec.decode_layers(first, [slab.data for slab in slabs], out)
         return
     scratch = np.empty(max(lengths, default=0), np.uint8)
     for layer, (length, into) in enumerate(zip(lengths, out, strict=True), first):
