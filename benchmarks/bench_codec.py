@@ -3,8 +3,9 @@
     python benchmarks/bench_codec.py --model FOLDER --set hotpotqa --questions 24
 
 Bytes, speed and error are of bfloat16 KV of the questions' passages: bytes as a share of that KV,
-GB of it a second (encoding and decoding by turns over all codecs, median of five), and the error of
-K before RoPE and of V relative to their norm. `basis` and `joint`, of five layers, are fitted to
+GB of it a second of one core's time (encoding and decoding by turns over all codecs, median of
+five), and the error of K before RoPE and of V relative to their norm. `basis` and `joint`, of five
+layers, are fitted to
 passages of other questions.
 
 Drift is that of the model in its own number type, every chunk read through the codec: mean KL to
@@ -40,6 +41,7 @@ from reporting import command_line, emit, surroundings
 from chunkcache import ChunkCache
 from chunkcache.codec_spec import parse_codec
 from chunkcache.config import EMBEDDED_MODEL, RepairSettings
+from chunkcache.cores import one_core
 from chunkcache.evaluate.drift import drift_between
 from chunkcache.evaluate.quality.facts import installation_facts
 from chunkcache.evaluate.quality.results import ResultsFile
@@ -89,11 +91,11 @@ def costs(codecs: dict[str, Codec], records: list[ChunkKV]) -> dict[str, dict[st
     found: dict[str, dict[str, float]] = {}
     for turn in range(TURNS + 1):
         for name, codec in codecs.items():
-            began = time.perf_counter()
+            began = time.process_time()
             layers = [coded(codec, record) for record in records]
-            encoded_at = time.perf_counter()
+            encoded_at = time.process_time()
             back = [restored(codec, r, ls) for r, ls in zip(records, layers, strict=True)]
-            ended_at = time.perf_counter()
+            ended_at = time.process_time()
             if not turn:  # only warms up
                 found[name] = {
                     "share": sum(len(layer) for ls in layers for layer in ls) / plain,
@@ -259,7 +261,8 @@ def main() -> int:
         codecs = all_codecs(given.codecs, fitted, Path(home))
         lines = measured_lines(lab, cache, questions, codecs, given)
         sample = list(lab.records(lab.prompt(questions[0])).values())
-        measured = costs(codecs, sample)
+        with one_core():
+            measured = costs(codecs, sample)
         model, dtype = cache.model_id, cache.runtime.model.geometry.dtype
     rows = [{"codec": n, **measured[n], **compared(lines, n)} for n in codecs]
     print_table(rows)

@@ -66,7 +66,7 @@ def tiers_reached(settings: Settings, fingerprint: bytes) -> dict[str, str]:
     from chunkcache.store.codec import codec_named
     from chunkcache.store.remote import remote_tiers
 
-    codec = codec_named(settings.store.codec, bases_path(settings))
+    codec = codec_named(settings.store.codec, bases_path(settings), settings.cache)
     nobody = ChunkKey(bytes(32), (0,))
     facts = {}
     for tier in remote_tiers(settings.store, codec, fingerprint=fingerprint, geometry=None):

@@ -75,8 +75,8 @@ def open_store(
     from chunkcache.store.windowed import WindowedFrequencyPolicy
 
     store, bases = settings.store, bases_path(settings)
-    codec = codec_named(store.codec, bases)
-    cold = codec_named(store.cold_codec, bases) if store.cold_codec else None
+    codec = codec_named(store.codec, bases, settings.cache)
+    cold = codec_named(store.cold_codec, bases, settings.cache) if store.cold_codec else None
     # before LMDB is opened: a wrong address must leave nothing open
     remote = remote_tiers(store, codec, fingerprint=fingerprint, geometry=geometry)
     counts_uses = popularity is None  # the first tier here does, if nobody above

@@ -20,6 +20,7 @@ _FOLDER = Path(__file__).parent / "native"
 ENGINE = ("team.c", "attend.c", "weights.c", "rows.c", "place.c", "engine.c")
 ENCODER = ("encoder.c",)
 SLABS = ("slabs.c",)
+CODES = ("codes.c", "coefficients.c")
 _FLAGS = (
     "-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-pthread",
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
@@ -58,7 +59,9 @@ def build_library(cache: Path, page_tokens: int, sources: tuple[str, ...] = ENGI
     if platform.system() != "Linux":
         raise NoCompiler(f"the C kernels are written for Linux, this is {platform.system()}")
     compiler = find_compiler()
-    flags = (*_FLAGS, f"-DPAGE={page_tokens}")
+    # the twins of codes round each product and each sum
+    contract = ("-ffp-contract=off",) if sources == CODES else ()
+    flags = (*_FLAGS, *contract, f"-DPAGE={page_tokens}")
     path = cache / "native" / f"chunkcache-{_digest(compiler, (*flags, *sources))}.so"
     if path.is_file():
         return path

@@ -115,8 +115,8 @@ def test_it_is_its_slow_twin(
             found = torch.empty_like(kv)
             codec.decode_layer(layer, memoryview(coded), found)
             twin = naive_round_trip(kv, read_basis(folder, digest), layer, k, v)
-            # a number between two centres may go either way: few do
-            differs = np.abs(found.numpy() - twin) > 1e-3
+            # a number between two centres may go either way: few do; products are of 16 bits
+            differs = np.abs(found.numpy() - twin) > 5e-4 * np.sqrt((twin**2).mean())
             assert differs.mean() < 0.02
 
 

@@ -295,3 +295,22 @@ def test_what_no_rate_can_be_told_from_is_ignored(size: int, seconds: float) -> 
     assert cost.load_s("disk", SIZE) is None and cost.compute_s(CHUNK) is None
     cost.observe_prompt(CHUNK, 1.0)
     assert cost.choose([], CHUNK).planned_s is None
+
+
+@pytest.mark.parametrize(("decoded_gb_per_s", "loads"), [(0.012, False), (0.21, True)])
+def test_a_basis_is_read_where_it_is_decoded_faster_than_rows_run(
+    decoded_gb_per_s: float, *, loads: bool
+) -> None:
+    """SmolLM2 on a core: 23,040 bytes of bf16 a token, 600 rows a second (docs/decisions/0029)."""
+    cost, passage = CostModel(), Rows.after(0, 512)
+    size = 512 * 23_040
+    for share in (0.25, 0.5, 1.0) * 3:
+        rows = Rows.after(0, int(share * 512))
+        cost.observe_prefill(int(rows.rows), int(rows.pairs), rows.rows / 600)
+        seconds = 0.001 + share * size / decoded_gb_per_s / 1e9
+        cost.observe_load("disk", int(share * size), seconds, codec="basis(file=0,k=3,v=4.7)")
+    chunk = Stored("disk", size, passage, "basis(file=0,k=3,v=4.7)")
+    assert cost.pays(chunk) is loads
+    # by itself, and beside rows that must run whatever is chosen
+    assert cost.choose([chunk], Rows.after(512, 20)).loads == (loads,)
+    assert all(cost.choose([chunk] * 5, Rows.after(2560, 20)).loads) is loads

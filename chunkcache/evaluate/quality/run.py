@@ -155,7 +155,11 @@ def evaluate_question(
 def _codec_of(cache: ChunkCache) -> Codec | None:
     """The lossy codec of the installation: a warm answer has read its chunks through it."""
     name = cache.settings.store.codec
-    return None if is_lossless(name) else codec_named(name, bases_path(cache.settings))
+    return (
+        None
+        if is_lossless(name)
+        else codec_named(name, bases_path(cache.settings), cache.settings.cache)
+    )
 
 
 def _request(question: Question, evaluation: Evaluation) -> AnswerRequest:

@@ -11,6 +11,7 @@ from chunkcache.codec_spec import CODEC_NAMES, CodecSpec, is_lossless, parse_cod
 from chunkcache.errors import ConfigError
 from chunkcache.store.codec.basis import BasisCodec
 from chunkcache.store.codec.bits import BitsCodec
+from chunkcache.store.codec.compiled import open_codes
 from chunkcache.store.codec.gear import GearCodec
 from chunkcache.store.codec.joint import JointCodec
 from chunkcache.store.codec.layers import decode_layers, encode_layers
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["CODEC_NAMES", "codec_named", "read_through"]
 
 
-def codec_named(name: str, bases: Path | None = None) -> Codec:
+def codec_named(name: str, bases: Path | None = None, cache: Path | None = None) -> Codec:
     """The codec with that name, parameters left out at their defaults.
 
     Args:
         bases: the folder of fitted bases, of which `basis` and `joint` need one.
+        cache: where what is compiled for it is kept; in the user's cache directory unless given.
 
     Raises:
         ConfigError: there is none, or a parameter is wrong.
@@ -44,7 +46,7 @@ def codec_named(name: str, bases: Path | None = None) -> Codec:
         ) from error
     if spec.name == "joint":
         return JointCodec(spec, _given(bases, spec))
-    return _made(spec, bases)
+    return _made(spec, bases, cache)
 
 
 def read_through(codec: Codec, record: ChunkKV) -> ChunkKV:
@@ -56,18 +58,19 @@ def read_through(codec: Codec, record: ChunkKV) -> ChunkKV:
     return replace(record, kv=kv, rounded_by=rounded_by)
 
 
-def _made(spec: CodecSpec, bases: Path | None) -> LayerCodec:
+def _made(spec: CodecSpec, bases: Path | None, cache: Path | None) -> LayerCodec:
     if spec.over is not None:
-        return ZstdCodec(_made(spec.over, bases), str(spec), spec.count("level"))
-    if spec.name == "basis":
-        return BasisCodec(spec, _given(bases, spec))
-    if spec.name == "gear":
-        return GearCodec(spec)
-    if spec.name == "mikv":
-        return MikvCodec(spec)
+        return ZstdCodec(_made(spec.over, bases, cache), str(spec), spec.count("level"))
     if spec.name == RawCodec.name:
         return RawCodec()
-    return BitsCodec(spec)
+    codes = open_codes(cache)
+    if spec.name == "basis":
+        return BasisCodec(spec, _given(bases, spec), codes)
+    if spec.name == "gear":
+        return GearCodec(spec, codes)
+    if spec.name == "mikv":
+        return MikvCodec(spec, codes)
+    return BitsCodec(spec, codes)
 
 
 def _given(bases: Path | None, spec: CodecSpec) -> Path:

@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from chunkcache.durable import whole_file
 from chunkcache.errors import ConfigError, CorruptRecord, StoreError
 from chunkcache.store.codec.groups import bfloat16_bytes, bfloat16_of, pack, packed_bytes, unpack
+from chunkcache_kernels.codes import Directions, Runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKV, ChunkStats
     from chunkcache.codec_spec import CodecSpec
+    from chunkcache_kernels.codes import Codes
 
 MOST_BITS = 8
 _MOST_CHANNELS = 4096
@@ -142,37 +144,49 @@ class BasisCodec:
     left at the corpus's mean.
     """
 
-    def __init__(self, spec: CodecSpec, folder: Path) -> None:
+    def __init__(self, spec: CodecSpec, folder: Path, codes: Codes | None = None) -> None:
         self.name = str(spec)
-        self._basis = read_basis(folder, str(dict(spec.parameters)["file"]))
+        basis = read_basis(folder, str(dict(spec.parameters)["file"]))
         wanted = spec.number("k"), spec.number("v")
-        self._bits = [
-            [allocated_bits(own.numpy(), mean) for own, mean in zip(layer, wanted, strict=True)]
-            for layer in self._basis.variance
+        self._mean = basis.mean
+        self._directions = basis.vectors.mT.contiguous()  # a row is one: as decoding reads them
+        self._runs = [
+            [
+                Runs(runs_of(allocated_bits(own.numpy(), mean)))
+                for own, mean in zip(layer, wanted, strict=True)
+            ]
+            for layer in basis.variance
         ]
-        self._centres = {bits: lloyd_max(bits) for bits in range(1, MOST_BITS + 1)}
+        self._centres = torch.zeros((MOST_BITS + 1, 1 << MOST_BITS))
+        self._edges = torch.full_like(self._centres, torch.inf)
+        for bits in range(1, MOST_BITS + 1):
+            centres = lloyd_max(bits)
+            self._centres[bits, : 1 << bits] = centres
+            self._edges[bits, : (1 << bits) - 1] = (centres[1:] + centres[:-1]) / 2
+        self._codes = codes
+        self._narrow: list[list[Directions]] = []  # those kept, where C multiplies by them
+        if codes is not None and codes.restores:
+            self._narrow = [
+                [Directions(d[: r.kept], m) for d, m, r in zip(*layer, strict=True)]
+                for layer in zip(self._directions, self._mean, self._runs, strict=True)
+            ]
 
     def encode_layer(self, layer: int, kv: torch.Tensor, stats: ChunkStats) -> bytes:
         """See `Codec`."""
         self._check(layer, kv)
         parts = []
         for part, rows in enumerate(kv.flatten(2).float()):
-            if not bool(rows.isfinite().all()):
-                raise StoreError(f"{self.name}: the KV has what is no number")
-            numbers = (rows - self._basis.mean[layer, part]) @ self._basis.vectors[layer, part]
+            numbers = (rows - self._mean[layer, part]) @ self._directions[layer, part].T
             scales = numbers.square().mean(dim=0).sqrt().to(torch.bfloat16).float()
-            if not bool(scales.isfinite().all()):
-                raise StoreError(f"{self.name}: the KV has numbers too large for it")
-            normal = numbers / scales.clamp_min(torch.finfo(torch.float32).tiny)
-            runs = runs_of(self._bits[layer][part])
-            parts.append(bfloat16_bytes(scales[: sum(count for _, count in runs)]))
-            first = 0
-            for bits, count in runs:
-                centres = self._centres[bits]
-                edges = (centres[1:] + centres[:-1]) / 2
-                codes = torch.bucketize(normal[:, first : first + count].contiguous(), edges)
-                parts.append(pack(codes.to(torch.uint8).reshape(-1).numpy(), bits))
-                first += count
+            if not bool(scales.isfinite().all()):  # one odd number makes all of them so
+                reason = (
+                    "numbers too large for it" if rows.isfinite().all() else "what is no number"
+                )
+                raise StoreError(f"{self.name}: the KV has {reason}")
+            runs = self._runs[layer][part]
+            parts.append(bfloat16_bytes(scales[: runs.kept]))
+            scales.clamp_min_(torch.finfo(torch.float32).tiny)
+            parts.append(self._coded(numbers, scales, runs))
         return b"".join(parts)
 
     def decode_layer(self, layer: int, buffer: memoryview, out: torch.Tensor) -> None:
@@ -180,30 +194,60 @@ class BasisCodec:
         self._check(layer, out)
         tokens = out.shape[1]
         into = out.view(2, tokens, -1)
-        expected = sum(_coded_bytes(bits, tokens) for bits in self._bits[layer])
-        if len(buffer) != expected:
+        lengths = [2 * runs.kept + runs.packed_bytes(tokens) for runs in self._runs[layer]]
+        if len(buffer) != sum(lengths):
             raise CorruptRecord(
-                f"{self.name}: a layer has {len(buffer)} bytes, expected {expected}"
+                f"{self.name}: a layer has {len(buffer)} bytes, expected {sum(lengths)}"
             )
-        limit, at = torch.finfo(out.dtype).max, 0
-        for part in (0, 1):
-            runs = runs_of(self._bits[layer][part])
-            kept = sum(count for _, count in runs)
-            scales = bfloat16_of(buffer[at : at + 2 * kept])
-            at += 2 * kept
-            numbers, first = torch.empty((tokens, kept)), 0
-            for bits, count in runs:
-                length = packed_bytes(tokens * count, bits)
-                codes = torch.from_numpy(unpack(buffer[at : at + length], tokens * count, bits))
-                numbers[:, first : first + count] = self._centres[bits][codes.int()].view(-1, count)
-                at, first = at + length, first + count
-            numbers *= scales
-            directions = self._basis.vectors[layer, part, :, :kept]
-            whole = torch.addmm(self._basis.mean[layer, part], numbers, directions.T)
-            into[part] = whole.clamp_(-limit, limit)
+        at = 0
+        for part, length in enumerate(lengths):
+            self._restore(layer, part, buffer[at : at + length], into[part])
+            at += length
+
+    def _restore(self, layer: int, part: int, buffer: memoryview, out: torch.Tensor) -> None:
+        """K or V of a layer, `[tokens, channels]`."""
+        runs = self._runs[layer][part]
+        if self._codes is not None and self._narrow:
+            coded, narrow = np.frombuffer(buffer, np.uint8), self._narrow[layer][part]
+            self._codes.restore(coded, runs, self._centres, narrow, out)
+            return
+        numbers = self._decoded(buffer, len(out), runs)
+        directions = self._directions[layer, part, : runs.kept]
+        whole = torch.addmm(self._mean[layer, part], numbers, directions)
+        limit = torch.finfo(out.dtype).max
+        out.copy_(whole.clamp_(-limit, limit))
+
+    def _coded(self, numbers: torch.Tensor, scales: torch.Tensor, runs: Runs) -> bytes:
+        """The codes of each run, packed."""
+        if self._codes is not None:
+            coded = np.empty(runs.packed_bytes(len(numbers)), np.uint8)
+            self._codes.to_centres(numbers, scales, runs, self._edges, coded)
+            return coded.tobytes()
+        normal, parts, first = numbers / scales, [], 0
+        for bits, count in runs.pairs.tolist():
+            edges = self._edges[bits, : (1 << bits) - 1]
+            codes = torch.bucketize(normal[:, first : first + count].contiguous(), edges)
+            parts.append(pack(codes.to(torch.uint8).reshape(-1).numpy(), bits))
+            first += count
+        return b"".join(parts)
+
+    def _decoded(self, buffer: memoryview, tokens: int, runs: Runs) -> torch.Tensor:
+        """Coefficients, float32 `[tokens, kept]`."""
+        if self._codes is not None:
+            coded = np.frombuffer(buffer, np.uint8)
+            return self._codes.from_centres(coded, tokens, runs, self._centres)
+        at, first = 2 * runs.kept, 0
+        scales, numbers = bfloat16_of(buffer[:at]), torch.empty((tokens, runs.kept))
+        for bits, count in runs.pairs.tolist():
+            length = packed_bytes(tokens * count, bits)
+            codes = unpack(buffer[at : at + length], tokens * count, bits)
+            centres = self._centres[bits][torch.from_numpy(codes).int()]
+            numbers[:, first : first + count] = centres.view(-1, count)
+            at, first = at + length, first + count
+        return numbers.mul_(scales)
 
     def _check(self, layer: int, kv: torch.Tensor) -> None:
-        layers, _, channels = self._basis.mean.shape
+        layers, _, channels = self._mean.shape
         if layer >= layers or kv[0, 0].numel() != channels:
             raise StoreError(
                 f"{self.name}: its basis has {layers} layers of {channels} channels, the model "
@@ -246,7 +290,3 @@ def lloyd_max(bits: int) -> torch.Tensor:
 def runs_of(bits: np.ndarray) -> list[tuple[int, int]]:
     """Bits and number of coefficients, for all that have as many; those with none left out."""
     return [(b, int((bits == b).sum())) for b in range(MOST_BITS, 0, -1) if (bits == b).any()]
-
-
-def _coded_bytes(bits: np.ndarray, tokens: int) -> int:
-    return sum(2 * count + packed_bytes(tokens * count, b) for b, count in runs_of(bits))

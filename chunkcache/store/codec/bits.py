@@ -12,17 +12,18 @@ from chunkcache.store.codec.groups import GroupRounding
 if TYPE_CHECKING:
     from chunkcache.chunk import ChunkStats
     from chunkcache.codec_spec import CodecSpec
+    from chunkcache_kernels.codes import Codes
 
 
 class BitsCodec:
     """K and V per channel, over groups of tokens (K as in KIVI; V of small models too, see log)."""
 
-    def __init__(self, spec: CodecSpec) -> None:
+    def __init__(self, spec: CodecSpec, codes: Codes | None = None) -> None:
         self.name = str(spec)
         fixed = {"int8": (8, 8), "int4": (4, 4)}.get(spec.name)
         key, value = fixed or (spec.count("k"), spec.count("v"))
         group = spec.count("group")
-        self._roundings = GroupRounding(key, group), GroupRounding(value, group)
+        self._roundings = tuple(GroupRounding(b, group, codes) for b in (key, value))
 
     def encode_layer(self, layer: int, kv: torch.Tensor, stats: ChunkStats) -> bytes:
         """See `Codec`."""
@@ -41,5 +42,5 @@ class BitsCodec:
             raise CorruptRecord(
                 f"{self.name}: a layer has {len(buffer)} bytes, expected {expected}"
             )
-        into[0] = key.decode(buffer[:split], rows, channels)
-        into[1] = value.decode(buffer[split:], rows, channels)
+        key.decode_into(buffer[:split], into[0])
+        value.decode_into(buffer[split:], into[1])

@@ -18,6 +18,7 @@ from chunkcache.store.codec.groups import GroupRounding, bfloat16_bytes, bfloat1
 if TYPE_CHECKING:
     from chunkcache.chunk import ChunkStats
     from chunkcache.codec_spec import CodecSpec
+    from chunkcache_kernels.codes import Codes
 
 _ITERATIONS = 3
 _MOST_ROWS = 65_535  # places of outliers are 16 bits
@@ -31,9 +32,9 @@ class GearCodec:
     with rank `rank`.
     """
 
-    def __init__(self, spec: CodecSpec) -> None:
+    def __init__(self, spec: CodecSpec, codes: Codes | None = None) -> None:
         self.name = str(spec)
-        self._rounding = GroupRounding(spec.count("bits"), spec.count("group"))
+        self._rounding = GroupRounding(spec.count("bits"), spec.count("group"), codes)
         self._rank = spec.count("rank")
         self._sparse = spec.number("sparse")
 

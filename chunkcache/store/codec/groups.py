@@ -6,20 +6,28 @@ covers the group: no number is off by more than half a step. After KIVI (arXiv 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from chunkcache.errors import CorruptRecord, StoreError
 
+if TYPE_CHECKING:
+    from chunkcache_kernels.codes import Codes
+
 
 @dataclass(frozen=True, slots=True)
 class GroupRounding:
-    """`[rows, channels]` to `bits` a number; `group` rows of a channel share lowest and step."""
+    """`[rows, channels]` to `bits` a number; `group` rows of a channel share lowest and step.
+
+    `codes` does in C what is done by torch without it.
+    """
 
     bits: int
     group: int
+    codes: Codes | None = field(default=None, repr=False)
 
     def coded_bytes(self, rows: int, channels: int) -> int:
         """Length of what `encode` makes."""
@@ -32,9 +40,38 @@ class GroupRounding:
         Raises:
             StoreError: a number is not finite, or so large that its group's range is not.
         """
-        rows, channels = numbers.shape
-        if not rows:
+        if not len(numbers):
             return b""
+        coded = self._encoded(numbers, largest)
+        if coded is None:
+            raise StoreError(f"codec: the KV has numbers beyond {largest:g}, or what is no number")
+        return coded
+
+    def decode(self, buffer: memoryview, rows: int, channels: int) -> torch.Tensor:
+        """Float32 `[rows, channels]`. Raises `CorruptRecord`: the buffer has another length."""
+        numbers = torch.empty((rows, channels))
+        self.decode_into(buffer, numbers)
+        return numbers
+
+    def decode_into(self, buffer: memoryview, out: torch.Tensor) -> None:
+        """The same into `[rows, channels]` of any number type, whose rows may lie apart."""
+        expected = self.coded_bytes(*out.shape)
+        if len(buffer) != expected:
+            raise CorruptRecord(f"codec: a part has {len(buffer)} bytes, expected {expected}")
+        if self.codes is None:
+            out.copy_(self._decoded(buffer, *out.shape))
+        elif expected:
+            coded = np.frombuffer(buffer, np.uint8)
+            self.codes.from_groups(coded, out, self.bits, self.group)
+
+    def _encoded(self, numbers: torch.Tensor, largest: float) -> bytes | None:
+        """None: a number cannot be coded."""
+        rows, channels = numbers.shape
+        if self.codes is not None:
+            coded = np.empty(self.coded_bytes(rows, channels), np.uint8)
+            whole = numbers.contiguous()
+            done = self.codes.to_groups(whole, coded, self.bits, self.group, largest)
+            return coded.tobytes() if done else None
         grouped = self._grouped(numbers)
         levels = (1 << self.bits) - 1
         lowest = rounded_down(grouped.amin(dim=1))
@@ -42,17 +79,13 @@ class GroupRounding:
         step = -rounded_down(-width / levels)
         top = lowest.float() + levels * step.float()
         if not bool((top <= largest).all() and (lowest.float() >= -largest).all()):
-            raise StoreError(f"codec: the KV has numbers beyond {largest:g}, or what is no number")
+            return None
         scale = step.float().clamp_min(torch.finfo(torch.float32).tiny)
         codes = (grouped - lowest.float()[:, None]).div_(scale[:, None]).round_().clamp_(0, levels)
         codes = codes.to(torch.uint8).view(-1, channels)[:rows]
         return _octets(lowest) + _octets(step) + pack(codes.reshape(-1).numpy(), self.bits)
 
-    def decode(self, buffer: memoryview, rows: int, channels: int) -> torch.Tensor:
-        """Float32 `[rows, channels]`. Raises `CorruptRecord`: the buffer has another length."""
-        expected = self.coded_bytes(rows, channels)
-        if len(buffer) != expected:
-            raise CorruptRecord(f"codec: a part has {len(buffer)} bytes, expected {expected}")
+    def _decoded(self, buffer: memoryview, rows: int, channels: int) -> torch.Tensor:
         if not rows:
             return torch.empty((0, channels))
         groups = -(-rows // self.group)

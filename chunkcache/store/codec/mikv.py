@@ -14,6 +14,7 @@ from chunkcache.store.codec.groups import GroupRounding
 if TYPE_CHECKING:
     from chunkcache.chunk import ChunkStats
     from chunkcache.codec_spec import CodecSpec
+    from chunkcache_kernels.codes import Codes
 
 
 class MikvCodec:
@@ -24,12 +25,12 @@ class MikvCodec:
     for; that needs queries, which no record has.
     """
 
-    def __init__(self, spec: CodecSpec) -> None:
+    def __init__(self, spec: CodecSpec, codes: Codes | None = None) -> None:
         self.name = str(spec)
         self._share = spec.number("share")
         group = spec.count("group")
-        self._high = GroupRounding(spec.count("high"), group)
-        self._low = GroupRounding(spec.count("low"), group)
+        self._high = GroupRounding(spec.count("high"), group, codes)
+        self._low = GroupRounding(spec.count("low"), group, codes)
 
     def encode_layer(self, layer: int, kv: torch.Tensor, stats: ChunkStats) -> bytes:
         """See `Codec`."""
