@@ -5,8 +5,28 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+
+@contextmanager
+def reader_awaited(fifo: Path, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A pipe's end to write to, from when another process reads it; fails if `process` ends."""
+    while True:
+        try:
+            writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        except OSError:
+            with suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"ended before a worker began: {process.wait(0.05)}")
+    try:
+        yield
+    finally:
+        os.close(writer)
 
 
 def test_a_killed_warm_up_leaves_no_workers_behind(tiny_settings: Callable[..., Any]) -> None:
@@ -21,7 +41,7 @@ def test_a_killed_warm_up_leaves_no_workers_behind(tiny_settings: Callable[..., 
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    with (settings.home / "secret").open("wb"):  # opens once a worker reads
+    with reader_awaited(settings.home / "secret", process):
         process.kill()
         # what each of them has inherited ends with the last of them
         assert process.communicate(timeout=60) == (b"", None)
