@@ -14,7 +14,7 @@ from chunkcache.store.reader import HeldRecord
 from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from chunkcache.chunk import ChunkKey, ChunkKV, Terms
     from chunkcache.store.base import RecordReader
@@ -60,6 +60,17 @@ class HostTier:
             self._policy.on_use(digest)
             record = self._records.get(digest)
         return record if record is not None and _is_of(record, key) else None
+
+    def get_many(self, keys: Sequence[ChunkKey]) -> list[ChunkKV | None]:
+        """`get` for each key, in order and together."""
+        digests = [key.digest for key in keys]
+        with self._lock:
+            self._policy.on_use(*digests)
+            found = list(map(self._records.get, digests))
+        return [
+            record if record is not None and (record.key is key or record.key == key) else None
+            for record, key in zip(found, keys, strict=True)
+        ]
 
     def put(self, record: ChunkKV) -> bool:
         """See `Tier`. A record that is there already counts as used and is not replaced, but for a

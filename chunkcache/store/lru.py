@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from chunkcache.chunk import Retention
 from chunkcache.store.policy import Refusal
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
     from chunkcache.store.policy import Entry
 
+# looked up in the enumeration once: these are asked about at every record
+_PASSING: Final = Retention.PASSING
+_NORMAL: Final = Retention.NORMAL
+_WARMED: Final = Retention.WARMED
+
 
 class LruPolicy:
     """Least recently used leaves first; of terms it knows `Retention` alone."""
@@ -20,10 +25,12 @@ class LruPolicy:
     def __init__(self) -> None:
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
 
-    def on_use(self, digest: bytes) -> None:
+    def on_use(self, *digests: bytes) -> None:
         """See `Policy`."""
-        if digest in self._entries:
-            self._entries.move_to_end(digest)
+        entries = self._entries
+        for digest in digests:
+            if digest in entries:
+                entries.move_to_end(digest)
 
     def on_put(self, digest: bytes, entry: Entry) -> None:
         """See `Policy`."""
@@ -57,16 +64,13 @@ class LruPolicy:
         self, digest: bytes, entry: Entry, bytes_needed: int, spared: Container[bytes] = ()
     ) -> list[bytes] | None:
         """See `Policy`. O(victims + those that may not go)."""
-        is_passing = entry.terms.retention is Retention.PASSING
-        chosen = self._choose(
-            bytes_needed, spared, Retention.NORMAL if is_passing else Retention.WARMED
-        )
-        freed = sum(self._entries[victim].size_bytes for victim in chosen)
-        return chosen if freed >= bytes_needed else None
+        firmest = _NORMAL if entry.terms.retention is _PASSING else _WARMED
+        chosen, missing_bytes = self._choose(bytes_needed, spared, firmest)
+        return chosen if missing_bytes <= 0 else None
 
     def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
         """See `Policy`. O(victims + those that may not go)."""
-        return self._choose(bytes_needed, spared, Retention.WARMED)
+        return self._choose(bytes_needed, spared, _WARMED)[0]
 
     def why_not(self, digest: bytes, entry: Entry) -> Refusal:
         """See `Policy`."""
@@ -82,12 +86,14 @@ class LruPolicy:
 
     def _choose(
         self, bytes_needed: int, spared: Container[bytes], firmest: Retention
-    ) -> list[bytes]:
+    ) -> tuple[list[bytes], int]:
+        """Who is to go, and how many bytes are missing then."""
         chosen: list[bytes] = []
-        for digest, entry in self._entries.items():
-            if bytes_needed <= 0:
-                break
-            if digest not in spared and entry.terms.retention <= firmest:
-                chosen.append(digest)
-                bytes_needed -= entry.size_bytes
-        return chosen
+        if bytes_needed > 0:
+            for digest, entry in self._entries.items():
+                if entry.terms.retention <= firmest and digest not in spared:
+                    chosen.append(digest)
+                    bytes_needed -= entry.size_bytes
+                    if bytes_needed <= 0:
+                        break
+        return chosen, bytes_needed

@@ -45,8 +45,8 @@ class Refusal(NamedTuple):
 class Policy(Protocol):
     """Order of eviction. Not thread-safe: the tier that owns it holds its own lock."""
 
-    def on_use(self, digest: bytes) -> None:
-        """A request wanted the record, whether it is here or not. The only verb that counts."""
+    def on_use(self, *digests: bytes) -> None:
+        """A request wanted these, whether they are here or not. The only verb that counts."""
         ...
 
     def on_put(self, digest: bytes, entry: Entry) -> None:

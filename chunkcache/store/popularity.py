@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
+from collections import deque
 from math import exp2, log2
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 _REMEMBERED_HALF_LIVES = 16  # a use that long ago weighs 2^-16: it is forgotten
+
+
+class Uses:
+    """How much one record was wanted.
+
+    `weight`: log2 of the decayed number of uses, on a scale on which nothing decays. `last`: what
+    `Popularity.counted` was at the last use; 0: none is known, or it was forgotten.
+    """
+
+    __slots__ = ("digest", "last", "queued", "weight")
+
+    def __init__(self, digest: bytes, weight: float = -math.inf, last: int = 0) -> None:
+        self.digest = digest
+        self.weight = weight
+        self.last = last
+        self.queued = 0  # times that it stands among the recent ones
 
 
 class Popularity:
@@ -20,8 +36,8 @@ class Popularity:
     Time is counted in uses so that a quiet night ages nothing. Because all weights decay alike,
     their order changes only when something is used: they are kept as logarithms which never need
     updating, and which grow without bound by 1 per half-life. Thread-safe; tiers may share one, so
-    that a record coming down a tier is known there. `count`, `weights`: O(1). Memory: at most 16
-    half-lives of records, some 300 bytes each.
+    that a record coming down a tier is known there. `count`, `of`: O(1), amortised. Memory: at most
+    16 half-lives of records, some 300 bytes each.
 
     Args:
         half_life_uses: after so many uses of any record one weighs half.
@@ -32,40 +48,49 @@ class Popularity:
         self,
         half_life_uses: float = 8000,
         *,
-        also: Callable[[bytes], Sequence[bytes]] = lambda _: (),
+        also: Callable[[bytes], Sequence[bytes]] | None = None,
     ) -> None:
         self._half_life = half_life_uses
         self._also = also
-        names = 1 + len(also(bytes(32)))
+        names = 1 + len(also(bytes(32)) if also else ())
         self._limit = names * math.ceil(_REMEMBERED_HALF_LIVES * half_life_uses)
         self._lock = threading.Lock()
         self._now = 0
-        self._weights: OrderedDict[bytes, float] = OrderedDict()  # least recently used first
-        self._last: dict[bytes, int] = {}  # the number of each one's last use
+        self._known: dict[bytes, Uses] = {}
+        self._recent: deque[Uses] = deque()  # each use, in order; those of one moment as they come
 
-    def count(self, digest: bytes) -> None:
-        """A record was wanted, whether it was there or not."""
+    def count(self, *digests: bytes) -> None:
+        """Records were wanted one after another, whether they were there or not."""
+        add, also = self._add, self._also
         with self._lock:
-            self._now += 1
-            self._add(digest)
-            for other in self._also(digest):
-                self._add(other)
-
-    def introduce(self, digest: bytes) -> None:
-        """A record came in under this digest: if nobody ever wanted it, that counts as a use."""
-        if digest in self._weights:
-            return
-        with self._lock:
-            if digest not in self._weights:
+            for digest in digests:
                 self._now += 1
-                self._add(digest)
+                add(digest)
+                if also is not None:
+                    for other in also(digest):
+                        add(other)
+            self._forget_some()
+
+    def introduce(self, digest: bytes) -> Uses:
+        """A record came in under this digest: if nobody ever wanted it, that counts as a use."""
+        uses = self._known.get(digest)
+        if uses is None:
+            with self._lock:
+                uses = self._known.get(digest)
+                if uses is None:
+                    self._now += 1
+                    uses = self._add(digest)
+                    self._forget_some()
+        return uses
 
     def follow(self, digest: bytes, to: bytes) -> None:
         """A record lies under another digest from now on: it was wanted as often; no use."""
         with self._lock:
-            if digest in self._weights and to not in self._weights:
-                self._weights[to], self._last[to] = self._weights[digest], self._last[digest]
-                self._weights.move_to_end(to, last=False)
+            uses = self._known.get(digest)
+            if uses is not None and to not in self._known:
+                copy = self._known[to] = Uses(to, uses.weight, uses.last)
+                copy.queued = 1
+                self._recent.appendleft(copy)
                 self._forget_some()
 
     @property
@@ -73,32 +98,47 @@ class Popularity:
         """Uses counted so far, of all records."""
         return self._now
 
+    def of(self, digest: bytes) -> Uses:
+        """What is known of a record; to be read. It is that record's for as long as it is known."""
+        return self._known.get(digest) or Uses(digest)
+
     def last_use(self, digest: bytes) -> int:
         """What `counted` was when a record was wanted last; 0: unknown, or forgotten since."""
-        return self._last.get(digest, 0)
+        return self.of(digest).last
 
-    @property
-    def weights(self) -> Mapping[bytes, float]:
-        """log2 of the decayed number of uses, on a scale on which nothing decays; to be read."""
-        return self._weights
-
-    def _add(self, digest: bytes) -> None:
-        now, weights = self._now, self._weights
+    def _add(self, digest: bytes) -> Uses:
+        now = self._now
         fresh = now / self._half_life
-        old = weights.get(digest)
-        self._last[digest] = now
-        if old is None:
-            weights[digest] = fresh
-            self._forget_some()
+        uses = self._known.get(digest)
+        if uses is None:
+            uses = self._known[digest] = Uses(digest, fresh, now)
         else:
-            weights[digest] = fresh + log2(1.0 + exp2(old - fresh))
-            weights.move_to_end(digest)
+            uses.weight = fresh + log2(1.0 + exp2(uses.weight - fresh))
+            uses.last = now
+        uses.queued += 1
+        self._recent.append(uses)
+        return uses
 
     def _forget_some(self) -> None:
-        while len(self._weights) > self._limit:
-            del self._last[self._weights.popitem(last=False)[0]]
+        """Those used longest ago, and uses that later ones of the same record make superfluous."""
+        recent, known = self._recent, self._known
+        while len(known) > self._limit:
+            oldest = recent.popleft()
+            oldest.queued -= 1
+            if not oldest.queued:
+                oldest.last = 0
+                del known[oldest.digest]
+        if len(recent) > 4 * len(known) + 64:
+            self._recent = deque(self._last_of_each())
+
+    def _last_of_each(self) -> list[Uses]:
+        seen: dict[bytes, Uses] = {}
+        for uses in reversed(self._recent):
+            uses.queued = 1
+            seen.setdefault(uses.digest, uses)
+        return list(reversed(seen.values()))
 
     def uses(self, digest: bytes) -> float:
         """The decayed number of uses as of now."""
         with self._lock:
-            return exp2(self._weights.get(digest, -math.inf) - self._now / self._half_life)
+            return exp2(self.of(digest).weight - self._now / self._half_life)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from enum import IntEnum
+from math import log2
 from typing import TYPE_CHECKING, Final
 
 from chunkcache.store.ranking import Ranking
@@ -13,38 +13,49 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
 
     from chunkcache.store.policy import Entry
+    from chunkcache.store.popularity import Uses
     from chunkcache.store.ranking import Place
 
 
 class Stage(IntEnum):
     """Where a record stands; those of a lower stage leave first."""
 
+    GONE = -1  # it is in the tier no more
     EXPIRED = 0
     MAIN = 1
     WINDOW = 2
 
 
-_MAIN: Final = Stage.MAIN  # looked up in the enumeration once: these run at every record
+_EXPIRED: Final = Stage.EXPIRED  # looked up in the enumeration once: these run at every record
+_MAIN: Final = Stage.MAIN
 _WINDOW: Final = Stage.WINDOW
 
 
 class Held:
     """A record in the tier and its stage (none: pinned), in one or two pools."""
 
-    __slots__ = ("entry", "is_warmed", "log2_density", "pools", "stage", "used_at")
+    __slots__ = (
+        "digest", "entry", "is_warmed", "log2_density", "pools", "stage", "used_at", "uses"
+    )  # fmt: skip
 
     def __init__(
-        self, entry: Entry, pools: tuple[Pools, ...], used_at: int, *, is_warmed: bool
+        self, entry: Entry, uses: Uses, pools: tuple[Pools, ...], used_at: int, *, is_warmed: bool
     ) -> None:
+        self.digest = uses.digest
         self.entry = entry
+        self.uses = uses
         self.pools = pools
         self.is_warmed = is_warmed
         self.stage: Stage | None = None
         self.used_at = used_at  # when it was used last, for as long as it is in the window
         # of what it saves by bytes, priority included
         size_bytes, saved, terms = entry
-        density = max(saved, 1e-12) / max(size_bytes, 1)
-        self.log2_density = math.log2(density) + terms.priority
+        density = (saved if saved > 1e-12 else 1e-12) / (size_bytes if size_bytes > 1 else 1)
+        self.log2_density = log2(density) + terms.priority
+
+    def __lt__(self, other: Held) -> bool:
+        """For rankings, where a record that left may stand beside the one that came for it."""
+        return self.used_at < other.used_at
 
 
 Window = OrderedDict[bytes, Held]  # least recently used first
@@ -58,52 +69,56 @@ class Pools:
 
     __slots__ = ("expired", "main", "window")
 
-    def __init__(self, expiry: Callable[[bytes], float], worth: Callable[[bytes], float]) -> None:
-        self.expired = (Ranking(expiry), Ranking(expiry))
-        self.main = (Ranking(worth), Ranking(worth))
+    def __init__(self, worth: Callable[[Held], float]) -> None:
+        self.expired = (Ranking(expiry, _EXPIRED), Ranking(expiry, _EXPIRED))
+        self.main = (Ranking(worth, _MAIN), Ranking(worth, _MAIN))
         self.window: tuple[Window, Window] = (OrderedDict(), OrderedDict())
 
-    def add(self, digest: bytes, held: Held) -> None:
-        """A record comes to its stage, used last where that is the window."""
-        if held.stage is _MAIN:
-            self.main[held.is_warmed].add(digest)
-        elif held.stage is _WINDOW:
-            self.window[held.is_warmed][digest] = held
+    def add(self, held: Held) -> None:
+        """A record came to its stage, used last where that is the window."""
+        if held.stage is _WINDOW:
+            self.window[held.is_warmed][held.digest] = held
+        elif held.stage is _MAIN:
+            self.main[held.is_warmed].add(held)
         else:
-            self.expired[held.is_warmed].add(digest)
+            self.expired[held.is_warmed].add(held)
 
-    def use(self, digest: bytes, held: Held) -> None:
+    def use(self, held: Held) -> None:
         """A record of the window is used."""
-        self.window[held.is_warmed].move_to_end(digest)
+        self.window[held.is_warmed].move_to_end(held.digest)
 
-    def leave_window(self, digest: bytes, held: Held) -> None:
-        """A record of the window, which is of the main part now, moves there."""
-        del self.window[held.is_warmed][digest]
-        self.main[held.is_warmed].add(digest)
+    def leave_window(self, held: Held) -> None:
+        """A record that was in the window is of the main part now."""
+        del self.window[held.is_warmed][held.digest]
+        self.main[held.is_warmed].add(held)
 
-    def oldest(self) -> tuple[bytes, Held]:
+    def oldest(self) -> Held:
         """The record of the window that was used longest ago; there must be one."""
         others, warmed = self.window
         if not warmed:
-            return next(iter(others.items()))
-        heads = [next(iter(part.items())) for part in self.window if part]
-        return min(heads, key=lambda head: head[1].used_at)
+            return next(iter(others.values()))
+        heads = [next(iter(part.values())) for part in self.window if part]
+        return min(heads, key=lambda held: held.used_at)
 
-    def remove(self, digest: bytes, held: Held) -> None:
-        """A record leaves its stage."""
-        if held.stage is _MAIN:
-            self.main[held.is_warmed].discard(digest)
-        elif held.stage is _WINDOW:
-            del self.window[held.is_warmed][digest]
+    def remove(self, held: Held, stage: Stage) -> None:
+        """A record has left `stage`."""
+        if stage is _MAIN:
+            self.main[held.is_warmed].discard()
+        elif stage is _WINDOW:
+            del self.window[held.is_warmed][held.digest]
         else:
-            self.expired[held.is_warmed].discard(digest)
+            self.expired[held.is_warmed].discard()
+
+
+def expiry(held: Held) -> float:
+    """When a record expires: what those that have are ranked by."""
+    return held.entry.terms.expires_s
 
 
 class Victims:
     """Victims, gathered from one set of pools after another; `restore` puts everything back.
 
     Args:
-        held: the records of the tier.
         spared: they are not taken.
         waits: who waits for a record, as places in the queue, first one first. Such records are
             taken only when nothing else is left, the one wanted last first.
@@ -111,26 +126,24 @@ class Victims:
     """
 
     __slots__ = (
-        "_held", "_is_chosen", "_later", "_popped", "_spared", "_waits", "_warmed_to_spare",
+        "_chosen_before", "_later", "_popped", "_spared", "_waits", "_warmed_to_spare",
         "digests", "freed_bytes",
     )  # fmt: skip
 
     def __init__(
         self,
-        held: Mapping[bytes, Held],
         spared: Container[bytes],
         waits: Mapping[bytes, Sequence[int]],
         warmed_to_spare: float,
     ) -> None:
         self.digests: list[bytes] = []
         self.freed_bytes = 0
-        self._held = held
         self._spared = spared
         self._waits = waits
         self._warmed_to_spare = warmed_to_spare
-        self._is_chosen: set[bytes] = set()
+        self._chosen_before: Container[bytes] = ()  # from other pools
         self._popped: list[tuple[Ranking, Place]] = []
-        self._later: list[bytes] = []
+        self._later: list[Held] = []
 
     def restore(self) -> None:
         """Leave the pools as they were."""
@@ -139,20 +152,22 @@ class Victims:
 
     def take(self, pools: Pools, bytes_needed: float) -> None:
         """Choose from `pools` until they free `bytes_needed`, as far as they go."""
+        if self.digests:
+            self._chosen_before = set(self.digests)
         others, warmed = pools.expired
-        if others.places or warmed.places:
+        if others.size or warmed.size:
             self._take_ranked(others, warmed, bytes_needed, is_kept=False)
         others, warmed = pools.main
-        if others.places or warmed.places:
+        if others.size or warmed.size:
             self._take_ranked(others, warmed, bytes_needed, is_kept=True)
         if self.freed_bytes < bytes_needed:
             self._take_from_window(pools.window, bytes_needed)
         if self._later:
             later, self._later = self._later, []
-            later.sort(key=lambda digest: -self._waits[digest][0])
-            for digest in later:
+            later.sort(key=lambda held: -self._waits[held.digest][0])
+            for held in later:
                 if self.freed_bytes < bytes_needed:
-                    self._choose(digest)
+                    self._choose(held)
 
     def _take_ranked(
         self, others: Ranking, warmed: Ranking, bytes_needed: float, *, is_kept: bool
@@ -160,46 +175,45 @@ class Victims:
         """From two rankings as if they were one. `is_kept`: not all warmed ones may go."""
         while self.freed_bytes < bytes_needed:
             ranking, place = others, others.head()
-            if warmed.places and (head := warmed.head()) and (place is None or head < place):
-                size_bytes = self._held[head[1]].entry.size_bytes
+            if warmed.size and (head := warmed.head()) and (place is None or head < place):
+                size_bytes = head[2].entry.size_bytes
                 if not is_kept or size_bytes <= self._warmed_to_spare:
                     ranking, place = warmed, head
             if place is None:
                 return
-            self._consider(place[1])
+            self._consider(place[2])
             if self.freed_bytes < bytes_needed:  # else it stays where it is: no need to put it back
                 self._popped.append((ranking, ranking.pop()))
 
     def _take_from_window(self, window: tuple[Window, Window], bytes_needed: float) -> None:
-        others, warmed = (iter(part.items()) for part in window)
+        others, warmed = (iter(part.values()) for part in window)
         other, warm = next(others, None), next(warmed, None)
         while self.freed_bytes < bytes_needed:
-            if warm is not None and warm[1].entry.size_bytes > self._warmed_to_spare:
+            if warm is not None and warm.entry.size_bytes > self._warmed_to_spare:
                 warm = None  # nor may any behind it go
-            if warm is not None and (other is None or warm[1].used_at < other[1].used_at):
-                self._consider(warm[0])
+            if warm is not None and (other is None or warm.used_at < other.used_at):
+                self._consider(warm)
                 warm = next(warmed, None)
             elif other is not None:
-                self._consider(other[0])
+                self._consider(other)
                 other = next(others, None)
             else:
                 return
 
-    def _consider(self, digest: bytes) -> None:
-        if digest in self._waits:
-            self._later.append(digest)
+    def _consider(self, held: Held) -> None:
+        if self._waits and held.digest in self._waits:
+            self._later.append(held)
         else:
-            self._choose(digest)
+            self._choose(held)
 
-    def _choose(self, digest: bytes) -> None:
-        if digest in self._is_chosen or digest in self._spared:
+    def _choose(self, held: Held) -> None:
+        digest = held.digest
+        if digest in self._chosen_before or digest in self._spared:
             return
-        held = self._held[digest]
         size_bytes = held.entry.size_bytes
-        if held.is_warmed and held.stage is not Stage.EXPIRED:
+        if held.is_warmed and held.stage is not _EXPIRED:
             if size_bytes > self._warmed_to_spare:
                 return
             self._warmed_to_spare -= size_bytes
-        self._is_chosen.add(digest)
         self.digests.append(digest)
         self.freed_bytes += size_bytes

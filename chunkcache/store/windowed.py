@@ -11,12 +11,13 @@ from chunkcache.chunk import Retention
 from chunkcache.store.policy import PINNED_SHARE, Refusal
 from chunkcache.store.popularity import Popularity
 from chunkcache.store.ranking import Ranking
-from chunkcache.store.victims import Held, Pools, Stage, Victims
+from chunkcache.store.victims import Held, Pools, Stage, Victims, expiry
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
     from chunkcache.store.policy import Entry
+    from chunkcache.store.popularity import Uses
 
 # looked up in the enumerations once: these are asked about at every record
 _MAIN: Final = Stage.MAIN
@@ -82,7 +83,6 @@ class WindowedFrequencyPolicy:
         self._protected_bytes = int(capacity_bytes * protected_share)
         self._pinnable_bytes = int(capacity_bytes * PINNED_SHARE)
         self._min_uses = min_uses
-        self._weights = self._popularity.weights
         self._held: dict[bytes, Held] = {}
         self._now = 0  # in uses of what is here
         self._now_s = -math.inf
@@ -91,8 +91,8 @@ class WindowedFrequencyPolicy:
         self._window_bytes = 0
         self._warmed_bytes = 0
         self._pinned_bytes = 0
-        self._expiring = Ranking(self._expiry)
-        self._everyone = self._new_pools()
+        self._expiring = Ranking(expiry, None, _MAIN, _WINDOW)
+        self._everyone = Pools(self._worth)
         self._of_everyone = (self._everyone,)
         self._bound: dict[str, _BoundTenant] = {}
         for tenant, limit_bytes in (quotas or {}).items():
@@ -100,24 +100,25 @@ class WindowedFrequencyPolicy:
 
     # ------------------------------------------------------------ what happened
 
-    def on_use(self, digest: bytes) -> None:
+    def on_use(self, *digests: bytes) -> None:
         """See `Policy`."""
         if self._counts_uses:
-            self._popularity.count(digest)
-        held = self._held.get(digest)
-        if held is not None and held.stage is _WINDOW:
-            self._now += 1
-            held.used_at = self._now
-            for pools in held.pools:
-                pools.use(digest, held)
+            self._popularity.count(*digests)
+        held_under = self._held.get
+        for digest in digests:
+            held = held_under(digest)
+            if held is not None and held.stage is _WINDOW:
+                self._now += 1
+                held.used_at = self._now
+                for pools in held.pools:
+                    pools.use(held)
 
     def on_put(self, digest: bytes, entry: Entry) -> None:
         """See `Policy`. A record that nobody ever wanted counts as used once."""
         if digest in self._held:
             self.on_delete(digest)
-        self._popularity.introduce(digest)
         self._now += 1
-        self._take_in(digest, entry, _WINDOW)
+        self._take_in(entry, self._popularity.introduce(digest), _WINDOW)
         if self._window_bytes > self._window_capacity:
             self._shrink_window()
 
@@ -128,16 +129,14 @@ class WindowedFrequencyPolicy:
         self._popularity.follow(digest, to)
         self.on_delete(digest)
         self.on_delete(to)
-        self._take_in(to, entry, _MAIN)
+        self._take_in(entry, self._popularity.of(to), _MAIN)
 
     def on_delete(self, digest: bytes) -> None:
         """See `Policy`."""
         held = self._held.pop(digest, None)
         if held is None:
             return
-        self._leave(digest, held)
-        if self._expiring.places:
-            self._expiring.discard(digest)
+        self._leave(held)
         if self._bound or held.is_warmed:
             self._account(held, -held.entry.size_bytes)
 
@@ -145,7 +144,7 @@ class WindowedFrequencyPolicy:
         """See `Policy`."""
         if now_s > self._now_s:
             self._now_s = now_s
-            if self._expiring.places:
+            if self._expiring.size:
                 self._expire()
 
     def on_wait(self, digests: Iterable[bytes]) -> None:
@@ -167,14 +166,14 @@ class WindowedFrequencyPolicy:
         """See `Policy`. O(records)."""
         self._bound.pop(tenant, None)
         if limit_bytes is not None:
-            self._bound[tenant] = _BoundTenant(limit_bytes, self._new_pools())
-        own = [(d, held) for d, held in self._held.items() if held.entry.terms.tenant == tenant]
-        for digest, held in sorted(own, key=lambda one: one[1].used_at):
+            self._bound[tenant] = _BoundTenant(limit_bytes, Pools(self._worth))
+        own = [held for held in self._held.values() if held.entry.terms.tenant == tenant]
+        for held in sorted(own, key=lambda one: one.used_at):
             held.pools = self._pools_of(tenant)
             if limit_bytes is not None:
                 self._bound[tenant].held_bytes += held.entry.size_bytes
                 if held.stage is not None:
-                    held.pools[1].add(digest, held)
+                    held.pools[1].add(held)
 
     # ------------------------------------------------------------ who leaves
 
@@ -192,7 +191,7 @@ class WindowedFrequencyPolicy:
         over = bound.held_bytes + entry.size_bytes - bound.limit_bytes if bound else 0
         passes = entry.terms.retention is _PASSING
         warmed_to_spare = self._warmed_bytes - self._protected_bytes if passes else math.inf
-        chosen = Victims(self._held, spared, self._waits, warmed_to_spare)
+        chosen = Victims(spared, self._waits, warmed_to_spare)
         if bound and over > 0:
             chosen.take(bound.pools, over)
             over -= chosen.freed_bytes
@@ -202,7 +201,7 @@ class WindowedFrequencyPolicy:
 
     def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
         """See `Policy`."""
-        chosen = Victims(self._held, spared, self._waits, math.inf)
+        chosen = Victims(spared, self._waits, math.inf)
         chosen.take(self._everyone, bytes_needed)
         chosen.restore()
         return chosen.digests
@@ -242,31 +241,28 @@ class WindowedFrequencyPolicy:
 
     # ------------------------------------------------------------
 
-    def _take_in(self, digest: bytes, entry: Entry, stage: Stage) -> None:
+    def _take_in(self, entry: Entry, uses: Uses, stage: Stage) -> None:
         size_bytes, terms = entry.size_bytes, entry.terms
         is_warmed = terms.retention is _WARMED
         pools = self._pools_of(terms.tenant) if self._bound else self._of_everyone
-        held = Held(entry, pools, self._now, is_warmed=is_warmed)
-        self._held[digest] = held
+        held = Held(entry, uses, pools, self._now, is_warmed=is_warmed)
+        self._held[held.digest] = held
         if self._bound or is_warmed:
             self._account(held, size_bytes)
         if terms.retention is _PINNED:
             self._pinned_bytes += size_bytes
         else:
-            self._enter(digest, held, stage)
+            self._enter(held, stage)
         if terms.expires_s < math.inf:
-            self._expiring.add(digest)
-        if self._expiring.places:
+            self._expiring.add(held)
+        if self._expiring.size:
             self._expire()
 
-    def _new_pools(self) -> Pools:
-        return Pools(self._expiry, self._worth)
-
-    def _expiry(self, digest: bytes) -> float:
-        return self._held[digest].entry.terms.expires_s
-
-    def _worth(self, digest: bytes) -> float:
-        return self._weights.get(digest, -math.inf) + self._held[digest].log2_density
+    def _worth(self, held: Held) -> float:
+        uses = held.uses
+        if not uses.last:  # forgotten; but it may have been wanted again since
+            held.uses = uses = self._popularity.of(held.digest)
+        return uses.weight + held.log2_density
 
     def _pools_of(self, tenant: str) -> tuple[Pools, ...]:
         """Those of everyone, and those of the tenant if it has a quota."""
@@ -280,37 +276,39 @@ class WindowedFrequencyPolicy:
         if bound := self._bound.get(held.entry.terms.tenant):
             bound.held_bytes += size_bytes
 
-    def _enter(self, digest: bytes, held: Held, stage: Stage) -> None:
+    def _enter(self, held: Held, stage: Stage) -> None:
         held.stage = stage
         for pools in held.pools:
-            pools.add(digest, held)
+            pools.add(held)
         if stage is _WINDOW:
             self._window_bytes += held.entry.size_bytes
 
-    def _leave(self, digest: bytes, held: Held) -> None:
-        if held.stage is None:
-            self._pinned_bytes -= held.entry.size_bytes
-            return
-        for pools in held.pools:
-            pools.remove(digest, held)
-        if held.stage is _WINDOW:
-            self._window_bytes -= held.entry.size_bytes
-        held.stage = None
+    def _leave(self, held: Held) -> None:
+        stage, size_bytes = held.stage, held.entry.size_bytes
+        held.stage = Stage.GONE
+        if stage is None:
+            self._pinned_bytes -= size_bytes
+        else:
+            for pools in held.pools:
+                pools.remove(held, stage)
+            if stage is _WINDOW:
+                self._window_bytes -= size_bytes
+        if held.entry.terms.expires_s < math.inf and stage is not Stage.EXPIRED:
+            self._expiring.discard()
 
     def _shrink_window(self) -> None:
         others, warmed = self._everyone.window
         while self._window_bytes > self._window_capacity:
             if len(others) + len(warmed) <= _MIN_WINDOW_RECORDS:
                 break
-            digest, held = self._everyone.oldest()
+            held = self._everyone.oldest()
             held.stage = _MAIN
             self._window_bytes -= held.entry.size_bytes
             for pools in held.pools:
-                pools.leave_window(digest, held)
+                pools.leave_window(held)
 
     def _expire(self) -> None:
         while (place := self._expiring.head()) is not None and place[0] <= self._now_s:
-            self._expiring.pop()
-            held = self._held[place[1]]
-            self._leave(place[1], held)
-            self._enter(place[1], held, Stage.EXPIRED)
+            held = place[2]
+            self._leave(held)
+            self._enter(held, Stage.EXPIRED)

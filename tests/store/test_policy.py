@@ -33,8 +33,8 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("on_put"), numbers, entries),
         st.tuples(st.just("on_put"), numbers, entries),
-        st.tuples(st.just("on_use"), numbers),
-        st.tuples(st.just("on_use"), numbers),
+        st.tuples(st.just("on_use"), st.lists(numbers, max_size=3)),
+        st.tuples(st.just("on_use"), st.lists(numbers, max_size=3)),
         st.tuples(st.just("on_delete"), numbers),
         st.tuples(st.just("on_recode"), numbers, numbers, entries),
         st.tuples(st.just("on_time"), st.sampled_from(TIMES)),
@@ -55,7 +55,9 @@ def name(number: int) -> bytes:
 
 def told(verb: str, args: list[Any]) -> list[Any]:
     """The arguments of a step with digests in place of numbers."""
-    if verb in {"on_use", "on_delete", "on_put"}:
+    if verb == "on_use":
+        return [name(number) for number in args[0]]
+    if verb in {"on_delete", "on_put"}:
         return [name(args[0]), *args[1:]]
     if verb == "on_recode":
         return [name(args[0]), name(args[1]), args[2]]
@@ -90,12 +92,13 @@ class SlowWindowed:
         self.uses = self.moves = self.places = 0
         self.now_s = -math.inf
 
-    def on_use(self, digest: bytes) -> None:
-        self.uses += 1
-        self.moves += 1
-        self.times.setdefault(digest, []).append(self.uses)
-        if digest in self.entries:
-            self.last[digest] = self.moves
+    def on_use(self, *digests: bytes) -> None:
+        for digest in digests:
+            self.uses += 1
+            self.moves += 1
+            self.times.setdefault(digest, []).append(self.uses)
+            if digest in self.entries:
+                self.last[digest] = self.moves
 
     def on_put(self, digest: bytes, entry: Entry) -> None:
         self.on_delete(digest)
@@ -282,9 +285,10 @@ class SlowLru:
         self.order.append(digest)
         self.entries[digest] = entry
 
-    def on_use(self, digest: bytes) -> None:
-        if digest in self.order:
-            self.on_put(digest, self.entries[digest])
+    def on_use(self, *digests: bytes) -> None:
+        for digest in digests:
+            if digest in self.order:
+                self.on_put(digest, self.entries[digest])
 
     def on_delete(self, digest: bytes) -> None:
         if digest in self.order:

@@ -55,7 +55,7 @@ def test_memory_of_records_that_left_is_bounded() -> None:
     for number in range(1000):
         policy.on_put(b"%d" % number, Entry(10))
         policy.on_delete(b"%d" % number)
-        assert len(popularity._weights) <= 32
+        assert len(popularity._known) <= 32
     assert popularity.uses(b"999") == 1.0 and popularity.uses(b"0") == 0.0
 
 
@@ -79,7 +79,7 @@ def test_a_record_is_known_under_its_name_in_a_lower_tier() -> None:
     assert popularity.uses(b"coded b") == 1.0 and popularity.uses(b"coded coded b") == 0.0
     for number in range(1000):
         popularity.count(b"%d" % number)
-    assert len(popularity._weights) == 64
+    assert len(popularity._known) == 64
 
 
 def test_a_record_that_moves_to_another_digest_was_wanted_as_often() -> None:
@@ -95,7 +95,7 @@ def test_a_record_that_moves_to_another_digest_was_wanted_as_often() -> None:
     for number in range(1000):
         popularity.count(b"%d" % number)
         popularity.follow(b"%d" % number, b"to %d" % number)
-    assert len(popularity._weights) == len(popularity._last) == 32
+    assert len(popularity._known) == 32
 
 
 def test_tiers_that_share_their_counts_know_a_record_that_comes_down() -> None:

@@ -235,7 +235,7 @@ def test_it_is_no_newcomer_and_keeps_its_uses(shelf: NewShelf, made: list[ChunkK
     one.pass_time()
     assert len(one.saved) == 4
     to = [stored_under(record.key.digest, INT4) for record in made]
-    assert one.popularity.weights[to[0]] > one.popularity.weights[to[1]]
+    assert one.popularity.uses(to[0]) > one.popularity.uses(to[1])
     with one.tier._mirror._lock:
         assert one.tier._mirror._policy.victims(1)[0] != to[0]
 

@@ -79,7 +79,7 @@ class FifoPolicy(_Plain):
     def __init__(self) -> None:
         self._sizes: OrderedDict[bytes, int] = OrderedDict()
 
-    def on_use(self, digest: bytes) -> None:
+    def on_use(self, *digests: bytes) -> None:
         """See `Policy`."""
 
     def on_put(self, digest: bytes, entry: Entry) -> None:
@@ -109,11 +109,12 @@ class GdsfPolicy(_Plain):
         self._heap: list[tuple[float, int, bytes]] = []
         self._pushed = 0
 
-    def on_use(self, digest: bytes) -> None:
+    def on_use(self, *digests: bytes) -> None:
         """See `Policy`."""
-        if digest in self._sizes:
-            self._uses[digest] += 1
-            self._push(digest)
+        for digest in digests:
+            if digest in self._sizes:
+                self._uses[digest] += 1
+                self._push(digest)
 
     def on_put(self, digest: bytes, entry: Entry) -> None:
         """See `Policy`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -102,38 +101,32 @@ class Replay:
         }  # fmt: skip
 
 
-class Prompt:
-    """A request's records, as every setting is to see them."""
+class Requests:
+    """Requests as every setting is to see them, and what there was of them in all.
 
-    __slots__ = ("accesses", "at_s", "passages", "repeated", "size_bytes", "tokens")
-
-    def __init__(self, at_s: float, records: Sequence[SimulatedRecord]) -> None:
-        self.at_s = at_s  # since the first request
-        self.passages = list(dict.fromkeys(records))
-        self.accesses = len(records)
-        self.repeated: list[SimulatedRecord] = []  # as often as they stand there again
-        if len(self.passages) < len(records):
-            self.repeated = list((Counter(records) - Counter(self.passages)).elements())
-        self.tokens = sum([record.num_tokens for record in records])
-        self.size_bytes = sum([record.size_bytes for record in records])
-
-
-class _Records:
-    """The record of every chunk seen: some 300 bytes each, and nothing that grows with accesses."""
+    Keeps the record of every chunk seen, some 300 bytes each, and nothing that grows with accesses.
+    """
 
     def __init__(self, sizes: RecordSizes) -> None:
         self._sizes = sizes
         self._known: dict[int | str, SimulatedRecord] = {}
         self._begin_s: float | None = None
+        self.seen = self.accesses = self.tokens = self.size_bytes = 0
+        self.at_s = 0.0  # since the first one
 
-    def prompt(self, request: TracedRequest) -> Prompt:
+    def records_of(self, request: TracedRequest) -> list[SimulatedRecord]:
+        """Of its passages, in prompt order; one that stands twice comes twice."""
         if self._begin_s is None:
             self._begin_s = request.at_s
-        known = self._known
-        records = [
-            known.get(chunk) or self._new(chunk, tokens) for chunk, tokens in request.passages()
-        ]
-        return Prompt(request.at_s - self._begin_s, records)
+        self.at_s = request.at_s - self._begin_s
+        known = self._known.get
+        records = [known(chunk) or self._new(chunk, tokens) for chunk, tokens in request.passages()]
+        self.seen += 1
+        self.accesses += len(records)
+        for record in records:
+            self.tokens += record.num_tokens
+            self.size_bytes += record.size_bytes
+        return records
 
     def _new(self, chunk: int | str, tokens: int) -> SimulatedRecord:
         record = SimulatedRecord(len(self._known), tokens, self._sizes.in_memory(tokens))
@@ -161,57 +154,56 @@ class Replaying:
         self._service = SimulatedService(specs, new_policies, tokens_per_s)
         self._policy = policy
         self._tokens_per_s = tokens_per_s
-        self._top = self._service.tiers[0].name
-        self._hits = {tier.name: 0 for tier in self._service.tiers}
-        self._hit_tokens = dict(self._hits)
-        self._requests = self._accesses = self._tokens = 0
-        self._size_bytes = self._missed_bytes = 0
+        self._below: dict[str, list[int]] = {}  # hits, and tokens of them, below the first tier
+        self._missed = self._missed_tokens = self._missed_bytes = 0
         self._idle_s = self._wall_s = 0.0
 
-    def see(self, prompt: Prompt) -> None:
+    def see(self, at_s: float, records: Sequence[SimulatedRecord]) -> None:
         """A request: its passages are looked up, then those missing are computed and kept.
 
-        One that stands twice in a prompt is looked up once, and is a hit of the pages then.
+        Args:
+            at_s: when it comes, unless those before it take longer.
+            records: of its passages, each once.
         """
         began = time.perf_counter()
-        service, hits, hit_tokens = self._service, self._hits, self._hit_tokens
-        idle_s = prompt.at_s - service.clock.now_s
+        service = self._service
+        idle_s = at_s - service.clock.now_s
         if idle_s > 0:
             self._idle_s += idle_s
-            service.clock.now_s = prompt.at_s
-        missing: list[SimulatedRecord] = []
-        for record in prompt.passages:
-            tier = service.bring_up(record)
-            if tier is None:
-                missing.append(record)
-            else:
-                hits[tier] += 1
-                hit_tokens[tier] += record.num_tokens
-        for record in prompt.repeated:
-            hits[self._top] += 1
-            hit_tokens[self._top] += record.num_tokens
+            service.clock.now_s = at_s
+        missing, below = service.bring_up(records)
+        for tier, record in below:
+            count = self._below.setdefault(tier, [0, 0])
+            count[0] += 1
+            count[1] += record.num_tokens
         if missing:
             service.compute(missing)
-            self._missed_bytes += sum([record.size_bytes for record in missing])
-        self._requests += 1
-        self._accesses += prompt.accesses
-        self._tokens += prompt.tokens
-        self._size_bytes += prompt.size_bytes
+            self._missed += len(missing)
+            for record in missing:
+                self._missed_tokens += record.num_tokens
+                self._missed_bytes += record.size_bytes
         self._wall_s += time.perf_counter() - began
 
-    def result(self) -> Replay:
-        """What came of the requests seen."""
-        tiers = tuple(
-            TierCount(
-                tier.name, tier.capacity_bytes, self._hits[tier.name],
-                self._hit_tokens[tier.name], tier.written_bytes, tier.evicted,
+    def result(self, of: Requests) -> Replay:
+        """What came of the requests seen. What stands twice in a prompt hits the first tier, and
+        so does all that was neither missing nor found below it."""
+        tiers: list[TierCount] = []
+        for tier in self._service.tiers:
+            if tier is self._service.tiers[0]:
+                below = self._below.values()
+                hits = of.accesses - self._missed - sum(count for count, _ in below)
+                tokens = of.tokens - self._missed_tokens - sum(tokens for _, tokens in below)
+            else:
+                hits, tokens = self._below.get(tier.name, (0, 0))
+            tiers.append(
+                TierCount(
+                    tier.name, tier.capacity_bytes, hits, tokens, tier.written_bytes, tier.evicted
+                )
             )
-            for tier in self._service.tiers
-        )  # fmt: skip
         return Replay(
-            self._policy, tiers, self._requests, self._accesses, self._tokens, self._size_bytes,
+            self._policy, tuple(tiers), of.seen, of.accesses, of.tokens, of.size_bytes,
             self._missed_bytes, time_s=self._service.clock.now_s - self._idle_s,
-            cold_s=self._tokens / self._tokens_per_s, wall_s=self._wall_s,
+            cold_s=of.tokens / self._tokens_per_s, wall_s=self._wall_s,
         )  # fmt: skip
 
 
@@ -241,11 +233,11 @@ def replay(
     Raises:
         InvalidRequest: as the trace's source says.
     """
-    records = _Records(sizes)
+    requests = Requests(sizes)
     with _no_search_for_garbage():
         for number, request in enumerate(trace, start=1):
-            prompt = records.prompt(request)
+            records = list(dict.fromkeys(requests.records_of(request)))
             for setting in settings:
-                setting.see(prompt)
+                setting.see(requests.at_s, records)
             on_progress(number)
-    return [setting.result() for setting in settings]
+    return [setting.result(requests) for setting in settings]

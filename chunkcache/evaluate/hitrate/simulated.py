@@ -65,14 +65,22 @@ class SimulatedRecord(ChunkKV):
 
     def __init__(self, number: int, num_tokens: int, size_bytes: int) -> None:
         ids = cast("tuple[int, ...]", range(num_tokens))  # has a length, and takes no memory
-        assign = object.__setattr__  # there is no KV: nobody reads it
-        assign(self, "key", ChunkKey(number.to_bytes(8, "big"), ids))
-        assign(self, "terms", USUAL_TERMS)
-        assign(self, "rounded_by", None)
-        assign(self, "geometry", None)
-        assign(self, "stats", None)
-        assign(self, "num_tokens", num_tokens)
-        assign(self, "size_bytes", size_bytes)
+        _set_key(self, ChunkKey(number.to_bytes(8, "big"), ids))
+        _set_terms(self, USUAL_TERMS)
+        _set_rounded_by(self, None)
+        _set_geometry(self, None)  # there is no KV: nobody reads it
+        _set_stats(self, None)
+        _set_num_tokens(self, num_tokens)
+        _set_size_bytes(self, size_bytes)
+
+
+# the fields are frozen; looked up once, since there are a million records
+_set_key, _set_terms, _set_rounded_by, _set_geometry, _set_stats = (
+    vars(ChunkKV)[field].__set__ for field in ("key", "terms", "rounded_by", "geometry", "stats")
+)
+_set_num_tokens, _set_size_bytes = (
+    vars(SimulatedRecord)[field].__set__ for field in ("num_tokens", "size_bytes")
+)
 
 
 class SimulatedTier(HostTier):
@@ -190,16 +198,29 @@ class SimulatedService:
             return SimulatedTier(spec, policy)
         return TimedTier(spec, policy, self.clock)
 
-    def bring_up(self, record: SimulatedRecord) -> str | None:
-        """Look for a record from the top down. Returns: the tier it was in."""
-        if self._pages.get(record.key) is not None:
-            return self._pages.name
-        if self._store.is_empty or self._loses(record):
-            return None
-        lookup = self._store.fetch(record.key)
-        if lookup.record is not None:
-            self._pages.put(record)
-        return lookup.tier
+    def bring_up(
+        self, records: Sequence[SimulatedRecord]
+    ) -> tuple[list[SimulatedRecord], list[tuple[str, SimulatedRecord]]]:
+        """Look for the records of a prompt, each from the top down.
+
+        Returns:
+            Those in no tier, and those found below the pages, with the tier.
+        """
+        if self._store.is_empty:
+            found = self._pages.get_many([record.key for record in records])
+            pairs = zip(records, found, strict=True)
+            return [record for record, there in pairs if there is None], []
+        missing: list[SimulatedRecord] = []
+        below: list[tuple[str, SimulatedRecord]] = []
+        for record in records:
+            if self._pages.get(record.key) is None:
+                tier = None if self._loses(record) else self._store.fetch(record.key).tier
+                if tier is None:
+                    missing.append(record)
+                else:
+                    self._pages.put(record)
+                    below.append((tier, record))
+        return missing, below
 
     def _loses(self, record: SimulatedRecord) -> bool:
         """Whether the tier that holds it takes longer than computing it, and is not to be tried."""
@@ -214,9 +235,12 @@ class SimulatedService:
         tokens = sum([record.num_tokens for record in records])
         seconds = tokens / self._tokens_per_s
         self.clock.now_s += seconds
+        put = self._pages.put
+        if self._store.is_empty:
+            for record in records:
+                put(record)
+            return
         self._store.cost.observe_prefill(tokens, 0, seconds)
-        has_store, put = not self._store.is_empty, self._pages.put
         for record in records:
-            if has_store:
-                self._store.offer(record)
+            self._store.offer(record)
             put(record)

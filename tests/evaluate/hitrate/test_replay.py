@@ -152,6 +152,53 @@ def test_lru_is_what_ten_lines_say(prompts: Prompts, capacity: int) -> None:
     assert run(trace_of(prompts).by_access(), memory(capacity)).hits == lru_hits(prompts, capacity)
 
 
+def windowed_misses(prompts: Prompts, capacity: int) -> tuple[int, int]:
+    """The shipped policy, as slowly as it can be said: every use is kept, all is sorted anew.
+
+    Returns: accesses and tokens that were missed.
+    """
+    uses: dict[Any, list[int]] = {}
+    window: dict[Any, int] = {}  # sizes, oldest use first
+    main: dict[Any, int] = {}
+    moment = misses = missed_tokens = 0
+
+    def worth(chunk: Any) -> float:
+        return sum(2.0 ** ((at - moment) / 8000) for at in uses[chunk])
+
+    for prompt in prompts:
+        missing = {}
+        for chunk, size in dict(prompt).items():
+            moment += 1
+            uses.setdefault(chunk, []).append(moment)
+            if chunk in window:
+                window[chunk] = window.pop(chunk)
+            elif chunk not in main:
+                missing[chunk] = size
+        misses, missed_tokens = misses + len(missing), missed_tokens + sum(missing.values())
+        for chunk, size in missing.items():
+            if size > capacity:
+                continue
+            while sum(window.values()) + sum(main.values()) + size > capacity:
+                if main:
+                    del main[min(main, key=worth)]
+                else:
+                    del window[next(iter(window))]
+            window[chunk] = size
+            while len(window) > 4 and sum(window.values()) > capacity // 10:
+                oldest = next(iter(window))
+                main[oldest] = window.pop(oldest)
+    return misses, missed_tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompts=prompts, capacity=st.integers(0, 16))
+def test_the_shipped_policy_is_what_its_slow_twin_says(prompts: Prompts, capacity: int) -> None:
+    result = run(trace_of(prompts), memory(capacity), policy="windowed")
+    assert (result.accesses - result.hits, result.missed_bytes) == windowed_misses(
+        prompts, capacity
+    )
+
+
 def peak_bytes(trace: Trace, sizes: list[int]) -> int:
     settings_ = [Replaying([memory(size)], "windowed", POLICIES["windowed"]) for size in sizes]
     tracemalloc.start()
