@@ -150,8 +150,14 @@ class NotFinite(ChunkCacheError):
 
     code = "not_finite"
 
-    def __init__(self, what: str) -> None:
-        super().__init__(
+    @classmethod
+    def of(cls, what: str) -> NotFinite:
+        """The one message: what the model made.
+
+        >>> str(NotFinite.of("logits"))[:42]
+        'the model made logits that are not finite,'
+        """
+        return cls(
             f"the model made {what} that are not finite, so nothing of them is answered or kept. "
             "Hint: try model.dtype = float32; if that changes nothing, the weights are damaged."
         )

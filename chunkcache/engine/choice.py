@@ -143,7 +143,7 @@ class Choice:
         token, is_sound = drawn.read()
         request.gives_prefix = request.gives_prefix and is_sound
         if not is_sound and self._judges_logits:
-            raise NotFinite("logits")
+            raise NotFinite.of("logits")
         request.has_drawn = True
         return token
 

@@ -87,7 +87,7 @@ class ChunkPrefill(Request):
         yield Pass(rows, observer=capture, logits=Logits.NONE)
         record = ChunkKV(self.key, model.geometry, capture.kv, capture.stats(self._prior))
         if not record.is_finite:  # its rows look at all that its pages would share
-            raise NotFinite("keys or values of a passage")
+            raise NotFinite.of("keys or values of a passage")
         self.exact_tokens = self._boundaries[-1]
         if not self.future.cancelled():
             self.future.set_result(record)

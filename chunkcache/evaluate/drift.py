@@ -44,7 +44,7 @@ def drift_between(reference: torch.Tensor, other: torch.Tensor) -> Drift:
         raise ValueError(f"logits of shapes {tuple(reference.shape)} and {tuple(other.shape)}")
     with one_core():  # the engine may be running
         if not bool(reference.isfinite().all() and other.isfinite().all()):
-            raise NotFinite("logits")
+            raise NotFinite.of("logits")
         kl = kl_divergence(reference, other)
         same = (reference.argmax(-1) == other.argmax(-1)).double()
         return Drift(float(kl[0]), float(kl.mean()), float(same.mean()))

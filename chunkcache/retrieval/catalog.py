@@ -17,7 +17,7 @@ from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.protocol import CollectionInfo
 from chunkcache.retrieval import catalog_sql as sql
 from chunkcache.retrieval.database import Database
-from chunkcache.retrieval.documents import DEFAULT_COLLECTION
+from chunkcache.retrieval.documents import DEFAULT_COLLECTION, passage_digest
 from chunkcache.retrieval.entries import EntryTable
 from chunkcache.retrieval.file_table import FileTable
 
@@ -351,7 +351,7 @@ class Catalog:
                 "WHERE d.collection = ? AND d.document_id = ? AND f.digest = ?",
                 (key, document_id, digest),
             ).fetchone()
-        return row[0] if row is not None else None
+        return row[0] if row is not None and passage_digest(row[0]) == digest else None
 
     def chunks(self, tenant: str, collection: str) -> Iterator[Chunk]:
         """All chunks of a collection, by document in order of addition.

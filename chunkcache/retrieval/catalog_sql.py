@@ -24,6 +24,7 @@ from chunkcache.retrieval.documents import (
     printable,
     searched_text,
 )
+from chunkcache.retrieval.row_checksum import row_checksum, verify_row
 
 if TYPE_CHECKING:
     import sqlite3
@@ -35,7 +36,7 @@ INFO_COLUMNS = (
 )
 CHUNK_COLUMNS = (
     "c.chunk_id, c.token_ids, c.text, d.document_id, c.title, c.url, c.start_char, c.end_char, "
-    "c.headings, c.opening"
+    "c.headings, c.opening, c.checksum"
 )
 SEARCHED_COLUMNS = "c.title, c.headings, c.opening, c.text"
 SELECT_CHUNKS = f"SELECT {CHUNK_COLUMNS} FROM chunks c JOIN documents d ON d.key = c.document"
@@ -113,9 +114,14 @@ def document_info(collection: str, row: Sequence[Any]) -> DocumentInfo:
 
 
 def chunk(row: Sequence[Any]) -> Chunk:
-    """From `CHUNK_COLUMNS`; columns after those are ignored."""
+    """From `CHUNK_COLUMNS`; columns after those are ignored.
+
+    Raises:
+        CorruptRecord: it is not what was written.
+    """
     chunk_id, token_ids, text, document_id, title, url, start_char, end_char = row[:8]
-    headings, opening = row[8:10]
+    headings, opening, checksum = row[8:11]
+    verify_row("a passage", document_id, checksum, row[:10])
     return Chunk(
         chunk_id=chunk_id,
         token_ids=tuple(array("I", token_ids)),
@@ -168,13 +174,14 @@ def stored_document(
 ) -> StoredDocument | None:
     """A document of the collection with that key, or None."""
     row = connection.execute(
-        f"SELECT {INFO_COLUMNS}, path, kind, text, reader, splitter FROM documents "
+        f"SELECT {INFO_COLUMNS}, path, kind, text, reader, splitter, text_checksum FROM documents "
         "WHERE collection = ? AND document_id = ?",
         (key, document_id),
     ).fetchone()
     if row is None:
         return None
-    *info_row, path, kind, text, reader, splitter = row
+    *info_row, path, kind, text, reader, splitter, checksum = row
+    verify_row("the text", document_id, checksum, [text])
     info = document_info(collection, info_row)
     document = Document(
         document_id=info.document_id,
@@ -204,20 +211,22 @@ def put_document(
     connection.execute(
         "INSERT INTO documents (collection, document_id, title, url, sha256, size_bytes, kind,"
         " text, attributes, reader, splitter, num_chunks, num_tokens, added_at, name, path,"
-        " problems)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " problems, text_checksum)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (collection, document_id) DO UPDATE SET title = excluded.title,"
         " url = excluded.url, sha256 = excluded.sha256, size_bytes = excluded.size_bytes,"
         " kind = excluded.kind, text = excluded.text, attributes = excluded.attributes,"
         " reader = excluded.reader, splitter = excluded.splitter, name = excluded.name,"
         " num_chunks = excluded.num_chunks, num_tokens = excluded.num_tokens,"
-        " path = excluded.path, problems = excluded.problems",
+        " path = excluded.path, problems = excluded.problems,"
+        " text_checksum = excluded.text_checksum",
         (
             key, document.document_id, document.title, document.url, document.sha256,
             document.size_bytes, str(document.kind), document.text,
             json.dumps(dict(document.attributes)), document.reader, splitter,
             len(chunks), sum(len(c.token_ids) for c in chunks), time.time(), document.name,
             path_bytes(document.path), json.dumps(document.problems),
+            row_checksum([document.text]),
         ),
     )  # fmt: skip
 
@@ -240,18 +249,24 @@ def put_chunks(
     # restored from a backup that is older than the index files beside it.
     first = secrets.randbits(62)
     connection.executemany(
-        "INSERT INTO chunks (entry, document, ordinal, chunk_id, title, url, start_char, end_char,"
-        " text, token_ids, headings, opening) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO chunks (entry, document, ordinal, chunk_id, token_ids, text, title, url,"
+        " start_char, end_char, headings, opening, checksum)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
-            (
-                first + ordinal, document_key, ordinal, c.chunk_id, c.title, c.url,
-                c.start_char, c.end_char, c.text, pack_token_ids(c.token_ids),
-                json.dumps(c.headings, ensure_ascii=False), c.opening,
-            )
+            (first + ordinal, document_key, ordinal, *_chunk_row(document_id, c))
             for ordinal, c in enumerate(chunks)
         ],
-    )  # fmt: skip
+    )
     put_vectors(connection, range(first, first + len(chunks)), vectors, space)
+
+
+def _chunk_row(document_id: str, c: Chunk) -> list[Any]:
+    """`CHUNK_COLUMNS` of a chunk, less the document's id: that is in the checksum alone."""
+    fields = [
+        c.chunk_id, pack_token_ids(c.token_ids), c.text, document_id, c.title, c.url,
+        c.start_char, c.end_char, json.dumps(c.headings, ensure_ascii=False), c.opening,
+    ]  # fmt: skip
+    return [*fields[:3], *fields[4:], row_checksum(fields)]
 
 
 def _keep_former_passages(

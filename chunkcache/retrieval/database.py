@@ -121,6 +121,11 @@ _UPGRADES: tuple[tuple[str, ...], ...] = (
         # filters look at all attributes, and in a document's row those stand behind its text
         "CREATE INDEX documents_by_attributes ON documents (collection, attributes)",
     ),
+    (
+        # `row_checksum`; NULL where an earlier version wrote the row
+        "ALTER TABLE documents ADD COLUMN text_checksum BLOB",
+        "ALTER TABLE chunks ADD COLUMN checksum BLOB",
+    ),
 )
 SCHEMA_VERSION = 1 + len(_UPGRADES)
 

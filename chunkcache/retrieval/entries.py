@@ -13,7 +13,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import structlog
 
+from chunkcache.errors import CorruptRecord
 from chunkcache.retrieval import catalog_sql as sql
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     Entries = npt.NDArray[np.int64]
     Stamp = tuple[int, int, int]
+
+log = structlog.get_logger(__name__)
 
 _BATCH_ENTRIES = 4096
 _PAGE_CHUNKS = 256
@@ -177,7 +181,7 @@ class EntryTable:
     def chunks(
         self, tenant: str, collection: str, entries: Sequence[int] | Entries
     ) -> dict[int, Chunk]:
-        """Chunks of the collection by entry. Those that are gone are left out."""
+        """Chunks of the collection by entry. Those that are gone, or damaged, are left out."""
         found: dict[int, Chunk] = {}
         for batch in _batches(entries):
             with self._database.reading() as connection:
@@ -188,7 +192,7 @@ class EntryTable:
                     "AND c.entry IN (SELECT value FROM json_each(?))",
                     (key, batch),
                 ).fetchall()
-            found.update({row[-1]: sql.chunk(row) for row in page})
+            found.update({row[-1]: chunk for row, chunk in _sound(page)})
         return found
 
     def searched_texts(
@@ -238,7 +242,7 @@ class EntryTable:
         return found
 
     def in_any_collection(self, tenant: str, entries: Sequence[int]) -> dict[int, Chunk]:
-        """Chunks of the tenant by entry, each with its collection. Those gone are left out."""
+        """Chunks of the tenant by entry, each with its collection, but those gone or damaged."""
         found: dict[int, Chunk] = {}
         for batch in _batches(entries):
             with self._database.reading() as connection:
@@ -249,7 +253,7 @@ class EntryTable:
                     "AND c.entry IN (SELECT value FROM json_each(?))",
                     (tenant, batch),
                 ).fetchall()
-            found.update({row[-1]: replace(sql.chunk(row), collection=row[-2]) for row in page})
+            found.update({r[-1]: replace(chunk, collection=r[-2]) for r, chunk in _sound(page)})
         return found
 
     def iterate(self, tenant: str, collection: str) -> Iterator[Chunk]:
@@ -300,6 +304,15 @@ class EntryTable:
         return {
             sql.searched(row): np.frombuffer(row[-1], "<f4").astype(np.float32) for row in found
         }
+
+
+def _sound(page: Sequence[Sequence[Any]]) -> Iterator[tuple[Sequence[Any], Chunk]]:
+    """Rows with their chunks; of those that are damaged only the log tells: answers do without."""
+    for row in page:
+        try:
+            yield row, sql.chunk(row)
+        except CorruptRecord as error:
+            log.error("passage_damaged", reason=str(error))
 
 
 def _stamp(connection: sqlite3.Connection, tenant: str) -> Stamp:
