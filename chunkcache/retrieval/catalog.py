@@ -233,7 +233,7 @@ class Catalog:
             return sql.info_of(connection, key, collection, document_id)
 
     def document(self, tenant: str, collection: str, document_id: str) -> sql.StoredDocument | None:
-        """A document with its text and how it was split, or None."""
+        """A document with its text, to be verified, and how it was split; or None."""
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             return sql.stored_document(connection, key, collection, document_id)
@@ -296,7 +296,7 @@ class Catalog:
             now = sql.stored_document(connection, key, collection, read.info.document_id)
             if now is None or (now.info.sha256, now.splitter) != (read.info.sha256, read.splitter):
                 return False
-            sql.put_document(connection, key, now.document, splitter, chunks)
+            sql.put_document(connection, key, now.document, splitter, chunks, now.checksum)
             sql.put_chunks(connection, key, now.info.document_id, chunks, vectors, space)
             sql.drop_former_passages(connection, self._keep_former_s)
             sql.raise_generation(connection, key)
@@ -353,14 +353,13 @@ class Catalog:
             ).fetchone()
         return row[0] if row is not None and passage_digest(row[0]) == digest else None
 
-    def chunks(self, tenant: str, collection: str) -> Iterator[Chunk]:
-        """All chunks of a collection, by document in order of addition.
+    def chunks(self, tenant: str, collection: str, *, strict: bool = False) -> Iterator[Chunk]:
+        """All chunks of a collection, by document in order of addition; see `EntryTable.iterate`.
 
-        Read in pages: no lock is held between them. Documents that are added meanwhile are left
-        out, as are chunks that are removed before their page is read.
+        Documents that are added meanwhile are left out, as are chunks that are removed.
         """
         self.generation(tenant, collection)  # an unknown collection is an error now, not later
-        return self.entries.iterate(tenant, collection)
+        return self.entries.iterate(tenant, collection, strict=strict)
 
     def chunks_by_id(
         self, tenant: str, collection: str, chunk_ids: Sequence[str]

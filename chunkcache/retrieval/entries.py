@@ -256,8 +256,11 @@ class EntryTable:
             found.update({r[-1]: replace(chunk, collection=r[-2]) for r, chunk in _sound(page)})
         return found
 
-    def iterate(self, tenant: str, collection: str) -> Iterator[Chunk]:
-        """See `Catalog.chunks`."""
+    def iterate(self, tenant: str, collection: str, *, strict: bool = False) -> Iterator[Chunk]:
+        """See `Catalog.chunks`. Read in pages: no lock is held between them.
+
+        Damaged ones are left out, or, if it is `strict`, raise `CorruptRecord`.
+        """
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             documents = connection.execute(
@@ -266,7 +269,10 @@ class EntryTable:
         for (document,) in documents:
             after = -1
             while page := self._page(document, after):
-                yield from (sql.chunk(row) for row in page)
+                if strict:
+                    yield from map(sql.chunk, page)
+                else:
+                    yield from (chunk for _, chunk in _sound(page))
                 after = page[-1][-1]
 
     def _page(self, document_key: int, after: int) -> list[tuple[Any, ...]]:
@@ -279,7 +285,7 @@ class EntryTable:
             ).fetchall()
 
     def of_document(self, tenant: str, collection: str, document_id: str) -> list[Chunk]:
-        """A document's chunks in order; none when it is gone."""
+        """A document's chunks in order, but damaged ones; none when it is gone."""
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             found = connection.execute(
@@ -287,7 +293,7 @@ class EntryTable:
                 "ORDER BY c.ordinal",
                 (key, document_id),
             ).fetchall()
-        return [sql.chunk(row) for row in found]
+        return [chunk for _, chunk in _sound(found)]
 
     def vectors_by_text(
         self, tenant: str, collection: str, document_id: str, space: str

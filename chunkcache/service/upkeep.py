@@ -126,7 +126,7 @@ def _live(settings: Settings, keys: Keys) -> set[bytes]:
     live: set[bytes] = set()
     with closing(open_catalog(settings)) as catalog:
         for tenant, collection in catalog.entries.collections():
-            for chunk in catalog.chunks(tenant, collection):
+            for chunk in catalog.chunks(tenant, collection, strict=True):
                 digest = keys.of(keys.prompts.chunk_ids(chunk), tenant).digest
                 live |= {digest, *lossy_places(digest, settings.store.codecs)}
     return live
