@@ -23,12 +23,13 @@ from chunkcache.retrieval.file_table import FileTable
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     import numpy as np
 
     from chunkcache.chunk import Chunk
+    from chunkcache.errors import CorruptRecord
     from chunkcache.protocol import DocumentInfo
     from chunkcache.retrieval.documents import Attributes, Document
 
@@ -353,13 +354,12 @@ class Catalog:
             ).fetchone()
         return row[0] if row is not None and passage_digest(row[0]) == digest else None
 
-    def chunks(self, tenant: str, collection: str, *, strict: bool = False) -> Iterator[Chunk]:
-        """All chunks of a collection, by document in order of addition; see `EntryTable.iterate`.
-
-        Documents that are added meanwhile are left out, as are chunks that are removed.
-        """
+    def chunks(
+        self, tenant: str, collection: str, on_damage: Callable[[CorruptRecord], None] | None = None
+    ) -> Iterator[Chunk]:
+        """All chunks there are now, by document in order of addition; see `entries.iterate`."""
         self.generation(tenant, collection)  # an unknown collection is an error now, not later
-        return self.entries.iterate(tenant, collection, strict=strict)
+        return self.entries.iterate(tenant, collection, on_damage)
 
     def chunks_by_id(
         self, tenant: str, collection: str, chunk_ids: Sequence[str]

@@ -256,10 +256,12 @@ class EntryTable:
             found.update({r[-1]: replace(chunk, collection=r[-2]) for r, chunk in _sound(page)})
         return found
 
-    def iterate(self, tenant: str, collection: str, *, strict: bool = False) -> Iterator[Chunk]:
+    def iterate(
+        self, tenant: str, collection: str, on_damage: Callable[[CorruptRecord], None] | None = None
+    ) -> Iterator[Chunk]:
         """See `Catalog.chunks`. Read in pages: no lock is held between them.
 
-        Damaged ones are left out, or, if it is `strict`, raise `CorruptRecord`.
+        Damaged ones are left out; `on_damage`, else the log, is told of each.
         """
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
@@ -269,10 +271,7 @@ class EntryTable:
         for (document,) in documents:
             after = -1
             while page := self._page(document, after):
-                if strict:
-                    yield from map(sql.chunk, page)
-                else:
-                    yield from (chunk for _, chunk in _sound(page))
+                yield from (chunk for _, chunk in _sound(page, on_damage or _say))
                 after = page[-1][-1]
 
     def _page(self, document_key: int, after: int) -> list[tuple[Any, ...]]:
@@ -312,13 +311,21 @@ class EntryTable:
         }
 
 
-def _sound(page: Sequence[Sequence[Any]]) -> Iterator[tuple[Sequence[Any], Chunk]]:
-    """Rows with their chunks; of those that are damaged only the log tells: answers do without."""
+def _say(error: CorruptRecord) -> None:
+    log.error("passage_damaged", reason=error.message)
+
+
+def _sound(
+    page: Sequence[Sequence[Any]], on_damage: Callable[[CorruptRecord], None] = _say
+) -> Iterator[tuple[Sequence[Any], Chunk]]:
+    """Rows with their chunks, but those that are damaged: answers do without."""
     for row in page:
         try:
-            yield row, sql.chunk(row)
+            chunk = sql.chunk(row)
         except CorruptRecord as error:
-            log.error("passage_damaged", reason=str(error))
+            on_damage(error)
+        else:
+            yield row, chunk
 
 
 def _stamp(connection: sqlite3.Connection, tenant: str) -> Stamp:

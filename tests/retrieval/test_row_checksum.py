@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -54,8 +55,9 @@ def test_a_damaged_passage_is_given_to_nobody(path: Path, column: str) -> None:
         assert sound.chunk_id == again.chunk_id
         (also,) = catalog.chunks(*WHERE)
         assert also == catalog.entries.of_document(*WHERE, "doc-a")[0] == sound
-        with pytest.raises(CorruptRecord, match=r"a passage of document 'doc-a' is damaged.*Hint"):
-            list(catalog.chunks(*WHERE, strict=True))
+        damage: list[CorruptRecord] = []
+        assert list(catalog.chunks(*WHERE, damage.append)) == [sound]
+        assert re.search("a passage of document 'doc-a' is damaged.*Hint", damage[0].message)
         assert catalog.remove_document("doc-a", *WHERE)
         assert list(catalog.chunks(*WHERE)) == []
 
