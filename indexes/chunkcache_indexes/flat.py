@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from chunkcache_indexes.base import (
 from chunkcache_indexes.index_file import Stacked, read_index_file, write_index_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -94,20 +94,22 @@ class FlatIndex:
         ids = self._ids[self._alive]
         shape = (len(ids), self._dim)
         vectors = Stacked("float32", shape, self._living())
-        write_index_file(path, self.kind, {"dim": self._dim}, {"ids": ids, "vectors": vectors})
-        saved = type(self).load(path)
-        if np.array_equal(saved._ids, ids):  # else it is another process's by now
-            self._ids, self._alive = saved._ids, saved._alive
-            self._filed, self._room = saved._filed, saved._room
+        arrays: dict[str, npt.NDArray[Any] | Stacked] = {"ids": ids, "vectors": vectors}
+        self._take(write_index_file(path, self.kind, {"dim": self._dim}, arrays))
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """See `VectorIndex`."""
         meta, arrays = read_index_file(path, cls.kind)
         index = cls(meta["dim"])
-        index._ids, index._filed = arrays["ids"], arrays["vectors"]
-        index._alive = np.ones(len(index._ids), np.bool_)
+        index._take(arrays)
         return index
+
+    def _take(self, filed: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Hold what a file has, and nothing else."""
+        self._ids, self._filed = filed["ids"], filed["vectors"]
+        self._alive = np.ones(len(self._ids), np.bool_)
+        self._room = np.empty((0, self._dim), np.float32)
 
     @property
     def _vectors(self) -> list[Vectors]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -58,8 +58,10 @@ def write_index_file(
     kind: str,
     meta: Mapping[str, Any],
     arrays: Mapping[str, npt.NDArray[Any] | Stacked],
-) -> None:
-    """Write, sync, rename. `meta` must be JSON.
+) -> dict[str, npt.NDArray[Any]]:
+    """Write, sync, rename. `meta` must be JSON. Returns: the arrays, as `read_index_file` does.
+
+    They are of this very file, whoever writes another one to `path` meanwhile.
 
     Cost: one pass over the bytes for the checksum and one for writing.
 
@@ -74,13 +76,14 @@ def write_index_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
-        with partial.open("wb") as stream:
+        with partial.open("w+b") as stream:
             for block in _blocks(header, stacked.values()):
                 hasher.update(block)
                 stream.write(block)
             stream.write(hasher.digest())
             stream.flush()
             os.fsync(stream.fileno())
+            body = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -89,6 +92,7 @@ def write_index_file(
         os.fsync(folder)
     finally:
         os.close(folder)
+    return _mapped(body, described, _FIXED.size + len(header))
 
 
 def _blocks(header: bytes, arrays: Iterable[Stacked]) -> Iterator[Any]:
@@ -125,14 +129,22 @@ def read_index_file(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, np
     header = json.loads(body[_FIXED.size : _FIXED.size + header_length])
     if header["kind"] != kind:
         raise IndexFileError(f"{path}: holds a {header['kind']} index, expected {kind}")
-    arrays, offset = {}, _FIXED.size + header_length
-    for name, dtype, shape in header["arrays"]:
+    for name, dtype, _ in header["arrays"]:
         if dtype not in _DTYPES:
             raise IndexFileError(f"{path}: array {name} has type {dtype}")
+    return header["meta"], _mapped(body, header["arrays"], _FIXED.size + header_length)
+
+
+def _mapped(
+    body: mmap.mmap, described: Iterable[Sequence[Any]], offset: int
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a file by their names, dtypes and shapes; the first begins at `offset`."""
+    arrays = {}
+    for name, dtype, shape in described:
         count = math.prod(shape)
         arrays[name] = np.frombuffer(body, np.dtype(dtype), count, offset).reshape(shape)
         offset += arrays[name].nbytes + _missing(arrays[name].nbytes)
-    return header["meta"], arrays
+    return arrays
 
 
 def _verify(path: Path, stream: BinaryIO) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from chunkcache_indexes.recall import recall_at_k
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Clustered = Callable[..., np.ndarray]
 
@@ -140,21 +140,38 @@ def test_flat_does_not_take_a_file_that_another_process_has_put_there(
 ) -> None:
     index, other = FlatIndex(8), FlatIndex(8)
     index.add(range(9), clustered(9, 8))
-    other.add(range(5), clustered(5, 8, seed=1))
-    real = FlatIndex.load
+    other.add(range(9), clustered(9, 8, seed=1))
+    real = Path.replace
 
-    def overtaken(path: Path) -> FlatIndex:
+    def overtaken(partial: Path, path: Path) -> Path:
         monkeypatch.undo()
+        real(partial, path)
         other.save(path)
-        return real(path)
+        return path
 
-    monkeypatch.setattr(FlatIndex, "load", overtaken)
+    monkeypatch.setattr(Path, "replace", overtaken)
     index.save(tmp_path / "x")
     assert index.ids.tolist() == list(range(9))
+    assert not index._filed.flags.writeable and len(index._room) == 0
     query = clustered(1, 8, seed=2)
     assert index.search(query, 9).ids[0].tolist() == brute_force(
         np.arange(9), clustered(9, 8), query[0], 9
     )
+
+
+def test_flat_saves_without_reading_its_file_again(
+    clustered: Clustered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = FlatIndex(8)
+    index.add(range(90), clustered(90, 8))
+    index.remove(range(3))
+    monkeypatch.setattr("chunkcache_indexes.index_file._verify", None)
+    index.save(tmp_path / "x")
+    monkeypatch.undo()
+    loaded = FlatIndex.load(tmp_path / "x")
+    assert index.ids.tolist() == loaded.ids.tolist() == list(range(3, 90))
+    assert index._filed.tobytes() == loaded._filed.tobytes()
+    assert not index._filed.flags.writeable and len(index._room) == 0
 
 
 def test_flat_splits_a_large_batch_of_queries_without_changing_the_answer(
