@@ -44,13 +44,8 @@ class EntryTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def collections(self) -> list[tuple[str, str]]:
-        """Tenant and id of every collection that anything was put into."""
-        with self._database.reading() as connection:
-            return connection.execute("SELECT tenant, id FROM collections ORDER BY key").fetchall()
-
     def generations(self) -> dict[tuple[str, str], int]:
-        """The generation of each of `collections`."""
+        """The generation of every collection, by tenant and id."""
         with self._database.reading() as connection:
             found = connection.execute("SELECT tenant, id, generation FROM collections").fetchall()
         return {(tenant, collection): generation for tenant, collection, generation in found}
@@ -256,13 +251,8 @@ class EntryTable:
             found.update({r[-1]: replace(chunk, collection=r[-2]) for r, chunk in _sound(page)})
         return found
 
-    def iterate(
-        self, tenant: str, collection: str, on_damage: Callable[[CorruptRecord], None] | None = None
-    ) -> Iterator[Chunk]:
-        """See `Catalog.chunks`. Read in pages: no lock is held between them.
-
-        Damaged ones are left out; `on_damage`, else the log, is told of each.
-        """
+    def iterate(self, tenant: str, collection: str) -> Iterator[Chunk]:
+        """See `Catalog.chunks`."""
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             documents = connection.execute(
@@ -271,7 +261,7 @@ class EntryTable:
         for (document,) in documents:
             after = -1
             while page := self._page(document, after):
-                yield from (chunk for _, chunk in _sound(page, on_damage or _say))
+                yield from (sql.chunk(row) for row in page)
                 after = page[-1][-1]
 
     def _page(self, document_key: int, after: int) -> list[tuple[Any, ...]]:
@@ -284,7 +274,7 @@ class EntryTable:
             ).fetchall()
 
     def of_document(self, tenant: str, collection: str, document_id: str) -> list[Chunk]:
-        """A document's chunks in order, but damaged ones; none when it is gone."""
+        """A document's chunks in order; none when it is gone."""
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             found = connection.execute(
@@ -292,7 +282,7 @@ class EntryTable:
                 "ORDER BY c.ordinal",
                 (key, document_id),
             ).fetchall()
-        return [chunk for _, chunk in _sound(found)]
+        return [sql.chunk(row) for row in found]
 
     def vectors_by_text(
         self, tenant: str, collection: str, document_id: str, space: str
@@ -311,21 +301,13 @@ class EntryTable:
         }
 
 
-def _say(error: CorruptRecord) -> None:
-    log.error("passage_damaged", reason=error.message)
-
-
-def _sound(
-    page: Sequence[Sequence[Any]], on_damage: Callable[[CorruptRecord], None] = _say
-) -> Iterator[tuple[Sequence[Any], Chunk]]:
-    """Rows with their chunks, but those that are damaged: answers do without."""
+def _sound(page: Sequence[Sequence[Any]]) -> Iterator[tuple[Sequence[Any], Chunk]]:
+    """Rows with their chunks; of those that are damaged only the log tells: answers do without."""
     for row in page:
         try:
-            chunk = sql.chunk(row)
+            yield row, sql.chunk(row)
         except CorruptRecord as error:
-            on_damage(error)
-        else:
-            yield row, chunk
+            log.error("passage_damaged", reason=str(error))
 
 
 def _stamp(connection: sqlite3.Connection, tenant: str) -> Stamp:

@@ -79,17 +79,26 @@ class PassageMatcher:
             return []
         known = self._known(tenant)
         with known.lock:
-            known.update()
+            known.update(self._capacity)
             found = known.find(message, learns=learns)
         self._make_room(tenant)
         return found
 
     def prepare(self, tenant: str) -> None:
-        """Bring a tenant's index level with the catalog, as the next search would."""
-        known = self._known(tenant)
+        """Bring a tenant's index level with the catalog, as the next search would.
+
+        No other is let go for it: it stops where there is no room, and the next search goes on.
+        """
+        with self._lock:
+            others = sum(k.size_bytes for name, k in self._tenants.items() if name != tenant)
+            if others >= self._capacity:
+                return
+            is_new = tenant not in self._tenants
+            known = self._of(tenant)
+            if is_new:
+                self._tenants.move_to_end(tenant, last=False)  # nobody searched it yet
         with known.lock:
-            known.update()
-        self._make_room(tenant)
+            known.update(self._capacity - others)
 
     def remember(self, tenant: str, chunks: Sequence[Chunk]) -> None:
         """Know passages that a request brought along, until many others have come."""
@@ -99,13 +108,17 @@ class PassageMatcher:
 
     def _known(self, tenant: str) -> _Known:
         with self._lock:
-            known = self._tenants.get(tenant)
-            if known is None:
-                known = self._tenants[tenant] = _Known(
-                    self._catalog, tenant, self._capacity, RepeatedTexts(self._piece_tokens)
-                )
+            known = self._of(tenant)
             self._tenants.move_to_end(tenant)
             return known
+
+    def _of(self, tenant: str) -> _Known:
+        known = self._tenants.get(tenant)
+        if known is None:
+            known = self._tenants[tenant] = _Known(
+                self._catalog, tenant, self._capacity, RepeatedTexts(self._piece_tokens)
+            )
+        return known
 
     def _make_room(self, tenant: str) -> None:
         with self._lock:
@@ -139,8 +152,12 @@ class _Known:
         """About what it takes in memory, chunks that requests brought along left out."""
         return self._index.size_bytes + self._repeated.size_bytes
 
-    def update(self) -> None:
-        """Take in what the catalog has, drop what it has no more."""
+    def update(self, most_bytes: int) -> None:
+        """Take in what the catalog has, drop what it has no more.
+
+        With more than `most_bytes`, which may be less than the capacity, the rest is left out; in
+        that case until the next call.
+        """
         if self._catalog.entries.stamp(self._tenant) == self._stamp:
             return
         stamp, entries = self._catalog.entries.of_tenant(self._tenant)
@@ -149,7 +166,9 @@ class _Known:
         self._index.discard(gone.tolist())
         missing = entries[~np.isin(entries, held)]
         for start in range(0, len(missing), _BATCH_ENTRIES):
-            if self._index.size_bytes > self._capacity:
+            if self._index.size_bytes > most_bytes:
+                if most_bytes < self._capacity:
+                    return
                 log.warning(
                     "passages_not_recognised", tenant=self._tenant, chunks=len(missing) - start,
                     knob="retrieval.match_capacity_bytes",

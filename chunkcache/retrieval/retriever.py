@@ -101,7 +101,6 @@ class Retriever:
             vector = self._embedder.embed_query(query)
         depth = max(_CANDIDATES, 2 * top_k)
         chunks: list[Chunk] = []
-        gone: set[int] = set()  # deleted meanwhile, or damaged
         for _ in range(_ATTEMPTS):
             rankings, places = [], dict[int, str]()
             for name, index in indexes.items():
@@ -111,8 +110,7 @@ class Retriever:
                     one = _rankings(index, query, vector, depth, mode, among, len(indexes) > 1)
                 rankings.append(one)
                 places |= dict.fromkeys((e for e, _ in (*one.by_vector, *one.by_words)), name)
-            ranked = fused(rankings, depth, mode, ranking)
-            hits = [(entry, score) for entry, score in ranked if entry not in gone][:top_k]
+            hits = fused(rankings, depth, mode, ranking)[:top_k]
             found: dict[int, Chunk] = {}
             for name in indexes:
                 here = [entry for entry, _ in hits if places[entry] == name]
@@ -122,19 +120,27 @@ class Retriever:
             chunks = [replace(found[e], score=score) for e, score in hits if e in found]
             if len(chunks) == len(hits):
                 break
-            gone |= {entry for entry, _ in hits} - found.keys()
         return chunks
 
     def prepare(self, tenant: str, collection: str) -> None:
         """Bring a collection's indexes level with the catalog, as the next search would.
 
+        Nothing happens where it is not in memory and no place is free: no other is let go for it.
         Searches of the collection wait meanwhile. Cost: see `search`; loads or builds what is not
         in memory.
 
         Raises:
             NotFound: the tenant has no such collection.
         """
-        index = self._index(tenant, collection)
+        self._catalog.generation(tenant, collection)
+        with self._lock:
+            index = self._open.get((tenant, collection))
+            if index is None:
+                self._forget_gone()
+                if len(self._open) >= OPEN_COLLECTIONS:
+                    return
+                index = self._opened(tenant, collection)
+                self._open.move_to_end((tenant, collection), last=False)  # nobody searched it yet
         with index.lock:
             self._update(index, tenant, collection)
 
@@ -153,17 +159,24 @@ class Retriever:
     def _index(self, tenant: str, collection: str) -> CollectionIndex:
         self._catalog.generation(tenant, collection)  # an unknown name must not become a folder
         with self._lock:
-            index = self._open.get((tenant, collection))
-            if index is None:
-                index = CollectionIndex(
-                    self._catalog, tenant, collection, self._embedder,
-                    index_folder(self._root, tenant, collection), self._settings.index,
-                )  # fmt: skip
-                self._open[tenant, collection] = index
+            index = self._open.get((tenant, collection)) or self._opened(tenant, collection)
             self._open.move_to_end((tenant, collection))
             while len(self._open) > OPEN_COLLECTIONS:
                 self._open.popitem(last=False)
         return index
+
+    def _opened(self, tenant: str, collection: str) -> CollectionIndex:
+        index = self._open[tenant, collection] = CollectionIndex(
+            self._catalog, tenant, collection, self._embedder,
+            index_folder(self._root, tenant, collection), self._settings.index,
+        )  # fmt: skip
+        return index
+
+    def _forget_gone(self) -> None:
+        """Let go of collections that were deleted, if their places are needed."""
+        if len(self._open) >= OPEN_COLLECTIONS:
+            for one in self._open.keys() - self._catalog.entries.generations().keys():
+                del self._open[one]
 
     def _sweep(self) -> None:
         """Remove index files of collections that are gone, as after a kill during a deletion."""

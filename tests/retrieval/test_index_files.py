@@ -213,6 +213,38 @@ def test_only_so_many_indexes_are_held_in_memory(
         assert len(retriever._open) <= 2
 
 
+def test_preparing_takes_free_places_and_lets_nothing_go(
+    ingestor: Ingestor, retriever: Retriever, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chunkcache.retrieval.retriever.OPEN_COLLECTIONS", 2)
+    for tenant in ("a", "b", "c"):
+        ingestor.ingest_bytes("x.txt", f"the dog of {tenant}".encode(), tenant=tenant)
+    retriever.search("dog", top_k=3, tenant="a")
+    for tenant in ("b", "c"):
+        retriever.prepare(tenant, "default")
+    held = dict(retriever._open)
+    assert {tenant for tenant, _ in held} == {"a", "b"}
+    ingestor.ingest_bytes("y.txt", b"a cat", tenant="a")
+    retriever.prepare("a", "default")  # it is open: nothing else is
+    assert dict(retriever._open) == held
+    assert held["a", "default"].generation == catalog.generation("a", "default")
+    retriever.search("dog", top_k=3, tenant="c")  # in place of what nobody searched
+    assert {tenant for tenant, _ in retriever._open} == {"a", "c"}
+
+
+def test_a_collection_that_was_deleted_takes_no_place(
+    ingestor: Ingestor, retriever: Retriever, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chunkcache.retrieval.retriever.OPEN_COLLECTIONS", 1)
+    ids = [catalog.create_collection("public", name).id for name in ("a", "b")]
+    for collection in ids:
+        ingestor.ingest_bytes("x.txt", b"the dog", collection=collection)
+    retriever.prepare("public", ids[0])
+    catalog.delete_collection("public", ids[0])
+    retriever.prepare("public", ids[1])
+    assert list(retriever._open) == [("public", ids[1])]
+
+
 def test_a_build_that_is_killed_anywhere_leaves_what_the_next_start_goes_on_from(
     ingestor: Ingestor,
     make_retriever: Any,

@@ -205,6 +205,30 @@ def test_the_tenant_that_asked_longest_ago_is_let_go(
     assert len(matcher.find("one", told(splitter, 2))) == 1  # it comes back
 
 
+def test_preparing_a_tenant_takes_what_room_there_is_and_lets_no_other_go(
+    catalog: Catalog, put_notes: Any, splitter: Splitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chunkcache.retrieval.passage_matcher._BATCH_ENTRIES", 2)
+    put_notes("a.jsonl", 1, 2, tenant="one")
+    put_notes("a.jsonl", *range(8), tenant="two")
+    matcher = PassageMatcher(catalog, 2500)
+    matcher.find("one", told(splitter, 1))
+    one = matcher._tenants["one"]
+    for _ in range(2):
+        matcher.prepare("two")
+        assert matcher._tenants["one"] is one
+        assert list(matcher._tenants) == ["two", "one"]  # the first to go: nobody asked for it
+        assert 0 < len(matcher._tenants["two"]._index.entries) < 8
+    with structlog.testing.capture_logs() as logged:
+        found = matcher.find("two", told(splitter, *range(6)))
+    assert names(found) == [(note(n), False) for n in range(6)]
+    assert [(e["event"], e["chunks"]) for e in logged] == [("passages_not_recognised", 2)]
+    assert list(matcher._tenants) == ["two"]
+    put_notes("a.jsonl", 1, 2, tenant="three")
+    matcher.prepare("three")  # no room at all
+    assert list(matcher._tenants) == ["two"]
+
+
 def test_a_short_message_costs_no_query(
     matcher: PassageMatcher, catalog: Catalog, splitter: Splitter
 ) -> None:
