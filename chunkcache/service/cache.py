@@ -187,7 +187,7 @@ class ChunkCache(Library):
         if texts is not None:
             self.catalog.collection(tenant, collection)  # named beside them, it must be there
         else:
-            with self._lock:
+            with self._embedder_lock:
                 ingestor = self._ingestor
             ingestor.refresh(tenant=tenant, collection=collection)
         self.quotas.follow()
@@ -352,8 +352,9 @@ class ChunkCache(Library):
     def keep_level(self) -> None:
         """From now on, bring indexes level in the background; else a search does that. Once."""
         self._leveller = Leveller(
-            self.catalog.entries.generations, self._prepare, most=OPEN_COLLECTIONS
-        )
+            self.catalog.entries.generations, self._prepare, self._prepare_tenant,
+            most=OPEN_COLLECTIONS,
+        )  # fmt: skip
         self._leveller.start()
 
     def health(self) -> dict[str, object]:

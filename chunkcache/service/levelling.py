@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import structlog
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     Collection = tuple[str, str]  # tenant and id
+    Job = tuple[str, str | None]  # a collection, or what is a tenant's as a whole
     State = Literal["opening", "behind", "level"]
 
 log = structlog.get_logger(__name__)
@@ -29,12 +30,20 @@ _BUSY_SHARE = 0.1  # of the time, at most, while an ingest changes it all the ti
 _WORTH_SAYING_S = 1.0
 
 
+class _Failure(NamedTuple):
+    reason: str
+    again_at: float  # by the clock
+
+
 class Leveller:
     """Calls `prepare` for each collection that changed; at first for all that there are.
+
+    What failed is tried again when it changes, and now and then.
 
     Args:
         generations: of all collections; what has another one than before has changed.
         prepare: of a collection, of `tenant` and `id`; raises `NotFound` for one that is gone.
+        prepare_tenant: called once for a tenant, after its collections that changed.
         most: collections that are prepared at once. Of more the most changed ones are; the others'
             indexes are brought level when they are searched.
     """
@@ -43,16 +52,18 @@ class Leveller:
         self,
         generations: Callable[[], Mapping[Collection, int]],
         prepare: Callable[[str, str], None],
+        prepare_tenant: Callable[[str], None],
         *,
         most: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._generations = generations
         self._prepare = prepare
+        self._prepare_tenant = prepare_tenant
         self._most = most
         self._clock = clock
         self._known: dict[Collection, int] = {}
-        self._failed: set[Collection] = set()  # tried again when they change
+        self._failed: dict[Job, _Failure] = {}
         self._state: State = "opening"
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chunkcache-leveller", daemon=True)
@@ -79,7 +90,7 @@ class Leveller:
             self._thread.join()
 
     def step(self) -> float:
-        """Prepare what has changed since the last call. Returns: seconds until the next one.
+        """Prepare what has changed since the last call, or failed. Returns: seconds until the next.
 
         Raises:
             ShuttingDown: the catalog is closed.
@@ -90,29 +101,44 @@ class Leveller:
         changed = sorted(changed, key=lambda one: -now[one])[: self._most]
         if changed and self._state == "level":
             self._state = "behind"
-        for one in changed:
+        self._failed = {j: f for j, f in self._failed.items() if j[1] is None or j in now}
+        had_failed = bool(self._failed)
+        due: list[Job] = [job for job, failure in self._failed.items() if failure.again_at <= began]
+        jobs: list[Job] = [*changed, *((tenant, None) for tenant, _ in changed), *due]
+        for job in dict.fromkeys(jobs):
             if self._stopping.is_set():
                 return 0.0
-            self._prepare_one(one)
+            self._do(job)
         self._known = dict(now)
-        self._failed &= now.keys()
         took_s = self._clock() - began
-        if changed and (self._state == "opening" or took_s > _WORTH_SAYING_S):
-            log.info("indexes_level", collections=len(changed), seconds=round(took_s, 1))
+        is_news = self._state == "opening" or had_failed or took_s > _WORTH_SAYING_S
+        if jobs and is_news and not self._failed:
+            collections = len({job for job in jobs if job[1] is not None})
+            log.info("indexes_level", collections=collections, seconds=round(took_s, 1))
         self._state = "behind" if self._failed else "level"
         return min(_LONGEST_S, max(_LOOK_S, took_s / _BUSY_SHARE))
 
-    def _prepare_one(self, one: Collection) -> None:
-        self._failed.discard(one)
+    def _do(self, job: Job) -> None:
+        tenant, collection = job
+        before = self._failed.pop(job, None)
+        began = self._clock()
         try:
-            self._prepare(*one)
+            if collection is None:
+                self._prepare_tenant(tenant)
+            else:
+                self._prepare(tenant, collection)
         except NotFound:  # deleted meanwhile
-            log.debug("collection_gone", collection=one[1])
+            log.debug("collection_gone", collection=collection)
         except ShuttingDown:
             raise
         except Exception as error:  # a search will raise the same; other collections go on
-            self._failed.add(one)
-            log.warning("indexes_not_level", collection=one[1], reason=repr(error))
+            now = self._clock()
+            pause_s = max(_LONGEST_S, (now - began) / _BUSY_SHARE)
+            self._failed[job] = failure = _Failure(repr(error), now + pause_s)
+            if before is None or before.reason != failure.reason:
+                log.warning(
+                    "indexes_not_level", tenant=tenant, collection=collection, reason=failure.reason
+                )
 
     def _run(self) -> None:
         pause_s = 0.0

@@ -48,6 +48,8 @@ class Library:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._lock = threading.RLock()  # guards first use of the lazy parts
+        # of the embedder, which takes seconds, and of what has it; taken before the other lock
+        self._embedder_lock = threading.Lock()
 
     # ------------------------------------------------------------ lazy parts
 
@@ -78,16 +80,17 @@ class Library:
 
     @cached_property
     def _ingestor(self) -> Ingestor:
-        return Ingestor(self.catalog, self._splitter, self._embedder, self.settings.retrieval)
+        embedder = self._embedder
+        with self._lock:
+            return Ingestor(self.catalog, self._splitter, embedder, self.settings.retrieval)
 
     @cached_property
     def _retriever(self) -> Retriever:
+        embedder = self._embedder
+        with self._lock:
+            catalog, splitter = self.catalog, self._splitter
         return Retriever(
-            self.catalog,
-            self._embedder,
-            self.settings.home / "indexes",
-            self.settings.retrieval,
-            self._splitter,
+            catalog, embedder, self.settings.home / "indexes", self.settings.retrieval, splitter
         )
 
     @cached_property
@@ -115,7 +118,7 @@ class Library:
         `on_progress(done, total, name)` is called per file. Unreadable files are skipped and listed
         in the report, never fatal.
         """
-        with self._lock:
+        with self._embedder_lock:
             ingestor = self._ingestor
         return ingestor.ingest_paths(
             paths, tenant=tenant, collection=collection, on_progress=on_progress
@@ -136,7 +139,7 @@ class Library:
         Raises:
             InvalidRequest: it is unreadable, with the reason.
         """
-        with self._lock:
+        with self._embedder_lock:
             ingestor = self._ingestor
         return ingestor.ingest_bytes(
             name, data, tenant=tenant, collection=collection, attributes=attributes,
@@ -151,7 +154,7 @@ class Library:
         collection: str = DEFAULT,
     ) -> IngestReport:
         """Take texts as documents; one without an id is known by its content."""
-        with self._lock:
+        with self._embedder_lock:
             ingestor = self._ingestor
         return ingestor.ingest_texts(documents, tenant=tenant, collection=collection)
 
@@ -166,13 +169,11 @@ class Library:
 
         Raises:
             NotFound: no such document or collection.
-            CorruptRecord: the text is damaged.
         """
         info = self.catalog.document_info(tenant, collection, document_id)
         stored = self.catalog.document(tenant, collection, document_id)
         if info is None or stored is None:
             raise NotFound(f"document {document_id!r}: there is none of that id", param="document")
-        stored.verify()
         return info, stored.document.text
 
     def former_passage(
@@ -285,10 +286,16 @@ class Library:
         Raises:
             NotFound: the tenant has no such collection.
         """
-        with self._lock:
-            retriever, matcher = self._retriever, self._matcher
+        with self._embedder_lock:
+            retriever = self._retriever
         retriever.prepare(tenant, collection)
-        matcher.prepare(tenant)
+
+    def _prepare_tenant(self, tenant: str) -> None:
+        """The same for where the tenant's passages stand in messages, if those are looked for."""
+        if self.settings.retrieval.match_messages:
+            with self._lock:
+                matcher = self._matcher
+            matcher.prepare(tenant)
 
     def _search(
         self,
@@ -302,7 +309,7 @@ class Library:
         ranking: Ranking | None = None,
     ) -> list[Chunk]:
         searched = [self._check_alive(tenant, name) for name in (collection, *also)]
-        with self._lock:
+        with self._embedder_lock:
             retriever = self._retriever
         found = retriever.search(
             query, top_k=top_k, tenant=tenant, collection=collection, also=also,
@@ -326,6 +333,6 @@ class Library:
 
     def embed(self, texts: Sequence[str]) -> tuple[list[list[float]], int]:
         """Unit vectors and the number of tokens read."""
-        with self._lock:
+        with self._embedder_lock:
             embedder = self._embedder
         return embedder.embed(texts).tolist(), embedder.count_tokens(texts)
