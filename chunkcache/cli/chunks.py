@@ -91,8 +91,12 @@ def check(
         bool, typer.Option("--drop-stale", help="Remove records of other models and codecs.")
     ] = False,
 ) -> None:
-    """Verify every stored record, both ways: entries have their bytes, bytes have their entry."""
-    from chunkcache.service.diagnosis import check_records
+    """Verify every stored record, both ways, and every passage and text of the catalog.
+
+    Records: entries have their bytes, bytes have their entry. What is damaged in the catalog is
+    named and never removed.
+    """
+    from chunkcache.service.diagnosis import check_catalog, check_records
 
     settings = shared(context).settings
     report = check_records(settings, fix=fix, drop_stale=drop_stale)
@@ -111,4 +115,13 @@ def check(
         out.print(f"  {problem}", style="yellow")
     if not report.clean and not fix:
         out.print("Hint: chunkcache check --fix removes what is wrong; it will be made again.")
+    catalog = check_catalog(settings)
+    if catalog is not None:
+        out.print(
+            f"{catalog.passages} sound passages of {catalog.documents} documents, "
+            f"{len(catalog.damaged)} passages or texts damaged"
+        )
+        for problem in catalog.damaged[:_SHOWN_PROBLEMS]:
+            out.print(f"  {problem}", style="yellow", markup=False)
+    if (not report.clean and not fix) or (catalog is not None and catalog.damaged):
         raise typer.Exit(1)

@@ -23,12 +23,13 @@ from chunkcache.retrieval.file_table import FileTable
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     import numpy as np
 
     from chunkcache.chunk import Chunk
+    from chunkcache.errors import CorruptRecord
     from chunkcache.protocol import DocumentInfo
     from chunkcache.retrieval.documents import Attributes, Document
 
@@ -233,7 +234,7 @@ class Catalog:
             return sql.info_of(connection, key, collection, document_id)
 
     def document(self, tenant: str, collection: str, document_id: str) -> sql.StoredDocument | None:
-        """A document with its text and how it was split, or None."""
+        """A document with its text, to be verified, and how it was split; or None."""
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             return sql.stored_document(connection, key, collection, document_id)
@@ -296,7 +297,7 @@ class Catalog:
             now = sql.stored_document(connection, key, collection, read.info.document_id)
             if now is None or (now.info.sha256, now.splitter) != (read.info.sha256, read.splitter):
                 return False
-            sql.put_document(connection, key, now.document, splitter, chunks)
+            sql.put_document(connection, key, now.document, splitter, chunks, now.checksum)
             sql.put_chunks(connection, key, now.info.document_id, chunks, vectors, space)
             sql.drop_former_passages(connection, self._keep_former_s)
             sql.raise_generation(connection, key)
@@ -353,14 +354,12 @@ class Catalog:
             ).fetchone()
         return row[0] if row is not None and passage_digest(row[0]) == digest else None
 
-    def chunks(self, tenant: str, collection: str) -> Iterator[Chunk]:
-        """All chunks of a collection, by document in order of addition.
-
-        Read in pages: no lock is held between them. Documents that are added meanwhile are left
-        out, as are chunks that are removed before their page is read.
-        """
+    def chunks(
+        self, tenant: str, collection: str, on_damage: Callable[[CorruptRecord], None] | None = None
+    ) -> Iterator[Chunk]:
+        """All chunks there are now, by document in order of addition; see `entries.iterate`."""
         self.generation(tenant, collection)  # an unknown collection is an error now, not later
-        return self.entries.iterate(tenant, collection)
+        return self.entries.iterate(tenant, collection, on_damage)
 
     def chunks_by_id(
         self, tenant: str, collection: str, chunk_ids: Sequence[str]

@@ -24,7 +24,7 @@ from chunkcache.retrieval.documents import (
     printable,
     searched_text,
 )
-from chunkcache.retrieval.row_checksum import row_checksum, verify_row
+from chunkcache.row_checksum import row_checksum, verify_row
 
 if TYPE_CHECKING:
     import sqlite3
@@ -49,6 +49,11 @@ class StoredDocument:
     document: Document
     info: DocumentInfo
     splitter: str  # fingerprint of what made its chunks
+    checksum: bytes | None  # of its text, when it was written
+
+    def verify(self) -> None:
+        """Nothing, if its text is what was written. Raises `CorruptRecord`."""
+        verify_row("the text", self.info.document_id, self.checksum, [self.document.text])
 
 
 def no_collection(collection_id: str) -> NotFound:
@@ -181,7 +186,6 @@ def stored_document(
     if row is None:
         return None
     *info_row, path, kind, text, reader, splitter, checksum = row
-    verify_row("the text", document_id, checksum, [text])
     info = document_info(collection, info_row)
     document = Document(
         document_id=info.document_id,
@@ -197,7 +201,7 @@ def stored_document(
         path=path_of(path),
         problems=tuple(info.problems),
     )
-    return StoredDocument(document, info, splitter)
+    return StoredDocument(document, info, splitter, checksum)
 
 
 def put_document(
@@ -206,8 +210,12 @@ def put_document(
     document: Document,
     splitter: str,
     chunks: Sequence[Chunk],
+    checksum: bytes | None = None,
 ) -> None:
-    """Write the document's own row. A replaced document keeps the time it was first added."""
+    """Write the document's own row. A replaced document keeps the time it was first added.
+
+    `checksum` is of its text as it was first written; None: this is the first time.
+    """
     connection.execute(
         "INSERT INTO documents (collection, document_id, title, url, sha256, size_bytes, kind,"
         " text, attributes, reader, splitter, num_chunks, num_tokens, added_at, name, path,"
@@ -226,7 +234,7 @@ def put_document(
             json.dumps(dict(document.attributes)), document.reader, splitter,
             len(chunks), sum(len(c.token_ids) for c in chunks), time.time(), document.name,
             path_bytes(document.path), json.dumps(document.problems),
-            row_checksum([document.text]),
+            checksum or row_checksum([document.text]),
         ),
     )  # fmt: skip
 

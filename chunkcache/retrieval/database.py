@@ -249,6 +249,7 @@ class Database:
             self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
         try:
+            connection.text_factory = _text
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = FULL")
             _switch_to_wal(connection)
@@ -306,6 +307,11 @@ class Database:
                 f"catalog: {self.path} is damaged or no catalog: {error}. Hint: restore it from a "
                 "backup, or move it away and ingest again"
             ) from error
+
+
+def _text(octets: bytes) -> str:
+    """A text that is damaged is one, too: a query must not fail as a whole for one of its rows."""
+    return octets.decode("utf-8", "replace")
 
 
 @contextmanager

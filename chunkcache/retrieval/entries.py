@@ -251,8 +251,13 @@ class EntryTable:
             found.update({r[-1]: replace(chunk, collection=r[-2]) for r, chunk in _sound(page)})
         return found
 
-    def iterate(self, tenant: str, collection: str) -> Iterator[Chunk]:
-        """See `Catalog.chunks`."""
+    def iterate(
+        self, tenant: str, collection: str, on_damage: Callable[[CorruptRecord], None] | None = None
+    ) -> Iterator[Chunk]:
+        """See `Catalog.chunks`. Read in pages: no lock is held between them.
+
+        Damaged ones are left out; `on_damage`, else the log, is told of each.
+        """
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             documents = connection.execute(
@@ -261,7 +266,7 @@ class EntryTable:
         for (document,) in documents:
             after = -1
             while page := self._page(document, after):
-                yield from (sql.chunk(row) for row in page)
+                yield from (chunk for _, chunk in _sound(page, on_damage or _say))
                 after = page[-1][-1]
 
     def _page(self, document_key: int, after: int) -> list[tuple[Any, ...]]:
@@ -274,7 +279,7 @@ class EntryTable:
             ).fetchall()
 
     def of_document(self, tenant: str, collection: str, document_id: str) -> list[Chunk]:
-        """A document's chunks in order; none when it is gone."""
+        """A document's chunks in order, but damaged ones; none when it is gone."""
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
             found = connection.execute(
@@ -282,7 +287,7 @@ class EntryTable:
                 "ORDER BY c.ordinal",
                 (key, document_id),
             ).fetchall()
-        return [sql.chunk(row) for row in found]
+        return [chunk for _, chunk in _sound(found)]
 
     def vectors_by_text(
         self, tenant: str, collection: str, document_id: str, space: str
@@ -301,13 +306,21 @@ class EntryTable:
         }
 
 
-def _sound(page: Sequence[Sequence[Any]]) -> Iterator[tuple[Sequence[Any], Chunk]]:
-    """Rows with their chunks; of those that are damaged only the log tells: answers do without."""
+def _say(error: CorruptRecord) -> None:
+    log.error("passage_damaged", reason=error.message)
+
+
+def _sound(
+    page: Sequence[Sequence[Any]], on_damage: Callable[[CorruptRecord], None] = _say
+) -> Iterator[tuple[Sequence[Any], Chunk]]:
+    """Rows with their chunks, but those that are damaged: answers do without."""
     for row in page:
         try:
-            yield row, sql.chunk(row)
+            chunk = sql.chunk(row)
         except CorruptRecord as error:
-            log.error("passage_damaged", reason=str(error))
+            on_damage(error)
+        else:
+            yield row, chunk
 
 
 def _stamp(connection: sqlite3.Connection, tenant: str) -> Stamp:

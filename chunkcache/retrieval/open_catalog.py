@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from chunkcache.config import Settings
 
 
+CATALOG_FILE = "catalog.sqlite"  # in the home
+
+
 def open_catalog(settings: Settings) -> Catalog:
     """The catalog of an installation. Needs no model and no embedder.
 
     Raises:
         StoreError: see `Catalog`.
     """
-    path = settings.home / "catalog.sqlite"
+    path = settings.home / CATALOG_FILE
     return Catalog(path, keep_former_s=settings.server.link_lifetime_s)

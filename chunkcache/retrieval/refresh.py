@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from chunkcache.errors import InvalidRequest
+from chunkcache.errors import CorruptRecord, InvalidRequest
 from chunkcache.retrieval.chunking import (
     embed_chunks,
     split_document,
@@ -101,8 +101,9 @@ def _prepare(
     if stored is None:
         return _Split(None)
     try:
+        stored.verify()
         chunks = _new_chunks(catalog, splitter, tenant, collection, stored)
-    except InvalidRequest as error:
+    except (InvalidRequest, CorruptRecord) as error:
         log.error("document_unsplittable", document=document_id, reason=error.message)
         chunks = []
     space = vector_space(embedder)

@@ -101,6 +101,7 @@ class Retriever:
             vector = self._embedder.embed_query(query)
         depth = max(_CANDIDATES, 2 * top_k)
         chunks: list[Chunk] = []
+        gone: set[int] = set()  # deleted meanwhile, or damaged
         for _ in range(_ATTEMPTS):
             rankings, places = [], dict[int, str]()
             for name, index in indexes.items():
@@ -110,7 +111,8 @@ class Retriever:
                     one = _rankings(index, query, vector, depth, mode, among, len(indexes) > 1)
                 rankings.append(one)
                 places |= dict.fromkeys((e for e, _ in (*one.by_vector, *one.by_words)), name)
-            hits = fused(rankings, depth, mode, ranking)[:top_k]
+            ranked = fused(rankings, depth, mode, ranking)
+            hits = [(entry, score) for entry, score in ranked if entry not in gone][:top_k]
             found: dict[int, Chunk] = {}
             for name in indexes:
                 here = [entry for entry, _ in hits if places[entry] == name]
@@ -120,6 +122,7 @@ class Retriever:
             chunks = [replace(found[e], score=score) for e, score in hits if e in found]
             if len(chunks) == len(hits):
                 break
+            gone |= {entry for entry, _ in hits} - found.keys()
         return chunks
 
     def prepare(self, tenant: str, collection: str) -> None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
-import xxhash
 
 from chunkcache.errors import NotFound, StoreError
 from chunkcache.protocol import Message
+from chunkcache.row_checksum import row_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 _OVERHEAD_BYTES = 1024  # of what is kept, beside its text
 _BUSY_TIMEOUT_S = 10.0
-_VERSION = 2  # of the table and of what is in it; another one's is dropped
+_VERSION = 3  # of the table and of what is in it; another one's is dropped
 _TABLE = """CREATE TABLE responses (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     tenant TEXT NOT NULL,
@@ -97,7 +97,7 @@ class ResponseStore:
                 connection.execute(
                     "INSERT INTO responses (tenant, id, kept_at, size_bytes, body, input_items, "
                     "turns, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (tenant, response["id"], self._clock(), size_bytes, *kept, _checksum(kept)),
+                    (tenant, response["id"], self._clock(), size_bytes, *kept, row_checksum(kept)),
                 )
         except (OSError, StoreError) as error:
             log.warning("response_not_kept", path=str(self._path), reason=str(error))
@@ -124,7 +124,7 @@ class ResponseStore:
                 param="response_id",
             )
         body, input_items, turns, checksum = found
-        if _checksum((body, input_items, turns)) != checksum:
+        if row_checksum((body, input_items, turns)) != checksum:
             raise StoreError(
                 f"{self._path}: response {response_id} is damaged. Hint: look at the disk; the "
                 "file may be deleted, it only holds responses of the last server.responses_ttl_s"
@@ -200,7 +200,3 @@ class ResponseStore:
             connection.execute(_TABLE)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
         connection.execute("COMMIT")
-
-
-def _checksum(parts: Sequence[bytes]) -> bytes:
-    return xxhash.xxh3_128_digest(b"".join(part for part in parts if isinstance(part, bytes)))

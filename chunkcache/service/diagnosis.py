@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import ChunkKey
-from chunkcache.errors import StoreError
+from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.retrieval.open_catalog import CATALOG_FILE, open_catalog
 from chunkcache.store import CheckReport, bases_path, check_store, store_path
 
 if TYPE_CHECKING:
@@ -80,6 +82,40 @@ def tiers_reached(settings: Settings, fingerprint: bytes) -> dict[str, str]:
         finally:
             tier.close()
     return facts
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogCheck:
+    """Passages and texts that were read, and what is wrong with those that are damaged."""
+
+    passages: int
+    documents: int
+    damaged: list[str]
+
+
+def check_catalog(settings: Settings) -> CatalogCheck | None:
+    """Hold every passage and text against its checksum; None: there is no catalog yet.
+
+    Nothing is removed: documents are the user's. Cost: all of it is read.
+
+    Raises:
+        StoreError: the catalog cannot be read.
+    """
+    if not (settings.home / CATALOG_FILE).exists():
+        return None
+    passages, documents, damage = 0, 0, list[CorruptRecord]()
+    with closing(open_catalog(settings)) as catalog:
+        for tenant, collection in catalog.entries.generations():
+            passages += sum(1 for _ in catalog.chunks(tenant, collection, damage.append))
+            for info in catalog.documents(tenant, collection):
+                documents += 1
+                stored = catalog.document(tenant, collection, info.document_id)
+                try:
+                    if stored is not None:
+                        stored.verify()
+                except CorruptRecord as error:
+                    damage.append(error)
+    return CatalogCheck(passages, documents, [error.message for error in damage])
 
 
 def check_records(settings: Settings, *, fix: bool, drop_stale: bool) -> CheckReport:

@@ -169,11 +169,13 @@ class Library:
 
         Raises:
             NotFound: no such document or collection.
+            CorruptRecord: the text is damaged.
         """
         info = self.catalog.document_info(tenant, collection, document_id)
         stored = self.catalog.document(tenant, collection, document_id)
         if info is None or stored is None:
             raise NotFound(f"document {document_id!r}: there is none of that id", param="document")
+        stored.verify()
         return info, stored.document.text
 
     def former_passage(

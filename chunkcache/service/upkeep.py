@@ -121,12 +121,17 @@ def find_garbage(settings: Settings) -> dict[str, list[Stored]]:
     return found
 
 
+def _refuse(damage: CorruptRecord) -> None:
+    """Whose records a damaged passage wants cannot be said."""
+    raise damage
+
+
 def _live(settings: Settings, keys: Keys) -> set[bytes]:
     """Where the records of all chunks of all documents lie."""
     live: set[bytes] = set()
     with closing(open_catalog(settings)) as catalog:
         for tenant, collection in catalog.entries.generations():
-            for chunk in catalog.chunks(tenant, collection):
+            for chunk in catalog.chunks(tenant, collection, _refuse):
                 digest = keys.of(keys.prompts.chunk_ids(chunk), tenant).digest
                 live |= {digest, *lossy_places(digest, settings.store.codecs)}
     return live

@@ -189,7 +189,7 @@ class RecordEnv:
                 try:
                     txn = begin()
                 except lmdb.MapResizedError:
-                    pass
+                    pass  # the map is made larger below, once this thread is outside
                 else:
                     with txn:
                         yield txn

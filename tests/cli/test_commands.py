@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -192,6 +194,21 @@ def test_check_finds_a_flipped_byte_and_fix_removes_the_record(
     assert "1 removed" in run("check", "--fix").stdout
     assert "0 corrupt" in run("check").stdout
     assert "1 computed" in run("warm").stdout
+
+
+def test_check_names_the_document_whose_passage_is_damaged(
+    run: Callable[..., Any], pages: Path, tmp_path: Path
+) -> None:
+    assert "documents" not in run("check").stdout, "nothing was ingested, and no catalog is made"
+    run("ingest", str(pages))
+    assert "0 passages or texts damaged" in run("check").stdout
+    with closing(sqlite3.connect(tmp_path / "home" / "catalog.sqlite")) as connection, connection:
+        connection.execute("UPDATE chunks SET text = text || '!' WHERE ordinal = 0")
+        connection.execute("UPDATE documents SET text = text || '!'")
+    for arguments in (["check"], ["check", "--fix"]):
+        said = " ".join(run(*arguments, code=1).stdout.split())
+        assert re.search(r"[1-9]\d* passages or texts damaged", said)
+        assert "a passage of document 'doc-" in said and "the text of document 'doc-" in said
 
 
 def test_warm_in_two_processes_does_the_same_work_once(

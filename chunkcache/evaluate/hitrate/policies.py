@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 from chunkcache.errors import InvalidRequest
 from chunkcache.store.lru import LruPolicy
+from chunkcache.store.policy import Policy
 from chunkcache.store.popularity import Popularity
 from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
-    from chunkcache.store.policy import Entry, Policy, Refusal
+    from chunkcache.store.policy import Entry, Refusal
 
     NewPolicies = Callable[[Sequence[int]], list[Policy]]
 
@@ -22,7 +23,7 @@ SHIPPED: Final = "windowed"
 """What the service's tiers have."""
 
 
-class _Plain:
+class _Plain(Policy):
     """What policies without terms, clock and look-ahead answer."""
 
     def on_time(self, now_s: float) -> None:
@@ -37,18 +38,10 @@ class _Plain:
     def on_wait_over(self, digests: Iterable[bytes]) -> None:
         """See `Policy`."""
 
-    def on_put(self, digest: bytes, entry: Entry) -> None:
-        """See `Policy`."""
-        raise NotImplementedError
-
     def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
         """See `Policy`."""
         self.on_delete(digest)
         self.on_put(to, entry)
-
-    def on_delete(self, digest: bytes) -> None:
-        """See `Policy`."""
-        raise NotImplementedError
 
     def admit(
         self, digest: bytes, entry: Entry, bytes_needed: int, spared: Container[bytes] = ()
@@ -56,13 +49,9 @@ class _Plain:
         """See `Policy`."""
         return self.victims(bytes_needed, spared)
 
-    def victims(self, bytes_needed: int, spared: Container[bytes] = ()) -> list[bytes]:
-        """See `Policy`."""
-        raise NotImplementedError
-
     def why_not(self, digest: bytes, entry: Entry) -> Refusal:
-        """See `Policy`. It never says no."""
-        raise NotImplementedError
+        """See `Policy`."""
+        raise AssertionError("it never says no, so nobody asks why")
 
     def may_pin(self, size_bytes: int, instead_of: Iterable[bytes] = ()) -> bool:
         """See `Policy`. It knows no pins."""

@@ -1,7 +1,7 @@
-"""Checksums of what the catalog gives out as text: SQLite has none for its pages.
+"""Checksums of rows that are given out: SQLite has none for its pages.
 
-A flipped bit in a text would change answers in silence. Rows that an earlier version wrote have
-none, and are believed, until they are written again.
+A flipped bit in a text would change answers in silence. Rows of the catalog that an earlier version
+wrote have none, and are believed, until they are written again.
 """
 
 from __future__ import annotations
