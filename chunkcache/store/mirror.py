@@ -140,9 +140,10 @@ class Mirror:
             self._policy.on_time(now_s)
             return self._policy.may_pin(entry.size_bytes, instead_of)
 
-    def pins_beyond(self) -> list[bytes]:
-        """See `Policy`."""
+    def pins_beyond(self, now_s: float) -> list[bytes]:
+        """See `Policy`; as late as `now_s`."""
         with self._lock:
+            self._policy.on_time(now_s)
             return self._policy.pins_beyond()
 
     def lease(self, digest: bytes) -> bool:

@@ -63,7 +63,7 @@ class Pins:
         Raises:
             StoreError: they are pinned still.
         """
-        beyond = self._mirror.pins_beyond()
+        beyond = self._mirror.pins_beyond(time.time())
         if not beyond:
             return False
         self._warn()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,40 @@ def test_pins_that_fit_no_more_are_written_as_warmed_when_a_record_comes(
     assert sum(tier.contains(record.key) for record in made[4:]) < 4
     tier.close()
     assert check_store(tmp_path / "kv", capacity).clean
+
+
+def test_pins_that_have_expired_take_no_place_after_a_restart(
+    open_tier: OpenTier, made: list[ChunkKV], capacity: int, records: ModuleType
+) -> None:
+    tier = open_tier(capacity)
+    assert all(tier.put(record) for record in made)
+    expired = replace(PINNED, expires_s=1.0)
+    kept = [tier.retain(record.key, expired, exactly=True) for record in made[:4]]
+    kept += [tier.retain(record.key, PINNED, exactly=True) for record in made[4:]]
+    assert kept == [Retention.PINNED] * ROOM
+    tier.close()
+    tier = open_tier(capacity)
+    assert tier.put(records.make_record(100))
+    assert pinned(tier, made[4:]) == {0, 1, 2, 3}
+    assert sum(tier.contains(record.key) for record in made[:4]) == 3, "these leave"
+
+
+def test_pins_of_another_process_hold_where_those_before_them_have_expired(
+    open_tier: OpenTier, made: list[ChunkKV], capacity: int, records: ModuleType,
+    other_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    tier, now_s = open_tier(capacity), time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now_s - 120)
+        patch.setattr(time, "time_ns", lambda: int((now_s - 120) * 1e9))
+        assert all(tier.put(record) for record in made)
+        soon = replace(PINNED, expires_s=now_s - 60)
+        assert {tier.retain(one.key, soon, exactly=True) for one in made[:4]} == {PINNED.retention}
+        assert tier.retain(made[4].key, PINNED) is Retention.WARMED, "not yet"
+    order = {"do": "pin", "path": tmp_path / "kv", "capacity_bytes": capacity}
+    assert other_process.ask(**order, numbers=[4, 5, 6, 7])["told"] == ["PINNED"] * 4
+    assert tier.put(records.make_record(100))
+    assert pinned(tier, made[4:]) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(
