@@ -47,10 +47,7 @@ class Pins:
         """
         if entry.terms.retention is not Retention.PINNED:
             return entry
-        before = txn.id() - 1
-        if not self._mirror.is_current(before):  # others pin, too
-            for damaged in self._mirror.replace(before, self._env.entries(txn)):
-                self._env.remove(txn, damaged)
+        self._catch_up(txn)
         if self._mirror.may_pin(entry, instead_of, time.time()):
             return entry
         self._warn()
@@ -63,19 +60,31 @@ class Pins:
         Raises:
             StoreError: they are pinned still.
         """
-        beyond = self._mirror.pins_beyond(time.time())
-        if not beyond:
+        if not self._mirror.pins_beyond(time.time()):
             return False
-        self._warn()
         with self._env.writing() as txn:
-            there = entries_at(self._env, txn, beyond)
-            loosened = {digest: _warmed(entry) for digest, entry in there.items()}
+            self._catch_up(txn)
+            there = entries_at(self._env, txn, self._mirror.pins_beyond(time.time()))
+            loosened = {
+                digest: _warmed(entry)
+                for digest, entry in there.items()
+                if entry.terms.retention is Retention.PINNED
+            }
             for digest, entry in loosened.items():
                 self._env.put_entry(txn, digest, entry)
             commit = txn.id()
         for digest, entry in loosened.items():
             self._mirror.added(commit, digest, entry)
-        return True
+        if loosened:
+            self._warn()
+        return bool(loosened)
+
+    def _catch_up(self, txn: lmdb.Transaction[bytes]) -> None:
+        """Others pin, too, and take it back: the mirror is exact until this transaction ends."""
+        before = txn.id() - 1
+        if not self._mirror.is_current(before):
+            for damaged in self._mirror.replace(before, self._env.entries(txn)):
+                self._env.remove(txn, damaged)
 
     def _warn(self) -> None:
         if not self._is_said:

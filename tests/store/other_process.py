@@ -152,18 +152,18 @@ def recode(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
             tell(tier.put(record))
 
 
-def pin(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
-    """Pin records that are there, telling how firmly each is kept."""
-    tier = open_tier(order)
+def retain(order: dict[str, Any], tell: Callable[[Any], None]) -> None:
+    """Put records that are there on terms, telling how firmly each is kept."""
+    tier, terms = open_tier(order), Terms(retention=Retention[order["retention"]])
     for number in order["numbers"]:
-        kept = tier.retain(make_record(number).key, Terms(retention=Retention.PINNED), exactly=True)
+        kept = tier.retain(make_record(number).key, terms, exactly=True)
         tell(kept.name if kept is not None else None)
     tier.close()
 
 
 DUTIES = {
     "recode": recode, "copy": copy, "fill": fill, "mend": mend, "hold": hold, "fork": fork,
-    "pin": pin,
+    "retain": retain,
 }  # fmt: skip
 
 

@@ -36,6 +36,18 @@ def capacity(open_tier: OpenTier, made: list[ChunkKV], tmp_path: Path) -> int:
     return ROOM * trial.usage().size_bytes
 
 
+@pytest.fixture
+def retained(other_process: Any, capacity: int, tmp_path: Path) -> Callable[..., list[str]]:
+    """Has another process put records on terms: how firmly each is kept then."""
+
+    def put_on_terms(numbers: list[int], retention: Retention = Retention.PINNED) -> list[str]:
+        order = {"do": "retain", "path": tmp_path / "kv", "capacity_bytes": capacity}
+        answer = other_process.ask(**order, numbers=numbers, retention=retention.name)
+        return list(answer["told"])
+
+    return put_on_terms
+
+
 def pinned(tier: DiskTier, made: list[ChunkKV]) -> set[int]:
     """Which of them `meta` says are; the others are said to be warmed."""
     terms = {digest: entry.terms.retention for digest, entry in tier.entries()}
@@ -61,14 +73,12 @@ def test_the_pins_that_were_granted_hold_after_a_restart(
 
 
 def test_pins_of_two_processes_take_half_of_the_tier_together(
-    open_tier: OpenTier, made: list[ChunkKV], capacity: int, other_process: Any, tmp_path: Path
+    open_tier: OpenTier, made: list[ChunkKV], capacity: int, retained: Callable[..., list[str]]
 ) -> None:
     tier = open_tier(capacity)
     assert all(tier.put(record) for record in made)
-    order = {"do": "pin", "path": tmp_path / "kv", "capacity_bytes": capacity}
     assert tier.retain(made[0].key, PINNED) is Retention.PINNED
-    told = other_process.ask(**order, numbers=[7, 6, 5, 4])["told"]
-    assert told == ["PINNED"] * 3 + ["WARMED"]
+    assert retained([7, 6, 5, 4]) == ["PINNED"] * 3 + ["WARMED"]
     assert tier.retain(made[1].key, PINNED) is Retention.WARMED, "it knows of the others'"
     assert pinned(tier, [made[0], *made[4:], made[1]]) == {0, 2, 3, 4}
 
@@ -119,7 +129,7 @@ def test_pins_that_have_expired_take_no_place_after_a_restart(
 
 def test_pins_of_another_process_hold_where_those_before_them_have_expired(
     open_tier: OpenTier, made: list[ChunkKV], capacity: int, records: ModuleType,
-    other_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    retained: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     tier, now_s = open_tier(capacity), time.time()
     with monkeypatch.context() as patch:
@@ -129,10 +139,34 @@ def test_pins_of_another_process_hold_where_those_before_them_have_expired(
         soon = replace(PINNED, expires_s=now_s - 60)
         assert {tier.retain(one.key, soon, exactly=True) for one in made[:4]} == {PINNED.retention}
         assert tier.retain(made[4].key, PINNED) is Retention.WARMED, "not yet"
-    order = {"do": "pin", "path": tmp_path / "kv", "capacity_bytes": capacity}
-    assert other_process.ask(**order, numbers=[4, 5, 6, 7])["told"] == ["PINNED"] * 4
+    assert retained([4, 5, 6, 7]) == ["PINNED"] * 4
     assert tier.put(records.make_record(100))
     assert pinned(tier, made[4:]) == {0, 1, 2, 3}
+
+
+def test_what_another_process_takes_back_meanwhile_is_not_written_over(
+    open_tier: OpenTier, made: list[ChunkKV], capacity: int, records: ModuleType,
+    retained: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    tier = open_tier(2 * capacity)
+    assert all(tier.put(replace(record, terms=PINNED)) for record in made)
+    tier.close()
+    tier = open_tier(capacity)
+    pins_beyond = tier._mirror.pins_beyond
+
+    def then_taken_back(now_s: float) -> list[bytes]:
+        found = pins_beyond(now_s)
+        monkeypatch.undo()
+        assert retained([0, 5], Retention.NORMAL) == ["NORMAL"] * 2
+        return found
+
+    monkeypatch.setattr(tier._mirror, "pins_beyond", then_taken_back)
+    assert tier.put(records.make_record(100))
+    terms = {digest: entry.terms.retention.name for digest, entry in tier.entries()}
+    kept = {number: terms.get(record.key.digest) for number, record in enumerate(made)}
+    assert [kept[number] for number in (1, 2, 3, 4)] == ["PINNED"] * 4, "the others' places"
+    assert {kept[0], kept[5]} <= {"NORMAL", None} and {kept[6], kept[7]} <= {"WARMED", None}
+    assert list(kept.values()).count(None) == 1, "one has left for the new one"
 
 
 @pytest.mark.parametrize(
