@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
+from collections import OrderedDict
 from math import exp2, log2
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,12 @@ class Uses:
     `Popularity.counted` was at the last use; 0: none is known, or it was forgotten.
     """
 
-    __slots__ = ("digest", "last", "queued", "weight")
+    __slots__ = ("digest", "last", "weight")
 
     def __init__(self, digest: bytes, weight: float = -math.inf, last: int = 0) -> None:
         self.digest = digest
         self.weight = weight
         self.last = last
-        self.queued = 0  # times that it stands among the recent ones
 
 
 class Popularity:
@@ -37,7 +36,7 @@ class Popularity:
     their order changes only when something is used: they are kept as logarithms which never need
     updating, and which grow without bound by 1 per half-life. Thread-safe; tiers may share one, so
     that a record coming down a tier is known there. `count`, `of`: O(1), amortised. Memory: at most
-    16 half-lives of records, some 300 bytes each.
+    16 half-lives of records, some 330 bytes each.
 
     Args:
         half_life_uses: after so many uses of any record one weighs half.
@@ -56,8 +55,7 @@ class Popularity:
         self._limit = names * math.ceil(_REMEMBERED_HALF_LIVES * half_life_uses)
         self._lock = threading.Lock()
         self._now = 0
-        self._known: dict[bytes, Uses] = {}
-        self._recent: deque[Uses] = deque()  # each use, in order; those of one moment as they come
+        self._known: OrderedDict[bytes, Uses] = OrderedDict()  # used longest ago first
 
     def count(self, *digests: bytes) -> None:
         """Records were wanted one after another, whether they were there or not."""
@@ -88,9 +86,8 @@ class Popularity:
         with self._lock:
             uses = self._known.get(digest)
             if uses is not None and to not in self._known:
-                copy = self._known[to] = Uses(to, uses.weight, uses.last)
-                copy.queued = 1
-                self._recent.appendleft(copy)
+                self._known[to] = Uses(to, uses.weight, uses.last)
+                self._known.move_to_end(to, last=False)
                 self._forget_some()
 
     @property
@@ -115,28 +112,14 @@ class Popularity:
         else:
             uses.weight = fresh + log2(1.0 + exp2(uses.weight - fresh))
             uses.last = now
-        uses.queued += 1
-        self._recent.append(uses)
+            self._known.move_to_end(digest)
         return uses
 
     def _forget_some(self) -> None:
-        """Those used longest ago, and uses that later ones of the same record make superfluous."""
-        recent, known = self._recent, self._known
-        while len(known) > self._limit:
-            oldest = recent.popleft()
-            oldest.queued -= 1
-            if not oldest.queued:
-                oldest.last = 0
-                del known[oldest.digest]
-        if len(recent) > 4 * len(known) + 64:
-            self._recent = deque(self._last_of_each())
-
-    def _last_of_each(self) -> list[Uses]:
-        seen: dict[bytes, Uses] = {}
-        for uses in reversed(self._recent):
-            uses.queued = 1
-            seen.setdefault(uses.digest, uses)
-        return list(reversed(seen.values()))
+        """Those used longest ago."""
+        while len(self._known) > self._limit:
+            _, oldest = self._known.popitem(last=False)
+            oldest.last = 0
 
     def uses(self, digest: bytes) -> float:
         """The decayed number of uses as of now."""

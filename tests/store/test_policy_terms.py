@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import sys
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +61,50 @@ def test_memory_of_records_that_left_is_bounded() -> None:
     assert popularity.uses(b"999") == 1.0 and popularity.uses(b"0") == 0.0
 
 
+def test_a_record_that_was_forgotten_is_worth_more_once_it_is_wanted_again() -> None:
+    policy = WindowedFrequencyPolicy(100, half_life_uses=2, window_share=0.0)
+    for digest in (b"a", b"b", b"w1", b"w2", b"w3", b"w4"):  # the window keeps four
+        policy.on_put(digest, Entry(10))
+    assert policy.victims(10) == [b"a"]
+    for number in range(32):
+        policy.on_use(b"%d" % number)
+        if number == 16:
+            policy.on_use(b"w1")
+    last = {digest: policy._popularity.last_use(digest) for digest in (b"a", b"b", b"w1")}
+    assert last == {b"a": 0, b"b": 0, b"w1": 6 + 18}
+    policy.on_use(b"a")
+    assert policy.victims(10) == [b"b"]
+
+
+def test_uses_of_what_is_known_take_no_memory_and_all_the_same_work() -> None:
+    popularity = Popularity(half_life_uses=25)
+    known = [b"%d" % number for number in range(400)]
+    popularity.count(*(b"before %d" % number for number in range(1000)), *known)
+    only = [tracemalloc.Filter(True, sys.modules[Popularity.__module__].__file__ or "")]
+    tracemalloc.start()
+    try:
+        popularity.count(*known)  # their weights and times are traced from here on
+        before = tracemalloc.take_snapshot().filter_traces(only)
+        popularity.count(*known, *known, *known)
+        after = tracemalloc.take_snapshot().filter_traces(only)
+    finally:
+        tracemalloc.stop()
+    assert sum(line.size_diff for line in after.compare_to(before, "filename")) < 1000
+    calls = [0]
+
+    def on_event(*_: object) -> None:
+        calls[-1] += 1
+
+    sys.setprofile(on_event)
+    try:
+        for digest in known * 4:
+            calls.append(0)
+            popularity.count(digest)
+    finally:
+        sys.setprofile(None)
+    assert max(calls) < 40 and set(known) == popularity._known.keys()
+
+
 def test_the_heap_of_a_much_used_record_is_bounded() -> None:
     policy = WindowedFrequencyPolicy(10, window_share=0.0)
     for number in range(6):
@@ -95,7 +141,7 @@ def test_a_record_that_moves_to_another_digest_was_wanted_as_often() -> None:
     for number in range(1000):
         popularity.count(b"%d" % number)
         popularity.follow(b"%d" % number, b"to %d" % number)
-    assert len(popularity._known) == 32
+    assert popularity._known.keys() == {b"%d" % number for number in range(968, 1000)}
 
 
 def test_tiers_that_share_their_counts_know_a_record_that_comes_down() -> None:
