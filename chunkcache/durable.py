@@ -50,7 +50,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     For what users asked for, in a folder that is made; several processes may write at a time.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: it cannot be written. Where only its folder cannot be synced, it is there all
+            the same, whole; after a power failure it may be gone, or the old one again.
     """
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from chunkcache.errors import ConfigError
+from chunkcache.durable import whole_file
+from chunkcache.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,14 +47,11 @@ def write_sizing(home: Path, sizing: Sizing) -> Path:
         ConfigError: it cannot be written.
     """
     path = home / FILE_NAME
-    partial = home / f"{FILE_NAME}.{os.getpid()}.partial"
     try:
-        partial.write_text(sizing.model_dump_json(), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise ConfigError(f"home: {path} cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            file.write(sizing.model_dump_json().encode())
+    except StoreError as error:
+        raise ConfigError(f"home: {error.message}") from error
     return path
 
 

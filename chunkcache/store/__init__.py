@@ -56,14 +56,16 @@ def open_store(
     Args:
         popularity: of who counts uses above these tiers: what is used there must not look unused
             on disk.
-        geometry: of the model; records from other machines that differ are corrupt.
+        geometry: of the model; records from other machines that differ are corrupt, a basis of
+            another model is refused.
         quotas: bytes that tenants may hold in each tier; None: as the settings say.
         recompresses: it rewrites cold records, if set to: who serves, and knows what is in use.
         reader: see `DiskTier`.
 
     Raises:
         StoreError: the LMDB environment cannot be opened.
-        ConfigError: there is no such codec, or a remote tier's package or address is wrong.
+        ConfigError: there is no such codec, its basis is of another model, or a remote tier's
+            package or address is wrong.
     """
     # here, because checking a store needs no torch
     from chunkcache.store.codec import codec_named
@@ -75,8 +77,8 @@ def open_store(
     from chunkcache.store.windowed import WindowedFrequencyPolicy
 
     store, bases = settings.store, bases_path(settings)
-    codec = codec_named(store.codec, bases, settings.cache)
-    cold = codec_named(store.cold_codec, bases, settings.cache) if store.cold_codec else None
+    named = partial(codec_named, bases=bases, cache=settings.cache, geometry=geometry)
+    codec, cold = named(store.codec), named(store.cold_codec) if store.cold_codec else None
     # before LMDB is opened: a wrong address must leave nothing open
     remote = remote_tiers(store, codec, fingerprint=fingerprint, geometry=geometry)
     counts_uses = popularity is None  # the first tier here does, if nobody above

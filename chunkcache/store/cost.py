@@ -78,11 +78,6 @@ class Choice:
     planned: Planned | None = None
     probed: Source | None = None
 
-    @property
-    def planned_s(self) -> float | None:
-        """Until the first token."""
-        return None if self.planned is None else self.planned.seconds
-
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:

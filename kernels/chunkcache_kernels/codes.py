@@ -22,7 +22,7 @@ _PAGE_TOKENS = 16  # of no meaning here but the widest vector
 _LANES = 16
 _MOST_COEFFICIENTS = 4096
 _TABLE = (9, 256)  # by bits, by code
-_COLUMNS, _TILE = 64, 6  # of codes.c
+_COLUMNS, _TILE = 64, 6  # of coefficients.c
 _NORM, _LARGEST = 46000.0, 32767.0
 
 
@@ -37,7 +37,7 @@ class GroupedC(c.Structure):
 
 
 class CoefficientsC(c.Structure):
-    """`Coefficients` of codes.c."""
+    """`Coefficients` of coefficients.c."""
 
     _fields_ = [
         ("coded", c.c_void_p), ("tables", c.c_void_p), ("runs", c.c_void_p),
@@ -47,7 +47,7 @@ class CoefficientsC(c.Structure):
 
 
 class RestoredC(c.Structure):
-    """`Restored` of codes.c."""
+    """`Restored` of coefficients.c."""
 
     _fields_ = [
         ("of", c.c_void_p), ("scales", c.c_void_p), ("directions", c.c_void_p),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from chunkcache.console.sizing import read_sizing
+from chunkcache.console.sizing import Sizing, read_sizing, write_sizing
+from chunkcache.errors import ConfigError
 
 CURVE = {
     "made_at": 1.8e9,
@@ -28,6 +30,24 @@ def test_a_curve_is_read(tmp_path: Path) -> None:
     sizing = read_sizing(tmp_path)
     assert sizing is not None
     assert sizing.model_dump(mode="json") == CURVE
+
+
+def test_a_curve_is_on_disk_before_it_has_its_name_and_the_old_one_stays_where_it_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = Sizing.model_validate(CURVE), Sizing.model_validate({**CURVE, "trace": "others"})
+    write_sizing(tmp_path, old)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ConfigError, match=r"home: .*sizing\.json.*No space left"):
+            write_sizing(tmp_path, new)
+    assert read_sizing(tmp_path) == old
+    assert write_sizing(tmp_path, new) == tmp_path / "sizing.json"
+    assert read_sizing(tmp_path) == new and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from chunkcache.store.codec.basis import (
     Basis,
     allocated_bits,
     fit_basis,
-    lloyd_max,
     read_basis,
     write_basis,
 )
+from chunkcache.store.codec.coefficients import lloyd_max
 
 GEOMETRY = KVGeometry(2, 2, 8, "float32", "rope")
 
@@ -152,6 +152,17 @@ def test_wrong_lengths_shapes_and_numbers_are_refused(
     for layer, kv in ((2, record.kv[0]), (0, record.kv[0][..., :4])):
         with pytest.raises(StoreError, match="has others"):
             codec.encode_layer(layer, kv, record.stats)
+
+
+@pytest.mark.parametrize("form", ["basis(file={})", "zstd(over=basis(file={}))"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_model_of_fewer_or_more_layers_is_refused(
+    named: tuple[str, Path], form: str, layers: int
+) -> None:
+    digest, folder = named
+    codec_named(form.format(digest), folder, geometry=GEOMETRY)
+    with pytest.raises(ConfigError, match=r"has 2 layers of .*Hint"):
+        codec_named(form.format(digest), folder, geometry=replace(GEOMETRY, num_layers=layers))
 
 
 def test_a_file_that_is_missing_damaged_or_misnamed_is_refused(

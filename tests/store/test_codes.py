@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from structlog.testing import capture_logs
 from chunkcache.chunk import ChunkKV, KVGeometry
 from chunkcache.codec_spec import parse_codec
 from chunkcache.errors import StoreError
-from chunkcache.store.codec import codec_named
+from chunkcache.store.codec import codec_named, read_through
 from chunkcache.store.codec.basis import BasisCodec, fit_basis, write_basis
 from chunkcache.store.codec.compiled import open_codes
 from chunkcache.store.codec.groups import GroupRounding
+from chunkcache.store.codec.joint import JointCodec, fit_joint_basis, write_joint_basis
 from chunkcache_kernels.codes import Codes
 
 TOKENS = (1, 31, 32, 33, 257)
@@ -118,6 +120,45 @@ def test_coefficients_are_coded_and_decoded_as_by_torch(
             off = (whole[:, 1:-1].float() - expected.float()).norm() / expected.float().norm()
             assert off < 5e-4 + eps / 2
             assert whole[:, [0, -1]].isnan().all()
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_layers_together_are_coded_and_decoded_as_by_torch(
+    codes: Codes, records: ModuleType, tmp_path: Path, together: int
+) -> None:
+    fitted = [record_of(records, tokens, 1, 96) for tokens in (300, 200)]
+    digest = write_joint_basis(fit_joint_basis(fitted, together), tmp_path)
+    for bits in (0.0, 0.1, 1.9, 8.0):
+        spec = parse_codec(f"joint(file={digest},bits={bits})")
+        by_torch, in_c = JointCodec(spec, tmp_path), JointCodec(spec, tmp_path, codes)
+        for tokens, dtype in zip(TOKENS, (*DTYPES, *DTYPES), strict=False):
+            kv = record_of(records, tokens, 1, 96).kv[2 - together :].to(dtype)
+            first = 2 - together
+            coded = by_torch.encode_layers(first, kv)
+            assert in_c.encode_layers(first, kv) == coded
+            found, expected = torch.empty_like(kv[-1:]), torch.empty_like(kv[-1:])
+            slabs = [memoryview(slab) for slab in coded]
+            by_torch.decode_layers(1, slabs, expected)
+            in_c.decode_layers(1, slabs, found)
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(found, expected, rtol=eps, atol=1e-5)
+
+
+def test_the_codecs_of_a_store_are_those_in_c(
+    codes: Codes, records: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, called = [record_of(records, 50, 1, 10)], list[str]()
+    for name in ("to_centres", "from_centres"):
+        plain = getattr(Codes, name)
+
+        def counted(*given: object, plain: Any = plain, name: str = name) -> object:
+            called.append(name)
+            return plain(*given)
+
+        monkeypatch.setattr(Codes, name, counted)
+    digest = write_joint_basis(fit_joint_basis(fitted, 2), tmp_path)
+    read_through(codec_named(f"joint(file={digest})", tmp_path), fitted[0])
+    assert called == ["to_centres", "from_centres"]
 
 
 def test_a_basis_serves_several_threads_together(

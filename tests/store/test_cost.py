@@ -70,11 +70,11 @@ def test_until_both_were_measured_everything_comes_up() -> None:
     assert cost.choose(chunks("disk", 2), CHUNK).loads == (True, True)
     cost.observe_load("disk", 1, 1000.0)  # as slow as can be
     choice = cost.choose(chunks("disk", 2), CHUNK)
-    assert choice.loads == (True, True) and choice.planned_s is None
+    assert choice.loads == (True, True) and choice.planned is None
     only_rows = CostModel()
     only_rows.observe_prefill(1000, 1000, 0.001)
     choice = only_rows.choose(chunks("disk", 1), CHUNK)
-    assert choice.loads == (True,) and choice.planned_s is None
+    assert choice.loads == (True,) and choice.planned is None
     assert only_rows.pays(*chunks("disk", 1)) and cost.pays(*chunks("disk", 1))
 
 
@@ -85,7 +85,8 @@ def test_what_comes_while_rows_run_costs_nothing() -> None:
     assert cost.choose(chunks("disk", 1), Rows()).loads == (False,)
     long = Rows.after(0, 500)  # rows to be repaired, for longer than that
     choice = cost.choose(chunks("disk", 1), long)
-    assert choice.loads == (True,) and choice.planned_s == pytest.approx(row_s(long))
+    assert choice.loads == (True,) and choice.planned is not None
+    assert choice.planned.seconds == pytest.approx(row_s(long))
 
 
 def test_chunks_share_a_tier() -> None:
@@ -111,7 +112,7 @@ def test_what_is_on_its_way_is_in_front() -> None:
     alone = cost.choose(chunks("disk", 2), Rows())
     behind = cost.choose(chunks("disk", 2), Rows(), {("disk", ""): 8 * SIZE})
     assert sum(behind.loads) < sum(alone.loads)
-    assert behind.planned_s is not None and behind.planned_s > 4 * CHUNK_S
+    assert behind.planned is not None and behind.planned.seconds > 4 * CHUNK_S
 
 
 def test_a_tier_that_loses_is_left_and_the_other_is_not() -> None:
@@ -158,7 +159,8 @@ def test_the_choice_is_the_best_of_all() -> None:
         best = min(seconds(loads) for loads in product((True, False), repeat=len(given)))
         choice = cost.choose(given, always)
         assert seconds(choice.loads) <= 1.02 * best
-        assert choice.planned_s == pytest.approx(seconds(choice.loads), rel=0.02)
+        assert choice.planned is not None
+        assert choice.planned.seconds == pytest.approx(seconds(choice.loads), rel=0.02)
 
 
 def planned_of_actual(shared: float, seed: int) -> Iterator[float]:
@@ -180,8 +182,8 @@ def planned_of_actual(shared: float, seed: int) -> Iterator[float]:
         loading = 0.0 if from_memory else scattered(disk.seconds(count * SIZE))
         actual = max(computing, loading) + shared * min(computing, loading)
         if number > 20:
-            assert choice.planned_s is not None
-            yield choice.planned_s / actual
+            assert choice.planned is not None
+            yield choice.planned.seconds / actual
         rows = Rows.after(draw.randint(0, 3000), 512)
         cost.observe_prefill(512, int(rows.pairs), scattered(row_s(rows)))
         if from_memory:
@@ -232,10 +234,12 @@ def test_codecs_of_one_tier_have_rates_of_their_own_and_share_its_latency() -> N
         disk.observed(cost, raw, int8, disk.seconds(raw, int8))
     for raw, int8 in ((6, 0), (0, 6), (6, 2)):
         choice = cost.choose(mixed(raw, int8, dear), Rows())
-        assert choice.planned_s == pytest.approx(disk.seconds(raw, int8), rel=0.05)
+        assert choice.planned is not None
+        assert choice.planned.seconds == pytest.approx(disk.seconds(raw, int8), rel=0.05)
     coming = {("disk", "int8"): 2 * SIZE}
     behind = cost.choose(mixed(6, 0, dear), Rows(), coming)
-    assert behind.planned_s == pytest.approx(disk.seconds(6, 2), rel=0.05)
+    assert behind.planned is not None
+    assert behind.planned.seconds == pytest.approx(disk.seconds(6, 2), rel=0.05)
 
 
 def test_the_codec_that_frees_its_tier_most_is_computed_and_tried_again() -> None:
@@ -259,7 +263,7 @@ def test_a_codec_that_was_never_measured_comes_up() -> None:
     cost.observe_load("disk", SIZE, 100.0, codec="raw")
     assert cost.choose(mixed(1, 0), Rows()).loads == (False,)
     choice = cost.choose(mixed(1, 1), Rows())
-    assert choice.loads == (True, True) and choice.planned_s is None
+    assert choice.loads == (True, True) and choice.planned is None
     assert [cost.pays(chunk) for chunk in mixed(1, 1)] == [False, True]
 
 
@@ -273,8 +277,8 @@ def test_planned_is_within_a_fifth_where_codecs_are_mixed() -> None:
         actual = disk.seconds(raw, int8) * draw.uniform(0.9, 1.1)
         choice = cost.choose(mixed(raw, int8, Rows(1e6)), Rows())
         if number > 20:
-            assert choice.planned_s is not None
-            off.append(choice.planned_s / actual)
+            assert choice.planned is not None
+            off.append(choice.planned.seconds / actual)
         disk.observed(cost, raw, int8, actual)
     assert all(0.8 < ratio < 1.2 for ratio in off), off
 
@@ -294,7 +298,7 @@ def test_what_no_rate_can_be_told_from_is_ignored(size: int, seconds: float) -> 
     cost.observe_prefill(size, size, seconds)
     assert cost.load_s("disk", SIZE) is None and cost.compute_s(CHUNK) is None
     cost.observe_prompt(CHUNK, 1.0)
-    assert cost.choose([], CHUNK).planned_s is None
+    assert cost.choose([], CHUNK).planned is None
 
 
 @pytest.mark.parametrize(("decoded_gb_per_s", "loads"), [(0.012, False), (0.21, True)])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,9 +15,12 @@ import torch
 
 from chunkcache.chunk import ChunkKV, KVGeometry
 from chunkcache.codec_spec import stored_under
+from chunkcache.config import load_settings
 from chunkcache.errors import ConfigError, CorruptRecord, StoreError
+from chunkcache.store import open_store, store_path
 from chunkcache.store.codec import codec_named, read_through
-from chunkcache.store.codec.basis import fit_basis, lloyd_max, write_basis
+from chunkcache.store.codec.basis import fit_basis, write_basis
+from chunkcache.store.codec.coefficients import lloyd_max
 from chunkcache.store.codec.joint import (
     JointBasis,
     JointCodec,
@@ -29,6 +34,9 @@ from chunkcache.store.disk import DiskTier
 from chunkcache.store.frame import frame_of, unframed
 from chunkcache.store.reader import read_record
 from chunkcache.store.record import decode_header
+
+if TYPE_CHECKING:
+    from chunkcache.metrics import Metrics
 
 GEOMETRY = KVGeometry(5, 2, 4, "float32", "rope")
 TOGETHER = 2  # so that the last group has a layer less
@@ -180,9 +188,41 @@ def test_wrong_lengths_shapes_and_numbers_are_refused(
         kv[1, 1, 3, 0, 0] = odd
         with pytest.raises(StoreError, match="no number"):
             read_through(codec, replace(record, kv=kv))
-    for kv in (torch.cat((record.kv, record.kv[:1])), record.kv[..., :2]):
+    more = torch.cat((record.kv, record.kv[:1]))
+    for kv in (more, record.kv[..., :2], record.kv[:1], record.kv[:3]):
         with pytest.raises(StoreError, match="has others"):
             read_through(codec, replace(record, kv=kv))
+    for first, kv in ((1, record.kv[1:3]), (0, record.kv[:4])):  # groups that are none
+        with pytest.raises(StoreError, match="has others"):
+            codec.encode_layers(first, kv)
+
+
+@pytest.mark.parametrize(("odd", "reason"), [(torch.nan, "no number"), (3e38, "too large")])
+def test_odd_numbers_are_refused_where_no_direction_is_kept(
+    corpus: list[ChunkKV], named: tuple[str, Path], odd: float, reason: str
+) -> None:
+    codec, kv = codec_named(f"joint(file={named[0]},bits=0)", named[1]), corpus[0].kv.clone()
+    assert all(not slab for slab in encode_layers(codec, kv, corpus[0].stats))
+    kv[4, 0, 3, 0, 0] = odd
+    with pytest.raises(StoreError, match=reason):
+        read_through(codec, replace(corpus[0], kv=kv))
+
+
+def test_a_model_of_other_layers_or_channels_is_refused_before_the_store_is_opened(
+    named: tuple[str, Path], tmp_path: Path, metrics: Metrics, records: ModuleType
+) -> None:
+    digest, folder = named
+    shutil.copytree(folder, tmp_path / "bases")
+    # four layers: whole groups of it, of two
+    for odd in ({"num_layers": 4}, {"num_layers": 6}, {"num_kv_heads": 1}):
+        for setting in ("codec", "cold_codec"):
+            settings = load_settings(home=tmp_path, store={setting: f"joint(file={digest})"})
+            with pytest.raises(ConfigError, match=r"5 layers of 8 channels.*others.*Hint"):
+                open_store(
+                    settings, records.FINGERPRINT, metrics, geometry=replace(GEOMETRY, **odd)
+                )
+            assert not store_path(settings).exists()
+    open_store(settings, records.FINGERPRINT, metrics, geometry=GEOMETRY).close()
 
 
 def test_chunks_and_groups_that_do_not_do_are_refused(

@@ -9,7 +9,7 @@ import torch
 
 from chunkcache.codec_spec import CODEC_NAMES, CodecSpec, is_lossless, parse_codec
 from chunkcache.errors import ConfigError
-from chunkcache.store.codec.basis import BasisCodec
+from chunkcache.store.codec.basis import BasisCodec, of_another_model
 from chunkcache.store.codec.bits import BitsCodec
 from chunkcache.store.codec.compiled import open_codes
 from chunkcache.store.codec.gear import GearCodec
@@ -22,21 +22,27 @@ from chunkcache.store.codec.zstd import ZstdCodec
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chunkcache.chunk import ChunkKV
+    from chunkcache.chunk import ChunkKV, KVGeometry
     from chunkcache.store.codec.base import Codec, LayerCodec
 
 __all__ = ["CODEC_NAMES", "codec_named", "read_through"]
 
 
-def codec_named(name: str, bases: Path | None = None, cache: Path | None = None) -> Codec:
+def codec_named(
+    name: str,
+    bases: Path | None = None,
+    cache: Path | None = None,
+    geometry: KVGeometry | None = None,
+) -> Codec:
     """The codec with that name, parameters left out at their defaults.
 
     Args:
         bases: the folder of fitted bases, of which `basis` and `joint` need one.
         cache: where what is compiled for it is kept; in the user's cache directory unless given.
+        geometry: of the model, where it is known: a basis of another one is refused.
 
     Raises:
-        ConfigError: there is none, or a parameter is wrong.
+        ConfigError: there is none, a parameter is wrong, or its basis is of another model.
     """
     try:
         spec = parse_codec(name)
@@ -45,8 +51,10 @@ def codec_named(name: str, bases: Path | None = None, cache: Path | None = None)
             f"store.codec: got {name[:200]!r}. {error}. Hint: docs/concepts/store.md lists them."
         ) from error
     if spec.name == "joint":
-        return JointCodec(spec, _given(bases, spec))
-    return _made(spec, bases, cache)
+        joint = JointCodec(spec, _given(bases, spec), open_codes(cache))
+        _check_model(joint, geometry)
+        return joint
+    return _made(spec, bases, cache, geometry)
 
 
 def read_through(codec: Codec, record: ChunkKV) -> ChunkKV:
@@ -58,19 +66,33 @@ def read_through(codec: Codec, record: ChunkKV) -> ChunkKV:
     return replace(record, kv=kv, rounded_by=rounded_by)
 
 
-def _made(spec: CodecSpec, bases: Path | None, cache: Path | None) -> LayerCodec:
+def _made(
+    spec: CodecSpec, bases: Path | None, cache: Path | None, geometry: KVGeometry | None
+) -> LayerCodec:
     if spec.over is not None:
-        return ZstdCodec(_made(spec.over, bases, cache), str(spec), spec.count("level"))
+        over = _made(spec.over, bases, cache, geometry)
+        return ZstdCodec(over, str(spec), spec.count("level"))
     if spec.name == RawCodec.name:
         return RawCodec()
     codes = open_codes(cache)
     if spec.name == "basis":
-        return BasisCodec(spec, _given(bases, spec), codes)
+        basis = BasisCodec(spec, _given(bases, spec), codes)
+        _check_model(basis, geometry)
+        return basis
     if spec.name == "gear":
         return GearCodec(spec, codes)
     if spec.name == "mikv":
         return MikvCodec(spec, codes)
     return BitsCodec(spec, codes)
+
+
+def _check_model(codec: BasisCodec | JointCodec, geometry: KVGeometry | None) -> None:
+    if geometry is None:
+        return
+    if codec.fitted_to != (geometry.num_layers, geometry.num_kv_heads * geometry.head_dim):
+        raise ConfigError(
+            f"store.codec or store.cold_codec: {of_another_model(codec.name, codec.fitted_to)}"
+        )
 
 
 def _given(bases: Path | None, spec: CodecSpec) -> Path:

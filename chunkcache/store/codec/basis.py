@@ -19,7 +19,13 @@ from safetensors.torch import load, save
 
 from chunkcache.durable import whole_file
 from chunkcache.errors import ConfigError, CorruptRecord, StoreError
-from chunkcache.store.codec.groups import bfloat16_bytes, bfloat16_of, pack, packed_bytes, unpack
+from chunkcache.store.codec.coefficients import (
+    MOST_BITS,
+    Coefficients,
+    coded_bytes,
+    runs_of,
+    scales_of,
+)
 from chunkcache_kernels.codes import Directions, Runs
 
 if TYPE_CHECKING:
@@ -30,9 +36,7 @@ if TYPE_CHECKING:
     from chunkcache.codec_spec import CodecSpec
     from chunkcache_kernels.codes import Codes
 
-MOST_BITS = 8
 _MOST_CHANNELS = 4096
-_LLOYD_ROUNDS = 300
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,17 +142,14 @@ def _file(folder: Path, digest: str) -> Path:
 
 
 class BasisCodec:
-    """See the module. Coefficients are rounded as Lloyd and Max would for a normal distribution.
-
-    A coefficient's scale is its root mean square in the chunk, in bfloat16. Those without bits are
-    left at the corpus's mean.
-    """
+    """See the module. Coefficients without bits are left at the corpus's mean."""
 
     def __init__(self, spec: CodecSpec, folder: Path, codes: Codes | None = None) -> None:
         self.name = str(spec)
         basis = read_basis(folder, str(dict(spec.parameters)["file"]))
         wanted = spec.number("k"), spec.number("v")
         self._mean = basis.mean
+        self.fitted_to = basis.mean.shape[0], basis.mean.shape[-1]
         self._directions = basis.vectors.mT.contiguous()  # a row is one: as decoding reads them
         self._runs = [
             [
@@ -157,12 +158,7 @@ class BasisCodec:
             ]
             for layer in basis.variance
         ]
-        self._centres = torch.zeros((MOST_BITS + 1, 1 << MOST_BITS))
-        self._edges = torch.full_like(self._centres, torch.inf)
-        for bits in range(1, MOST_BITS + 1):
-            centres = lloyd_max(bits)
-            self._centres[bits, : 1 << bits] = centres
-            self._edges[bits, : (1 << bits) - 1] = (centres[1:] + centres[:-1]) / 2
+        self._coefficients = Coefficients(codes)
         self._codes = codes
         self._narrow: list[list[Directions]] = []  # those kept, where C multiplies by them
         if codes is not None and codes.restores:
@@ -177,16 +173,13 @@ class BasisCodec:
         parts = []
         for part, rows in enumerate(kv.flatten(2).float()):
             numbers = (rows - self._mean[layer, part]) @ self._directions[layer, part].T
-            scales = numbers.square().mean(dim=0).sqrt().to(torch.bfloat16).float()
+            scales = scales_of(numbers)
             if not bool(scales.isfinite().all()):  # one odd number makes all of them so
                 reason = (
                     "numbers too large for it" if rows.isfinite().all() else "what is no number"
                 )
                 raise StoreError(f"{self.name}: the KV has {reason}")
-            runs = self._runs[layer][part]
-            parts.append(bfloat16_bytes(scales[: runs.kept]))
-            scales.clamp_min_(torch.finfo(torch.float32).tiny)
-            parts.append(self._coded(numbers, scales, runs))
+            parts.append(self._coefficients.coded(numbers, scales, self._runs[layer][part]))
         return b"".join(parts)
 
     def decode_layer(self, layer: int, buffer: memoryview, out: torch.Tensor) -> None:
@@ -194,7 +187,7 @@ class BasisCodec:
         self._check(layer, out)
         tokens = out.shape[1]
         into = out.view(2, tokens, -1)
-        lengths = [2 * runs.kept + runs.packed_bytes(tokens) for runs in self._runs[layer]]
+        lengths = [coded_bytes(tokens, runs) for runs in self._runs[layer]]
         if len(buffer) != sum(lengths):
             raise CorruptRecord(
                 f"{self.name}: a layer has {len(buffer)} bytes, expected {sum(lengths)}"
@@ -209,50 +202,27 @@ class BasisCodec:
         runs = self._runs[layer][part]
         if self._codes is not None and self._narrow:
             coded, narrow = np.frombuffer(buffer, np.uint8), self._narrow[layer][part]
-            self._codes.restore(coded, runs, self._centres, narrow, out)
+            self._codes.restore(coded, runs, self._coefficients.centres, narrow, out)
             return
-        numbers = self._decoded(buffer, len(out), runs)
+        numbers = self._coefficients.decoded(buffer, len(out), runs)
         directions = self._directions[layer, part, : runs.kept]
         whole = torch.addmm(self._mean[layer, part], numbers, directions)
         limit = torch.finfo(out.dtype).max
         out.copy_(whole.clamp_(-limit, limit))
 
-    def _coded(self, numbers: torch.Tensor, scales: torch.Tensor, runs: Runs) -> bytes:
-        """The codes of each run, packed."""
-        if self._codes is not None:
-            coded = np.empty(runs.packed_bytes(len(numbers)), np.uint8)
-            self._codes.to_centres(numbers, scales, runs, self._edges, coded)
-            return coded.tobytes()
-        normal, parts, first = numbers / scales, [], 0
-        for bits, count in runs.pairs.tolist():
-            edges = self._edges[bits, : (1 << bits) - 1]
-            codes = torch.bucketize(normal[:, first : first + count].contiguous(), edges)
-            parts.append(pack(codes.to(torch.uint8).reshape(-1).numpy(), bits))
-            first += count
-        return b"".join(parts)
-
-    def _decoded(self, buffer: memoryview, tokens: int, runs: Runs) -> torch.Tensor:
-        """Coefficients, float32 `[tokens, kept]`."""
-        if self._codes is not None:
-            coded = np.frombuffer(buffer, np.uint8)
-            return self._codes.from_centres(coded, tokens, runs, self._centres)
-        at, first = 2 * runs.kept, 0
-        scales, numbers = bfloat16_of(buffer[:at]), torch.empty((tokens, runs.kept))
-        for bits, count in runs.pairs.tolist():
-            length = packed_bytes(tokens * count, bits)
-            codes = unpack(buffer[at : at + length], tokens * count, bits)
-            centres = self._centres[bits][torch.from_numpy(codes).int()]
-            numbers[:, first : first + count] = centres.view(-1, count)
-            at, first = at + length, first + count
-        return numbers.mul_(scales)
-
     def _check(self, layer: int, kv: torch.Tensor) -> None:
-        layers, _, channels = self._mean.shape
+        layers, channels = self.fitted_to
         if layer >= layers or kv[0, 0].numel() != channels:
-            raise StoreError(
-                f"{self.name}: its basis has {layers} layers of {channels} channels, the model "
-                "has others. Hint: fit one to this model"
-            )
+            raise StoreError(of_another_model(self.name, self.fitted_to))
+
+
+def of_another_model(codec: str, fitted_to: tuple[int, int]) -> str:
+    """What is said of a codec whose basis has other layers or channels than the model."""
+    layers, channels = fitted_to
+    return (
+        f"{codec}: its basis has {layers} layers of {channels} channels, the model has others. "
+        "Hint: fit one to this model, with store.codec at raw until then"
+    )
 
 
 def allocated_bits(variance: np.ndarray, mean_bits: float) -> np.ndarray:
@@ -268,25 +238,3 @@ def allocated_bits(variance: np.ndarray, mean_bits: float) -> np.ndarray:
         bits[most] += 1
         left[most] /= 4.0
     return bits
-
-
-def lloyd_max(bits: int) -> torch.Tensor:
-    """The 2^bits centres that lose least of a standard normal distribution (Lloyd 1982, Max 1960).
-
-    From quantiles of three times its variance, which they come to for many bits, by Lloyd's rule.
-    """
-    count = 1 << bits
-    places = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    centres: torch.Tensor = 3**0.5 * torch.special.ndtri(places)
-    for _ in range(_LLOYD_ROUNDS):
-        inner = (centres[1:] + centres[:-1]) / 2
-        edges = torch.cat((inner.new_tensor([-torch.inf]), inner, inner.new_tensor([torch.inf])))
-        density = torch.exp(-edges.square() / 2) / (2 * torch.pi) ** 0.5
-        mass = torch.special.ndtr(edges).diff()
-        centres = -density.diff() / mass
-    return centres.float()
-
-
-def runs_of(bits: np.ndarray) -> list[tuple[int, int]]:
-    """Bits and number of coefficients, for all that have as many; those with none left out."""
-    return [(b, int((bits == b).sum())) for b in range(MOST_BITS, 0, -1) if (bits == b).any()]

@@ -17,8 +17,16 @@ import numpy as np
 import torch
 
 from chunkcache.errors import ConfigError, CorruptRecord, StoreError
-from chunkcache.store.codec.basis import MOST_BITS, lloyd_max, read_tensors, runs_of, write_tensors
-from chunkcache.store.codec.groups import bfloat16_bytes, bfloat16_of, pack, packed_bytes, unpack
+from chunkcache.store.codec.basis import of_another_model, read_tensors, write_tensors
+from chunkcache.store.codec.coefficients import (
+    MOST_BITS,
+    Coefficients,
+    coded_bytes,
+    lloyd_max,
+    runs_of,
+    scales_of,
+)
+from chunkcache_kernels.codes import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKV
     from chunkcache.codec_spec import CodecSpec
+    from chunkcache_kernels.codes import Codes
 
 _MOST_NUMBERS = 4096  # of a token in a group: a basis has the square of it
 
@@ -131,14 +140,20 @@ def read_joint_basis(folder: Path, digest: str) -> JointBasis:
 class JointCodec:
     """See the module, and `BasisCodec`, whose coefficients are rounded in the same way."""
 
-    def __init__(self, spec: CodecSpec, folder: Path) -> None:
+    def __init__(self, spec: CodecSpec, folder: Path, codes: Codes | None = None) -> None:
         self.name = str(spec)
-        self._basis = read_joint_basis(folder, str(dict(spec.parameters)["file"]))
-        self.layers_together = self._basis.together
-        lengths = [len(variance) for variance in self._basis.variance]
-        bits = bits_for(torch.cat(self._basis.variance).numpy(), spec.number("bits"))
-        self._runs = [runs_of(part) for part in np.split(bits, np.cumsum(lengths)[:-1])]
-        self._centres = {bits: lloyd_max(bits) for bits in range(1, MOST_BITS + 1)}
+        basis = read_joint_basis(folder, str(dict(spec.parameters)["file"]))
+        self.layers_together = basis.together
+        self.fitted_to = basis.mean.shape[0], basis.mean.shape[-1]
+        lengths = [len(variance) for variance in basis.variance]
+        bits = bits_for(torch.cat(basis.variance).numpy(), spec.number("bits"))
+        self._runs = [Runs(runs_of(part)) for part in np.split(bits, np.cumsum(lengths)[:-1])]
+        self._mean, self._spread = basis.mean, basis.spread
+        self._directions = [  # those kept: the first ones
+            vectors[:, : runs.kept].contiguous()
+            for vectors, runs in zip(basis.vectors, self._runs, strict=True)
+        ]
+        self._coefficients = Coefficients(codes)
 
     def encode_layers(self, first: int, kv: torch.Tensor) -> list[bytes]:
         """The slabs of a group, one a layer.
@@ -148,35 +163,30 @@ class JointCodec:
             kv: of all its layers, `[layers, 2, num_tokens, num_kv_heads, head_dim]` on the CPU.
 
         Raises:
-            StoreError: there is a number in it that this codec cannot code.
+            StoreError: there is a number in it that this codec cannot code, or it is no whole
+                group of the model that the basis was fitted to.
         """
         self._check(first, kv)
+        if self.around(first, first + 1) != (first, first + len(kv)):
+            raise StoreError(of_another_model(self.name, self.fitted_to))
         group = first // self.layers_together
         rows = kv.flatten(3).float()
-        if not bool(rows.isfinite().all()):
-            raise StoreError(f"{self.name}: the KV has what is no number")
         mean, spread = self._scaling(first, len(kv))
-        numbers = _by_token((rows - mean) / spread) @ self._basis.vectors[group]
-        scales = numbers.square().mean(dim=0).sqrt().to(torch.bfloat16).float()
-        if not bool(scales.isfinite().all()):
-            raise StoreError(f"{self.name}: the KV has numbers too large for it")
-        normal = numbers / scales.clamp_min(torch.finfo(torch.float32).tiny)
-        runs, at = self._runs[group], 0
-        parts = [bfloat16_bytes(scales[: sum(count for _, count in runs)])]
-        for bits, count in runs:
-            centres = self._centres[bits]
-            own = normal[:, at : at + count].contiguous()
-            codes = torch.bucketize(own, (centres[1:] + centres[:-1]) / 2)
-            parts.append(pack(codes.to(torch.uint8).reshape(-1).numpy(), bits))
-            at += count
-        coded = b"".join(parts)
+        normal = _by_token((rows - mean) / spread)
+        numbers = normal @ self._directions[group]
+        scales = scales_of(numbers)
+        # by the rows too: what is odd may lie in directions that are not kept
+        if not bool(scales.isfinite().all() and normal.norm().isfinite()):
+            reason = "numbers too large for it" if rows.isfinite().all() else "what is no number"
+            raise StoreError(f"{self.name}: the KV has {reason}")
+        coded = self._coefficients.coded(numbers, scales, self._runs[group])
         edges = _edges(len(coded), len(kv))
         return [coded[low:high] for low, high in pairwise(edges)]
 
     def around(self, first: int, end: int) -> tuple[int, int]:
         """First and end of the layers whose slabs are needed for those from `first` to `end`."""
         group = self.layers_together
-        return first - first % group, min(-(-end // group) * group, len(self._basis.mean))
+        return first - first % group, min(-(-end // group) * group, self.fitted_to[0])
 
     def decode_layers(self, first: int, slabs: Sequence[memoryview], out: torch.Tensor) -> None:
         """Decode layers from `first` on into `out`, as many as it has.
@@ -202,31 +212,21 @@ class JointCodec:
     def _numbers(self, group: int, slabs: Sequence[memoryview], tokens: int) -> torch.Tensor:
         """The coefficients of a group, float32 `[tokens, kept]`."""
         runs = self._runs[group]
-        kept = sum(count for _, count in runs)
-        length = 2 * kept + sum(packed_bytes(tokens * count, bits) for bits, count in runs)
-        edges = _edges(length, len(slabs))
+        edges = _edges(coded_bytes(tokens, runs), len(slabs))
         expected = [high - low for low, high in pairwise(edges)]
         if [len(slab) for slab in slabs] != expected:
             raise CorruptRecord(
                 f"{self.name}: layers have {[len(slab) for slab in slabs]} bytes, "
                 f"expected {expected}"
             )
-        buffer = memoryview(b"".join(slabs))
-        numbers, at, place = torch.empty((tokens, kept)), 2 * kept, 0
-        for bits, count in runs:
-            size = packed_bytes(tokens * count, bits)
-            codes = torch.from_numpy(unpack(buffer[at : at + size], tokens * count, bits))
-            numbers[:, place : place + count] = self._centres[bits][codes.int()].view(-1, count)
-            at, place = at + size, place + count
-        return numbers.mul_(bfloat16_of(buffer[: 2 * kept]))
+        return self._coefficients.decoded(memoryview(b"".join(slabs)), tokens, runs)
 
     def _restore(self, start: int, numbers: torch.Tensor, first: int, out: torch.Tensor) -> None:
         """Of a group that begins at `start`, the layers from `first` on."""
         layers, _, tokens = out.shape[:3]
-        width = 2 * self._basis.mean.shape[-1]
+        width = 2 * self.fitted_to[1]
         own = slice((first - start) * width, (first - start + layers) * width)
-        group = self._basis.vectors[start // self.layers_together]
-        rows = numbers @ group[own, : numbers.shape[1]].T
+        rows = numbers @ self._directions[start // self.layers_together][own].T
         mean, spread = self._scaling(first, layers)
         whole = rows.view(tokens, layers, 2, -1).permute(1, 2, 0, 3) * spread + mean
         limit = torch.finfo(out.dtype).max
@@ -234,15 +234,12 @@ class JointCodec:
 
     def _scaling(self, first: int, layers: int) -> tuple[torch.Tensor, torch.Tensor]:
         own = slice(first, first + layers)
-        return self._basis.mean[own, :, None], self._basis.spread[own, :, None, None]
+        return self._mean[own, :, None], self._spread[own, :, None, None]
 
     def _check(self, first: int, kv: torch.Tensor) -> None:
-        layers, _, channels = self._basis.mean.shape
+        layers, channels = self.fitted_to
         if first + len(kv) > layers or kv[0, 0, 0].numel() != channels:
-            raise StoreError(
-                f"{self.name}: its basis has {layers} layers of {channels} channels, the model "
-                "has others. Hint: fit one to this model"
-            )
+            raise StoreError(of_another_model(self.name, self.fitted_to))
 
 
 def bits_for(variance: np.ndarray, mean_bits: float) -> np.ndarray:

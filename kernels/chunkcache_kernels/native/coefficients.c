@@ -1,6 +1,6 @@
 /* Coefficients in a basis ⇄ codes of the centres next to them, and their product with its directions.
- * Called by any thread, each for itself. Twin: chunkcache/store/codec/basis.py, bit by bit but for
- * the product. */
+ * Called by any thread, each for itself. Twin: chunkcache/store/codec/coefficients.py, bit by bit, and
+ * of the product basis.py beside it. */
 #include "codes.h"
 
 #define LANES 16   /* what may be read and written beyond a run */
