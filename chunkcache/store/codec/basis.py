@@ -221,7 +221,7 @@ def of_another_model(codec: str, fitted_to: tuple[int, int]) -> str:
     layers, channels = fitted_to
     return (
         f"{codec}: its basis has {layers} layers of {channels} channels, the model has others. "
-        "Hint: fit one to this model, with store.codec at raw until then"
+        "Hint: chunkcache fit-basis makes one of this model; leave this codec out until then"
     )
 
 
