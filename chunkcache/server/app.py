@@ -13,6 +13,7 @@ from chunkcache.server.body_limit import BodyLimit
 from chunkcache.server.files import FileShelf
 from chunkcache.server.guard import BrowserGuard
 from chunkcache.server.lane import LANE, Lane
+from chunkcache.server.linger import Linger
 from chunkcache.server.middleware import Authenticate, Envelope, HeadAsGet
 from chunkcache.server.model_names import ModelNames
 from chunkcache.server.openapi import describe
@@ -57,4 +58,5 @@ def create_app(service: Service, host: str | None = None) -> FastAPI:
     app.add_middleware(Authenticate, keys=app.state.keys)
     app.add_middleware(BrowserGuard, settings=settings.server, host=host or settings.server.host)
     app.add_middleware(Envelope)
+    app.add_middleware(Linger)
     return app
