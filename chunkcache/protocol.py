@@ -345,19 +345,6 @@ class IngestReport(_Wire):
     )
 
 
-class WarmReport(_Wire):
-    """Outcome of one warm-up."""
-
-    chunks: int = 0
-    already_warm: int = 0
-    computed: int = 0
-    failed: int = 0
-    warmed_only: int = Field(0, description="kept as warmed where pinned was asked for")
-    tokens: int = 0
-    seconds: float = 0.0
-    stopped_reason: str | None = Field(None, description="e.g. the disk budget is reached")
-
-
 class DocumentInfo(_Wire):
     """A document in the catalog."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -10,9 +11,12 @@ from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Collection, Tenant
 from chunkcache.cli.keeping import say_what_is_not_pinned
 from chunkcache.cli.screen import console, progress_bar
+from chunkcache.errors import ConfigError
 from chunkcache.keep import Keep
 
 if TYPE_CHECKING:
+    from chunkcache.config import StoreSettings
+    from chunkcache.console.warming import WarmReport
     from chunkcache.service.warm import WarmProgress
 
 _SHOWN_PROBLEMS = 20
@@ -29,11 +33,13 @@ def warm(
     ] = "warmed",
     tenant: Tenant = "public",
     collection: Collection = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Compute the KV of every chunk ahead of the questions. Resumable; safe to kill."""
     from chunkcache.jobs.warmup import warm_in_processes
 
     common = shared(context)
+    _check_outlives(common.settings.store)
     keep = Keep(retention="pinned") if retention == "pinned" else None  # firmer terms stay
     with progress_bar("chunks") as bar:
         task = bar.add_task("warm", total=None, note="")
@@ -52,17 +58,40 @@ def warm(
                 report = cache.warm(
                     tenant=tenant, collection=collection, keep=keep, on_progress=show
                 )
+    if as_json:
+        typer.echo(json.dumps({**report.model_dump(mode="json"), "warm": report.warm}))
+    else:
+        show_warm_report(report)
+    if not report.is_complete:
+        raise typer.Exit(1)
+
+
+def show_warm_report(report: WarmReport) -> None:
+    """What was computed, and what became of it in the store."""
     out = console()
     rate = report.tokens / report.seconds if report.seconds else 0.0
     out.print(
         f"{report.chunks} chunks: {report.already_warm} were warm, {report.computed} computed "
-        f"({report.tokens} tokens in {report.seconds:.1f} s, {rate:.0f} tokens/s), "
-        f"{report.failed} failed"
+        f"({report.tokens} tokens in {report.seconds:.1f} s, {rate:.0f} tokens/s); of these "
+        f"{report.kept} are kept, {report.refused} refused, {report.failed} failed"
     )
+    if report.evicted:
+        out.print(f"{report.evicted} that were stored have left the store again", style="yellow")
+    if report.not_kept_reason:
+        out.print(f"not kept: {report.not_kept_reason}", style="yellow")
     say_what_is_not_pinned(report.warmed_only)
     if report.stopped_reason:
         out.print(f"stopped: {report.stopped_reason}", style="yellow")
-        raise typer.Exit(1)
+
+
+def _check_outlives(store: StoreSettings) -> None:
+    """Raises ConfigError where what is warmed would go with this process."""
+    if not (store.disk_capacity_bytes or store.shared or store.object):
+        raise ConfigError(
+            "store.disk_capacity_bytes: it is 0 and no shared or object tier is set, so what this "
+            "command computed would be gone when it ends. Hint: raise it, or warm within the "
+            "server: POST /v1/chunkcache/warm_up"
+        )
 
 
 def fit_basis(

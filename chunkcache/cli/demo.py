@@ -118,8 +118,10 @@ def _warm(out: Console, cache: ChunkCache) -> None:
         report = cache.warm(on_progress=show)
     out.print(
         f"warmed: {report.computed} chunks computed, {report.already_warm} were in the store "
-        f"({report.tokens} tokens in {report.seconds:.1f} s)"
+        f"({report.tokens} tokens in {report.seconds:.1f} s); {report.warm} are there now"
     )
+    if report.not_kept_reason:
+        out.print(f"not kept: {report.not_kept_reason}", style="yellow")
     if report.stopped_reason:
         out.print(f"warm-up stopped: {report.stopped_reason}", style="yellow")
 

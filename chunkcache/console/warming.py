@@ -16,11 +16,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from chunkcache.keep import Keep
-    from chunkcache.protocol import GivenDocument, WarmReport
+    from chunkcache.protocol import GivenDocument
 
 log = structlog.get_logger(__name__)
 
 _JOIN_TIMEOUT_S = 5.0
+_TOLD_AT_THE_END = (
+    "computed", "kept", "refused", "failed", "evicted", "not_kept_reason", "warmed_only", "tokens",
+)  # fmt: skip
+"""Fields of a `WarmReport` that a `WarmState` has, too."""
+
+
+class WarmReport(BaseModel):
+    """Outcome of one warm-up."""
+
+    chunks: int = 0
+    already_warm: int = Field(0, description="when it began")
+    computed: int = Field(0, description="kept, refused, failed, or evicted again")
+    kept: int = Field(0, description="of those computed: the store has them now")
+    refused: int = Field(0, description="of those computed: the store did not let them in")
+    failed: int = Field(0, description="of those computed: the store could not write them")
+    evicted: int = Field(0, description="warm or stored, and gone from the store by the end")
+    not_kept_reason: str | None = Field(
+        None, description="why chunks were refused or evicted, and what to set against it"
+    )
+    warmed_only: int = Field(0, description="kept as warmed where pinned was asked for")
+    tokens: int = Field(0, description="computed, of whatever the store did with them")
+    seconds: float = 0.0
+    stopped_reason: str | None = Field(None, description="e.g. the disk budget is reached")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that was asked for is warm now."""
+        return not (self.stopped_reason or self.refused or self.failed or self.evicted)
+
+    @property
+    def warm(self) -> int:
+        """Chunks that the store has now."""
+        stored = self.computed - self.refused - self.failed
+        return self.already_warm + stored - self.evicted
 
 
 class Progress(Protocol):
@@ -28,7 +62,7 @@ class Progress(Protocol):
 
     @property
     def done(self) -> int:
-        """Chunks that are warm."""
+        """Chunks that were warm or are computed, whether the store kept them or not."""
         ...
 
     @property
@@ -77,9 +111,18 @@ class WarmState(BaseModel):
 
     state: Literal["idle", "running", "paused", "done", "stopped", "failed"] = "idle"
     vector_store_id: str | None = None
-    done: int = Field(0, description="chunks that are warm")
+    done: int = Field(
+        0, description="chunks warm before or computed; once it has ended: chunks that are warm"
+    )
     total: int | None = Field(None, description="chunks there are; null: not counted yet")
     computed: int = Field(0, description="chunks computed by this warm-up, once it has ended")
+    kept: int = Field(0, description="of those computed: the store has them")
+    refused: int = Field(0, description="of those computed: the store did not let them in")
+    failed: int = Field(0, description="of those computed: the store could not write them")
+    evicted: int = Field(0, description="were warm or stored, and left the store by the end")
+    not_kept_reason: str | None = Field(
+        None, description="why chunks were refused or evicted, and what to set against it"
+    )
     warmed_only: int = Field(
         0, description="kept as warmed where pinned was asked for; pins have half of a tier"
     )
@@ -194,10 +237,9 @@ class _Job:
 
     def _finish(self, report: WarmReport) -> None:
         with self._lock:
-            self._state.done = report.already_warm + report.computed
-            self._state.total = report.chunks
-            self._state.computed, self._state.tokens = report.computed, report.tokens
-            self._state.warmed_only = report.warmed_only
+            self._state.done, self._state.total = report.warm, report.chunks
+            for figure in _TOLD_AT_THE_END:
+                setattr(self._state, figure, getattr(report, figure))
         if report.stopped_reason:
             self._end("stopped", report.stopped_reason)
         else:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, Terms
     from chunkcache.engine.angles import RotaryAngles
     from chunkcache.engine.lane import Lane, Mark
+    from chunkcache.store.policy import Refusal
     from chunkcache.store.popularity import Popularity
     from chunkcache_kernels import Arena
     from chunkcache_kernels.compiled import Team
@@ -207,6 +208,12 @@ class ChunkPages:
             yield taken
         finally:
             self.release(taken.pass_on())
+
+    def why_not(self, record: ChunkKV) -> Refusal:
+        """Why there was no room for a record; see `Policy`."""
+        with self._lock:
+            entry = self._entry(record.key, record.terms)
+            return self._policy.why_not(record.key.digest, entry)
 
     def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
         """A tenant may hold so much from now on; None: as much as there is."""

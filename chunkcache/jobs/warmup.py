@@ -12,21 +12,29 @@ import os
 import queue
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from threading import BrokenBarrierError
 from typing import TYPE_CHECKING, Any
 
+from chunkcache.console.warming import WarmReport
 from chunkcache.errors import ChunkCacheError, InvalidRequest
-from chunkcache.protocol import WarmReport
 from chunkcache.service import ChunkCache
 from chunkcache.service.warm import Shard, WarmProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.synchronize import Barrier
 
     from chunkcache.config import Settings
     from chunkcache.keep import Keep
 
 _POLL_S = 0.5
+_SUMMED = (
+    "chunks", "already_warm", "computed", "kept", "refused", "failed", "evicted", "warmed_only",
+    "tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +76,11 @@ def warm_in_processes(
     model = settings.model.model_copy(update={"num_threads": threads})
     settings = settings.model_copy(update={"model": model})
     started = time.perf_counter()
+    finish = context.Barrier(workers)
     processes = [
         context.Process(
             target=_work,
-            args=(settings, Shard(index, workers), tenant, collection, keep, messages),
+            args=(settings, (index, workers), finish, tenant, collection, keep, messages),
             daemon=True,
         )
         for index in range(workers)
@@ -81,6 +90,7 @@ def warm_in_processes(
     try:
         reports = _collect(processes, messages, on_progress)
     finally:
+        finish.abort()  # of who waits for one that has failed
         for process in processes:
             process.join(timeout=30)
             if process.is_alive():
@@ -93,8 +103,10 @@ def warm_in_processes(
 
 
 def _work(
-    settings: Settings, shard: Shard, tenant: str, collection: str, keep: Keep | None, messages: Any
-) -> None:
+    settings: Settings, part: tuple[int, int], finish: Barrier, tenant: str, collection: str,
+    keep: Keep | None, messages: Any,
+) -> None:  # fmt: skip
+    shard = Shard(*part, meet=partial(_meet, finish))
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
         with ChunkCache(settings) as cache:
@@ -110,6 +122,12 @@ def _work(
         messages.put(_Done(shard.index, None, error.message))
     except KeyboardInterrupt:
         messages.put(_Done(shard.index, None, "interrupted"))
+
+
+def _meet(finish: Barrier) -> None:
+    """Wait until all workers have stored theirs: till then one may push out another's."""
+    with suppress(BrokenBarrierError):  # one has failed, and the parent says so
+        finish.wait()
 
 
 def _end_with_parent() -> None:
@@ -163,11 +181,8 @@ def _combined(parts: list[WarmProgress]) -> WarmProgress:
 def _sum(reports: list[WarmReport]) -> WarmReport:
     total = WarmReport()
     for report in reports:
-        total.chunks += report.chunks
-        total.already_warm += report.already_warm
-        total.computed += report.computed
-        total.failed += report.failed
-        total.warmed_only += report.warmed_only
-        total.tokens += report.tokens
+        for figure in _SUMMED:
+            setattr(total, figure, getattr(total, figure) + getattr(report, figure))
+        total.not_kept_reason = total.not_kept_reason or report.not_kept_reason
         total.stopped_reason = total.stopped_reason or report.stopped_reason
     return total

@@ -18,7 +18,7 @@ from chunkcache.console.lookup_log import LookupLog
 from chunkcache.engine.loading import model_ids
 from chunkcache.errors import ShuttingDown
 from chunkcache.metrics import Metrics
-from chunkcache.protocol import AnswerFinished, AnswerRequest, WarmReport
+from chunkcache.protocol import AnswerFinished, AnswerRequest
 from chunkcache.retrieval.retriever import OPEN_COLLECTIONS
 from chunkcache.service.asking import Asker, Measure
 from chunkcache.service.corpus_basis import fit_corpus_basis
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chunkcache.chunk import Chunk
+    from chunkcache.console.warming import WarmReport
     from chunkcache.keep import Keep, Limit
     from chunkcache.protocol import AnswerEvent, GivenDocument
     from chunkcache.service.answer import AnswerHandle
@@ -190,12 +191,11 @@ class ChunkCache(Library):
             with self._embedder_lock:
                 ingestor = self._ingestor
             ingestor.refresh(tenant=tenant, collection=collection)
-        self.quotas.follow()
         which: Any = {"document_ids": document_ids, "texts": texts}
         return warm_chunks(
             self.runtime, lambda: self.keeping.chunks(tenant, collection, **which),
             self._salt(tenant), tenant=tenant, shard=shard or Shard(), keep=keep,
-            on_progress=on_progress,
+            limit_bytes=self.quotas.limit_bytes(tenant), on_progress=on_progress,
         )  # fmt: skip
 
     def fit_basis(

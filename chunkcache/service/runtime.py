@@ -92,6 +92,7 @@ class Runtime:
             chunk_capacity_bytes=settings.engine.chunk_capacity_bytes or room,
             chunk_quotas=quotas, popularity=popularity,
         )  # fmt: skip
+        self.capacity_knob = _capacity_knob(settings, on_cpu=on_cpu)
         self.finder = Finder(self.engine, self.store, metrics, len(self.prompts.born_prefix))
         used = metrics.tier_bytes.labels(self.engine.chunk_tier)
         used.set_function(lambda: self.engine.chunks.usage().size_bytes)
@@ -203,6 +204,18 @@ class Runtime:
         usage = self.engine.chunks.usage()
         return usage.size_bytes + size_bytes <= usage.capacity_bytes
 
+    def are_kept(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """Whether a durable tier holds each chunk; nothing is copied, and nothing counts as use."""
+        if self.store.is_empty:
+            return [self.engine.chunks.contains(key) for key in keys]
+        return self.store.are_durable(keys)
+
+    def why_not(self, record: ChunkKV) -> str:
+        """Why `keep` has just said no, and what to set against it."""
+        tier = self.engine.chunks if self.store.is_empty else self.store
+        refusal = tier.why_not(record)
+        return f"{refusal.reason}. Hint: raise {refusal.knob or self.capacity_knob}"
+
     def keep(self, record: ChunkKV) -> bool:
         """Put a record into the durable tiers and wait until it is there. False: it is in none.
 
@@ -283,6 +296,16 @@ class Runtime:
         """End the engine, then flush and close the tiers."""
         self.engine.close()
         self.store.close()
+
+
+def _capacity_knob(settings: Settings, *, on_cpu: bool) -> str:
+    """The setting that says how large the lowest tier of this machine is."""
+    store = settings.store
+    if store.disk_capacity_bytes or store.shared or store.object:
+        return "store.disk_capacity_bytes"
+    if on_cpu and settings.engine.chunk_capacity_bytes:
+        return "engine.chunk_capacity_bytes"
+    return "store.host_capacity_bytes"
 
 
 def _gate(model: DecoderModel, settings: Settings) -> Verdict:

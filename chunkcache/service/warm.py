@@ -8,14 +8,14 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import Retention, Terms
+from chunkcache.console.warming import WarmReport
 from chunkcache.errors import StoreError
-from chunkcache.protocol import WarmReport
 from chunkcache.service.keeping import terms_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from chunkcache.chunk import Chunk, ChunkKey
+    from chunkcache.chunk import Chunk, ChunkKey, ChunkKV
     from chunkcache.keep import Keep
     from chunkcache.service.runtime import Runtime
 
@@ -40,6 +40,7 @@ class Shard:
 
     index: int = 0
     count: int = 1
+    meet: Callable[[], None] = lambda: None  # returns when all parts have computed theirs
 
     def takes(self, key: ChunkKey) -> bool:
         """Whether this part is responsible for the chunk."""
@@ -54,20 +55,24 @@ def warm_chunks(
     tenant: str,
     shard: Shard,
     keep: Keep | None = None,
+    limit_bytes: int | None = None,
     on_progress: Callable[[WarmProgress], None],
 ) -> WarmReport:
     """Compute and store every chunk that the durable tier lacks.
 
     Idempotent and resumable: each record is published in one transaction before the next is
     counted as done, so a kill at any moment costs at most the chunks in the engine. Stops, saying
-    why, when the disk budget is reached; it never evicts one warmed chunk for another.
+    why, when the disk budget is reached; it evicts one warmed chunk for another only where the
+    tenant's quota says so. What the store did not take, or let go again, is told from what it has.
 
     Args:
-        chunks: all of them anew at each call. They are gone through twice, first to see what is
-            missing, so that of all but a few no more than a digest is held.
+        chunks: all of them anew at each call. They are gone through to see what is missing, to
+            compute it, and to see what was kept, so that of all but a few no more than a digest is
+            held.
         keep: the terms; None: `warmed`, and those that are firmer stay.
+        limit_bytes: the tenant's quota, to be named where chunks are let go again.
 
-    Cost: linear in the chunks.
+    Cost: linear in the chunks; they are looked up once more if any was computed.
 
     Raises:
         StoreError: with `keep`, the terms of a chunk that is there cannot be written.
@@ -80,35 +85,56 @@ def warm_chunks(
         report.stopped_reason = "the model did not pass the gate, its chunk KV is not reused"
         return report
     for record in runtime.compute(share.missing(), salt):
-        if not runtime.has_room(record.size_bytes):
-            report.stopped_reason = (
-                "the store is full. Hint: raise store.disk_capacity_bytes or ingest less"
-            )
-            break
-        try:
-            stored = runtime.keep(replace(record, terms=terms))
-            if stored:  # by a request meanwhile, it may be: on terms of its own
-                report.warmed_only += share.put_on(terms, record.key)
-        except StoreError as error:
-            report.failed += 1
-            report.stopped_reason = error.message
-            break
-        report.computed += stored
-        report.failed += not stored
+        report.computed += 1
         report.tokens += record.num_tokens
+        _store(runtime, share, replace(record, terms=terms), report)
+        if report.stopped_reason:
+            break
         report.seconds = time.perf_counter() - started
-        rate = report.tokens / report.seconds
-        on_progress(
-            WarmProgress(
-                done=report.already_warm + report.computed + report.failed,
-                total=report.chunks,
-                tokens=report.tokens,
-                tokens_per_s=rate,
-                eta_s=max(0, share.missing_tokens - report.tokens) / rate,
-            )
-        )
+        on_progress(_progress(report, share.missing_tokens))
+    shard.meet()
+    if report.computed:
+        share.count_kept(report)
+    if report.evicted and report.not_kept_reason is None:
+        report.not_kept_reason = _why_evicted(runtime, tenant, limit_bytes)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _store(runtime: Runtime, share: _Share, record: ChunkKV, report: WarmReport) -> None:
+    """Put a record into the store, and note what became of it."""
+    if not runtime.has_room(record.size_bytes):
+        report.refused += 1
+        report.stopped_reason = f"the store is full. Hint: raise {runtime.capacity_knob}"
+        return
+    try:
+        if not runtime.keep(record):
+            report.refused += 1
+            report.not_kept_reason = report.not_kept_reason or runtime.why_not(record)
+            return
+        # by a request meanwhile, it may be: on terms of its own
+        report.warmed_only += share.put_on(record.terms, record.key)
+    except StoreError as error:
+        report.failed += 1
+        report.stopped_reason = error.message
+        return
+    share.has_stored(record.key)
+
+
+def _progress(report: WarmReport, missing_tokens: int) -> WarmProgress:
+    rate = report.tokens / report.seconds
+    return WarmProgress(
+        done=report.already_warm + report.computed, total=report.chunks, tokens=report.tokens,
+        tokens_per_s=rate, eta_s=max(0, missing_tokens - report.tokens) / rate,
+    )  # fmt: skip
+
+
+def _why_evicted(runtime: Runtime, tenant: str, limit_bytes: int | None) -> str:
+    first = "what came later took the place of chunks that were there"
+    if limit_bytes is not None:
+        quota = f"tenant {tenant!r} may hold {limit_bytes} bytes of each tier"
+        return f"{first}: {quota}. Hint: raise store.quota_bytes, or chunkcache quota --set"
+    return f"{first}. Hint: raise {runtime.capacity_knob}"
 
 
 class _Share:
@@ -129,6 +155,8 @@ class _Share:
         self._shard = shard
         self._exactly = exactly  # else terms that are firmer stay
         self._missing: set[bytes] = set()
+        self._warm: set[bytes] = set()
+        self._stored: set[bytes] = set()  # of those that were missing
         self.missing_tokens = 0
 
     def survey(self, terms: Terms) -> WarmReport:
@@ -143,6 +171,7 @@ class _Share:
             for key, is_warm in zip(keys, self._runtime.are_warm(keys), strict=True):
                 if is_warm:
                     report.already_warm += 1
+                    self._warm.add(key.digest)
                     report.warmed_only += self.put_on(terms, key)
                 else:
                     self._missing.add(key.digest)
@@ -157,6 +186,22 @@ class _Share:
         """
         kept = self._runtime.store.retain(key, terms, exactly=self._exactly)
         return kept is not None and kept < terms.retention
+
+    def has_stored(self, key: ChunkKey) -> None:
+        """The store has taken a chunk that was missing."""
+        self._stored.add(key.digest)
+
+    def count_kept(self, report: WarmReport) -> None:
+        """Note which of the chunks that are or were stored the store has now."""
+        report.kept = len(self._stored)
+        left = self._warm | self._stored  # each once
+        known = (key for key in self._keys() if key.digest in left)
+        while batch := list(islice(known, _ASKED_TOGETHER)):
+            keys = list({key.digest: key for key in batch}.values())
+            left.difference_update(key.digest for key in keys)
+            for key, is_kept in zip(keys, self._runtime.are_kept(keys), strict=True):
+                report.evicted += not is_kept
+                report.kept -= not is_kept and key.digest in self._stored
 
     def missing(self) -> Iterator[ChunkKey]:
         """Each chunk that was missing, once; those that have been deleted since are left out."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry, Retention, Terms
+    from chunkcache.store.policy import Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,15 @@ class Retaining(Protocol):
 
     def on_wait_over(self, keys: Iterable[ChunkKey]) -> None:
         """It waits no more."""
+        ...
+
+
+@runtime_checkable
+class Choosing(Protocol):
+    """A tier whose policy says which records come in."""
+
+    def why_not(self, record: ChunkKV) -> Refusal:
+        """Why `put` has just said no."""
         ...
 
 

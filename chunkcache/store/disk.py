@@ -18,6 +18,7 @@ from chunkcache.store.layout import MetaEntry, entry_of, map_bytes_for, padded
 from chunkcache.store.leased import LeasedRecord, decode_layers, load_record
 from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.mirror import Mirror
+from chunkcache.store.policy import Refusal
 from chunkcache.store.recoder import Recoder
 from chunkcache.store.syncing import Syncing
 from chunkcache.store.turnstile import Turnstile
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from chunkcache.chunk import ChunkKey, ChunkKV, Retention, Terms
     from chunkcache.store.base import RecordReader
     from chunkcache.store.codec.base import Codec
+    from chunkcache.store.frame import Frame
     from chunkcache.store.policy import Policy
     from chunkcache_kernels.slabs import SlabReader
 
@@ -203,14 +205,17 @@ class DiskTier:
                 return True
             if record.rounded_by not in (None, self._codec.name):
                 return False
-            frame = frame_of(record, self._codec, self._fingerprint, padded=padded)
+            frame, entry = self._coded(record)
             share = frame.coded_bytes / max(1, record.size_bytes)
             self._largest_share = max(self._largest_share, share)
-            entry = entry_of(
-                frame, record.num_tokens, self._fingerprint, self._codec.name, record.terms
-            )
             rounded = self._codecs.places(digest)[1:] if digest == record.key.digest else ()
             return self._writer.publish(digest, entry, frame.header, frame.slabs, worse=rounded)
+
+    def why_not(self, record: ChunkKV) -> Refusal:
+        """See `Choosing`. Codes the record once more."""
+        if record.rounded_by not in (None, self._codec.name):
+            return Refusal(f"its bytes were rounded by {record.rounded_by}", "store.codec")
+        return self._mirror.why_not(self._place_for(record.key), self._coded(record)[1])
 
     def contains(self, key: ChunkKey) -> bool:
         """See `Tier`. Reads the header alone; damage to the slabs is found by `get`."""
@@ -346,6 +351,12 @@ class DiskTier:
         return load_record(self._env, txn, key, header, self._codecs.named(header.codec))
 
     # ------------------------------------------------------------ writing
+
+    def _coded(self, record: ChunkKV) -> tuple[Frame, MetaEntry]:
+        """What is written of a record, and its entry."""
+        frame = frame_of(record, self._codec, self._fingerprint, padded=padded)
+        name = self._codec.name
+        return frame, entry_of(frame, record.num_tokens, self._fingerprint, name, record.terms)
 
     def _load_mirror(self) -> None:
         with self._env.reading() as txn:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKey, ChunkKV, Terms
     from chunkcache.store.base import RecordReader
-    from chunkcache.store.policy import Policy
+    from chunkcache.store.policy import Policy, Refusal
 
 
 class HostTier:
@@ -107,6 +107,11 @@ class HostTier:
         self._size_bytes += size_bytes
         policy.on_put(digest, entry)
         return True
+
+    def why_not(self, record: ChunkKV) -> Refusal:
+        """See `Choosing`."""
+        with self._lock:
+            return self._policy.why_not(record.key.digest, _known_of(record))
 
     def contains(self, key: ChunkKey) -> bool:
         """See `Tier`."""

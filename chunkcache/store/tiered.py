@@ -14,14 +14,15 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_all
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from operator import attrgetter
+from operator import attrgetter, or_
 from typing import TYPE_CHECKING, Protocol
 
 from chunkcache.errors import StoreError
-from chunkcache.store.base import AskedTogether, Retaining, SeveralCodecs, TierAtRest
+from chunkcache.store.base import AskedTogether, Choosing, Retaining, SeveralCodecs, TierAtRest
 from chunkcache.store.cost import CostModel
 from chunkcache.store.failures import Failures
 from chunkcache.store.lookup import Lookup, Opened
+from chunkcache.store.policy import Refusal
 from chunkcache.store.reader import HeldRecord, read_record
 from chunkcache.store.write_behind import WriteBehind, any_written
 
@@ -159,7 +160,14 @@ class TieredStore:
 
     def is_durable(self, key: ChunkKey) -> bool:
         """Whether a durable tier holds the record; without such a tier, whether it is held."""
-        return any(self._codec_in(tier, key) is not None for tier in self._durable or self._tiers)
+        return self.are_durable([key])[0]
+
+    def are_durable(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """`is_durable` of each, in order, asked together."""
+        held = [False] * len(keys)
+        for tier in self._durable or self._tiers:
+            held = list(map(or_, held, self._holds_many(tier, keys)))
+        return held
 
     def _fetch_from(self, tier: Tier, key: ChunkKey) -> ChunkKV | str:
         """The record, or the reason there is none in this tier."""
@@ -225,6 +233,11 @@ class TieredStore:
             return kept
         queued = [self._queue(tier, record, wait=wait) for tier in self._durable]
         return any_written(queued) if wait else any(done is not None for done in queued)
+
+    def why_not(self, record: ChunkKV) -> Refusal:
+        """Why the lowest tier that goes by a policy does not let a record in."""
+        tier = next((one for one in reversed(self._tiers) if isinstance(one, Choosing)), None)
+        return tier.why_not(record) if tier else Refusal("no tier took it")
 
     def spread(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """Copy each record that a durable tier holds to those that lack it and have room; waits.

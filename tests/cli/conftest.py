@@ -79,3 +79,13 @@ def warm_home(tmp_path_factory: pytest.TempPathFactory, of_tiny_model: list[str]
         for arguments in (["ingest", *map(str, folder.glob("*.md"))], ["warm"]):
             invoke(["--home", str(home), *of_tiny_model], *arguments)
     return home
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Path:
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "owls.md").write_text("# Owls\n\nOwls hunt at night. They turn the head.\n")
+    (folder / "cats.txt").write_text("Cats sleep a lot.\n\nThey purr when content.\n")
+    (folder / "blob.txt").write_bytes(b"\x00\x01binary")
+    return folder

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,20 +20,9 @@ from chunkcache.cli import main
 from chunkcache.cli.app import app
 from chunkcache.cli.context import assign
 from chunkcache.cli.screen import RIBBON_CELLS, ribbon
-from chunkcache.engine.chunk_pages import ChunkPages
 from chunkcache.errors import ConfigError, InvalidRequest, NotFound
 from chunkcache.protocol import Report, SpanReport, Timings
 from chunkcache.service.tenants import load_secret
-
-
-@pytest.fixture
-def pages(tmp_path: Path) -> Path:
-    folder = tmp_path / "pages"
-    folder.mkdir()
-    (folder / "owls.md").write_text("# Owls\n\nOwls hunt at night. They turn the head.\n")
-    (folder / "cats.txt").write_text("Cats sleep a lot.\n\nThey purr when content.\n")
-    (folder / "blob.txt").write_bytes(b"\x00\x01binary")
-    return folder
 
 
 def test_the_way_of_a_document(run: Callable[..., Any], pages: Path) -> None:
@@ -158,86 +144,6 @@ def test_titles_beyond_a_terminal_s_letters_are_spelled_out(
     assert (r"gr\xf6\xdfer" if encoding == "ascii" else "größer") in shown
 
 
-def test_doctor_prints_the_figures(run: Callable[..., Any]) -> None:
-    shown = run("doctor").stdout
-    assert "repair_all" in shown and "the gate is passed" in shown and "float32" in shown
-    assert "own_reference" in shown and "must be" in shown
-
-
-def test_doctor_prints_the_cause(
-    run: Callable[..., Any], tmp_path: Path, native: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(self: ChunkPages, *_: Any) -> None:
-        """Nothing is put anywhere."""
-
-    monkeypatch.setattr(ChunkPages, "_write", write)
-    own = tmp_path / "own"  # the verdict is remembered, and is nobody else's
-    own.mkdir()
-    (own / "native").symlink_to(native)
-    shown = run("--set", f"cache={own}", "doctor", code=1).stdout
-    assert "moved: chunks of one layer's KV" in shown and "likely: " in shown
-    assert "full prefill is right, reuse is not" in shown
-
-
-def test_check_finds_a_flipped_byte_and_fix_removes_the_record(
-    run: Callable[..., Any], pages: Path, tmp_path: Path
-) -> None:
-    run("ingest", str(pages))
-    run("warm")
-    data = tmp_path / "home" / "kv" / "data.mdb"
-    content = bytearray(data.read_bytes())
-    at = max(range(0, len(content) - 4096, 4096), key=lambda i: len(set(content[i : i + 4096])))
-    content[at + 2000] ^= 0x40
-    data.write_bytes(content)
-    broken = run("check", code=1).stdout
-    assert "1 corrupt" in broken and "--fix" in broken
-    assert "1 removed" in run("check", "--fix").stdout
-    assert "0 corrupt" in run("check").stdout
-    assert "1 computed" in run("warm").stdout
-
-
-def test_check_names_the_document_whose_passage_is_damaged(
-    run: Callable[..., Any], pages: Path, tmp_path: Path
-) -> None:
-    assert "documents" not in run("check").stdout, "nothing was ingested, and no catalog is made"
-    run("ingest", str(pages))
-    assert "0 passages or texts damaged" in run("check").stdout
-    with closing(sqlite3.connect(tmp_path / "home" / "catalog.sqlite")) as connection, connection:
-        connection.execute("UPDATE chunks SET text = text || '!' WHERE ordinal = 0")
-        connection.execute("UPDATE documents SET text = text || '!'")
-    for arguments in (["check"], ["check", "--fix"]):
-        said = " ".join(run(*arguments, code=1).stdout.split())
-        assert re.search(r"[1-9]\d* passages or texts damaged", said)
-        assert "a passage of document 'doc-" in said and "the text of document 'doc-" in said
-
-
-def test_warm_in_two_processes_does_the_same_work_once(
-    run: Callable[..., Any], tmp_path: Path
-) -> None:
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for number in range(12):
-        (folder / f"{number}.txt").write_text(f"Fact number {number} is that {number} is a number.")
-    run("ingest", str(folder))
-    shown = run("warm", "--workers", "2").stdout
-    assert "12 chunks: 0 were warm, 12 computed" in shown
-    found = re.search(r"12 records of 1 models, (\d+) bytes", run("check").stdout)
-    assert found is not None
-    capacity = f"store.disk_capacity_bytes={found[1]}"
-    shown = run("--set", capacity, "warm", "--workers", "2", "--retention", "pinned").stdout
-    assert "12 were warm, 0 computed" in shown and "6 of them are kept as warmed" in shown
-    shown = run("--set", capacity, "warm", "--retention", "pinned").stdout
-    assert "6 of them are kept as warmed" in shown
-
-
-def test_a_store_that_is_full_stops_the_warm_up_and_says_why(
-    run: Callable[..., Any], pages: Path
-) -> None:
-    run("ingest", str(pages))
-    shown = run("--set", "store.disk_capacity_bytes=1000", "warm", code=1).stdout
-    assert "store.disk_capacity_bytes" in shown
-
-
 def test_bad_settings_are_named(run: Callable[..., Any]) -> None:
     for text, named in {
         "retrieval.top_k=65": "retrieval.top_k",
@@ -310,38 +216,6 @@ def test_what_needs_no_model_loads_none(
     assert done.stdout.splitlines()[-1] == "LOADED"
     if arguments == ["check"]:
         assert "2 records of 1 models" in done.stdout
-
-
-def test_a_basis_is_fitted_to_the_corpus_and_named_as_a_setting(
-    run: Callable[..., Any], pages: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(NotFound, match="no chunks to fit"):
-        run("fit-basis")
-    run("ingest", str(pages))
-    setting, _, value = run("fit-basis", "--chunks", "1").stdout.strip().partition(" = ")
-    assert setting == "store.codec" and value.startswith('"basis(file=')
-    codec = value.strip('"')
-    assert [file.name for file in (tmp_path / "home" / "bases").iterdir()] == [
-        f"{codec.removeprefix('basis(file=').removesuffix(')')}.basis"
-    ]
-    assert "0 failed" in run("--set", f"store.codec={codec}", "warm").stdout
-    shown = run("--set", f"store.codec={codec}", "ask", "owls?", "--max-tokens", "2").stdout
-    assert "disk, basis(" in shown
-    value = run("fit-basis", "--chunks", "1", "--layers", "2").stdout.partition(" = ")[2]
-    assert value.startswith('"joint(file=')
-    codec = f"store.codec={value.strip().strip(chr(34))}"
-    assert "0 failed" in run("--set", codec, "warm").stdout
-    shown = run("--set", codec, "ask", "owls?", "--max-tokens", "2").stdout
-    assert "disk, joint(" in shown
-
-
-def test_stale_records_are_told_from_others_only_when_they_are_to_go(
-    run: Callable[..., Any], pages: Path
-) -> None:
-    run("ingest", str(pages))
-    run("warm")
-    assert "0 were of another model" in run("check", "--drop-stale").stdout
-    assert "other model" not in run("check").stdout
 
 
 def test_unknown_modes_are_refused(run: Callable[..., Any]) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from chunkcache.console.warming import WarmState, WarmUps, WarmWish
+from chunkcache.console.warming import WarmReport, WarmState, WarmUps, WarmWish
 from chunkcache.errors import InvalidRequest, ShuttingDown, StoreError
-from chunkcache.protocol import WarmReport
 
 TOTAL = 5
 
@@ -54,7 +53,8 @@ class Work:
             on_progress(Step(done))
             self.noted.release()
         return WarmReport(
-            chunks=TOTAL, already_warm=1, computed=TOTAL - 1, tokens=500, warmed_only=3,
+            chunks=TOTAL, already_warm=1, computed=TOTAL - 1, kept=2, refused=1, evicted=1,
+            not_kept_reason="a quota", tokens=500, warmed_only=3,
             stopped_reason=self.stopped_reason,
         )  # fmt: skip
 
@@ -108,7 +108,9 @@ def test_progress_is_told_while_it_runs_and_the_outcome_after(
     assert state.eta_s * state.tokens_per_s == pytest.approx(80)
     let_through(work, 3)
     state = ended(warm_ups)
-    assert (state.state, state.done, state.computed, state.tokens) == ("done", 5, 4, 500)
+    assert (state.state, state.done, state.computed, state.tokens) == ("done", 3, 4, 500)
+    assert (state.kept, state.refused, state.evicted, state.failed) == (2, 1, 1, 0)
+    assert state.not_kept_reason == "a quota"
     assert state.eta_s is None and state.ended_at is not None and state.warmed_only == 3
     assert work.asked == [("public", "vs_1")]
 
@@ -181,7 +183,7 @@ def test_why_it_ended_early_is_told(warm_ups: WarmUps, work: Work) -> None:
     work.steps.release(TOTAL)
     warm_ups.start("public", WarmWish("default"))
     state = ended(warm_ups)
-    assert (state.state, state.message, state.done) == ("stopped", "the store is full", 5)
+    assert (state.state, state.message, state.done) == ("stopped", "the store is full", 3)
 
 
 def test_a_failure_is_told_in_its_words_and_a_fault_in_ours(

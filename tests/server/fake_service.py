@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from chunkcache.chunk import Rung, SpanKind
 from chunkcache.config import Settings
 from chunkcache.console import Console
+from chunkcache.console.warming import WarmReport
 from chunkcache.errors import (
     Cancelled,
     ChunkCacheError,
@@ -39,7 +40,6 @@ from chunkcache.protocol import (
     Report,
     SpanReport,
     Timings,
-    WarmReport,
 )
 from chunkcache.retrieval.documents import passage_digest
 
@@ -212,7 +212,7 @@ class FakeService:
             assert self.warm_steps.acquire(timeout=20)
             step = {"total": WARM_CHUNKS, "tokens": 100, "tokens_per_s": 50.0, "eta_s": 6.0}
             on_progress(SimpleNamespace(done=done, **step))
-        return WarmReport(chunks=WARM_CHUNKS, computed=WARM_CHUNKS, tokens=100)
+        return WarmReport(chunks=WARM_CHUNKS, computed=WARM_CHUNKS, kept=WARM_CHUNKS, tokens=100)
 
     def _prepare(self, gone: threading.Event) -> None:
         self.preparing.append(gone)

@@ -35,7 +35,7 @@ def terms(cache: ChunkCache, tenant: str = "public") -> list[tuple[str, int, boo
 def test_texts_that_were_warmed_are_there_when_a_request_brings_them(cache: ChunkCache) -> None:
     texts = [GivenDocument(text=TEXT), GivenDocument(title="Cats", text="Cats purr.")]
     report = cache.warm(texts=texts)
-    assert (report.chunks, report.computed, report.failed) == (2, 2, 0)
+    assert (report.chunks, report.computed, report.kept) == (2, 2, 2) and report.is_complete
     assert terms(cache) == [("warmed", 0, False)] * 2
     answer = cache.ask("why?", documents=[text.model_dump() for text in texts], **ONE_TOKEN)
     assert misses(answer) == [None, None]
@@ -159,7 +159,9 @@ def test_what_is_not_put_on_its_terms_is_not_said_to_be(
         cache.warm(keep=Keep(retention="pinned"))
     assert cache.warm().already_warm == kept.chunks, "nobody said on what terms"
     late = cache.warm(texts=[GivenDocument(text=TEXT)], keep=Keep(retention="pinned"))
-    assert (late.computed, late.failed) == (0, 1) and "disk is full" in str(late.stopped_reason)
+    assert (late.computed, late.kept, late.failed) == (1, 0, 1) and "disk is full" in str(
+        late.stopped_reason
+    )
 
 
 def test_documents_are_looked_for_in_the_catalog_and_in_no_tier(
@@ -201,6 +203,33 @@ def test_a_quota_holds_at_once_and_after_a_restart(open_cache: Callable[..., Chu
     assert again.quotas.all() == {"one": 3 * size_bytes, "three": 5}
     assert again.warm(tenant="one", texts=texts[6:]).computed == 1
     assert len(terms(again, "one")) == 3
+
+
+def test_a_warm_up_says_what_the_store_let_go_again_though_it_was_warm(
+    open_cache: Callable[..., ChunkCache],
+) -> None:
+    cache = open_cache()
+    texts = [GivenDocument(text=f"{number}: owls hunt.") for number in range(4)]
+    assert cache.warm(texts=texts[:2]).kept == 2
+    cache.set_quota("public", cache.holdings.disk_bytes("public"))
+    report = cache.warm(texts=texts)
+    assert (report.already_warm, report.computed, report.evicted) == (2, 2, 2)
+    assert report.warm == len(terms(cache)) == 2 and not report.is_complete
+    assert "tenant 'public' may hold" in str(report.not_kept_reason)
+
+
+def test_in_memory_alone_a_warm_up_names_the_memory_that_is_full(
+    open_cache: Callable[..., ChunkCache],
+) -> None:
+    cache = open_cache(store={"disk_capacity_bytes": 0, "host_capacity_bytes": 1 << 16})
+    texts = [GivenDocument(text=f"{number}: owls hunt at night.") for number in range(80)]
+    cache.set_quota("two", 1)
+    report = cache.warm(tenant="two", texts=texts[:1])
+    assert (report.refused, report.warm) == (1, 0)
+    assert "larger than the quota of tenant 'two', 1 bytes" in str(report.not_kept_reason)
+    report = cache.warm(texts=texts)
+    assert "raise store.host_capacity_bytes" in str(report.stopped_reason)
+    assert 0 < report.kept == report.computed - 1 < 80 and report.refused == 1
 
 
 def test_quotas_that_cannot_be_read_or_written_are_said(tmp_path: Path) -> None:

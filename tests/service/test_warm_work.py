@@ -61,6 +61,9 @@ class CountedRuntime:
         self.asked.append(len(keys))
         return [self.half_warm and tuple.__getitem__(key.token_ids, 0) % 2 == 0 for key in keys]
 
+    def are_kept(self, keys: list[ChunkKey]) -> list[bool]:
+        return [True] * len(keys)
+
     def _retain(self, key: ChunkKey, terms: Terms, *, exactly: bool) -> Retention:
         assert not exactly, "nobody said on what terms"
         self.retained += 1
@@ -113,6 +116,7 @@ def test_work_is_linear_and_chunks_are_not_held() -> None:
     runtime = CountedRuntime()
     report, seen = warmed(runtime)
     assert (report.chunks, report.computed, report.tokens) == (CHUNKS, CHUNKS, CHUNKS * TOKENS)
+    assert report.kept == CHUNKS
     assert Ids.looks <= 2 * CHUNKS, "each chunk's tokens are counted once, not again for each left"
     assert Ids.most_alive <= 2 * 64 + 4, "chunks are let go when the next ones have been looked at"
     assert runtime.asked == [64] * 6 + [16], "tiers are asked about many at a time"
@@ -131,11 +135,11 @@ def test_chunks_that_are_there_or_stand_twice_are_computed_once() -> None:
     assert (seen[-1].done, seen[-1].total) == (10, 10)
 
 
-def test_chunks_removed_between_the_two_looks_are_left_out() -> None:
-    looks = iter((10, 6))
+def test_chunks_removed_between_two_looks_are_left_out() -> None:
+    looks = iter((10, 6, 5))
     runtime = CountedRuntime()
     report, _ = warmed(runtime, chunks=lambda: chunks(next(looks)))
-    assert (report.chunks, report.computed, report.failed) == (10, 6, 0)
+    assert (report.chunks, report.computed, report.kept, report.evicted) == (10, 6, 6, 0)
 
 
 def test_shards_share_all_chunks_out() -> None:

@@ -58,6 +58,10 @@ async function watch() {
   }
 }
 
+function notKept(state) {
+  return state.refused + state.failed;
+}
+
 function draw(state) {
   const running = state.state === "running";
   const paused = state.state === "paused";
@@ -67,13 +71,17 @@ function draw(state) {
   byId("warm-stop").hidden = !running && !paused;
   byId("warm-panel").hidden = state.state === "idle";
   if (state.state === "idle") return;
-  const words = WORDS[state.state] + (state.message ? `: ${state.message}` : "");
+  const isShort = state.state === "done" && (notKept(state) || state.evicted);
+  const words = (isShort ? "Done: not everything is warm" : WORDS[state.state]) + (state.message ? `: ${state.message}` : "");
   if (byId("warm-state").textContent !== words) say(byId("warm-state"), words); // read out once
   byId("warm-bar").max = state.total ?? 1;
   byId("warm-bar").value = state.total === null ? 0 : state.done;
   figures(byId("warm-figures"), [
     ["Documents of", state.vector_store_id],
     ["Chunks warm", state.total === null ? "counting" : `${count(state.done)} of ${count(state.total)}`],
+    ["Computed and not kept", notKept(state) ? count(notKept(state)) : null],
+    ["Evicted again", state.evicted ? count(state.evicted) : null],
+    ["Why", state.not_kept_reason],
     ["Kept as warmed, not pinned", state.warmed_only ? count(state.warmed_only) : null],
     ["Tokens computed", count(state.tokens)],
     ["Tokens a second", state.tokens_per_s === null ? null : count(Math.round(state.tokens_per_s))],
