@@ -43,7 +43,8 @@ class FixOverhead(RepairPolicy):
 
     def rows_within(self, task: RepairTask, max_rows: int) -> np.ndarray:
         """The same under a ceiling of `max_rows`."""
-        wanted = [math.ceil(self.overhead(c) * c.num_tokens) for c in task.chunks]
+        # the 1e-9 undoes binary fractions: 0.28 · 25 is 7.000…001
+        wanted = [math.ceil(self.overhead(c) * c.num_tokens - 1e-9) for c in task.chunks]
         counts = share(wanted, max_rows)
         chosen = [
             top_rows(np.arange(c.start, c.start + c.num_tokens, dtype=np.int64), outward(c), count)

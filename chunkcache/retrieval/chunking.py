@@ -90,13 +90,14 @@ def take_chunks(
 def tokenise_again(splitter: Splitter, chunks: Sequence[Chunk]) -> list[Chunk]:
     """Chunks as they were given, with token ids of another splitter.
 
-    One that has become too long is split: nobody is there to be told that it is.
+    One that has become too long is split: nobody is there to be told that it is. One without a
+    token is left out.
     """
     renewed = []
     for chunk in chunks:
         token_ids = splitter.encode(chunk.text)
         if len(token_ids) <= splitter.chunk_tokens:
-            renewed.append(replace(chunk, token_ids=token_ids))
+            renewed += [replace(chunk, token_ids=token_ids)] if token_ids else []
             continue
         for part, piece in enumerate(splitter.split(chunk.text)):
             renewed.append(

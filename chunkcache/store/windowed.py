@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chunkcache.store.popularity import Uses
 
 # looked up in the enumerations once: these are asked about at every record
+_EXPIRED: Final = Stage.EXPIRED
 _MAIN: Final = Stage.MAIN
 _WINDOW: Final = Stage.WINDOW
 _PASSING: Final = Retention.PASSING
@@ -89,7 +90,7 @@ class WindowedFrequencyPolicy:
         self._waits: dict[bytes, deque[int]] = {}  # places in the queue, first one first
         self._places = 0
         self._window_bytes = 0
-        self._warmed_bytes = 0
+        self._warmed_bytes = 0  # without those that have expired
         self._pinned_bytes = 0
         self._expiring = Ranking(expiry, None, _MAIN, _WINDOW)
         self._everyone = Pools(self._worth)
@@ -137,7 +138,7 @@ class WindowedFrequencyPolicy:
         if held is None:
             return
         self._leave(held)
-        if self._bound or held.is_warmed:
+        if self._bound:
             self._account(held, -held.entry.size_bytes)
 
     def on_time(self, now_s: float) -> None:
@@ -247,7 +248,7 @@ class WindowedFrequencyPolicy:
         pools = self._pools_of(terms.tenant) if self._bound else self._of_everyone
         held = Held(entry, uses, pools, self._now, is_warmed=is_warmed)
         self._held[held.digest] = held
-        if self._bound or is_warmed:
+        if self._bound:
             self._account(held, size_bytes)
         if terms.retention is _PINNED:
             self._pinned_bytes += size_bytes
@@ -270,9 +271,7 @@ class WindowedFrequencyPolicy:
         return (self._everyone, bound.pools) if bound else self._of_everyone
 
     def _account(self, held: Held, size_bytes: int) -> None:
-        """So many bytes came in on the terms of `held`, or went if below 0."""
-        if held.is_warmed:
-            self._warmed_bytes += size_bytes
+        """So many bytes of its tenant came in, or went if below 0."""
         if bound := self._bound.get(held.entry.terms.tenant):
             bound.held_bytes += size_bytes
 
@@ -282,6 +281,8 @@ class WindowedFrequencyPolicy:
             pools.add(held)
         if stage is _WINDOW:
             self._window_bytes += held.entry.size_bytes
+        if held.is_warmed and stage is not _EXPIRED:
+            self._warmed_bytes += held.entry.size_bytes
 
     def _leave(self, held: Held) -> None:
         stage, size_bytes = held.stage, held.entry.size_bytes
@@ -293,7 +294,9 @@ class WindowedFrequencyPolicy:
                 pools.remove(held, stage)
             if stage is _WINDOW:
                 self._window_bytes -= size_bytes
-        if held.entry.terms.expires_s < math.inf and stage is not Stage.EXPIRED:
+            if held.is_warmed and stage is not _EXPIRED:
+                self._warmed_bytes -= size_bytes
+        if held.entry.terms.expires_s < math.inf and stage is not _EXPIRED:
             self._expiring.discard()
 
     def _shrink_window(self) -> None:
@@ -311,4 +314,4 @@ class WindowedFrequencyPolicy:
         while (place := self._expiring.head()) is not None and place[0] <= self._now_s:
             held = place[2]
             self._leave(held)
-            self._enter(held, Stage.EXPIRED)
+            self._enter(held, _EXPIRED)

@@ -43,6 +43,8 @@ def test_gzip_and_the_shortest_form(tmp_path: Path) -> None:
         ("{", "line 2: line"),
         ("[]", "line 2: question"),
         ('{"question": 3}', "line 2: question"),
+        ('{"question": "a", "n": ' + "9" * 5000 + "}", "line 2: line"),
+        ('{"question": ' + "[" * 100_000, "line 2: line"),
         ('{"question": "a", "answers": [1]}', "line 2: answers"),
         ('{"question": "a", "contexts": [{"title": "t"}]}', "line 2: contexts"),
         ('{"question": "a", "contexts": ["t"]}', "line 2: contexts"),
@@ -53,6 +55,14 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, names: str) -> None:
     path.write_text('{"question": "fine?"}\n' + line + "\n")
     with pytest.raises(InvalidRequest, match=names):
         read_questions(path)
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    whole = bytearray(gzip.compress(b'{"question": "who?"}\n' * 99))
+    whole[10:14] = b"\xff" * 4
+    (tmp_path / "q.jsonl.gz").write_bytes(whole)
+    with pytest.raises(InvalidRequest, match=r"cannot read .*q\.jsonl\.gz"):
+        read_questions(tmp_path / "q.jsonl.gz")
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:

@@ -99,13 +99,17 @@ def test_an_arm_that_a_line_lacks_is_left_out() -> None:
     assert [arm.name for arm in summarise(lines).arms] == ["a"]
 
 
-def test_answers_of_the_same_expectation_stay_in_one_bin() -> None:
-    def answers(*pairs: tuple[float | None, float]) -> dict[str, object]:
-        arms = {str(i): {"predicted_drift": p, "mean_kl": m} for i, (p, m) in enumerate(pairs)}
-        return {"arms": arms}
+def answers(*pairs: tuple[float | None, float], residual: float = 0.5) -> dict[str, object]:
+    """A line of arms with what was predicted and measured."""
+    found = [{"predicted_drift": p, "mean_kl": m, "residual": residual} for p, m in pairs]
+    return {"arms": {str(number): arm for number, arm in enumerate(found)}}
 
-    lines = [answers((0.1, 0.0), (0.3, 0.3), (None, 9.0)), answers((0.1, 0.2), (0.0, 9.0)),
-             answers((0.1, 0.1), (0.2, 0.4))]  # fmt: skip
+
+def test_answers_of_the_same_expectation_stay_in_one_bin() -> None:
+    lines = [
+        answers((0.1, 0.0), (0.3, 0.3), (None, 9.0)), answers((0.1, 0.2)),
+        answers((0.0, 9.0), residual=0.0), answers((0.1, 0.1), (0.2, 0.4)),
+    ]  # fmt: skip
     bins = reliability_bins(lines, count=5)
     assert [(b.predicted, b.answers) for b in bins] == [
         (pytest.approx(0.1), 3), (pytest.approx(0.2), 1), (pytest.approx(0.3), 1)
@@ -114,3 +118,8 @@ def test_answers_of_the_same_expectation_stay_in_one_bin() -> None:
     (one,) = reliability_bins(lines, count=1)
     assert one.answers == 5 and one.predicted == pytest.approx(0.16)
     assert reliability_bins([answers((None, 1.0))]) == []
+
+
+def test_no_drift_that_was_predicted_of_an_inexact_answer_is_a_prediction() -> None:
+    (one,) = reliability_bins([answers((0.0, 0.4)), answers((0.0, 9.0), residual=0.0)])
+    assert (one.predicted, one.measured[0], one.answers) == (0.0, 0.4, 1)

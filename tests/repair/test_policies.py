@@ -352,6 +352,14 @@ def test_every_chunk_gets_its_overhead_rounded_up_of_its_most_outward_rows() -> 
     assert policy.choose(RepairTask((moved, at_home), 1.0), None).tolist() == [11, 13]
 
 
+@pytest.mark.parametrize("rows", [25, 50, 75, 100])
+def test_an_overhead_in_round_percents_takes_no_row_more_than_it_says(rows: int) -> None:
+    """0.28 of 25 rows are 7; in binary 7.000…001."""
+    unknown = ReusedChunk(0, rows, stats(rows), (LETTERS[0],), (10,))
+    chosen = FixOverhead(0.56).choose(RepairTask((unknown,), 1.0), None)
+    assert len(chosen) == rows * 28 // 100
+
+
 def test_born_alone_the_rows_that_leaned_on_the_head_are_taken() -> None:
     head = np.array([1.0, 0.2, 0.7, 0.1], np.float32)
     chunk = ReusedChunk(10, 4, stats(4, token_head=head), (LETTERS[0],), (10,))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
+from chunkcache.retrieval.chunking import tokenise_again
 from chunkcache.retrieval.documents import vector_space
 from chunkcache.retrieval.embedder import HashingEmbedder
 from chunkcache.retrieval.ingest import Ingestor
@@ -168,3 +173,14 @@ def test_a_document_that_cannot_be_split_any_more_has_no_chunks_and_keeps_its_te
     assert catalog.entries.of_document(*WHERE, info.document_id) == []
     refresh(catalog, Splitter(tokenizer, 24), embedder, *WHERE)
     assert [c.text for c in catalog.entries.of_document(*WHERE, info.document_id)] == ["👨 a"]
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_chunk_that_has_no_token_any_more_is_left_out(catalog: Catalog, embedder: Any) -> None:
+    letters = {letter: number for number, letter in enumerate("abcdefghijklmnopqrstuvwyz ")}
+    without_x = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(letters, [])))
+    refresh(catalog, Splitter(without_x, 64), embedder, *WHERE)
+    given = [c for c in catalog.chunks(*WHERE) if c.title == "c.jsonl"]
+    assert given and all(chunk.token_ids for chunk in given)
+    only_x = [replace(given[0], text="XXX")]
+    assert tokenise_again(Splitter(without_x, 64), [*only_x, *given]) == given

@@ -153,7 +153,7 @@ class SlowWindowed:
             return None
         tenant, spare = entry.terms.tenant, math.inf
         if entry.terms.retention is Retention.PASSING:
-            warmed = [d for d in self.entries if self.is_warmed(d, or_expired=True)]
+            warmed = [d for d in self.entries if self.is_warmed(d)]
             spare = self.bytes_of(warmed) - self.protected_bytes
         own = [d for d, e in self.entries.items() if e.terms.tenant == tenant]
         over = self.bytes_of(own) + entry.size_bytes - self.quotas.get(tenant, math.inf)
@@ -221,10 +221,10 @@ class SlowWindowed:
     def bytes_of(self, digests: Iterable[bytes]) -> int:
         return sum(self.entries[digest].size_bytes for digest in digests)
 
-    def is_warmed(self, digest: bytes, *, or_expired: bool = False) -> bool:
+    def is_warmed(self, digest: bytes) -> bool:
         if digest in self.pinned or self.entries[digest].terms.retention < Retention.WARMED:
             return False
-        return or_expired or self.stage(digest) != 0
+        return self.stage(digest) != 0
 
     def stage(self, digest: bytes) -> int | None:
         terms = self.entries[digest].terms

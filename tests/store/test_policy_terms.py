@@ -168,6 +168,25 @@ def test_one_passing_tenant_cannot_fill_the_tier_above_its_quota() -> None:
     assert policy.admit(b"o2", Entry(60, terms=other), 0) == [], "unlimited unless named"
 
 
+def test_warmed_records_that_have_expired_take_nothing_of_the_protected_share() -> None:
+    policy = WindowedFrequencyPolicy(100, window_share=0.0, protected_share=0.5)
+    for number in range(5):
+        policy.on_put(b"kept%d" % number, Entry(10, terms=Terms(retention=Retention.WARMED)))
+        expiring = Terms(retention=Retention.WARMED, expires_s=9.0)
+        policy.on_put(b"over%d" % number, Entry(10, terms=expiring))
+    passing, over = Terms(retention=Retention.PASSING), [b"over%d" % n for n in range(5)]
+    policy.on_time(8.0)
+    assert len(policy.admit(b"new", Entry(50, terms=passing), 50) or ()) == 5, "half may go"
+    policy.on_time(9.0)
+    assert policy.admit(b"new", Entry(50, terms=passing), 50) == over
+    assert policy.admit(b"new", Entry(60, terms=passing), 60) is None
+    for digest in over:
+        policy.on_delete(digest)
+    assert policy.admit(b"new", Entry(60, terms=passing), 10) is None
+    policy.on_put(b"one more", Entry(10, terms=Terms(retention=Retention.WARMED)))
+    assert len(policy.admit(b"new", Entry(10, terms=passing), 10) or ()) == 1
+
+
 @pytest.mark.parametrize("retention", [Retention.PASSING, Retention.NORMAL])
 def test_novelty_does_not_wash_out_what_is_warm(retention: Retention) -> None:
     """Requests of three warm chunks, by Zipf, and three that nobody ever asks for again."""

@@ -55,8 +55,10 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             raise _wrong(path, name, got, f"whole numbers, ({rows},) as obj has")
     _check_rows(path, "size_tok", columns["size_tok"] >= 1, columns["size_tok"], "at least 1")
     for name in ("req", "ts"):
-        rising = np.diff(columns[name], prepend=columns[name][:1]) >= 0
-        _check_rows(path, name, rising, columns[name], "at least that of the row before")
+        column = columns[name]
+        rising = np.ones(rows, dtype=bool)
+        rising[1:] = column[1:] >= column[:-1]  # a difference of unsigned numbers is never below 0
+        _check_rows(path, name, rising, column, "at least that of the row before")
     _check_rows(path, "ts", columns["ts"] >= 0, columns["ts"], "0 or later")
     return columns
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -41,7 +42,7 @@ class Line:
         value = self.fields.get(field)
         try:
             number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not 0.0 <= number < math.inf:
             self.fail(field, value, "a time, 0 or later", "times count from any beginning")
@@ -78,7 +79,7 @@ def json_lines(path: Path, skip: Callable[[InvalidRequest], None] | None = None)
                     skip(error)
                 else:
                     yield line
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise InvalidRequest(
             f"{path.name} line {number + 1}: cannot be read: {error}", param="trace"
         ) from error
@@ -94,8 +95,8 @@ def _opened(path: Path) -> Any:
 def _line(file: str, number: int, text: str) -> Line:
     try:
         fields = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    except (ValueError, RecursionError) as error:  # a number may have more digits than Python reads
+        reason = getattr(error, "msg", str(error))
         Line(file, number, {}).fail("line", text[:40], f"JSON ({reason})", "one object a line")
     if not isinstance(fields, dict):
         Line(file, number, {}).fail("line", fields, "a JSON object", "one object a line")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ def read_questions(path: Path, *, limit: int | None = None, skip: int = 0) -> li
                 break
             if number > skip and line.strip():
                 found.append(_question(line, number, path))
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise InvalidRequest(
             f"questions: cannot read {path}: {error}", param="questions"
         ) from error
@@ -70,8 +71,9 @@ def _question(line: str, number: int, path: Path) -> Question:
 
     try:
         item: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise wrong("line", line[:40], f"JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number may have more digits than Python reads
+        reason = getattr(error, "msg", str(error))
+        raise wrong("line", line[:40], f"JSON ({reason})") from error
     if not isinstance(item, dict) or not isinstance(item.get("question"), str):
         raise wrong(
             "question", item if not isinstance(item, dict) else item.get("question"), "text"

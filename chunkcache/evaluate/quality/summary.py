@@ -106,7 +106,7 @@ def reliability_bins(lines: Sequence[dict[str, Any]], count: int = 6) -> list[Bi
         (float(arm["predicted_drift"]), float(arm["mean_kl"]))
         for line in lines
         for arm in line["arms"].values()
-        if arm["predicted_drift"]
+        if arm["predicted_drift"] is not None and arm["residual"] != 0.0
     )
     groups: list[list[tuple[float, float]]] = []
     for point in points:

@@ -210,6 +210,8 @@ def test_to_lmcache_a_passage_after_another_is_another_chunk(tmp_path: Path) -> 
         ("t.jsonl", [{"at": -1, "chunks": []}], "line 1: at: got -1"),
         ("t.jsonl", [{"at": True, "chunks": []}], "line 1: at: got True"),
         ("t.jsonl", ['{"at": NaN, "chunks": []}'], "line 1: at: got nan"),
+        ("t.jsonl", ['{"at": ' + "9" * 400 + ', "chunks": []}'], "line 1: at: got 999"),
+        ("t.jsonl", ['{"at": ' + "9" * 5000 + "}"], "line 1: line: got"),
         ("t.jsonl", [{"at": 2, "chunks": []}, {"at": 1, "chunks": []}],
          "line 2: at: got 1, must be at least that of the line before (2 s)"),
         ("t.jsonl", [{"at": 1, "chunks": [part("a", 2)]}, {"at": 1, "chunks": [part("a", 3)]}],
@@ -249,6 +251,7 @@ def test_an_id_without_a_length_is_named(tmp_path: Path) -> None:
         ({"ts": [1.0, 1, 8, 8]}, "ts: got 'float64 (4,)'"),
         ({"size_tok": [3, 0, 3, 9]}, "row 1: size_tok: got 0, must be at least 1"),
         ({"req": [0, 0, 2, 1]}, "row 3: req: got 1, must be at least that of the row before"),
+        ({"ts": np.array([1, 1, 8, 7], np.uint32)}, "row 3: ts: got 7, must be at least that"),
         ({"ts": [-1, 1, 8, 8]}, "row 0: ts: got -1"),
     ],
 )
@@ -283,6 +286,11 @@ def test_what_is_not_there_damaged_or_no_archive_is_said(tmp_path: Path) -> None
         list(read_trace(tmp_path / "t.npz"))
     (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(b'{"at": 1, "chunks": []}\n' * 99)[:-9])
     with pytest.raises(InvalidRequest, match=r"t\.jsonl\.gz line \d+: cannot be read"):
+        list(read_trace(tmp_path / "t.jsonl.gz", "chunks"))
+    whole = bytearray(gzip.compress(b'{"at": 1, "chunks": []}\n' * 99))
+    whole[10:14] = b"\xff" * 4
+    (tmp_path / "t.jsonl.gz").write_bytes(whole)
+    with pytest.raises(InvalidRequest, match=r"t\.jsonl\.gz line 1: cannot be read"):
         list(read_trace(tmp_path / "t.jsonl.gz", "chunks"))
 
 
