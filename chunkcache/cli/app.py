@@ -85,6 +85,9 @@ def _shared_options(
         LogLevel, typer.Option("--log-level", help="Least severe log lines shown.")
     ] = LogLevel.WARNING,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log lines as JSON.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Do not say on stderr how far a command is.")
+    ] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -100,4 +103,4 @@ def _shared_options(
         overrides["home"] = Path(home) if home else home
     if model is not None:
         overrides.setdefault("model", {})["name"] = model
-    context.obj = Shared(load_settings(config, **overrides), log_json=log_json)
+    context.obj = Shared(load_settings(config, **overrides), log_json=log_json, quiet=quiet)

@@ -10,11 +10,14 @@ import typer
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Collection, Tenant
 from chunkcache.cli.keeping import say_what_is_not_pinned
-from chunkcache.cli.screen import console, progress_bar
+from chunkcache.cli.screen import console
 from chunkcache.errors import ConfigError
 from chunkcache.keep import Keep
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chunkcache.cli.progress import Progress
     from chunkcache.config import StoreSettings
     from chunkcache.console.warming import WarmReport
     from chunkcache.service.warm import WarmProgress
@@ -41,13 +44,8 @@ def warm(
     common = shared(context)
     _check_outlives(common.settings.store)
     keep = Keep(retention="pinned") if retention == "pinned" else None  # firmer terms stay
-    with progress_bar("chunks") as bar:
-        task = bar.add_task("warm", total=None, note="")
-
-        def show(progress: WarmProgress) -> None:
-            note = f"{progress.tokens_per_s:.0f} tokens/s"
-            bar.update(task, completed=progress.done, total=progress.total, note=note)
-
+    with common.progress("chunks") as progress:
+        show = chunks_warmed(progress)
         if workers > 1:
             report = warm_in_processes(
                 common.settings, workers, tenant=tenant, collection=collection, keep=keep,
@@ -64,6 +62,16 @@ def warm(
         show_warm_report(report)
     if not report.is_complete:
         raise typer.Exit(1)
+
+
+def chunks_warmed(progress: Progress) -> Callable[[WarmProgress], None]:
+    """What a warm-up tells of each chunk."""
+    step = progress.step("warm")
+
+    def show(now: WarmProgress) -> None:
+        step(now.done, total=now.total, note=f"{now.tokens_per_s:.0f} tokens/s")
+
+    return show
 
 
 def show_warm_report(report: WarmReport) -> None:
@@ -105,10 +113,13 @@ def fit_basis(
     collection: Collection = "default",
 ) -> None:
     """Fit a basis to the chunks of a collection, for a codec; prints the setting."""
-    with shared(context).open() as cache:
+    common = shared(context)
+    with common.open() as cache, common.progress("chunks") as progress:
+        step = progress.step("fit-basis")
         digest = cache.fit_basis(
-            tenant=tenant, collection=collection, most_chunks=chunks, layers=layers
-        )
+            tenant=tenant, collection=collection, most_chunks=chunks, layers=layers,
+            on_progress=lambda done, total: step(done, total=total),
+        )  # fmt: skip
     codec = "basis" if layers == 1 else "joint"
     console().print(f'store.codec = "{codec}(file={digest})"', soft_wrap=True, markup=False)
 
@@ -128,7 +139,12 @@ def check(
     from chunkcache.service.diagnosis import check_catalog, check_records
 
     settings = shared(context).settings
-    report = check_records(settings, fix=fix, drop_stale=drop_stale)
+    with shared(context).progress("records") as progress:
+        step = progress.step("check")
+        report = check_records(
+            settings, fix=fix, drop_stale=drop_stale,
+            on_progress=lambda done, total: step(done, total=total),
+        )  # fmt: skip
     out = console()
     out.print(
         f"{report.records} records of {report.models} models, {report.size_bytes} bytes: "

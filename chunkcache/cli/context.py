@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 from chunkcache.errors import ConfigError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import typer
 
+    from chunkcache.cli.progress import Progress
     from chunkcache.config import Settings
     from chunkcache.retrieval.catalog import Catalog
     from chunkcache.service import ChunkCache
@@ -22,12 +25,19 @@ class Shared:
 
     settings: Settings
     log_json: bool = False
+    quiet: bool = False
 
     def open(self, *, recompresses: bool = False) -> ChunkCache:
         """The in-process cache; loads torch (a second or two). `recompresses`: see `ChunkCache`."""
         from chunkcache.service import ChunkCache
 
         return ChunkCache(self.settings, recompresses=recompresses)
+
+    def progress(self, unit: str) -> AbstractContextManager[Progress]:
+        """How far a long command is, on stderr, in so many of `unit`."""
+        from chunkcache.cli.progress import progress
+
+        return progress(unit, quiet=self.quiet)
 
     def catalog(self) -> Catalog:
         """The documents alone, to be closed by the caller; loads neither model nor embedder."""

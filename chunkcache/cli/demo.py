@@ -13,8 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from chunkcache.cli.answers import show_citations
+from chunkcache.cli.chunks import chunks_warmed
 from chunkcache.cli.context import shared
-from chunkcache.cli.screen import console, legend, progress_bar, ribbon, visible
+from chunkcache.cli.documents import files_read
+from chunkcache.cli.screen import console, legend, ribbon, visible
 from chunkcache.cli.stdlib_pages import write_pages
 from chunkcache.errors import InvalidRequest
 from chunkcache.protocol import (
@@ -28,11 +30,11 @@ from chunkcache.protocol import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from chunkcache.cli.context import Shared
     from chunkcache.config import Settings
     from chunkcache.evaluate.compare import Comparison, Reference
     from chunkcache.protocol import AnswerEvent
     from chunkcache.service import ChunkCache
-    from chunkcache.service.warm import WarmProgress
 
 STDLIB_QUESTIONS = (
     "Which argument of json.dumps sorts the keys of dictionaries in the output?",
@@ -65,8 +67,8 @@ def demo(
         known = len(cache.documents(collection=collection))
         if known:
             out.print(f"Starting from the persisted store: {known} documents known.", style="bold")
-        _ingest(out, cache, folder)
-        _warm(out, cache)
+        _ingest(common, out, cache, folder)
+        _warm(common, out, cache)
         asked = asked or _questions_about(cache, folder)
         cache.ask("ready?", documents=[], max_tokens=1)  # touches every weight once
         rows = [_ask_twice(out, cache, question) for question in asked]
@@ -92,14 +94,10 @@ def _stdlib_folder(out: Console, home: Path) -> Path:
     return folder
 
 
-def _ingest(out: Console, cache: ChunkCache, folder: Path) -> None:
+def _ingest(common: Shared, out: Console, cache: ChunkCache, folder: Path) -> None:
     began = time.perf_counter()
-    with progress_bar("files") as bar:
-        task = bar.add_task("ingest", total=None, note="")
-        report = cache.ingest(
-            [folder],
-            on_progress=lambda done, total, name: bar.update(task, completed=done, total=total),
-        )
+    with common.progress("files") as progress:
+        report = cache.ingest([folder], on_progress=files_read(progress))
     out.print(
         f"ingested: {report.added} added, {report.updated} updated, {report.unchanged} unchanged, "
         f"{report.skipped} skipped ({report.chunks} new chunks) "
@@ -107,15 +105,9 @@ def _ingest(out: Console, cache: ChunkCache, folder: Path) -> None:
     )
 
 
-def _warm(out: Console, cache: ChunkCache) -> None:
-    with progress_bar("chunks") as bar:
-        task = bar.add_task("warm", total=None, note="")
-
-        def show(progress: WarmProgress) -> None:
-            note = f"{progress.tokens_per_s:.0f} tokens/s"
-            bar.update(task, completed=progress.done, total=progress.total, note=note)
-
-        report = cache.warm(on_progress=show)
+def _warm(common: Shared, out: Console, cache: ChunkCache) -> None:
+    with common.progress("chunks") as progress:
+        report = cache.warm(on_progress=chunks_warmed(progress))
     out.print(
         f"warmed: {report.computed} chunks computed, {report.already_warm} were in the store "
         f"({report.tokens} tokens in {report.seconds:.1f} s); {report.warm} are there now"

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from chunkcache.cli.context import shared
-from chunkcache.cli.screen import console, progress_bar, visible
+from chunkcache.cli.screen import console, visible
 from chunkcache.errors import InvalidRequest, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from chunkcache.cli.progress import Progress
 
 _LONGEST_TENANT = 256
 _SHOWN_PROBLEMS = 20
+_SHOWN_NAME_CHARS = 30
 
 
 def tenant_named(name: str) -> str:
@@ -38,13 +44,10 @@ def ingest(
     collection: Collection = "default",
 ) -> None:
     """Read files of text, office documents and pre-chunked jsonl; unchanged ones cost a hash."""
-    with shared(context).open() as cache, progress_bar("files") as bar:
-        task = bar.add_task("ingest", total=None, note="")
-
-        def show(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, note=visible(Path(name).name[:30]))
-
-        report = cache.ingest(paths, tenant=tenant, collection=collection, on_progress=show)
+    with shared(context).open() as cache, shared(context).progress("files") as progress:
+        report = cache.ingest(
+            paths, tenant=tenant, collection=collection, on_progress=files_read(progress)
+        )
     out = console()
     out.print(
         f"added {report.added}, updated {report.updated}, renamed {report.renamed}, "
@@ -58,6 +61,14 @@ def ingest(
     taken = report.added + report.updated + report.renamed + report.unchanged
     if report.problems and not taken:
         raise typer.Exit(1)
+
+
+def files_read(progress: Progress) -> Callable[[int, int, str], None]:
+    """What an ingest tells of each file."""
+    step = progress.step("ingest")
+    return lambda done, total, name: step(
+        done, total=total, note=visible(Path(name).name[:_SHOWN_NAME_CHARS])
+    )
 
 
 def ls(

@@ -14,11 +14,12 @@ from rich.text import Text
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Collection, Tenant
 from chunkcache.cli.outputs import PNG, claim_picture
-from chunkcache.cli.screen import console, progress_bar
+from chunkcache.cli.screen import console
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from chunkcache.cli.context import Shared
     from chunkcache.evaluate.quality import AlphaStep, Evaluation, Question, Reliability, Summary
     from chunkcache.evaluate.quality.summary import Interval
     from chunkcache.service import ChunkCache
@@ -82,7 +83,7 @@ def evaluate(
     )  # fmt: skip
     asked = quality.read_questions(questions, limit=limit, skip=skip)
     with shared(context).open() as cache:
-        lines = _evaluate(cache, asked, evaluation, out)
+        lines = _evaluate(shared(context), cache, asked, evaluation, out)
         name = cache.model_id
     summary = quality.summarise(lines)
     show_summary(summary)
@@ -124,7 +125,7 @@ def calibrate(
     with shared(context).open() as cache:
         # what is measured must not hang on an earlier calibration
         known, cache.runtime.calibration = cache.runtime.calibration, None
-        lines = _evaluate(cache, asked, evaluation, out)
+        lines = _evaluate(shared(context), cache, asked, evaluation, out)
         calibration, reliability = quality.calibrate(lines)
         alpha, steps = known.cfo_alpha if known else None, None
         if cfo_drift is not None:
@@ -138,17 +139,16 @@ def calibrate(
 
 
 def _evaluate(
-    cache: ChunkCache, questions: Sequence[Question], evaluation: Evaluation, out: Path
-) -> list[dict[str, Any]]:
+    common: Shared, cache: ChunkCache, questions: Sequence[Question], evaluation: Evaluation,
+    out: Path,
+) -> list[dict[str, Any]]:  # fmt: skip
     from chunkcache.evaluate import quality
 
-    with progress_bar("questions") as bar:
-        task = bar.add_task("eval", total=len(questions), note="")
+    with common.progress("questions") as progress:
+        step = progress.step("eval", len(questions))
         return quality.evaluate(
             cache, questions, evaluation, out,
-            on_progress=lambda done, total, eta_s: bar.update(
-                task, completed=done, note=f"{eta_s / 60:.0f} min left"
-            ),
+            on_progress=lambda done, _, eta_s: step(done, note=f"{eta_s / 60:.0f} min left"),
         )  # fmt: skip
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from chunkcache.cli.context import shared
 from chunkcache.cli.outputs import SVG, Overwrite, claim_file, claim_picture
-from chunkcache.cli.screen import console, progress_bar
+from chunkcache.cli.screen import console
 from chunkcache.durable import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
+    from chunkcache.cli.progress import Progress
     from chunkcache.evaluate.hitrate import Findings, RecordSizes, Trace
 
 
@@ -130,10 +131,11 @@ def hitrate(
         target=target, optimum=optimum,
         costs=tool.Costs(tokens_per_s, tool.Device(disk_gb_per_s * 1e9, 1e-4)),
     )  # fmt: skip
-    with _Bar() as bar:
-        found = tool.analyse(source, sizes, wishes, bar.step)
+    with shared(context).progress("requests") as progress:
+        step = partial(_reading, progress)
+        found = tool.analyse(source, sizes, wishes, step)
         if trace is None:
-            _keep(found, home, bar)
+            _keep(found, home, step)
     show(found)
     if picture is not None:
         limits = {"an infinite cache": found.workload.facts.highest_token_hit_rate}
@@ -171,7 +173,9 @@ def _export(source: Trace, sizes: RecordSizes, path: Path, form: ExportForm) -> 
     console().print(f"{said} of {source.name} in {path}")
 
 
-def _keep(found: Findings, home: Path, bar: _Bar) -> None:
+def _keep(
+    found: Findings, home: Path, step: Callable[[str, int | None], Callable[[int], None]]
+) -> None:
     """The page shows memory alone, with the service's policy, whatever was asked for here."""
     from chunkcache.evaluate import hitrate as tool
 
@@ -179,39 +183,21 @@ def _keep(found: Findings, home: Path, bar: _Bar) -> None:
     whole = workload.facts.footprint_bytes
     sizes = [tool.parse_bytes("--memory", size, whole) for size in tool.SWEEP]
     points = tool.sweep(
-        workload, [tool.SHIPPED], sizes, on_progress=bar.step("page", workload.facts.requests)
+        workload, [tool.SHIPPED], sizes, on_progress=step("page", workload.facts.requests)
     )
     tool.keep_sizing(home, workload.trace, points[tool.SHIPPED])
 
 
-class _Bar:
-    """Progress on stderr, a line for each reading of the trace."""
+def _reading(progress: Progress, name: str, total: int | None) -> Callable[[int], None]:
+    """What to call with the number of requests read, in one reading of the trace."""
+    step = progress.step(name, total)
+    every = max(1, (total or 25_600) // 100)  # told of each, a bar takes longer than a replay
 
-    def __init__(self) -> None:
-        self._bar = progress_bar("requests")
+    def show(done: int) -> None:
+        if not done % every or done == total:
+            step(done)
 
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def step(self, name: str, total: int | None) -> Callable[[int], None]:
-        """What to call with the number of requests read."""
-        task = self._bar.add_task(name, total=total, note="")
-        every = max(1, (total or 25_600) // 100)  # told of each, a bar takes longer than a replay
-
-        def show(done: int) -> None:
-            if not done % every or done == total:
-                self._bar.update(task, completed=done)
-
-        return show
+    return show
 
 
 def show(found: Findings) -> None:

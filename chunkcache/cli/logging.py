@@ -137,11 +137,24 @@ class _PrintedLines(io.TextIOBase):
         """Always."""
         return True
 
-    def _emit(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Emit a line that is no warning."""
+        with self._lock:
+            self._emit(line, "info", "progress")
+
+    def _emit(self, line: str, level: str = "warning", logger: str = "stderr") -> None:
         if line.strip():
-            event = _STAMP(None, "", {"event": line, "level": "warning", "logger": "stderr"})
+            event = _STAMP(None, "", {"event": line, "level": level, "logger": logger})
             self.beneath.write(f"{_AS_JSON(None, '', event)!s}\n")
             self.beneath.flush()
+
+
+def say(line: str) -> None:
+    """A line on stderr that is shown at every level; as JSON where lines are that."""
+    if isinstance(sys.stderr, _PrintedLines):
+        sys.stderr.say(line)
+    else:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _log_crash(

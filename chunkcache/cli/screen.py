@@ -1,4 +1,4 @@
-"""What commands draw: progress bars, tables, and the ribbon that shows how a prompt was served."""
+"""What commands draw: tables, and the ribbon that shows how a prompt was served."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from chunkcache.chunk import Rung, SpanKind
@@ -55,19 +54,6 @@ class PlainConsole(Console):
 def console() -> Console:
     """For results, on stdout."""
     return PlainConsole(sys.stdout, None if sys.stdout.isatty() else _PIPE_COLUMNS)
-
-
-def progress_bar(unit: str) -> Progress:
-    """A bar on stderr, so that stdout stays clean; plain lines where stderr is no terminal."""
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit, markup=False),
-        TextColumn("{task.fields[note]}", markup=False),
-        TimeRemainingColumn(),
-        console=PlainConsole(sys.stderr),
-    )
 
 
 def ribbon(report: Report) -> Text:

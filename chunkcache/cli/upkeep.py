@@ -148,8 +148,12 @@ def export(
     settings = shared(context).settings
     if str(archive) != "-":
         claim_file("archive", archive, overwrite=overwrite)
-    with _written(archive) as stream:
-        report = export_records(settings, stream, tenant=tenant)
+    with _written(archive) as stream, shared(context).progress("records") as progress:
+        step = progress.step("export")
+        report = export_records(
+            settings, stream, tenant=tenant,
+            on_progress=lambda done, total: step(done, total=total),
+        )  # fmt: skip
     note = f"{report.exported} records exported, {report.corrupt} corrupt ones left out"
     typer.echo(note, err=True)
 
@@ -159,8 +163,10 @@ def import_(context: typer.Context, archive: Archive, tenant: Tenant = "public")
     from chunkcache.service.upkeep import import_records
 
     settings = shared(context).settings
-    with _read(archive) as stream:
-        report = import_records(settings, stream, tenant=tenant)
+    with _read(archive) as stream, shared(context).progress("records") as progress:
+        report = import_records(
+            settings, stream, tenant=tenant, on_progress=progress.step("import")
+        )
     out = console()
     out.print(
         f"{report.imported} records imported, {report.already_there} were there, "

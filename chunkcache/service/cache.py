@@ -200,7 +200,7 @@ class ChunkCache(Library):
 
     def fit_basis(
         self, *, tenant: str = PUBLIC, collection: str = DEFAULT, most_chunks: int = 200,
-        layers: int = 1,
+        layers: int = 1, on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> str:  # fmt: skip
         """Fit a basis to a collection; returns its name, for `store.codec`.
 
@@ -210,11 +210,11 @@ class ChunkCache(Library):
         Raises:
             NotFound: the collection has no chunks.
         """
-        chunks, folder = self.catalog.chunks(tenant, collection), bases_path(self.settings)
-        salt = self._salt(tenant)
         return fit_corpus_basis(
-            self.runtime, chunks, salt, folder, most_chunks=most_chunks, layers=layers
-        )
+            self.runtime, self.catalog.chunks(tenant, collection), self._salt(tenant),
+            bases_path(self.settings), most_chunks=most_chunks, layers=layers,
+            on_progress=on_progress,
+        )  # fmt: skip
 
     def _salt(self, tenant: str) -> bytes:
         return tenant_salt(self._salting_secret, tenant)

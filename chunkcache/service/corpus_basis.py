@@ -9,16 +9,17 @@ from chunkcache.store.codec.basis import fit_basis, write_basis
 from chunkcache.store.codec.joint import fit_joint_basis, write_joint_basis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from chunkcache.chunk import Chunk
+    from chunkcache.chunk import Chunk, ChunkKV
     from chunkcache.service.runtime import Runtime
 
 
 def fit_corpus_basis(
     runtime: Runtime, chunks: Iterable[Chunk], salt: bytes, folder: Path, *,
     most_chunks: int, layers: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:  # fmt: skip
     """Fit a basis to chunks taken at even distances, keep it, and return the digest that names it.
 
@@ -26,6 +27,7 @@ def fit_corpus_basis(
 
     Args:
         layers: how many go together: 1 for the codec `basis`, more for `joint`.
+        on_progress: told after each chunk how many have been computed, and of how many.
 
     Raises:
         NotFound: there are no chunks.
@@ -35,7 +37,16 @@ def fit_corpus_basis(
     if not keys:
         raise NotFound("There are no chunks to fit a basis to. Hint: ingest documents first.")
     step = -(-len(keys) // most_chunks)
-    records = runtime.compute(keys[::step], salt)
+    chosen = keys[::step]
+    records = _told_of(runtime.compute(chosen, salt), len(chosen), on_progress)
     if layers == 1:
         return write_basis(fit_basis(records), folder)
     return write_joint_basis(fit_joint_basis(records, layers), folder)
+
+
+def _told_of(
+    records: Iterator[ChunkKV], total: int, on_progress: Callable[[int, int], None]
+) -> Iterator[ChunkKV]:
+    for done, record in enumerate(records, start=1):
+        on_progress(done, total)
+        yield record

@@ -16,6 +16,8 @@ from chunkcache.retrieval.open_catalog import CATALOG_FILE, open_catalog
 from chunkcache.store import CheckReport, bases_path, check_store, store_path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from chunkcache.config import Settings
     from chunkcache.engine.gate import Verdict
 
@@ -118,7 +120,10 @@ def check_catalog(settings: Settings) -> CatalogCheck | None:
     return CatalogCheck(passages, documents, [error.message for error in damage])
 
 
-def check_records(settings: Settings, *, fix: bool, drop_stale: bool) -> CheckReport:
+def check_records(
+    settings: Settings, *, fix: bool, drop_stale: bool,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> CheckReport:  # fmt: skip
     """Verify the disk tier. Only to drop records of other models it must know the configured one.
 
     Raises:
@@ -137,4 +142,5 @@ def check_records(settings: Settings, *, fix: bool, drop_stale: bool) -> CheckRe
         codecs=settings.store.codecs,
         fix=fix,
         drop_stale=drop_stale,
+        on_progress=on_progress,
     )

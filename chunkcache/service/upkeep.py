@@ -25,7 +25,7 @@ from chunkcache.store.record import under_digest
 from chunkcache.store.upkeep import Stored, opened, take_inventory, why_useless
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import lmdb
 
@@ -140,10 +140,14 @@ def _live(settings: Settings, keys: Keys) -> set[bytes]:
 # ---------------------------------------------------------------- moving
 
 
-def export_records(settings: Settings, stream: BinaryIO, *, tenant: str) -> ExportReport:
+def export_records(
+    settings: Settings, stream: BinaryIO, *, tenant: str,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ExportReport:  # fmt: skip
     """Write every record that the tenant's requests would find here into an archive.
 
-    Services may go on meanwhile.
+    Services may go on meanwhile. `on_progress` is told how many records of the store were looked
+    at, and of how many.
 
     Raises:
         StoreError: the store cannot be read.
@@ -154,7 +158,8 @@ def export_records(settings: Settings, stream: BinaryIO, *, tenant: str) -> Expo
     inventory = take_inventory(path, capacity_bytes)
     writer = ArchiveWriter(stream, keys.preamble)
     with opened(path, capacity_bytes) as env:
-        for one in inventory.stored:
+        for done, one in enumerate(inventory.stored):
+            on_progress(done, len(inventory.stored))
             useless = why_useless(
                 one.entry, fingerprint=keys.fingerprint, codecs=settings.store.codecs
             )
@@ -168,6 +173,7 @@ def export_records(settings: Settings, stream: BinaryIO, *, tenant: str) -> Expo
                 continue
             if found is not None:
                 writer.add(found[0], one.entry.terms, found[1])
+    on_progress(len(inventory.stored), len(inventory.stored))
     writer.end()
     report.exported = writer.records
     return report
@@ -186,14 +192,18 @@ def _parts(
     return env.encoded_header(txn, one.digest), slabs
 
 
-def import_records(settings: Settings, stream: BinaryIO, *, tenant: str) -> ImportReport:
+def import_records(
+    settings: Settings, stream: BinaryIO, *, tenant: str,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> ImportReport:  # fmt: skip
     """Take an archive's records in as the tenant's own, under keys of this installation.
 
     A chunk has one record: a rounded one is not taken in where an exact one is, and leaves, with
     its terms handed over, where an exact one comes.
 
     Each is verified and published in a transaction of its own: an import that is interrupted leaves
-    whole records, and one that is run again changes nothing. It evicts nothing.
+    whole records, and one that is run again changes nothing. It evicts nothing. `on_progress` is
+    told how many have been read.
 
     Raises:
         InvalidRequest: it was made with another model or prompt, or there is no disk tier.
@@ -211,8 +221,9 @@ def import_records(settings: Settings, stream: BinaryIO, *, tenant: str) -> Impo
     path = store_path(settings)
     with closing(RecordEnv(path, map_bytes_for(capacity_bytes))) as env:
         try:
-            for archived in reader.records(capacity_bytes):
+            for done, archived in enumerate(reader.records(capacity_bytes), start=1):
                 _take_in(env, archived, keys, settings, tenant, report)
+                on_progress(done)
                 if report.stopped_reason:
                     break
         finally:

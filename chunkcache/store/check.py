@@ -12,7 +12,7 @@ from chunkcache.store.layout import MetaEntry, map_bytes_for
 from chunkcache.store.lmdb_env import DATA_FILE, RecordEnv
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     import lmdb
@@ -48,6 +48,7 @@ def check_store(
     codecs: Collection[str] | None = None,
     fix: bool = False,
     drop_stale: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckReport:
     """Verify every record of a store, from `meta` to the slabs and from the slabs to `meta`.
 
@@ -62,6 +63,7 @@ def check_store(
         codecs: those in use; records of other lossy ones are stale.
         fix: remove what is wrong; a damaged file is set aside.
         drop_stale: remove what is stale.
+        on_progress: told after each record how many have been verified, and of how many.
 
     Raises:
         InvalidRequest: `drop_stale` without saying what is current.
@@ -81,7 +83,7 @@ def check_store(
         check = _Check(env, fingerprint, codecs)
         if env.set_aside is not None:
             check.report.problems.append(f"{DATA_FILE} was damaged, it is now {env.set_aside}")
-        check.run()
+        check.run(on_progress)
         if fix:
             check.remove(check.wrong)
         if drop_stale:
@@ -104,13 +106,14 @@ class _Check:
         self.stale: dict[bytes, bytes | None] = {}
         self._fingerprints: set[bytes] = set()
 
-    def run(self) -> None:
+    def run(self, on_progress: Callable[[int, int], None]) -> None:
         with self._env.reading() as txn:
             listed = {digest for digest, _ in self._env.entries(txn)}
             orphans = sorted(self._env.slab_digests(txn) - listed)
             self.report.size_bytes = self._env.used_bytes(txn)
-        for digest in sorted(listed):
+        for done, digest in enumerate(sorted(listed), start=1):
             self._check_record(digest)
+            on_progress(done, len(listed))
         for digest in orphans:
             self.report.orphans += 1
             self._note(digest, None, "slabs without an entry")

@@ -45,7 +45,9 @@ def test_eval_prints_a_table_and_a_line_and_can_be_resumed(
         "--policy", "none", "--policy", "gradual@0.5", "--policy", "cfo:0.3",
         "--policy", "focused@0.5", "--picture", str(picture),
     ]  # fmt: skip
-    shown = run(*command).stdout
+    result = run(*command)
+    shown, told = result.stdout, result.stderr.splitlines()
+    assert told[0] == "eval: 2 questions" and told[-1].startswith("eval: 2 of 2 questions, in ")
     for name in ("none", "gradual@0.5", "cfo:0.3", "focused@0.5"):
         assert name in shown
     line = json.loads(shown.splitlines()[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ def hitrate(tmp_path: Path) -> Callable[..., Any]:
 
 def test_a_trace_becomes_tables_advice_and_a_line(hitrate: Callable[..., Any]) -> None:
     result = hitrate(TRAFFIC, "--memory", "10%", "--memory", "50%", "--disk", "100%")
-    shown = result.stdout.splitlines()
-    *table, last = shown
+    *table, last = result.stdout.splitlines()
+    assert re.search(r"(?m)^advice: 40 requests$", result.stderr) and "of 40 requests, in" in (
+        result.stderr
+    )
     line = json.loads(last)
     assert line["facts"]["requests"] == 40 and len(line["curve"]) == 4
     rows = [row.split() for row in table if row.startswith(("windowed", "lru"))]
