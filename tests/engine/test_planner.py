@@ -222,6 +222,21 @@ def test_a_first_chunk_that_is_not_where_it_was_born_is_approximate(
     assert strict.spans[index].computed == len(A)
 
 
+def test_a_part_of_a_passage_is_where_it_was_born_nowhere() -> None:
+    """Row 0 of its record stands at the head's end; its part does not, though nothing precedes."""
+    passage = (11, 12, 13, 14, 15, 16)
+    part = Span(SpanKind.CHUNK, 3, passage[2:], passage_ids=passage, first_row=2)
+    head, question = Span(SpanKind.HEAD, 0, HEAD), Span(SpanKind.QUESTION, 7, (90, 91))
+    prompt = Prompt((head, part, question), head_is_canonical=True)
+    plan = make_plan(prompt, 4, {1: resident_of(passage)}, exact_only=False, budget=0.5)
+    assert plan.spans[1] == SpanPlan(part, prefix=1, placed=3, approximate=True)
+    assert plan.exact_until == 4 and plan.first_reused == 4
+    (reused,) = plan.task.chunks
+    assert (reused.start, reused.num_tokens, reused.first_row) == (4, 3, 3)
+    exact = make_plan(prompt, 4, {1: resident_of(passage)}, exact_only=True, budget=0.5)
+    assert exact.missing == (4, 5, 6, 7, 8) and not exact.task.chunks
+
+
 def test_a_chunk_that_comes_twice_is_exact_once() -> None:
     record = resident_of(A)
     plan = make_plan(prompt_of([A, A]), 0, {1: record, 2: record}, exact_only=False, budget=0.5)

@@ -207,6 +207,26 @@ def test_what_came_after_an_evicted_block_is_not_found_after_another_prefix() ->
     pool.check()
 
 
+def test_what_came_after_a_child_whose_parent_is_known_anew_is_found_again() -> None:
+    pool = PagePool(5, SIZE)
+    cache = PrefixCache(pool)
+    first, second = pool.allocate(1), pool.allocate(2)
+    assert first == [0] and second == [1, 2]
+    cache.insert(b"s", [1, 2], first)
+    cache.insert(b"s", [1, 2, 3, 4], second)
+    longer = [1, 2, 3, 4, 5, 6]
+    shared, own = cache.match(b"s", longer), pool.allocate(1)
+    assert shared == [0, 2] and own == [3]
+    cache.insert(b"s", longer, [*shared, *own])
+    pool.release([0, 0])
+    pool.release([2, 3])  # page 2 is held by the second request still, page 3 is only kept
+    assert sorted(pool.allocate(2) or ()) == [0, 4]
+    assert cache.match(b"s", longer) == []
+    cache.insert(b"s", [1, 2, 3, 4], second)
+    assert cache.match(b"s", longer) == [1, 2, 3]
+    pool.check()
+
+
 def test_fewer_blocks_than_tokens_register_what_there_is() -> None:
     pool = PagePool(4, SIZE)
     cache = PrefixCache(pool)

@@ -153,6 +153,27 @@ def test_a_chunk_that_was_replaced_altogether_is_looked_at_no_more() -> None:
     assert [s.arena for s in kv.segments(LAYERS)] == [CHUNKS, OWN]
 
 
+def shown(kv: SequenceKV) -> dict[int, int]:
+    """Slots by position, of the own rows that are seen in the last layer."""
+    segment = kv.segments(LAYERS)[-1]
+    slots = [page * PAGE + place for page in segment.pages.tolist() for place in range(PAGE)]
+    placed = zip(segment.key_positions.tolist(), slots, strict=True)
+    return {position: slot for position, slot in placed if position != HIDDEN}
+
+
+def test_forks_see_the_rows_so_far_and_each_its_own_behind_them() -> None:
+    kv = SequenceKV(PAGE, LAYERS, 20, prefix=(), own=[1, 2, 3], chunks=())
+    kv.take(np.arange(6), LAYERS)
+    so_far = shown(kv)  # what was looked at once is kept, by each for itself
+    assert so_far == {position: 4 + position for position in range(6)}
+    other = kv.fork([8, 9])
+    assert other.edges() == set(), "no row of it ends below the last layer"
+    assert kv.take(np.array([6]), LAYERS).tolist() == [10]
+    assert other.take(np.array([6, 7]), LAYERS).tolist() == [32, 33]
+    assert shown(kv) == {**so_far, 6: 10}
+    assert shown(other) == {**so_far, 6: 32, 7: 33}
+
+
 def test_one_sequence_hides_nothing_from_another() -> None:
     """The chunk's pages are everyone's; who replaces a row does so for itself."""
     chunk = resident(0, 6)

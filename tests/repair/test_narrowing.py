@@ -123,8 +123,28 @@ def test_chunks_below_the_gap_are_let_go_and_a_step_takes_the_best_first() -> No
     kept = policy.narrow(task, Step(8, 9), rows, scores)
     assert kept.tolist() == [10, 11, 12, 20, 21, 22]
     assert policy.narrow(task, Step(12, 5), rows, scores).tolist() == [10, 11, 12, 20, 21]
+    scores[10:16], scores[20:26] = 4.0, 5.0
+    assert policy.narrow(task, Step(12, 5), rows, scores).tolist() == [10, 11, 20, 21, 22]
     level = np.ones(30)
     assert policy.narrow(task, Step(8, 9), rows, level).tolist() == rows.tolist()
+
+
+def test_focused_steps_are_paid_to_the_last_row_and_a_whole_budget_lets_nobody_go() -> None:
+    chunk = ReusedChunk(0, 100, stats(100), (NEIGHBOUR,), (10,))
+    policy = FocusedChunks(1.0)
+    task = RepairTask((chunk,), 0.3, num_layers=24)
+    (begin, end), paid = (40, 20), 30 * 24
+    assert policy.steps(task) == (Step(8, begin), Step(10, begin), Step(12, end))
+    assert 12 * begin + 12 * end <= paid < 12 * begin + 12 * (end + 1)
+    assert policy.steps(replace(task, budget=1.0)) == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [([1.0, 2.0], [1]), ([1.0, 1.99], [1, 0]), ([0.0, 0.0], [0, 1]), ([0.0, 0.1], [1]), ([], [])],
+)
+def test_a_gap_is_twice_the_next_value_at_least(values: list[float], kept: list[int]) -> None:
+    assert above_gap(values, 2.0) == kept
 
 
 @given(values=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 8.0]), max_size=6))

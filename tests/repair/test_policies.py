@@ -297,6 +297,13 @@ def test_a_residual_target_is_met(task: RepairTask, seed: int, target: float) ->
         assert residual(aimed, weighed, np.sort(spared)) > target - 1e-9
 
 
+def test_what_is_left_is_of_scores_that_are_some_mass() -> None:
+    task = two_chunks(0.5)
+    scores = np.array([0, 0, 3.0, 1.0, -2.0, np.nan, 0, 0, np.inf, 0, 9.0], np.float32)
+    assert residual(task, scores, np.array([2])) == pytest.approx(0.25)
+    assert residual(task, np.zeros(11), np.array([2])) == 0.0
+
+
 def test_where_repair_would_cost_as_much_as_everything_everything_is_repaired() -> None:
     chunk = ReusedChunk(0, 10, stats(10), (), ())
     scores = np.ones(10)
