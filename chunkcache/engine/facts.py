@@ -285,7 +285,6 @@ class _Kinds:
     def __init__(self, shape: Heads) -> None:
         self._shape = shape
         self._keys: list[tuple[Any, ...]] = []
-        self._scales: list[float] = []
         self._device = torch.device("cpu")
 
     def of(

@@ -64,6 +64,8 @@ class RepeatedTexts:
         return found
 
     def _remember(self, begin: int, text: Ids) -> None:
+        if len(text) > _SEEN_TOKENS:
+            return  # it would push out all others, and itself
         self._index.add([self._next], [text])
         self._seen[self._next] = (begin, text)
         self._next += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -165,11 +166,12 @@ def delete_store(vector_store_id: str) -> Flow[bool]:
     """Forget a vector store, and the uploads that are in no other."""
     try:
         held = yield from held_in(vector_store_id)
-        for item in held:
-            yield from let_go(item, vector_store_id)
-        yield Call("DELETE", f"/v1/vector_stores/{segment('vector_store_id', vector_store_id)}")
     except NotFound:
         return False
+    for item in held:
+        yield from let_go(item, vector_store_id)
+    with suppress(NotFound):  # somebody else was first, or the answer to a first try was lost
+        yield Call("DELETE", f"/v1/vector_stores/{segment('vector_store_id', vector_store_id)}")
     return True
 
 

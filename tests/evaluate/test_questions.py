@@ -88,6 +88,7 @@ def test_arms() -> None:
     target = arms[-1].options
     assert target.exactness is not None and target.exactness.drift == 0.02
     assert target.policy is None and target.budget is None
-    for wrong in ("nonsense", "question@2", "question@x", "drift@0", "drift@", "drift@nan"):
+    wrongs = ("nonsense", "question@2", "question@x", "drift@0", "drift@", "drift@nan")
+    for wrong in (*wrongs, "none@0.5", "all@0.1", "all@", "drift:0.3@0.02"):
         with pytest.raises(InvalidRequest):
             parse_arms([wrong], [0.1])

@@ -73,3 +73,13 @@ def test_old_messages_are_forgotten(seen: RepeatedTexts, monkeypatch: pytest.Mon
         seen.take(ids(words(100 + number, 100)), [])
     assert seen.take(ids(words(3, 20), text), []) == []
     assert seen.size_bytes < 16_000
+
+
+def test_a_text_too_long_to_be_remembered_pushes_no_other_out(
+    seen: RepeatedTexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chunkcache.retrieval.repeated_texts._SEEN_TOKENS", 1000)
+    text = words(1, 90)
+    seen.take(ids(words(2, 10), text), [])
+    seen.take(ids(words(3, 1001)), [])
+    assert seen.take(ids(words(4, 20), text), []) == [(20, 110)]

@@ -99,6 +99,17 @@ BROKEN = [
 ]
 
 
+def test_a_store_whose_deletion_was_not_heard_of_is_deleted_all_the_same(
+    mock: Callable[..., Any],
+) -> None:
+    listing = httpx.Response(200, json={"data": [], "has_more": False})
+    gone = refusal(404, "not_found")
+    script = Script(listing, httpx.ReadError("reset"), gone)
+    assert mock(script, max_retry_wait_s=0.0)("delete_vector_store", "vs-1") is True
+    assert [request.method for request in script.requests] == ["GET", "DELETE", "DELETE"]
+    assert mock(Script(gone))("delete_vector_store", "vs-1") is False
+
+
 @pytest.mark.parametrize("fault", BROKEN, ids=str)
 def test_a_broken_connection_is_tried_again_only_where_twice_is_as_good_as_once(
     mock: Callable[..., Any], fault: Any

@@ -54,14 +54,14 @@ def parse_arms(texts: Sequence[str], budgets: Sequence[float]) -> list[Arm]:
     `drift@0.02` stands for a drift target of 0.02 nats, `cfo:0.3` for α = 0.3.
 
     Raises:
-        InvalidRequest: an unknown policy, a budget outside 0..1, a target that is not above 0, or
-            an α outside of that or of a policy that has none.
+        InvalidRequest: an unknown policy, a budget outside 0..1 or of a policy that takes none, a
+            target that is not above 0, or an α outside of that or of a policy that has none.
     """
     arms: list[Arm] = []
     for text in texts:
         whole, given, value = text.partition("@")
         name, has_alpha, alpha = whole.partition(":")
-        if name == _TARGET:
+        if name == _TARGET and not has_alpha:
             arms.append(Arm(CALIBRATED_POLICY, 1.0, _target(value)))
             continue
         policy = next((known for known in get_args(RepairPolicyName) if known == name), None)
@@ -73,6 +73,8 @@ def parse_arms(texts: Sequence[str], budgets: Sequence[float]) -> list[Arm]:
             arms.append(Arm(policy, ceiling, alpha=_alpha(policy, alpha)))
             continue
         if name in _BUDGETLESS:
+            if given:
+                raise InvalidRequest.of("policies", text, name, "it takes no budget")
             wanted: Sequence[float] = [_BUDGETLESS[name]]
         else:
             wanted = [_budget(value)] if given else budgets
