@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 from chunkcache.errors import ChunkCacheError, Overloaded, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fastapi import FastAPI
     from starlette.requests import Request
@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 UNSUPPORTED = "unsupported_parameter"
 STATED = "stated"
 """Types of our own validation errors, beside pydantic's; a stated one's message says it all."""
+_OBJECTS = ("dict_type", "model_type", "model_attributes_type")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 _SHOWN_CHARS = 80
@@ -70,15 +71,18 @@ def response_of(error: ChunkCacheError) -> JSONResponse:
     return JSONResponse(body_of(error), status_code=error.status, headers=headers)
 
 
-def validation_body(problems: Sequence[Mapping[str, Any]]) -> Json:
+def validation_body(problems: Sequence[Mapping[str, Any]], sent: Any = None) -> Json:
     """The error object for pydantic's findings.
 
     An unknown or unsupported field is reported before a wrong value, because it is the more
-    surprising of the two; the first problem gives `param`, the number of others is said.
+    surprising of the two; the first problem gives `param`, the number of other fields is said.
+
+    Args:
+        sent: what they were found in; of a query or a form the names are right as they are.
     """
     first = min(problems, key=lambda p: p["type"] not in {"extra_forbidden", UNSUPPORTED})
     kind = str(first["type"])
-    param = ".".join(str(part)[:_SHOWN_CHARS] for part in first["loc"][1:]) or None
+    param = _param(first, sent)
     if kind == "extra_forbidden":
         message = f"Unsupported parameter: '{param}' is not supported by this server."
         code = UNSUPPORTED
@@ -92,10 +96,34 @@ def validation_body(problems: Sequence[Mapping[str, Any]]) -> Json:
     else:
         got = shown(first.get("input"), _SHOWN_CHARS)
         limit = str(first["msg"]).removeprefix("Value error, ")
-        message, code = f"{param or 'body'}: got {got}. {limit}.", "invalid_value"
-    if len(problems) > 1:
-        message += f" ({len(problems) - 1} more)"
+        limit = "Input should be an object" if kind in _OBJECTS else limit
+        message = f"{param or 'body'}: got {got}. {limit}."
+        is_type = kind.endswith("_type") or kind == "int_from_float"
+        code = "invalid_type" if is_type else "invalid_value"
+    if others := {_param(problem, sent) for problem in problems} - {param}:
+        message += f" ({len(others)} more)"
     return error_body(400, message, param=param, code=code)
+
+
+def _param(problem: Mapping[str, Any], sent: Any) -> str | None:
+    """The name of the field, as it was sent: pydantic says, too, which kind of a union it tried."""
+    names = list(problem["loc"][1:])
+    if isinstance(sent, dict | list):
+        is_missing = problem["type"] == "missing"
+        missed = names[-1:] if is_missing else []
+        names = [*_path(names[:-1] if is_missing else names, sent), *missed]
+    return ".".join(str(name)[:_SHOWN_CHARS] for name in names) or None
+
+
+def _path(names: Sequence[str | int], sent: Any) -> Iterator[str | int]:
+    for name in names:
+        if isinstance(sent, dict):
+            is_in = name in sent
+        else:
+            is_in = isinstance(sent, list) and isinstance(name, int) and name < len(sent)
+        if is_in:
+            sent = sent[name]
+            yield name
 
 
 async def _on_deliberate(_request: Request, error: Exception) -> JSONResponse:
@@ -110,7 +138,7 @@ async def _on_validation(request: Request, error: Exception) -> JSONResponse:
         message = f"content-type: got {kind!r}, must be application/json."
         body = error_body(400, message, param=None, code="invalid_content_type")
         return JSONResponse(body, status_code=400)
-    return JSONResponse(validation_body(error.errors()), status_code=400)
+    return JSONResponse(validation_body(error.errors(), error.body), status_code=400)
 
 
 async def _on_http(request: Request, error: Exception) -> JSONResponse:

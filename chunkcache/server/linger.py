@@ -28,7 +28,7 @@ class Linger:
     """
 
     def __init__(
-        self, app: ASGIApp, most_bytes: int = 256 << 20, most_s: float = 30.0, silence_s: float = 3
+        self, app: ASGIApp, most_bytes: int = 256 << 20, most_s: float = 30.0, silence_s: float = 10
     ) -> None:
         self._app = app
         self._most_bytes = most_bytes

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from chunkcache.errors import LinkExpired, NotFound
 from chunkcache.retrieval.documents import passage_digest
-from chunkcache.server.shapes.body import Body
+from chunkcache.server.shapes.body import Parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,7 @@ FRAGMENT: Final = "passage"
 _SIGNATURE_CHARS = 32  # of hexadecimal: 128 bits
 
 
-class LinkQuery(Body):
+class LinkQuery(Parameters):
     """The query string of a link."""
 
     tenant: str

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from chunkcache.errors import InvalidRequest
-from chunkcache.server.shapes.body import Body, stated
+from chunkcache.server.shapes.body import Parameters, stated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from chunkcache.protocol import Json
 
 
-class PageQuery(Body):
+class PageQuery(Parameters):
     """The query string of a list.
 
     `after` is the id of the last object already seen, `before` that of the first: what is nearest

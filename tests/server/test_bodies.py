@@ -35,9 +35,9 @@ def error_of(response: httpx.Response) -> Any:
         (b'{"seed": ' + b"9" * 5000 + b"}", "invalid_value"),
         (b'{"temperature": NaN}', "invalid_json"),
         (b'{"seed": 1e400}', "invalid_value"),
-        (b"[]", "invalid_value"),
-        (b"null", "invalid_value"),
-        (b'"text"', "invalid_value"),
+        (b"[]", "invalid_type"),
+        (b"null", "invalid_type"),
+        (b'"text"', "invalid_type"),
         (b"{}", "missing_required_parameter"),
     ],
     ids=[

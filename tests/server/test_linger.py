@@ -33,17 +33,21 @@ def pieces(size_bytes: int) -> Iterator[bytes]:
         yield PIECE
 
 
-@pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
+TOO_LARGE = f"{LIMIT_BYTES} bytes. Hint: send less, or raise server.max_"
+
+
 @pytest.mark.parametrize(
-    ("path", "host", "status", "names"),
+    ("path", "host", "declared", "status", "names"),
     [
-        (EMBEDDINGS, "", 413, f"{LIMIT_BYTES} bytes. Hint: send less, or raise server.max_body_b"),
-        ("/v1/files", "", 413, f"{LIMIT_BYTES} bytes. Hint: send less, or raise server.max_upload"),
-        (EMBEDDINGS, "evil.example", 403, "evil.example"),
+        (EMBEDDINGS, "", True, 413, f"{TOO_LARGE}body_bytes"),
+        (EMBEDDINGS, "", False, 413, f"{TOO_LARGE}body_bytes"),
+        ("/v1/files", "", True, 413, f"{TOO_LARGE}upload_bytes"),
+        (EMBEDDINGS, "evil.example", True, 403, "evil.example"),
+        (EMBEDDINGS, "evil.example", False, 403, "evil.example"),
     ],
 )
 def test_a_client_that_only_sends_reads_the_answer_afterwards(
-    small: Any, declared: bool, path: str, host: str, status: int, names: str
+    small: Any, path: str, host: str, declared: bool, status: int, names: str
 ) -> None:
     # urllib reports a reset while it sends and does not look for an answer.
     data: Any = PIECE * (SENT_BYTES // len(PIECE)) if declared else pieces(SENT_BYTES)

@@ -26,7 +26,7 @@ def post(served: Any, **body: Any) -> httpx.Response:
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0"),
         ({"input": [{"type": "reasoning", "id": "rs_1", "summary": []}]}, "input.0"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "u"}]}]},
-         "input.0.message.content"),
+         "input.0.content"),
         ({"stream_options": {"include_usage": True}}, "stream_options.include_usage"),
     ],
 )  # fmt: skip
@@ -49,7 +49,7 @@ def test_what_is_not_supported_is_refused_by_name(
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "o"}]},
          "no message of a user's"),
         ({"input": [{"type": "file_search_call"}]}, "no message"),
-        ({"input": [{"role": "tool", "content": "x"}]}, "input.0.message.role"),
+        ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role"),
         ({"input": [{"role": "user", "content": "x", "type": 3}]}, "input.0"),
         ({"tool_choice": "required"}, "there are none"),
         ({"tool_choice": {"type": "file_search"}}, "no file_search"),

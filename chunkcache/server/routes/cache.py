@@ -18,7 +18,7 @@ from chunkcache.protocol import GivenDocument
 from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import KeysDep, ServiceDep, TenantDep
 from chunkcache.server.routes.console import warm_up_answer
-from chunkcache.server.shapes.body import Body, JsonBody, stated
+from chunkcache.server.shapes.body import JsonBody, Parameters, stated
 from chunkcache.server.shapes.generation import DEFAULT_COLLECTION
 from chunkcache.version import __version__
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1/chunkcache", route_class=BoundedRoute)
 
 
-class RecordsQuery(Body):
+class RecordsQuery(Parameters):
     """Which part of the list. `after` is the id of the last record already seen."""
 
     limit: int = Field(100, ge=1, le=1000)
@@ -103,7 +103,7 @@ class QuotaWish(JsonBody):
     )
 
 
-class QuotaQuery(Body):
+class QuotaQuery(Parameters):
     """Whose quota."""
 
     tenant: str | None = Field(None, min_length=1, max_length=256, description="null: the caller's")

@@ -18,7 +18,7 @@ from chunkcache.console.warming import WarmWish
 from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ServiceDep, TenantDep
 from chunkcache.server.paging import PageQuery, page
-from chunkcache.server.shapes.body import Body, JsonBody
+from chunkcache.server.shapes.body import JsonBody, Parameters
 from chunkcache.server.shapes.generation import DEFAULT_COLLECTION
 
 if TYPE_CHECKING:
@@ -29,20 +29,20 @@ router = APIRouter(prefix="/v1/chunkcache", route_class=BoundedRoute)
 _DocumentId = Annotated[str, Field(max_length=512)]
 
 
-class FiguresQuery(Body):
+class FiguresQuery(Parameters):
     """Which time to look back over."""
 
     span: Literal["hour", "days"] = "hour"
 
 
-class StatesQuery(Body):
+class StatesQuery(Parameters):
     """Which documents of which vector store."""
 
     vector_store_id: str = DEFAULT_COLLECTION
     document_id: list[_DocumentId] = Field(min_length=1, max_length=100)
 
 
-class ChunksQuery(Body):
+class ChunksQuery(Parameters):
     """Which part of a document of which vector store."""
 
     vector_store_id: str = DEFAULT_COLLECTION

@@ -14,7 +14,7 @@ from chunkcache.server.attachments import release_document
 from chunkcache.server.bodies import BoundedRoute
 from chunkcache.server.deps import ServiceDep, ShelfDep, TenantDep
 from chunkcache.server.paging import FilePageQuery, page
-from chunkcache.server.shapes.body import Body
+from chunkcache.server.shapes.body import Parameters
 
 if TYPE_CHECKING:
     from chunkcache.protocol import Json
@@ -26,7 +26,7 @@ _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 
 
-class FileUpload(Body):
+class FileUpload(Parameters):
     """The multipart form of an upload."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)

@@ -1,4 +1,4 @@
-"""What all request bodies share: unknown fields are errors, text is valid Unicode."""
+"""What all request bodies share: no unknown fields, no other types, text in valid Unicode."""
 
 from __future__ import annotations
 
@@ -14,45 +14,62 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
+_NO_SCHEMAS = ("metadata", "serialization")  # parts of a schema that are none themselves
 
-def _no_whole_number(value: Any) -> Any:
-    if isinstance(value, bool):
+
+def _whole_number(value: Any) -> Any:
+    if isinstance(value, bool | str):
         raise PydanticKnownError("int_type")
-    return value
+    return value  # 2.0 is an integer for JSON Schema, and the same number as 2 for JSON
 
 
 def _no_number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticKnownError("float_type")
-    return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise PydanticKnownError("bool_type")
+    return value  # Python finds 0 among values that are `false`
 
 
-_OF_NUMBERS = {"int": _no_whole_number, "float": _no_number}
+_BEFORE = {"int": _whole_number, "literal": _no_number}
 
 
-def _tighten(part: Any) -> None:
+def _give_up_early(part: Any) -> None:
     if isinstance(part, list):
         for inner in part:
-            _tighten(inner)
+            _give_up_early(inner)
     if not isinstance(part, dict):
         return
-    kind = part.get("type")  # or the field of that name
-    if isinstance(kind, str) and kind in _OF_NUMBERS:
-        number = part.copy()
-        part.clear()
-        part.update(core_schema.no_info_before_validator_function(_OF_NUMBERS[kind], number))
-        return
-    if kind in ("list", "tuple", "set"):
+    if part.get("type") in ("list", "tuple", "set"):
         part["fail_fast"] = True
-    if kind == "function-before" and part["function"]["function"] in _OF_NUMBERS.values():
+    for name, inner in part.items():
+        if name not in _NO_SCHEMAS:
+            _give_up_early(inner)
+
+
+def _take_no_other_type(part: Any) -> None:
+    if isinstance(part, list):
+        for inner in part:
+            _take_no_other_type(inner)
+    if not isinstance(part, dict):
+        return
+    kind = part.get("type")
+    if not isinstance(kind, str):
+        kind = None  # fields by name, one of them `type`
+    if kind in ("bool", "float"):
+        part["strict"] = True
+    elif kind == "int" or (kind == "literal" and not {True, False}.isdisjoint(part["expected"])):
+        inner = part.copy()
+        part.clear()
+        part.update(core_schema.no_info_before_validator_function(_BEFORE[kind], inner))
+        return
+    elif kind == "function-before" and part["function"]["function"] in _BEFORE.values():
         return
     for name, inner in part.items():
-        if name not in ("metadata", "serialization"):
-            _tighten(inner)
+        if name not in _NO_SCHEMAS and name != "keys_schema":  # keys of JSON are text
+            _take_no_other_type(inner)
 
 
-class Body(BaseModel):
-    """Base of all that a request says: unknown fields are errors, no number is true or false."""
+class Parameters(BaseModel):
+    """Base of queries and forms, whose values are all text: unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -60,11 +77,25 @@ class Body(BaseModel):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """The schema, in which every list gives up at its first error instead of wording them all.
 
-        Pydantic's `FailFast` does so for one list and has to be remembered at each. For pydantic
-        `true` is the number 1, which nobody means by it.
+        Pydantic's `FailFast` does so for one list and has to be remembered at each.
         """
         schema = handler(source)
-        _tighten(schema)
+        _give_up_early(schema)
+        return schema
+
+
+class Body(Parameters):
+    """Base of all that JSON says: unknown fields are errors, and so are values of another type.
+
+    For pydantic the text `"2"` and `true` are numbers, and `"yes"` and 1 are true. OpenAI's API
+    refuses them, and whoever sends them meant something else or has a fault of his own.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The schema, in which a number takes a number, and a boolean a boolean."""
+        schema = super().__get_pydantic_core_schema__(source, handler)
+        _take_no_other_type(schema)
         return schema
 
 

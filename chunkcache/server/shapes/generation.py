@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from chunkcache.keep import Keep
 from chunkcache.protocol import (
     MAX_BIASES,
     MAX_CHOICES,
     AnswerRequest,
     ChunkCacheOptions,
+    Exactness,
     GivenDocument,
     Message,
     Sampling,
@@ -33,6 +35,11 @@ _STOP_SCHEMA = {
 }
 
 
+def _is_among(value: Any, values: tuple[object, ...]) -> bool:
+    """Python's `in`, but for it 1 is `true`."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -52,9 +59,19 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] = False
 
 
-class HttpOptions(ChunkCacheOptions):
+class HttpKeep(Body, Keep):
+    """On what terms KV is kept, as JSON."""
+
+
+class HttpExactness(Body, Exactness):
+    """How exact an answer must be at least, as JSON."""
+
+
+class HttpOptions(Body, ChunkCacheOptions):
     """The `chunkcache` object of a request: wishes about exactness, and how citations are shown."""
 
+    exactness: HttpExactness | None = Field(None, description="a drift target, not a budget")
+    keep: HttpKeep | None = Field(None, description="on what terms KV made for it is kept")
     citations: Literal["annotations", "text"] | None = Field(
         None,
         description="text: sources are also listed after the answer, for clients that drop "
@@ -93,7 +110,7 @@ class AnyRequest(JsonBody):
         return {
             name: value
             for name, value in data.items()
-            if name not in cls.NEUTRAL or not (value is None or value in cls.NEUTRAL[name])
+            if name not in cls.NEUTRAL or not (value is None or _is_among(value, cls.NEUTRAL[name]))
         }
 
     @model_validator(mode="after")
