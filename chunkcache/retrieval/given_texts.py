@@ -18,20 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NumberedText:
-    """A given text with its place among those given; `again`: its id came before."""
+    """A given text with its place among those given, and that of another one that has its id."""
 
     index: int
     given: GivenDocument
-    again: bool
+    other: int | None
 
 
 def numbered(documents: Sequence[GivenDocument]) -> Iterator[NumberedText]:
-    """Each of the texts with its place."""
-    seen: set[str] = set()
+    """Each of the texts with its place. The same text again is no other one."""
+    first: dict[str, int] = {}
     for index, given in enumerate(documents):
-        yield NumberedText(index, given, given.id in seen)
-        if given.id:
-            seen.add(given.id)
+        place = first.setdefault(given.id, index) if given.id else index
+        yield NumberedText(index, given, None if documents[place] == given else place)
 
 
 def extracted(given: GivenDocument) -> Extracted:

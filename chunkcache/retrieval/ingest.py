@@ -163,6 +163,8 @@ class Ingestor:
     ) -> IngestReport:
         """Take texts as documents. A text without an id is known by its content.
 
+        Of different texts with one id the first is taken; the others are listed as problems.
+
         Raises:
             NotFound: the tenant has no such collection.
             StoreError: the catalog cannot be written.
@@ -220,12 +222,17 @@ class Ingestor:
         given = numbered.given
         name = printable(given.id) or str(numbered.index)
         try:
+            if numbered.other is not None:
+                raise InvalidRequest(
+                    f"text {numbered.index} has the id of text {numbered.other} and is another. "
+                    "Hint: an id for each; one call after the other replaces"
+                )
             content = [given.title, given.url, valid_unicode("text", given.text)]
             data = json.dumps(content).encode()
             sha256 = hashlib.sha256(data).hexdigest()
             document_id = document_id_of("text", given.id or sha256)
             source = Source(tenant, collection, document_id, "", len(data), sha256)
-            return self._prepare(source, partial(extracted, given), name=name, again=numbered.again)
+            return self._prepare(source, partial(extracted, given), name=name)
         except InvalidRequest as error:
             return Prepared(name, problem=error)
 
@@ -235,12 +242,11 @@ class Ingestor:
         extract: Callable[[], Extracted],
         *,
         name: str = "",
-        again: bool = False,
     ) -> Prepared:
-        """Everything before embedding. `again`: what the catalog has is about to be replaced."""
+        """Everything before embedding."""
         called = printable(source.name)
         before = self._catalog.document_info(*source.where, source.document_id)
-        if before is not None and self._is_current(source, before) and not again:
+        if before is not None and self._is_current(source, before):
             return Prepared(name, source, before=before)
         found = extract()
         document = Document(

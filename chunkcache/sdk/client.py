@@ -159,7 +159,7 @@ class Client:
         attributes, is not sent. An error leaves the texts before it kept.
 
         Raises:
-            InvalidRequest: the server cannot keep a text or an attribute; the message names it.
+            InvalidRequest: a text or an attribute that cannot be kept, or two texts with one id.
             NotFound: there is no such vector store.
         """
         return self._driver.run(text_flows.put(texts, vector_store_id))

@@ -72,8 +72,18 @@ class Hit(Passage):
 
 
 def put(texts: Iterable[Text], vector_store_id: str) -> Flow[list[str]]:
-    """Keep texts, in place of those with the same id; what is there already is not sent."""
-    wanted = {text.id: _checked(text) for text in texts}
+    """Keep texts, in place of those with the same id; what is there already is not sent.
+
+    Raises:
+        InvalidRequest: one cannot be kept, or two have one id and differ. Nothing is sent then.
+    """
+    wanted: dict[str, Text] = {}
+    for text in texts:
+        known = wanted.setdefault(_checked(text).id, text)
+        if known != text or _told_apart(known.attributes) != _told_apart(text.attributes):
+            raise InvalidRequest.of(
+                "id", text.id, "of one text in a call", "put one after the other to replace it"
+            )
     held = (yield from _by_id(vector_store_id)) if wanted else {}
     for text in wanted.values():
         yield from _put_one(text, held.get(text.id), vector_store_id)

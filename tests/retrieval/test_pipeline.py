@@ -258,16 +258,27 @@ def test_when_the_catalog_fails_what_was_acknowledged_stays(
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_of_texts_with_one_id_the_last_stays(
+def test_of_different_texts_with_one_id_the_first_is_taken_and_the_others_are_named(
     ingestor: Ingestor, catalog: Catalog, texts: Any, known: bool
 ) -> None:
     first, second = (GivenDocument(id="a", text=f"A {word} dog.") for word in ("lazy", "quick"))
     if known:
-        ingestor.ingest_texts([first])
-    report = ingestor.ingest_texts([second, GivenDocument(id="b", text="A fox."), first, first])
-    assert texts(catalog) in (["A lazy dog.", "A fox."], ["A fox.", "A lazy dog."])
-    counts = (report.added, report.updated, report.unchanged)
-    assert counts == ((1, 2, 1) if known else (2, 1, 1))
+        ingestor.ingest_texts([second])
+    fox = GivenDocument(id="b", text="A fox.")
+    report = ingestor.ingest_texts([first, fox, second, first, first])
+    assert sorted(texts(catalog)) == ["A fox.", "A lazy dog."]
+    counts = (report.added, report.updated, report.unchanged, report.skipped)
+    assert counts == ((1, 1, 2, 1) if known else (2, 0, 2, 1))
+    (problem,) = report.problems
+    assert problem.startswith("a: text 2 has the id of text 0 and is another.")
+    assert ingestor.ingest_texts([second]).updated == 1  # one call after the other
+    assert sorted(texts(catalog)) == ["A fox.", "A quick dog."]
+
+
+def test_texts_without_ids_are_as_many_as_they_are(ingestor: Ingestor, catalog: Catalog) -> None:
+    given = [GivenDocument(text=text) for text in ("A dog.", "A fox.", "A dog.")]
+    report = ingestor.ingest_texts(given)
+    assert (report.added, report.unchanged, report.problems) == (2, 1, [])
 
 
 def test_documents_added_meanwhile_by_another_are_not_counted_twice(

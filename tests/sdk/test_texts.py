@@ -46,8 +46,21 @@ def test_a_known_id_is_replaced_and_the_same_is_not_sent(served: Any, caller: An
     caller("put_texts", [Text("2", "an owl")])
     assert [one.text for one in caller("read_texts", ["2"])] == ["an owl"]
     assert len(uploads(served)) == 2 and caller("search", "dog") == []
-    caller("put_texts", [Text("2", "first"), Text("2", "last")])
-    assert [one.text for one in caller("read_texts", ["2"])] == ["last"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Text("2", "last"), Text("2", "first", "Title"), Text("2", "first", attributes={"page": True})],
+)
+def test_two_texts_with_one_id_are_refused_before_anything_is_sent(
+    served: Any, caller: Any, other: Text
+) -> None:
+    first = Text("2", "first", attributes={"page": 1})
+    with pytest.raises(InvalidRequest, match="'2'") as caught:
+        caller("put_texts", [CAT, first, other])
+    assert caught.value.param == "id" and uploads(served) == []
+    assert caller("put_texts", [first, CAT, first]) == ["2", CAT.id]  # the same is no other one
+    assert len(uploads(served)) == 2
 
 
 def test_searches_can_be_filtered(served: Any, caller: Any) -> None:

@@ -135,6 +135,8 @@ def test_search_shows_attributes(served: Any) -> None:
         ("/default/file_batches", {"file_ids": []}, "file_ids"),
         ("/default/file_batches", {"file_ids": ["f"], "files": [{"file_id": "f"}]}, None),
         ("/default/file_batches", {"files": [{"file_id": "f"}], "attributes": {"a": 1}}, None),
+        ("/default/file_batches",
+         {"files": [{"file_id": "f"}, {"file_id": "f", "attributes": {"a": 1}}]}, None),
         ("/default/files/f", {}, "attributes"),
         ("", {"name": "x" * 257}, "name"),
         ("/default/files", {}, "file_id"),

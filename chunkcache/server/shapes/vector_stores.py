@@ -92,11 +92,15 @@ class CreateFileBatch(JsonBody):
             raise stated("file_ids: give either file_ids or files")
         if self.files is not None and (self.attributes or self.chunking_strategy):
             raise stated("files: each file has its own attributes and chunking_strategy")
+        first: dict[str, AttachFile] = {}
+        for index, one in enumerate(self.files or ()):
+            if first.setdefault(one.file_id, one) != one:
+                raise stated(f"files.{index}.file_id: got {one.file_id!r} again, with other fields")
         return self
 
     @property
     def wanted(self) -> list[AttachFile]:
-        """Every file once, the last mention of it."""
+        """Every file once."""
         if self.files is not None:
             return list({one.file_id: one for one in self.files}.values())
         return [

@@ -115,16 +115,18 @@ class ChunkCacheDocumentStore:
         if not isinstance(documents, list) or not all(isinstance(d, Document) for d in documents):
             raise ValueError("documents: must be a list of haystack.Document")
         known = set(self._stored())
-        texts = []
+        texts = {}  # of documents with one id the last, if it may overwrite the others
+        written = 0
         for document in documents:
             if document.id in known and policy != DuplicatePolicy.OVERWRITE:
                 if policy == DuplicatePolicy.SKIP:
                     continue
                 raise DuplicateDocumentError(f"ID '{document.id}' already exists.")
             known.add(document.id)
-            texts.append(_text_of(document))
-        self.client.put_texts(texts, vector_store_id=self.vector_store_id)
-        return len(texts)
+            texts[document.id] = _text_of(document)
+            written += 1
+        self.client.put_texts(texts.values(), vector_store_id=self.vector_store_id)
+        return written
 
     def delete_documents(self, document_ids: list[str]) -> None:
         """Take documents out; ids that are not there are passed over."""
