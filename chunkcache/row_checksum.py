@@ -1,7 +1,7 @@
 """Checksums of rows that are given out: SQLite has none for its pages.
 
 A flipped bit in a text would change answers in silence. Rows of the catalog that an earlier version
-wrote have none, and are believed, until they are written again.
+wrote have none, and are believed, until they are written again or `check --fix` fills theirs in.
 """
 
 from __future__ import annotations

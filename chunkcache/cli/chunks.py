@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from chunkcache.service.warm import WarmProgress
 
 _SHOWN_PROBLEMS = 20
+_HOW_TO_FILL = "chunkcache check --fix gives them one, of what they hold now"
 
 
 def warm(
@@ -126,7 +127,9 @@ def fit_basis(
 
 def check(
     context: typer.Context,
-    fix: Annotated[bool, typer.Option("--fix", help="Remove what is wrong.")] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Remove wrong records, fill in missing checksums.")
+    ] = False,
     drop_stale: Annotated[
         bool, typer.Option("--drop-stale", help="Remove records of other models and codecs.")
     ] = False,
@@ -134,7 +137,8 @@ def check(
     """Verify every stored record, both ways, and every passage and text of the catalog.
 
     Records: entries have their bytes, bytes have their entry. What is damaged in the catalog is
-    named and never removed.
+    named and never removed. What an earlier version wrote there has no checksum until it is written
+    again or filled in: of what it holds then, so that damage from before is not found.
     """
     from chunkcache.service.diagnosis import check_catalog, check_records
 
@@ -160,7 +164,7 @@ def check(
         out.print(f"  {problem}", style="yellow")
     if not report.clean and not fix:
         out.print("Hint: chunkcache check --fix removes what is wrong; it will be made again.")
-    catalog = check_catalog(settings)
+    catalog = check_catalog(settings, fix=fix)
     if catalog is not None:
         out.print(
             f"{catalog.passages} sound passages of {catalog.documents} documents, "
@@ -168,5 +172,11 @@ def check(
         )
         for problem in catalog.damaged[:_SHOWN_PROBLEMS]:
             out.print(f"  {problem}", style="yellow", markup=False)
+        if catalog.without_checksum:
+            filled = f"{catalog.filled} of them have one now" if fix else _HOW_TO_FILL
+            out.print(
+                f"{catalog.without_checksum} passages or texts are from an earlier version and "
+                f"have no checksum; {filled}"
+            )
     if (not report.clean and not fix) or (catalog is not None and catalog.damaged):
         raise typer.Exit(1)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from chunkcache.chunk import ChunkKey
 from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.retrieval.checksums import fill_checksums, find_without_checksum
+from chunkcache.retrieval.database import Database
 from chunkcache.retrieval.open_catalog import CATALOG_FILE, open_catalog
 from chunkcache.store import CheckReport, bases_path, check_store, store_path
 
@@ -88,22 +90,32 @@ def tiers_reached(settings: Settings, fingerprint: bytes) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class CatalogCheck:
-    """Passages and texts that were read, and what is wrong with those that are damaged."""
+    """Passages and texts that were read, and what is wrong with those that are damaged.
+
+    `without_checksum`: passages and texts that an earlier version wrote, and which have none;
+    `filled`: how many of these have one now.
+    """
 
     passages: int
     documents: int
     damaged: list[str]
+    without_checksum: int
+    filled: int
 
 
-def check_catalog(settings: Settings) -> CatalogCheck | None:
+def check_catalog(settings: Settings, *, fix: bool = False) -> CatalogCheck | None:
     """Hold every passage and text against its checksum; None: there is no catalog yet.
 
     Nothing is removed: documents are the user's. Cost: all of it is read.
 
+    Args:
+        fix: what has no checksum gets one, see `fill_checksums`.
+
     Raises:
-        StoreError: the catalog cannot be read.
+        StoreError: the catalog cannot be read or, to fill in checksums, written.
     """
-    if not (settings.home / CATALOG_FILE).exists():
+    path = settings.home / CATALOG_FILE
+    if not path.exists():
         return None
     passages, documents, damage = 0, 0, list[CorruptRecord]()
     with closing(open_catalog(settings)) as catalog:
@@ -117,7 +129,10 @@ def check_catalog(settings: Settings) -> CatalogCheck | None:
                         stored.verify()
                 except CorruptRecord as error:
                     damage.append(error)
-    return CatalogCheck(passages, documents, [error.message for error in damage])
+    with closing(Database(path)) as database:
+        old = fill_checksums(database) if fix else find_without_checksum(database)
+    damaged = [*(error.message for error in damage), *old.damaged]
+    return CatalogCheck(passages, documents, damaged, old.rows, old.filled)
 
 
 def check_records(

@@ -67,6 +67,21 @@ def test_check_names_the_document_whose_passage_is_damaged(
         assert "a passage of document 'doc-" in said and "the text of document 'doc-" in said
 
 
+def test_rows_of_an_earlier_version_are_counted_and_filled_in(
+    run: Callable[..., Any], pages: Path, tmp_path: Path
+) -> None:
+    run("ingest", str(pages))
+    assert "no checksum" not in run("check").stdout
+    with closing(sqlite3.connect(tmp_path / "home" / "catalog.sqlite")) as connection, connection:
+        connection.execute("UPDATE chunks SET checksum = NULL WHERE ordinal = 0")
+        connection.execute("UPDATE documents SET text_checksum = NULL")
+    shown = run("check").stdout
+    assert "4 passages or texts are from an earlier version and have no checksum; chunk" in shown
+    assert "check --fix gives them one" in shown
+    assert "no checksum; 4 of them have one now" in run("check", "--fix").stdout
+    assert "no checksum" not in run("check").stdout
+
+
 def test_stale_records_are_told_from_others_only_when_they_are_to_go(
     run: Callable[..., Any], pages: Path
 ) -> None:
