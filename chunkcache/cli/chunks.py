@@ -13,6 +13,7 @@ from chunkcache.cli.keeping import say_what_is_not_pinned
 from chunkcache.cli.screen import console
 from chunkcache.errors import ConfigError
 from chunkcache.keep import Keep
+from chunkcache.read_only import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,7 @@ def warm(
     with common.progress("chunks") as progress:
         show = chunks_warmed(progress)
         if workers > 1:
+            check_writable(common.settings.home)  # here, and not in each of them
             report = warm_in_processes(
                 common.settings, workers, tenant=tenant, collection=collection, keep=keep,
                 on_progress=show,

@@ -28,7 +28,14 @@ class Shared:
     quiet: bool = False
 
     def open(self, *, recompresses: bool = False) -> ChunkCache:
-        """The in-process cache; loads torch (a second or two). `recompresses`: see `ChunkCache`."""
+        """The in-process cache; loads torch (a second or two). `recompresses`: see `ChunkCache`.
+
+        Raises:
+            StoreError: the home cannot be written.
+        """
+        from chunkcache.read_only import check_writable
+
+        check_writable(self.settings.home)
         from chunkcache.service import ChunkCache
 
         return ChunkCache(self.settings, recompresses=recompresses)

@@ -15,6 +15,7 @@ from chunkcache.cli.context import shared
 from chunkcache.cli.outputs import SVG, Overwrite, claim_file, claim_picture
 from chunkcache.cli.screen import console
 from chunkcache.durable import whole_file
+from chunkcache.read_only import can_be_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +135,7 @@ def hitrate(
     with shared(context).progress("requests") as progress:
         step = partial(_reading, progress)
         found = tool.analyse(source, sizes, wishes, step)
-        if trace is None:
+        if trace is None and can_be_written(home):
             _keep(found, home, step)
     show(found)
     if picture is not None:
@@ -142,6 +143,8 @@ def hitrate(
         drawn = tool.draw_curve(found.lines(), title=source.name, limits=limits)
         with whole_file(picture) as file:
             file.write(drawn.encode())
+    if trace is None and not can_be_written(home):
+        typer.echo(f"the page keeps its curve: {home} cannot be written", err=True)
     typer.echo(json.dumps(found.as_dict()))
 
 

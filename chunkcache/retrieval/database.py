@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from chunkcache.errors import ShuttingDown, StoreError
+from chunkcache.retrieval.unwritable import UnwritableFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,6 +134,9 @@ SCHEMA_VERSION = 1 + len(_UPGRADES)
 class Database:
     """Connections to one catalog file. Thread-safe; several processes may have it open.
 
+    A file that cannot be written is read: beside its writer if that is at work, else as long as
+    nobody begins to write it, which is looked for after each read.
+
     Raises:
         StoreError: the file cannot be opened, is no catalog, or was made by a newer program.
     """
@@ -145,6 +149,7 @@ class Database:
         self._closed = False
         self._write_lock = threading.Lock()  # writers of this process queue here, not in SQLite
         self._joined = threading.local()  # `connection`: of the transaction a thread is inside
+        self._unwritable = UnwritableFile.at(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -169,6 +174,8 @@ class Database:
             connection.execute("BEGIN")
             try:
                 yield connection
+                if self._unwritable is not None:
+                    self._unwritable.check()
             finally:
                 connection.execute("ROLLBACK")
 
@@ -183,6 +190,8 @@ class Database:
             with self._translated(), _savepoint(joined):
                 yield joined
             return
+        if self._unwritable is not None:
+            raise self._unwritable.refuse()
         with self._write_lock, self._borrowed() as connection, self._translated():
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -245,6 +254,10 @@ class Database:
                 connection.close()
 
     def _connect(self) -> sqlite3.Connection:
+        if self._unwritable is not None:
+            connection = self._unwritable.connect(_BUSY_TIMEOUT_S)
+            connection.text_factory = _text
+            return connection
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
@@ -259,6 +272,16 @@ class Database:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        if self._unwritable is not None:
+            found = connection.execute("PRAGMA application_id").fetchone()[0]
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if (found, version) != (_APPLICATION_ID, SCHEMA_VERSION):
+                raise StoreError(
+                    f"catalog: {self.path} has schema version {version}, this chunkcache reads "
+                    f"{SCHEMA_VERSION}, and it cannot be written here. Hint: run chunkcache ls "
+                    "once as a user who may write there"
+                )
+            return
         connection.execute("BEGIN IMMEDIATE")  # of two processes, one makes the tables
         try:
             found = connection.execute("PRAGMA application_id").fetchone()[0]

@@ -13,6 +13,7 @@ import lmdb
 import numpy as np
 
 from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.read_only import WHAT_TO_DO, can_be_written
 from chunkcache.store.layout import PAGE_BYTES, header_key, pages_bytes, slab_key, stored_length
 from chunkcache.store.lmdb_pages import long_value_of
 from chunkcache.store.occupancy import Occupancy
@@ -43,6 +44,8 @@ class MapFull(StoreError):
 class RecordEnv:
     """An open environment. Thread-safe; one per path and process; not to be used across fork.
 
+    Where the file cannot be written, it is opened to be read, alone (see `Occupancy`).
+
     Args:
         path: the environment's folder; made when missing.
         map_bytes: upper bound of the file. Address space only; the file grows as it fills.
@@ -63,7 +66,9 @@ class RecordEnv:
         self._data_path = str(path / DATA_FILE)
         self._pid = os.getpid()
         self._transactions = Turnstile()
-        self._occupancy = Occupancy(path / DATA_FILE, sets_aside=sets_aside)
+        file = path / DATA_FILE
+        self.reads_only = file.exists() and not (can_be_written(file) and can_be_written(path))
+        self._occupancy = Occupancy(file, sets_aside=sets_aside, reads_only=self.reads_only)
         self.set_aside = self._occupancy.set_aside
         try:
             self._open(map_bytes, is_copied, reader)
@@ -82,6 +87,7 @@ class RecordEnv:
             self._env = lmdb.open(
                 str(path), map_size=-(-map_bytes // PAGE_BYTES) * PAGE_BYTES, max_dbs=2,
                 sync=False, metasync=False, writemap=False, readahead=is_copied,
+                readonly=self.reads_only, lock=not self.reads_only, create=not self.reads_only,
             )  # fmt: skip
         except (lmdb.Error, OSError) as error:
             raise StoreError(
@@ -96,9 +102,10 @@ class RecordEnv:
         try:
             self._inode = self._file.inode
             self._check_file()
-            self.free_stale_readers()
-            self._meta = self._env.open_db(b"meta")
-            self._slabs = self._env.open_db(b"slabs")
+            if not self.reads_only:
+                self.free_stale_readers()
+            self._meta = self._env.open_db(b"meta", create=not self.reads_only)
+            self._slabs = self._env.open_db(b"slabs", create=not self.reads_only)
         except lmdb.Error as error:
             self._close()
             raise StoreError(
@@ -164,6 +171,8 @@ class RecordEnv:
             StoreError: map full, disk full or any other failure; nothing was written.
         """
         self.check_process()
+        if self.reads_only:
+            raise StoreError(f"store: {self.path} cannot be written here. Hint: {WHAT_TO_DO}")
         try:
             with self._begun(lambda: self._env.begin(write=True)) as txn:
                 self._check_file()
@@ -345,6 +354,8 @@ class RecordEnv:
     def sync(self) -> None:
         """Flush to the device. Raises `StoreError` when that fails."""
         self.check_process()
+        if self.reads_only:
+            return
         try:
             self._env.sync(True)
         except lmdb.Error as error:

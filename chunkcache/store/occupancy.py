@@ -29,23 +29,26 @@ class Occupancy:
     Args:
         file: LMDB's data file; its folder is made when missing.
         sets_aside: False: a damaged file is refused, not renamed.
+        reads_only: the file cannot be written here. Without LMDB's own lock, which is in a file
+            too, nobody can read beside a writer: whoever only reads has the store alone to the end.
 
     Raises:
         StoreError: the file is damaged and was not set aside, or something cannot be read.
     """
 
-    def __init__(self, file: Path, *, sets_aside: bool) -> None:
+    def __init__(self, file: Path, *, sets_aside: bool, reads_only: bool = False) -> None:
         self._file = file
+        self._reads_only = reads_only
         self.set_aside: Path | None = None  # where the damaged file is now
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(file.parent / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = self._opened()
         except OSError as error:
             raise StoreError(f"store: cannot open {file.parent}: {error.strerror}") from error
         try:
             self._alone = self._takes_alone()
-            self._look(sets_aside)
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            self._look(sets_aside and not reads_only)
+            if not reads_only:
+                fcntl.flock(self._lock, fcntl.LOCK_SH)
         except OSError as error:
             self.close()
             raise StoreError(f"store: cannot open {file}: {error.strerror}") from error
@@ -55,17 +58,30 @@ class Occupancy:
 
     def note_sound(self) -> None:
         """LMDB has opened the file: until the machine starts again its pages need no look."""
-        if self._alone and (state := self._state()):
+        if self._alone and not self._reads_only and (state := self._state()):
             os.pwrite(self._lock, state, 0)
 
     def close(self) -> None:
         """Give the lock back."""
         os.close(self._lock)
 
+    def _opened(self) -> int:
+        lock = self._file.parent / _LOCK_FILE
+        if self._reads_only:  # nobody has used a copy that has no such file
+            return os.open(lock if lock.exists() else self._file, os.O_RDONLY)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+
     def _takes_alone(self) -> bool:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if self._reads_only:
+                raise StoreError(
+                    f"store: {self._file.parent} cannot be written here, and is in use: what is "
+                    "read beside a writer without its lock may change on the way. Hint: run this "
+                    "as a user who may write there, or when nobody uses the store"
+                ) from None
             fcntl.flock(self._lock, fcntl.LOCK_SH)  # waits while somebody else looks
             return False
         return True
