@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class ChunkPrefill(Request):
     """Computes one `ChunkKV`; `future` resolves to it or to a `ChunkCacheError`.
 
-    `prior` are token ids of chunks between the head and this one (a variant's born prefix); the
-    canonical record has none. Only the pages of the born prefix are shared with others: a warm-up
+    `prior` are token ids of passages between the head and this one while it is computed, which are
+    no part of the record (`PromptBuilder.born_passages`). Only the pages of the born prefix are shared with others: a warm-up
     must not push the prefixes of conversations out of the prefix cache.
 
     Several callers may wait for one prefill; it is given up once all of them have gone.

@@ -1,6 +1,6 @@
 """Which records leave a tier when room is needed. Pure: digests and figures, no tensors, no clock.
 
-A policy is told what happened and answers `admits` and `victims`; it never evicts by itself, and
+A policy is told what happened and answers `admit` and `victims`; it never evicts by itself, and
 asking changes nothing.
 """
 
@@ -23,8 +23,8 @@ Pins of all of it would leave every tenant's next record no room."""
 class Entry(NamedTuple):
     """What a policy knows of a record.
 
-    `saved` is what one hit saves beside a miss, the cost of repair taken off: seconds where the
-    cost model knows them, else tokens; one unit in one policy.
+    `saved` is what one hit saves beside a miss, in one unit for all that a policy is told: tiers
+    say tokens.
     """
 
     size_bytes: int

@@ -158,7 +158,9 @@ def shown(kv: SequenceKV) -> dict[int, int]:
     segment = kv.segments(LAYERS)[-1]
     slots = [page * PAGE + place for page in segment.pages.tolist() for place in range(PAGE)]
     placed = zip(segment.key_positions.tolist(), slots, strict=True)
-    return {position: slot for position, slot in placed if position != HIDDEN}
+    seen = [(position, slot) for position, slot in placed if position != HIDDEN]
+    assert len(dict(seen)) == len(seen), "a position is seen twice"
+    return dict(seen)
 
 
 def test_forks_see_the_rows_so_far_and_each_its_own_behind_them() -> None:

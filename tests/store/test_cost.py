@@ -48,6 +48,11 @@ def chunks(tier: str, count: int, size_bytes: int = SIZE) -> list[Stored]:
     return [Stored(tier, size_bytes, CHUNK)] * count
 
 
+def test_a_row_looks_at_all_before_it_and_at_itself() -> None:
+    assert Rows.after(3, 2) == Rows(2, 4 + 5)
+    assert Rows.after(0, 1) == Rows(1, 1)
+
+
 def test_latency_and_rate_and_rows_and_pairs_are_told_apart() -> None:
     cost = measured({"disk": Device(0.02, 1e8)})
     assert cost.load_s("disk", 20 * SIZE) == pytest.approx(0.02 + 0.2)
@@ -131,6 +136,27 @@ def test_a_losing_tier_gets_its_chance_with_one_chunk() -> None:
     for _ in range(60):
         cost.observe_load("disk", SIZE, 1e-6)
     assert all(cost.choose(mixed, Rows()).loads)
+
+
+def test_a_tier_that_lost_its_chance_waits_for_the_next_one() -> None:
+    cost = measured({"disk": Device(0.0, 1000.0)})
+    lost = chunks("disk", 2)
+    assert [cost.choose(lost, Rows()).probed for _ in range(16)][-1] == ("disk", "")
+    cost.observe_load("disk", SIZE, SIZE / 1000)
+    assert [cost.choose(lost, Rows()).probed for _ in range(16)] == [None] * 15 + [("disk", "")]
+
+
+@pytest.mark.parametrize("prompt_s", [0.5, 8.0])
+def test_what_comes_on_top_is_a_share_of_the_shorter_one(prompt_s: float) -> None:
+    """Samples that scatter may lie outside; what is planned lies between the longest and both."""
+    cost = measured({"disk": Device(0.0, SIZE / (CHUNK_S / 2))})
+    planned = cost.choose(chunks("disk", 1), CHUNK).planned
+    assert planned is not None
+    cost.observe_overlap(planned, prompt_s * planned.computing_s)
+    again = cost.choose(chunks("disk", 1), CHUNK).planned
+    assert again is not None and planned.loading_s == pytest.approx(CHUNK_S / 2)
+    share = 0.0 if prompt_s < 1.0 else 1.0
+    assert again.seconds == pytest.approx(again.computing_s + share * again.loading_s)
 
 
 def test_the_choice_is_the_best_of_all() -> None:

@@ -177,6 +177,7 @@ def test_warmed_records_that_have_expired_take_nothing_of_the_protected_share() 
     passing, over = Terms(retention=Retention.PASSING), [b"over%d" % n for n in range(5)]
     policy.on_time(8.0)
     assert len(policy.admit(b"new", Entry(50, terms=passing), 50) or ()) == 5, "half may go"
+    assert policy.admit(b"new", Entry(60, terms=passing), 60) is None, "and no more"
     policy.on_time(9.0)
     assert policy.admit(b"new", Entry(50, terms=passing), 50) == over
     assert policy.admit(b"new", Entry(60, terms=passing), 60) is None

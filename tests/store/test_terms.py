@@ -143,6 +143,15 @@ def test_what_is_there_can_be_kept_on_firmer_terms_and_on_no_looser_ones(
     assert found is not None and records.contents(found) == records.contents(made[1])
 
 
+def test_terms_that_are_as_firm_change_nothing(new_tier: Make, records: ModuleType) -> None:
+    tier, kept = new_tier(), records.make_record(0)
+    assert tier.put(on(Terms("t", 5), kept))
+    assert tier.retain(kept.key, Terms("t", -9)) is Retention.NORMAL
+    for number in range(100, 120):
+        assert tier.put(records.make_record(number))
+    assert tier.contains(kept.key)
+
+
 def test_asking_whether_a_record_is_there_changes_no_order(
     new_tier: Make, records: ModuleType
 ) -> None:

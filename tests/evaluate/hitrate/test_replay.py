@@ -55,6 +55,7 @@ def disk(capacity: int, device: Device = Device()) -> TierSpec:  # noqa: B008 - 
         ("lru", "abca-d-ab", 3 - 1),  # d pushes b out, not a
         ("fifo", "abca-d-ab", 1),  # d pushes a out, though it was used; a then pushes b out
         ("gdsf", "aab-c-d-a", 2),  # a was used twice and stays
+        ("gdsf", "aab-c-d-e-f-a", 1),  # but not for ever: the clock has come to it
     ],
 )
 def test_policies_by_hand(policy: str, text: str, hits: int) -> None:
