@@ -146,6 +146,18 @@ def test_boilerplate_of_many_texts_goes_to_the_one_that_follows_it() -> None:
     message = [*texts[29].tolist(), 7, 8]
     assert found(index, texts, message) == [Run(0, 6 * WINDOW, 0, (29,))]
     assert found(index, texts, shared) == []  # of so many, no one
+    few = {entry: texts[entry] for entry in range(MOST_PLACES)}
+    assert found(indexed(few), few, shared) == [Run(0, 3 * WINDOW, 0, (0,))]
+
+
+def test_a_run_begins_where_the_one_before_it_ends() -> None:
+    """Texts that overlap, as chunks with `overlap_tokens` do: what both have goes to the first."""
+    rng = random.Random(8)
+    first, both, second = (fresh(rng, 3 * WINDOW) for _ in range(3))
+    texts = {0: ids([*first, *both]), 1: ids([*both, *second])}
+    assert found(indexed(texts), texts, [*first, *both, *second]) == [
+        Run(0, 6 * WINDOW, 0, (0,)), Run(6 * WINDOW, 9 * WINDOW, 3 * WINDOW, (1,)),
+    ]  # fmt: skip
 
 
 def test_copies_of_a_text_are_one_text_and_are_forgotten_one_by_one() -> None:
