@@ -152,6 +152,7 @@ def test_overlap_repeats_prose_and_never_a_heading_code_or_table(tokenizer: Any)
         if second.start_char < first.end_char
     ]
     assert shared and all(part.strip().startswith("The quick") for part in shared)
+    assert all(0 < tokens(tokenizer, part) <= 20 for part in shared)
 
 
 def test_what_stands_before_a_text_is_part_of_its_chunk_and_of_no_offset(tokenizer: Any) -> None:
