@@ -31,8 +31,9 @@ class ChunkPrefill(Request):
     """Computes one `ChunkKV`; `future` resolves to it or to a `ChunkCacheError`.
 
     `prior` are token ids of passages between the head and this one while it is computed, which are
-    no part of the record (`PromptBuilder.born_passages`). Only the pages of the born prefix are shared with others: a warm-up
-    must not push the prefixes of conversations out of the prefix cache.
+    no part of the record (`PromptBuilder.born_passages`). Only the pages of the born prefix are
+    shared with others: a warm-up must not push the prefixes of conversations out of the prefix
+    cache.
 
     Several callers may wait for one prefill; it is given up once all of them have gone.
     """
