@@ -16,6 +16,7 @@ from chunkcache.retrieval.index_folder import (
     remove_index_folder,
     sweep_partial_files,
 )
+from chunkcache.retrieval.ties import to_the_end_of_a_tie
 from chunkcache_indexes.ann import HnswIndex
 from chunkcache_indexes.flat import FlatIndex
 from chunkcache_indexes.index_file import IndexFileError
@@ -97,10 +98,11 @@ class CollectionIndex:
     def by_vector(
         self, vector: np.ndarray, depth: int, among: frozenset[int] | None = None
     ) -> list[tuple[int, float]]:
-        """At most `depth` entries with their inner products, best first; only those `among`.
+        """`depth` entries with their inner products, best first; only those `among`.
 
-        Cost: with `among`, searches four times as deep each until enough is found or nothing is
-        left.
+        More where the last of them ties with others, fewer where there are fewer.
+
+        Cost: searches four times as deep each until enough is found or nothing is left.
         """
 
         def search(deep: int) -> list[tuple[int, float]]:
@@ -199,14 +201,20 @@ def _first(
     total: int,
     among: frozenset[int] | None,
 ) -> list[tuple[int, float]]:
-    """The first `depth` hits of a ranking of at most `total`, of those `among`."""
-    if among is None:
-        return search(depth)
-    deep = depth
+    """The first `depth` hits of a ranking of at most `total`, of those `among`, and all that tie.
+
+    `search` gives as many as it is asked for, where there are so many.
+    """
+    deep = depth + 1
     while True:
-        found = [hit for hit in search(deep) if hit[0] in among]
-        if len(found) >= min(depth, len(among)) or deep >= total:
-            return found[:depth]
+        hits = search(deep)
+        found = hits if among is None else [hit for hit in hits if hit[0] in among]
+        is_all = (
+            len(hits) < deep or deep >= total or (among is not None and len(found) >= len(among))
+        )
+        first = to_the_end_of_a_tie(found, depth, is_all=is_all)
+        if first is not None:
+            return first
         deep = min(4 * deep, total)
 
 

@@ -207,6 +207,20 @@ class EntryTable:
             found.update({row[-1]: sql.searched(row) for row in page})
         return found
 
+    def places(self, entries: Sequence[int]) -> dict[int, tuple[str, int]]:
+        """Document ids, and which of its chunks, by entry. Those that are gone are left out."""
+        found: dict[int, tuple[str, int]] = {}
+        for batch in _batches(entries):
+            with self._database.reading() as connection:
+                page = connection.execute(
+                    "SELECT c.entry, d.document_id, c.ordinal FROM chunks c "
+                    "JOIN documents d ON d.key = c.document "
+                    "WHERE c.entry IN (SELECT value FROM json_each(?))",
+                    (batch,),
+                ).fetchall()
+            found.update({entry: (document, ordinal) for entry, document, ordinal in page})
+        return found
+
     def stamp(self, tenant: str) -> Stamp:
         """Changes with every change of what the tenant has, in whichever collection."""
         with self._database.reading() as connection:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from chunkcache.ranking import Ranking
+    from chunkcache.retrieval.ties import StableOrder
     from chunkcache_indexes.lexical import WordCounts
 
     Mode = Literal["hybrid", "vector", "lexical"]
@@ -41,31 +42,29 @@ def mode_of(mode: Mode, ranking: Ranking | None) -> Mode:
     return mode if ranking.weights is None else "hybrid"
 
 
-def fused(found: Sequence[Rankings], depth: int, mode: Mode, ranking: Ranking | None) -> Hits:
+def fused(
+    found: Sequence[Rankings], depth: int, mode: Mode, ranking: Ranking | None, order: StableOrder
+) -> Hits:
     """At most `depth` entries of all collections.
 
     Scores are cosines (vector), BM25 over all of them (lexical), or reciprocal ranks (hybrid).
     """
-    by_vector = _best(chain.from_iterable(one.by_vector for one in found), depth)
+    by_vector = order.best(chain.from_iterable(one.by_vector for one in found), depth)
     if mode == "vector":
         least = ranking.least_score if ranking else None
         return [hit for hit in by_vector if least is None or hit[1] >= least]
-    by_words = _by_words(found, depth)
+    by_words = order.best(_by_words(found), depth)
     if mode == "lexical":
         return by_words
     rankings = [[entry for entry, _ in hits] for hits in (by_vector, by_words)]
     weights = ranking.weights if ranking else None
-    return reciprocal_rank_fusion(rankings, weights=weights)[:depth]
+    return order.best(reciprocal_rank_fusion(rankings, weights=weights), depth, slack=0.0)
 
 
-def _by_words(found: Sequence[Rankings], depth: int) -> Hits:
+def _by_words(found: Sequence[Rankings]) -> Iterable[tuple[int, float]]:
     counted = [one.counts for one in found if one.counts is not None]
     if len(counted) < len(found):
-        return _best(chain.from_iterable(one.by_words for one in found), depth)
+        return chain.from_iterable(one.by_words for one in found)
     entries = [entry for one in found for entry, _ in one.by_words]
     scores = [float(score) for part in joint_scores(counted) for score in part]
-    return _best(zip(entries, scores, strict=True), depth)
-
-
-def _best(hits: Iterable[tuple[int, float]], depth: int) -> Hits:
-    return sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:depth]
+    return zip(entries, scores, strict=True)

@@ -15,9 +15,10 @@ from chunkcache.retrieval.documents import DEFAULT_COLLECTION, PUBLIC_TENANT, va
 from chunkcache.retrieval.fusion import Rankings, fused, mode_of
 from chunkcache.retrieval.index_folder import index_folder, remove_index_folder
 from chunkcache.retrieval.refresh import refresh
+from chunkcache.retrieval.ties import StableOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from chunkcache.chunk import Chunk
@@ -79,8 +80,8 @@ class Retriever:
         collection they are in. With `passes`, only of documents whose attributes do.
 
         Scores compare within one result only: reciprocal ranks (hybrid), cosines (vector) or BM25
-        (lexical), as `settings.mode` or `ranking` says. Chunks with the same text may all be
-        returned.
+        (lexical), as `settings.mode` or `ranking` says. Equal ones are ordered by document id and
+        place in the document. Chunks with the same text may all be returned.
 
         Cost: embedding the query, a scan or graph search, and before that bringing the index level
         with the catalog if it changed. After a change of tokenizer, chunk size or embedder the
@@ -111,7 +112,7 @@ class Retriever:
                     one = _rankings(index, query, vector, depth, mode, among, len(indexes) > 1)
                 rankings.append(one)
                 places |= dict.fromkeys((e for e, _ in (*one.by_vector, *one.by_words)), name)
-            ranked = fused(rankings, depth, mode, ranking)
+            ranked = fused(rankings, depth, mode, ranking, self._order(list(indexes), places))
             hits = [(entry, score) for entry, score in ranked if entry not in gone][:top_k]
             found: dict[int, Chunk] = {}
             for name in indexes:
@@ -124,6 +125,15 @@ class Retriever:
                 break
             gone |= {entry for entry, _ in hits} - found.keys()
         return chunks
+
+    def _order(self, names: Sequence[str], collection_of: Mapping[int, str]) -> StableOrder:
+        """By document, by place in it, and by the order in which the collections are named."""
+
+        def read(entries: Sequence[int]) -> dict[int, tuple[str, int, int]]:
+            places = self._catalog.entries.places(entries)
+            return {e: (*place, names.index(collection_of[e])) for e, place in places.items()}
+
+        return StableOrder(read)
 
     def prepare(self, tenant: str, collection: str) -> None:
         """Bring a collection's indexes level with the catalog, as the next search would.
