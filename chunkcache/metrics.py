@@ -47,6 +47,13 @@ class Metrics:
             "chunkcache_store_errors", "Store failures, by tier and kind", ["tier", "kind"],
             registry=on,
         )  # fmt: skip
+        self.catalog_damaged = Counter(
+            "chunkcache_catalog_damaged",
+            "Damaged passages and texts of documents, whenever one was met and left out", ["kind"],
+            registry=on,
+        )  # fmt: skip
+        for kind in ("passage", "text"):  # from 0 on, or the first one would be no increase
+            self.catalog_damaged.labels(kind)
         self.store_refusals = Counter(
             "chunkcache_store_refusals", "Records that a durable tier did not take", ["tier"],
             registry=on,

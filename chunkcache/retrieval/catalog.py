@@ -11,11 +11,12 @@ import json
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.protocol import CollectionInfo
 from chunkcache.retrieval import catalog_sql as sql
+from chunkcache.retrieval.damage import Damage
 from chunkcache.retrieval.database import Database
 from chunkcache.retrieval.documents import DEFAULT_COLLECTION, passage_digest
 from chunkcache.retrieval.entries import EntryTable
@@ -47,15 +48,19 @@ class Catalog:
     Args:
         path: the SQLite file; made when missing.
         keep_former_s: how long the passages that an update replaced are kept, in seconds.
+        damage: is told of what is damaged; None: the log alone.
 
     Raises:
         StoreError: the file cannot be opened, is no catalog, or was made by a newer chunkcache.
     """
 
-    def __init__(self, path: Path, *, keep_former_s: float = 0.0) -> None:
+    def __init__(
+        self, path: Path, *, keep_former_s: float = 0.0, damage: Damage | None = None
+    ) -> None:
         self._database = Database(path)
         self._keep_former_s = keep_former_s
-        self.entries = EntryTable(self._database)
+        self.damage = damage or Damage()
+        self.entries = EntryTable(self._database, self.damage)
         self.files = FileTable(self._database)
 
     def close(self) -> None:
@@ -142,7 +147,7 @@ class Catalog:
                 (tenant,),
             ).fetchall()
             default = _unwritten(connection)
-        known = [_info(row) for row in found]
+        known = [sql.collection_info(row) for row in found]
         default = next((info for info in known if info.id == DEFAULT_COLLECTION), default)
         return [default, *(info for info in known if info.id != DEFAULT_COLLECTION)]
 
@@ -154,7 +159,7 @@ class Catalog:
                 (tenant, collection_id),
             ).fetchone()
             if row is not None:
-                return _info(row)
+                return sql.collection_info(row)
             if collection_id != DEFAULT_COLLECTION:
                 raise sql.no_collection(collection_id)
             return _unwritten(connection)
@@ -381,14 +386,6 @@ def _unwritten(connection: sqlite3.Connection) -> CollectionInfo:
     return CollectionInfo(
         id=DEFAULT_COLLECTION, name=DEFAULT_COLLECTION, created_at=sql.born_at(connection)
     )
-
-
-def _info(row: tuple[Any, ...]) -> CollectionInfo:
-    collection_id, name, created_at, metadata, expires_after_days, last_active_at = row
-    return CollectionInfo(
-        id=collection_id, name=name, created_at=created_at, metadata=json.loads(metadata),
-        expires_after_days=expires_after_days, last_active_at=last_active_at,
-    )  # fmt: skip
 
 
 def _check_name(name: str) -> None:

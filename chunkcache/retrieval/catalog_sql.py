@@ -15,7 +15,7 @@ import numpy as np
 
 from chunkcache.chunk import Chunk, pack_token_ids
 from chunkcache.errors import NotFound
-from chunkcache.protocol import DocumentInfo
+from chunkcache.protocol import CollectionInfo, DocumentInfo
 from chunkcache.retrieval.documents import (
     DEFAULT_COLLECTION,
     Document,
@@ -106,6 +106,15 @@ def generation(connection: sqlite3.Connection, tenant: str, collection: str) -> 
 def raise_generation(connection: sqlite3.Connection, key: int) -> None:
     """Say that something changed."""
     connection.execute("UPDATE collections SET generation = generation + 1 WHERE key = ?", (key,))
+
+
+def collection_info(row: Sequence[Any]) -> CollectionInfo:
+    """From id, name, created_at, metadata, expires_after_days and last_active_at."""
+    collection_id, name, created_at, metadata, expires_after_days, last_active_at = row
+    return CollectionInfo(
+        id=collection_id, name=name, created_at=created_at, metadata=json.loads(metadata),
+        expires_after_days=expires_after_days, last_active_at=last_active_at,
+    )  # fmt: skip
 
 
 def document_info(collection: str, row: Sequence[Any]) -> DocumentInfo:

@@ -13,7 +13,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import structlog
 
 from chunkcache.errors import CorruptRecord
 from chunkcache.retrieval import catalog_sql as sql
@@ -25,12 +24,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chunkcache.chunk import Chunk
+    from chunkcache.retrieval.damage import Damage
     from chunkcache.retrieval.database import Database
 
     Entries = npt.NDArray[np.int64]
     Stamp = tuple[int, int, int]
-
-log = structlog.get_logger(__name__)
 
 _BATCH_ENTRIES = 4096
 _PAGE_CHUNKS = 256
@@ -41,8 +39,9 @@ _PAGE_CHUNKS = 256
 class EntryTable:
     """Entries, vectors and chunks of a collection. Thread-safe, as the catalog is."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, damage: Damage) -> None:
         self._database = database
+        self._damage = damage
 
     def generations(self) -> dict[tuple[str, str], int]:
         """The generation of every collection, by tenant and id."""
@@ -187,7 +186,7 @@ class EntryTable:
                     "AND c.entry IN (SELECT value FROM json_each(?))",
                     (key, batch),
                 ).fetchall()
-            found.update({row[-1]: chunk for row, chunk in _sound(page)})
+            found.update({row[-1]: chunk for row, chunk in self._sound(page)})
         return found
 
     def searched_texts(
@@ -262,7 +261,9 @@ class EntryTable:
                     "AND c.entry IN (SELECT value FROM json_each(?))",
                     (tenant, batch),
                 ).fetchall()
-            found.update({r[-1]: replace(chunk, collection=r[-2]) for r, chunk in _sound(page)})
+            found.update(
+                {r[-1]: replace(chunk, collection=r[-2]) for r, chunk in self._sound(page)}
+            )
         return found
 
     def iterate(
@@ -270,7 +271,7 @@ class EntryTable:
     ) -> Iterator[Chunk]:
         """See `Catalog.chunks`. Read in pages: no lock is held between them.
 
-        Damaged ones are left out; `on_damage`, else the log, is told of each.
+        Damaged ones are left out; `on_damage`, else the log and the metrics, is told of each.
         """
         with self._database.reading() as connection:
             key = sql.collection_key(connection, tenant, collection)
@@ -280,7 +281,7 @@ class EntryTable:
         for (document,) in documents:
             after = -1
             while page := self._page(document, after):
-                yield from (chunk for _, chunk in _sound(page, on_damage or _say))
+                yield from (chunk for _, chunk in self._sound(page, on_damage))
                 after = page[-1][-1]
 
     def _page(self, document_key: int, after: int) -> list[tuple[Any, ...]]:
@@ -301,7 +302,7 @@ class EntryTable:
                 "ORDER BY c.ordinal",
                 (key, document_id),
             ).fetchall()
-        return [chunk for _, chunk in _sound(found)]
+        return [chunk for _, chunk in self._sound(found)]
 
     def vectors_by_text(
         self, tenant: str, collection: str, document_id: str, space: str
@@ -319,22 +320,19 @@ class EntryTable:
             sql.searched(row): np.frombuffer(row[-1], "<f4").astype(np.float32) for row in found
         }
 
-
-def _say(error: CorruptRecord) -> None:
-    log.error("passage_damaged", reason=error.message)
-
-
-def _sound(
-    page: Sequence[Sequence[Any]], on_damage: Callable[[CorruptRecord], None] = _say
-) -> Iterator[tuple[Sequence[Any], Chunk]]:
-    """Rows with their chunks, but those that are damaged: answers do without."""
-    for row in page:
-        try:
-            chunk = sql.chunk(row)
-        except CorruptRecord as error:
-            on_damage(error)
-        else:
-            yield row, chunk
+    def _sound(
+        self,
+        page: Sequence[Sequence[Any]],
+        on_damage: Callable[[CorruptRecord], None] | None = None,
+    ) -> Iterator[tuple[Sequence[Any], Chunk]]:
+        """Rows with their chunks, but those that are damaged: answers do without."""
+        for row in page:
+            try:
+                chunk = sql.chunk(row)
+            except CorruptRecord as error:
+                (on_damage or self._damage.note_passage)(error)
+            else:
+                yield row, chunk
 
 
 def _stamp(connection: sqlite3.Connection, tenant: str) -> Stamp:

@@ -8,16 +8,20 @@ from chunkcache.retrieval.catalog import Catalog
 
 if TYPE_CHECKING:
     from chunkcache.config import Settings
+    from chunkcache.retrieval.damage import Damage
 
 
 CATALOG_FILE = "catalog.sqlite"  # in the home
 
 
-def open_catalog(settings: Settings) -> Catalog:
+def open_catalog(settings: Settings, damage: Damage | None = None) -> Catalog:
     """The catalog of an installation. Needs no model and no embedder.
+
+    Args:
+        damage: see `Catalog`.
 
     Raises:
         StoreError: see `Catalog`.
     """
     path = settings.home / CATALOG_FILE
-    return Catalog(path, keep_former_s=settings.server.link_lifetime_s)
+    return Catalog(path, keep_former_s=settings.server.link_lifetime_s, damage=damage)

@@ -104,6 +104,8 @@ def _prepare(
         stored.verify()
         chunks = _new_chunks(catalog, splitter, tenant, collection, stored)
     except (InvalidRequest, CorruptRecord) as error:
+        if isinstance(error, CorruptRecord):
+            catalog.damage.note_text(error)
         log.error("document_unsplittable", document=document_id, reason=error.message)
         chunks = []
     space = vector_space(embedder)

@@ -17,7 +17,6 @@ from chunkcache.console import Console
 from chunkcache.console.lookup_log import LookupLog
 from chunkcache.engine.loading import model_ids
 from chunkcache.errors import ShuttingDown
-from chunkcache.metrics import Metrics
 from chunkcache.protocol import AnswerFinished, AnswerRequest
 from chunkcache.retrieval.retriever import OPEN_COLLECTIONS
 from chunkcache.service.asking import Asker, Measure
@@ -69,7 +68,6 @@ class ChunkCache(Library):
     def __init__(self, settings: Settings, *, recompresses: bool = False) -> None:
         super().__init__(settings)
         self._recompresses = recompresses
-        self.metrics = Metrics()
         self.console = Console(self.metrics, self.warm)
         self.created_at = time.time()
         self._closed = False

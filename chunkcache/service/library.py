@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from chunkcache.engine.loading import load_tokenizer
-from chunkcache.errors import InvalidRequest, NotFound
+from chunkcache.errors import CorruptRecord, InvalidRequest, NotFound
+from chunkcache.metrics import Metrics
 from chunkcache.protocol import (
     CollectionInfo,
     DocumentInfo,
@@ -16,6 +17,7 @@ from chunkcache.protocol import (
     IngestReport,
     Passage,
 )
+from chunkcache.retrieval.damage import Damage
 from chunkcache.retrieval.documents import passage_digest
 from chunkcache.retrieval.embedder import Embedder, open_embedder
 from chunkcache.retrieval.ingest import Ingestor
@@ -47,6 +49,7 @@ class Library:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.metrics = Metrics()
         self._lock = threading.RLock()  # guards first use of the lazy parts
         # of the embedder, which takes seconds, and of what has it; taken before the other lock
         self._embedder_lock = threading.Lock()
@@ -56,7 +59,7 @@ class Library:
     @cached_property
     def catalog(self) -> Catalog:
         """Documents and chunks on disk."""
-        return open_catalog(self.settings)
+        return open_catalog(self.settings, Damage(self.metrics.catalog_damaged))
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -175,7 +178,11 @@ class Library:
         stored = self.catalog.document(tenant, collection, document_id)
         if info is None or stored is None:
             raise NotFound(f"document {document_id!r}: there is none of that id", param="document")
-        stored.verify()
+        try:
+            stored.verify()
+        except CorruptRecord as error:
+            self.catalog.damage.note_text(error)
+            raise
         return info, stored.document.text
 
     def former_passage(
