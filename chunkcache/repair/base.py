@@ -1,8 +1,9 @@
 """What a repair policy is: given the reused chunks and a budget, which rows to recompute.
 
-To add one: write a file here with a class that has `name`, `needs` and `choose`, and list it in
-`repair/__init__.py`. A policy that lets rows go on the way also has `watches` and `steps`, and
-`narrow` where not the largest scores decide. Policies are pure: no tensors, no engine, no I/O.
+To add one: write a file here with a class that has `name`, `needs` and `choose`, list it in
+`repair/__init__.py`, and its name in `policy_names.py`. A policy that lets rows go on the way also
+has `watches` and `steps`, and `narrow` where not the largest scores decide. Policies are pure: no
+tensors, no engine, no I/O.
 """
 
 from __future__ import annotations
