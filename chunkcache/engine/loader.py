@@ -78,7 +78,7 @@ class _Load:
     batch: Batch
     order: int
     lease: ExitStack  # the reader's
-    kept: torch.Tensor | None  # all of it, where it is wanted whole
+    kept: torch.Tensor | None = None  # all of it, where it is wanted whole, once it is begun
     next_layer: int = 0
     is_busy: bool = False
     busy_s: float = 0.0
@@ -147,11 +147,7 @@ class Loader:
     def _load(self, batch: Batch, reader: RecordReader, resident: Resident) -> _Load:
         lease = ExitStack()
         lease.enter_context(reader)
-        geometry = reader.geometry
-        kept = None
-        if batch.on_record is not None:
-            kept = torch.empty(kv_shape(geometry, reader.num_tokens), dtype=DTYPES[geometry.dtype])
-        return _Load(reader, resident, batch, self._batches, lease, kept)
+        return _Load(reader, resident, batch, self._batches, lease)
 
     # ------------------------------------------------------------ loader threads
 
@@ -203,6 +199,9 @@ class Loader:
         of, first = load.reader.geometry, load.next_layer
         layer_bytes = of.bytes_per_token * load.reader.num_tokens // of.num_layers
         end = end_of_task(first, layer_bytes, of.num_layers)
+        if load.batch.on_record is not None and load.kept is None:
+            whole = kv_shape(of, load.reader.num_tokens)
+            load.kept = torch.empty(whole, dtype=DTYPES[of.dtype])
         if load.kept is not None:
             out = load.kept[first:end]
         else:

@@ -337,6 +337,28 @@ def test_records_wanted_whole_are_handed_on(scene: Scene) -> None:
     scene.bench.engine.chunks.release([resident])
 
 
+def test_a_record_that_memory_has_no_room_for_is_a_miss_like_any_other(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    told, ended = list[str](), threading.Event()
+    batch = Batch(
+        "fake", 0.0, on_record=lambda *_: told.append("a record"),
+        on_failure=lambda _, __, error: told.append(str(error)), on_end=lambda _: ended.set(),
+    )  # fmt: skip
+    monkeypatch.setattr("chunkcache.engine.loader.kv_shape", no_room)
+    readers = [Stepped(record, open_to=LAYERS) for record in scene.records.values()]
+    residents = [scene.coming(reader.record) for reader in readers]
+    scene.bench.engine.loader.load(batch, list(zip(readers, residents, strict=True)))
+    assert ended.wait(WAIT_S), "a request would wait for ever"
+    assert [resident.arrival.failure for resident in residents] == ["error"] * 2
+    assert batch.failed == 2 and told == ["DefaultCPUAllocator: not enough memory"] * 2
+    assert [reader.closed for reader in readers] == [1, 1]
+    scene.bench.engine.chunks.release(residents)
+
+
 @pytest.mark.parametrize("fails", [{}, {1: StoreError("gone")}], ids=["whole", "failed"])
 def test_a_listener_that_raises_ends_no_loader(scene: Scene, fails: dict[int, Exception]) -> None:
     def breaks(*_: object) -> None:
