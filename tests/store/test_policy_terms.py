@@ -144,6 +144,24 @@ def test_a_record_that_moves_to_another_digest_was_wanted_as_often() -> None:
     assert popularity._known.keys() == {b"%d" % number for number in range(968, 1000)}
 
 
+def test_a_record_that_was_recoded_holds_its_own_by_what_it_was_used() -> None:
+    policy = WindowedFrequencyPolicy(1000, window_share=0.0)
+    for digest in (b"wanted", *(b"%d" % n for n in range(6))):  # the last four stay in the window
+        policy.on_put(digest, Entry(10))
+    policy.on_use(*[b"wanted"] * 5)
+    policy.on_recode(b"wanted", b"wanted, smaller", Entry(9))
+    assert policy.victims(20) == [b"0", b"1"]
+
+
+def test_a_quota_that_is_set_later_goes_by_who_was_used_last() -> None:
+    policy, terms = WindowedFrequencyPolicy(100), Terms("greedy")
+    for number in range(3):
+        policy.on_put(b"g%d" % number, Entry(10, terms=terms))
+    policy.on_use(b"g0")
+    policy.on_quota("greedy", 30)
+    assert policy.admit(b"g3", Entry(10, terms=terms), 0) == [b"g1"]
+
+
 def test_tiers_that_share_their_counts_know_a_record_that_comes_down() -> None:
     popularity = Popularity()
     upper = WindowedFrequencyPolicy(100, popularity=popularity)
