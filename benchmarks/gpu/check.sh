@@ -34,7 +34,8 @@ step() { # step SECONDS NAME COMMAND...
 }
 
 if [ -d "$wheels" ]; then
-  step 30 install $python -m pip install -q --no-index --find-links "$wheels" "$wheels"/*.whl
+  # a wheel that is read for its files alone names a program it does not need here
+  step 30 install $python -m pip install -q --no-index --no-deps --no-compile "$wheels"/*.whl
 fi
 step 20 device bash -c 'nvidia-smi; '"$python"' -c "import torch, triton, transformers as t; print(torch.__version__, triton.__version__, t.__version__, torch.cuda.is_available())"'
 

@@ -6,9 +6,10 @@ set -eu
 cd "$(dirname "$0")/../.."
 folder=${1:?a folder for the wheels}; version=${2:-3.12}
 mkdir -p "$folder"
+platforms=(--platform any --platform manylinux2014_x86_64)
+for glibc in 17 24 26 27 28 31 34 35; do platforms+=(--platform "manylinux_2_${glibc}_x86_64"); done # pip takes no range
 python3 -m pip download -q --no-deps --only-binary=:all: --python-version "$version" \
-  --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
-  --platform manylinux2014_x86_64 --platform any -c constraints.txt -d "$folder" \
+  --implementation cp "${platforms[@]}" -c constraints.txt -d "$folder" \
   xxhash lmdb zstandard structlog pydantic pydantic-core pydantic-settings python-dotenv annotated-types \
   typing-inspection prometheus-client platformdirs threadpoolctl llguidance pytest pluggy iniconfig \
   hypothesis sortedcontainers

@@ -44,7 +44,7 @@ class RotaryAngles:
             if table.cos.device.type == "cuda":
                 # made on one stream, read on others: whole before anybody sees it, and the shorter
                 # ones are kept for what was queued with them (together no longer than this one)
-                torch.cuda.current_stream().synchronize()
+                torch.cuda.current_stream(table.cos.device).synchronize()
                 self._tables.append(table)
             else:
                 self._tables = [table]

@@ -23,9 +23,10 @@ from chunkcache.engine.arrival import NotArrived
 from chunkcache.engine.chunk_pages import ChunkPages
 from chunkcache.engine.door import Door, check_fits
 from chunkcache.engine.faults import as_engine_error, memory_full
+from chunkcache.engine.lane import use_device
 from chunkcache.engine.loader import Loader
 from chunkcache.engine.pages import PagePool
-from chunkcache.engine.pass_clock import PassSize, pass_clock
+from chunkcache.engine.pass_clock import pass_clock, timed
 from chunkcache.engine.pool import open_team
 from chunkcache.engine.prefix import PrefixCache
 from chunkcache.engine.scheduler import Share, schedule
@@ -176,6 +177,7 @@ class Engine:
     # ------------------------------------------------------------ engine thread
 
     def _loop(self) -> None:
+        use_device(self.model.device)
         idle = True
         while True:
             if idle:
@@ -265,12 +267,7 @@ class Engine:
         if not batch:
             return []
         self._metrics.step_rows.observe(sum(map(len, batch)))
-        kvs = {group.kv for group in batch}
-        waited_s = sum(kv.waited_s for kv in kvs)
-        self._clock.begin()
-        results = self.model.forward(batch, self.pool)
-        self._clock.end(PassSize.of(batch), sum(kv.waited_s for kv in kvs) - waited_s)
-        return results
+        return timed(self._clock, batch, lambda: self.model.forward(batch, self.pool))
 
     def _refuse_largest(self, step: list[tuple[Request, list[SequenceRows]]]) -> None:
         """A step was too large: the request with the most rows is refused, the others run again."""

@@ -35,17 +35,25 @@ log = structlog.get_logger(__name__)
 class CudaCapture:
     """Makes a piece of work, which reads and writes tensors that stay, one CUDA graph.
 
-    One that cannot be captured runs as it is, with a warning.
+    One that cannot be captured runs as it is, with a warning, and so do all that come later: torch
+    may still hold the failed capture for one that goes on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()  # pieces run one after the other: it is shared
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # a pool ends with the last graph in it, and torch captures nothing into one that has ended
+        self._first: torch.cuda.CUDAGraph | None = None
+        self._captures = True
 
     def __call__(self, piece: Piece) -> Piece:
         """What does it again. Cost: the piece is run once before, so that libraries are ready."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        graph, replays = torch.cuda.CUDAGraph(), True
+        if not self._captures:
+            return piece
+        engines = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(engines)
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._stream):
             piece()
             try:
@@ -57,9 +65,10 @@ class CudaCapture:
                     graph.capture_end()
             except RuntimeError as reason:
                 log.warning("decode_not_captured", reason=str(reason))
-                replays = False
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return graph.replay if replays else piece
+                self._captures = False
+        engines.wait_stream(self._stream)
+        self._first = self._first or graph
+        return graph.replay if self._captures else piece
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +130,7 @@ class GraphedLayers:
                 return known
             room = room.and_that_of(known.step.room)
             if hidden.device.type == "cuda":
-                torch.cuda.current_stream().synchronize()  # its graphs may be running
+                torch.cuda.current_stream(hidden.device).synchronize()  # its graphs may be running
         step = FixedStep.empty(room, rows.pool.arenas, rows.facts.kinds[0].heads, rotary)
         captured[key] = Bucket(hidden.new_zeros((room.rows, hidden.shape[1])), step)
         return captured[key]

@@ -8,6 +8,7 @@ without the host. A page that is given away is written when all is done that mig
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -20,7 +21,7 @@ _PINNED_BUFFERS = 3  # of a thread: one is filled while others are copied
 
 
 class Mark(Protocol):
-    """A place in a lane's work; `torch.cuda.Event` is one."""
+    """A place in a lane's work."""
 
     def wait(self) -> None:
         """What the calling thread queues from now on runs when the device has come past it."""
@@ -69,10 +70,27 @@ class HostLane:
         """See `Lane`."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamMark:
+    """A place in a CUDA stream, for the stream of its device that others queue on."""
+
+    event: torch.cuda.Event
+    device: torch.device
+
+    def wait(self) -> None:
+        """See `Mark`."""
+        self.event.wait(torch.cuda.current_stream(self.device))
+
+    def synchronize(self) -> None:
+        """See `Mark`."""
+        self.event.synchronize()
+
+
 class StreamLane:
     """A CUDA stream."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._freed: torch.cuda.Event | None = None
 
@@ -93,18 +111,29 @@ class StreamLane:
         """See `Lane`."""
         event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(self._stream)
-        return event
+        return StreamMark(event, self._device)
 
     def pages_freed(self) -> None:
         """See `Lane`."""
         event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         self._freed = event
+
+
+def has_streams(device: torch.device) -> bool:
+    """Whether work is queued there, and done later."""
+    return device.type == "cuda"
+
+
+def use_device(device: torch.device) -> None:
+    """What the calling thread launches goes there: Triton asks the thread, not its tensors."""
+    if has_streams(device):
+        torch.cuda.set_device(device)
 
 
 def lane_for(device: torch.device) -> Lane:
     """The lane of a device."""
-    return StreamLane(device) if device.type == "cuda" else HostLane()
+    return StreamLane(device) if has_streams(device) else HostLane()
 
 
 class StagingRing:

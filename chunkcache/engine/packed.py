@@ -104,7 +104,7 @@ class PackedLayers:
             self._few = _FewRows(self._layers, head, self._eps, int8=int8)
         self._graphed: GraphedLayers | None = None
         if head.device.type == "cuda":
-            self._graphed = GraphedLayers(self._through, CudaCapture())
+            self._graphed = GraphedLayers(self._through, CudaCapture(head.device))
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """See `LayerRunner`."""

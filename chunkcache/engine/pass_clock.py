@@ -120,6 +120,20 @@ class EventClock:
             self._queued.append((size, self._began, ended))
 
 
+def timed(
+    clock: PassClock,
+    batch: Sequence[SequenceRows],
+    run: Callable[[], list[torch.Tensor | None]],
+) -> list[torch.Tensor | None]:
+    """Run a pass of these rows, and measure it."""
+    kvs = {group.kv for group in batch}
+    waited_s = sum(kv.waited_s for kv in kvs)
+    clock.begin()
+    found = run()
+    clock.end(PassSize.of(batch), sum(kv.waited_s for kv in kvs) - waited_s)
+    return found
+
+
 def pass_clock(device: torch.device, on_pass: Callable[[int, int, float], None]) -> PassClock:
     """The clock for passes on that device."""
     if device.type == "cuda":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from chunkcache.engine.lane import has_streams
 from chunkcache.engine.outcome import TokenChances
 from chunkcache_kernels.sending import index_of
 
@@ -144,12 +145,12 @@ class Drawn:
         self.there = token
         self._here = torch.stack([token, sound.to(token.dtype)])
         self._event: torch.cuda.Event | None = None
-        if token.device.type == "cuda":
+        if has_streams(token.device):
             there = self._here
             self._here = torch.empty(2, dtype=token.dtype, pin_memory=True)
             self._here.copy_(there, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(token.device))
 
     def read(self) -> tuple[int, bool]:
         """Which it is, and whether what it was drawn from are finite numbers."""
