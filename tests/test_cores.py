@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from chunkcache.cores import count_cores, in_own_thread, one_core
+from chunkcache.jobs.warmup import threads_each
 
 counts_threads = pytest.mark.skipif(
     count_cores() < 2 or not Path("/proc/self/task").exists(),
@@ -102,3 +103,10 @@ def test_results_and_errors_come_back() -> None:
     assert in_own_thread(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         in_own_thread(divmod, 7, 0)
+
+
+def test_workers_share_the_cores_that_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may use fewer than the machine has."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
+    assert [threads_each(workers) for workers in (1, 2, 5, 9)] == [5, 2, 1, 1]

@@ -19,6 +19,7 @@ from threading import BrokenBarrierError
 from typing import TYPE_CHECKING, Any
 
 from chunkcache.console.warming import WarmReport
+from chunkcache.cores import count_cores
 from chunkcache.errors import ChunkCacheError, InvalidRequest
 from chunkcache.service import ChunkCache
 from chunkcache.service.warm import Shard, WarmProgress
@@ -72,8 +73,7 @@ def warm_in_processes(
         raise InvalidRequest.of("workers", workers, "at least 1", "use one per two cores or so")
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     messages: Any = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    model = settings.model.model_copy(update={"num_threads": threads})
+    model = settings.model.model_copy(update={"num_threads": threads_each(workers)})
     settings = settings.model_copy(update={"model": model})
     started = time.perf_counter()
     finish = context.Barrier(workers)
@@ -100,6 +100,11 @@ def warm_in_processes(
     total = _sum(reports)
     total.seconds = time.perf_counter() - started
     return total
+
+
+def threads_each(workers: int) -> int:
+    """Of the cores that this process may use, those of one worker: at least one."""
+    return max(1, count_cores() // workers)
 
 
 def _work(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from contextlib import closing
@@ -40,6 +39,7 @@ def diagnose(settings: Settings) -> Diagnosis:
     """
     import torch  # here, because the other function of this module needs no model
 
+    from chunkcache.cores import count_cores
     from chunkcache.engine.gate import run_gate, store_verdict
     from chunkcache.engine.loading import load_model
 
@@ -52,7 +52,7 @@ def diagnose(settings: Settings) -> Diagnosis:
         "python": platform.python_version(),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "transformers": version("transformers"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {count_cores()} cores",
         "device": str(model.device),
         "model": f"{model.name} ({model.hf.config.model_type}), {model.context_tokens} tokens",
         "dtype": geometry.dtype,
