@@ -131,7 +131,8 @@ class Catalog:
         """Begin the time of a collection that can expire anew, if a minute of it has passed."""
         info = self.collection(tenant, collection_id)
         since_s = time.time() - (info.last_active_at or 0.0)
-        if info.expires_after_days is None or since_s < _USE_NOTED_AFTER_S:
+        # below 0: the clock was set back, and from then on no use would be noted
+        if info.expires_after_days is None or 0 <= since_s < _USE_NOTED_AFTER_S:
             return
         with self._database.writing() as connection:
             connection.execute(

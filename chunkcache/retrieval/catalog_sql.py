@@ -304,9 +304,10 @@ def _keep_former_passages(
 
 def drop_former_passages(connection: sqlite3.Connection, older_than_s: float) -> None:
     """Forget what no link shows any more."""
-    connection.execute(
-        "DELETE FROM former_passages WHERE replaced_at < ?", (time.time() - older_than_s,)
-    )
+    now = time.time()
+    connection.execute("DELETE FROM former_passages WHERE replaced_at < ?", (now - older_than_s,))
+    # the clock was set back: what is of the future would outlive its time
+    connection.execute("UPDATE former_passages SET replaced_at = ?1 WHERE replaced_at > ?1", (now,))
 
 
 def put_vectors(

@@ -146,6 +146,8 @@ class ResponseStore:
 
     def _make_room(self, connection: sqlite3.Connection, size_bytes: int) -> None:
         connection.execute("DELETE FROM responses WHERE kept_at < ?", (self._oldest(),))
+        # the clock was set back: what is of the future would outlive its time
+        connection.execute("UPDATE responses SET kept_at = ?1 WHERE kept_at > ?1", (self._clock(),))
         sizes = dict(
             connection.execute("SELECT tenant, sum(size_bytes) FROM responses GROUP BY tenant")
         )

@@ -70,7 +70,6 @@ class ChunkCache(Library):
         self._recompresses = recompresses
         self.console = Console(self.metrics, self.warm)
         self.created_at = time.time()
-        self._closed = False
         self._draining = False
         self._secret = load_secret(settings.home)
         self._leveller: Leveller | None = None
@@ -391,7 +390,6 @@ class ChunkCache(Library):
             lookups.close()
         if "_runtime" in self.__dict__:
             self._runtime.close()
-        if "catalog" in self.__dict__:
-            self.catalog.close()
+        self._close_catalog()
         if self._leveller is not None:
             self._leveller.join()

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from chunkcache.engine.loading import load_tokenizer
-from chunkcache.errors import CorruptRecord, InvalidRequest, NotFound
+from chunkcache.errors import CorruptRecord, InvalidRequest, NotFound, ShuttingDown
 from chunkcache.metrics import Metrics
 from chunkcache.protocol import (
     CollectionInfo,
@@ -50,16 +50,38 @@ class Library:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self._closed = False
         self._lock = threading.RLock()  # guards first use of the lazy parts
+        self._catalog_lock = threading.Lock()  # of the catalog; taken after all others
         # of the embedder, which takes seconds, and of what has it; taken before the other lock
         self._embedder_lock = threading.Lock()
 
     # ------------------------------------------------------------ lazy parts
 
     @cached_property
-    def catalog(self) -> Catalog:
-        """Documents and chunks on disk."""
+    def _catalog(self) -> Catalog:
         return open_catalog(self.settings, Damage(self.metrics.catalog_damaged))
+
+    @property
+    def catalog(self) -> Catalog:
+        """Documents and chunks on disk.
+
+        Raises:
+            ShuttingDown: this is closed, and nothing had opened it before.
+        """
+        opened: Catalog | None = self.__dict__.get("_catalog")
+        if opened is not None:
+            return opened
+        with self._catalog_lock:
+            if self._closed:
+                raise ShuttingDown("this ChunkCache is closed")
+            return self._catalog
+
+    def _close_catalog(self) -> None:
+        """For good: `_closed` is set."""
+        with self._catalog_lock:
+            if "_catalog" in self.__dict__:
+                self._catalog.close()
 
     @cached_property
     def _embedder(self) -> Embedder:

@@ -56,7 +56,7 @@ def open_store(
     Args:
         popularity: of who counts uses above these tiers: what is used there must not look unused
             on disk.
-        geometry: of the model; records from other machines that differ are corrupt, a basis of
+        geometry: of the model; records that say they are of another one are corrupt, a basis of
             another model is refused.
         quotas: bytes that tenants may hold in each tier; None: as the settings say.
         recompresses: it rewrites cold records, if set to: who serves, and knows what is in use.
@@ -95,7 +95,8 @@ def open_store(
     if store.disk_capacity_bytes:
         disk = DiskTier(
             store_path(settings), store.disk_capacity_bytes, codec,
-            fingerprint=fingerprint, sync_interval_s=store.sync_interval_s, cold=cold,
+            fingerprint=fingerprint, geometry=geometry, cold=cold,
+            sync_interval_s=store.sync_interval_s,
             policy=policy_of(store.disk_capacity_bytes, counts_uses=counts_uses),
             on_evict=metrics.evictions.labels("disk").inc, reader=reader,
         )  # fmt: skip

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import lmdb
     import torch
 
-    from chunkcache.chunk import ChunkKey, ChunkKV, Retention, Terms
+    from chunkcache.chunk import ChunkKey, ChunkKV, KVGeometry, Retention, Terms
     from chunkcache.store.base import RecordReader
     from chunkcache.store.codec.base import Codec
     from chunkcache.store.frame import Frame
@@ -58,6 +58,7 @@ class DiskTier:
         codec: how new records are coded. Records of lossless codecs are found too, and come
             first; those of another lossy codec are not, but for `cold`.
         fingerprint: of the model; records of another model are not found.
+        geometry: of the model; a record that says it is of another one is corrupt.
         policy: who leaves first; `WindowedFrequencyPolicy` unless given.
         on_evict: called with the number of records evicted.
         sync_interval_s: how often a background thread flushes to the device.
@@ -80,6 +81,7 @@ class DiskTier:
         codec: Codec,
         *,
         fingerprint: bytes,
+        geometry: KVGeometry | None = None,
         policy: Policy | None = None,
         on_evict: Callable[[int], None] = lambda _: None,
         sync_interval_s: float = 5.0,
@@ -96,7 +98,7 @@ class DiskTier:
         self._mirror = Mirror(policy or WindowedFrequencyPolicy(capacity_bytes))
         self.on_quota = self._mirror.on_quota  # see `Retaining`
         self._writer = RecordWriter(self._env, self._mirror, capacity_bytes, on_evict)
-        self._index = RecordIndex(self._env, self._codecs, fingerprint)
+        self._index = RecordIndex(self._env, self._codecs, fingerprint, geometry)
         self._recoder = Recoder(self, self._env, self._mirror, self._writer)
         self._verbs = Turnstile()
         self._closed = False

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import pack_token_ids
 from chunkcache.errors import CorruptRecord
 from chunkcache.store.layout import MetaEntry
+from chunkcache.store.record import check_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from chunkcache.chunk import ChunkKey
+    from chunkcache.chunk import ChunkKey, KVGeometry
     from chunkcache.store.codec.readable import ReadableCodecs
     from chunkcache.store.lmdb_env import AnyTransaction, RecordEnv
     from chunkcache.store.record import RecordHeader
@@ -24,12 +26,17 @@ class RecordIndex:
     Args:
         codecs: whose records are read.
         fingerprint: of the model; records of another model are not found.
+        geometry: of the model; what says that it is of another one is corrupt.
     """
 
-    def __init__(self, env: RecordEnv, codecs: ReadableCodecs, fingerprint: bytes) -> None:
+    def __init__(
+        self, env: RecordEnv, codecs: ReadableCodecs, fingerprint: bytes,
+        geometry: KVGeometry | None = None,
+    ) -> None:  # fmt: skip
         self._env = env
         self._codecs = codecs
         self._fingerprint = fingerprint
+        self._geometry = geometry
 
     def entries(self, txn: AnyTransaction) -> Iterator[tuple[bytes, MetaEntry]]:
         """What `meta` says of each, but for damaged entries."""
@@ -54,6 +61,7 @@ class RecordIndex:
             raise CorruptRecord(f"record {key.hex}: its header is of another model or codec")
         if header.packed_token_ids != pack_token_ids(key.token_ids):
             return None  # two chunks with one digest
+        check_size(header, self._geometry, math.inf)
         return header
 
     def find(self, txn: AnyTransaction, key: ChunkKey) -> tuple[bytes, str] | None:

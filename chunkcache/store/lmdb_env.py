@@ -320,6 +320,8 @@ class RecordEnv:
         Raises:
             CorruptRecord: missing, or its checksum, which covers its length, does not match.
         """
+        if sum(header.slab_lengths) > self._env.info()["map_size"]:  # before memory is taken
+            raise CorruptRecord(f"record {header.stored_digest.hex()}: its layers are too long")
         scratch = np.empty(max(header.slab_lengths, default=0), np.uint8)
         buffers = [scratch[:length] for length in header.slab_lengths]
         return self._file.layers(txn, self._slabs, header, 0, buffers)

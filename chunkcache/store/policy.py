@@ -65,7 +65,10 @@ class Policy(Protocol):
         ...
 
     def on_time(self, now_s: float) -> None:
-        """It is this late now (Unix time), as far as `Terms.expires_s` is concerned."""
+        """It is this late now (Unix time), as far as `Terms.expires_s` is concerned.
+
+        A clock may be set back: what has expired stays so, what comes in goes by the new time.
+        """
         ...
 
     def on_quota(self, tenant: str, limit_bytes: int | None) -> None:

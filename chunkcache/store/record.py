@@ -31,6 +31,7 @@ DIGEST_BYTES = 32
 _PREAMBLE = struct.Struct("<8sHI")
 _SHAPE = struct.Struct("<III")
 _NUM_FIELDS = 14
+_SLACK_BYTES = 64 * 1024  # and twice a record's KV: no codec makes more of it
 
 
 def checksum(*parts: bytes | bytearray | memoryview) -> bytes:
@@ -193,6 +194,26 @@ def decode_header(buffer: bytes) -> RecordHeader:
         raise CorruptRecord(f"header: a field is malformed: {error}") from error
     _check_consistent(header)
     return header
+
+
+def check_size(header: RecordHeader, geometry: KVGeometry | None, most_bytes: float) -> None:
+    """Before memory is taken for a record: that it is no larger than such a record can be.
+
+    Args:
+        geometry: of the model, where it is known.
+        most_bytes: of KV.
+
+    Raises:
+        CorruptRecord: whoever wrote the header knew its checksum, and not the record.
+    """
+    name = f"record {header.digest.hex()}"
+    if geometry is not None and header.geometry != geometry:
+        raise CorruptRecord(f"{name}: of geometry {header.geometry}, expected {geometry}")
+    kv_bytes = header.num_tokens * header.geometry.bytes_per_token
+    if not 0 < kv_bytes <= most_bytes:
+        raise CorruptRecord(f"{name}: its header says it has {kv_bytes} bytes of KV")
+    if sum(header.slab_lengths) > 2 * kv_bytes + _SLACK_BYTES:
+        raise CorruptRecord(f"{name}: its header says its layers are too long")
 
 
 def _check_envelope(buffer: bytes) -> None:

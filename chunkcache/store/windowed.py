@@ -143,10 +143,9 @@ class WindowedFrequencyPolicy:
 
     def on_time(self, now_s: float) -> None:
         """See `Policy`."""
-        if now_s > self._now_s:
-            self._now_s = now_s
-            if self._expiring.size:
-                self._expire()
+        self._now_s = now_s
+        if self._expiring.size:
+            self._expire()
 
     def on_wait(self, digests: Iterable[bytes]) -> None:
         """See `Policy`."""

@@ -244,3 +244,23 @@ def test_what_an_update_replaced_is_kept_for_links_until_they_end(
     put(catalog, numbers=(3,))
     assert former("text 1") is None  # nothing of a removed document is shown
     catalog.close()
+
+
+def test_what_was_replaced_does_not_outlive_its_time_because_the_clock_was_set_back(
+    tmp_path: Path, put: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chunkcache.retrieval.documents import passage_digest
+
+    catalog = Catalog(tmp_path / "c.sqlite", keep_former_s=100.0)
+    now = 1e9 + 3600.0
+    monkeypatch.setattr("time.time", lambda: now)
+    put(catalog, numbers=(0, 1))
+    put(catalog, numbers=(1, 2))
+    which = ("t", "default", "doc-a", passage_digest("text 0"))
+    now -= 3600.0
+    put(catalog, "doc-b")
+    assert catalog.former_passage(*which) == "text 0"
+    now += 101.0
+    put(catalog, "doc-b")
+    assert catalog.former_passage(*which) is None
+    catalog.close()

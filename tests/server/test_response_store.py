@@ -86,6 +86,18 @@ def test_time_takes_them_in_turn(path: Path) -> None:
         store.delete("a", "r1")
 
 
+def test_none_outlives_its_time_because_the_clock_was_set_back(path: Path) -> None:
+    clock = Clock()
+    store = ResponseStore(path, 64 * KIB, 60, clock)
+    clock.now_s = 3600
+    keep(store, "a", "r1")
+    clock.now_s = 0
+    keep(store, "a", "r2")
+    assert has(store, "a", "r1") and has(store, "a", "r2")
+    clock.now_s = 61
+    assert not has(store, "a", "r1") and not has(store, "a", "r2")
+
+
 def test_whoever_takes_most_room_loses_the_oldest(path: Path) -> None:
     store = ResponseStore(path, 20 * KIB, 60)
     keep(store, "small", "s1")

@@ -64,6 +64,16 @@ def test_a_search_begins_the_time_anew(cache: ChunkCache, pages: Path) -> None:
     assert time.time() - (cache.collection(store).last_active_at or 0) < 3600
 
 
+def test_a_search_begins_the_time_anew_though_the_clock_was_set_back(
+    cache: ChunkCache, pages: Path
+) -> None:
+    store = cache.create_collection("owls", expires_after_days=2).id
+    cache.ingest([pages / "owls.md"], collection=store)
+    unused_since(cache, store, -365)  # a search while the clock was a year ahead
+    cache.search("owls", collection=store)
+    assert (cache.collection(store).last_active_at or 0) <= time.time()
+
+
 def test_one_that_cannot_expire_is_not_written_to_by_searches(
     cache: ChunkCache, pages: Path
 ) -> None:

@@ -357,3 +357,13 @@ def test_closing_ends_a_build_at_its_next_batch(
     closing.join()
     assert held.batches == [1]
     assert not any(t.name == "chunkcache-leveller" for t in threading.enumerate())
+
+
+def test_nothing_opens_the_catalog_after_closing(cache: ChunkCache) -> None:
+    cache.close()
+    uses = [cache.documents, cache.keep_level, lambda: cache.ingest_bytes("owls.md", b"Owls.")]
+    for use in uses:
+        with pytest.raises(ShuttingDown):
+            use()
+    assert "_catalog" not in cache.__dict__
+    assert not any(t.name == "chunkcache-leveller" for t in threading.enumerate())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ import pytest
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.check import check_store
 from chunkcache.store.host import HostTier
-from chunkcache.store.layout import MetaEntry, header_key, map_bytes_for, slab_key
+from chunkcache.store.layout import MetaEntry, header_key, map_bytes_for, padded, slab_key
 from chunkcache.store.lmdb_env import RecordEnv
+from chunkcache.store.record import checksum, encode_header
 from chunkcache.store.tiered import TieredStore
 
 if TYPE_CHECKING:
@@ -282,3 +284,43 @@ def test_a_file_truncated_or_removed_under_an_open_store_is_a_miss_not_a_crash(
     assert counted("store_errors_total", tier="disk", kind="read") >= 3
     assert counted("store_errors_total", tier="disk", kind="write") == 3
     store.close()
+
+
+@pytest.mark.parametrize("knows_geometry", [True, False])
+def test_a_header_that_lies_with_a_right_checksum_takes_no_memory_and_is_dropped(
+    knows_geometry: bool, path: Path, open_tier: OpenTier, records: ModuleType
+) -> None:
+    record = records.make_record(1, num_tokens=40, num_priors=2)
+    geometry, digest = record.geometry, record.key.digest
+    lies: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
+        ({}, (2**63, 1, 1)),
+        ({}, (2**40, 1, 1)),
+        ({"head_dim": 0}, (1280, 1280, 1280)),
+    ]
+    if knows_geometry:
+        lies += [
+            ({"num_kv_heads": 2**31, "head_dim": 2**31}, (1280, 1280, 1280)),
+            ({"num_kv_heads": 1, "head_dim": 16}, (1280, 1280, 1280)),
+            ({"dtype": "float16"}, (1280, 1280, 1280)),
+        ]
+    slabs = [stored_values(path, digest)[f"slab {n}"] for n in range(3)]
+    for shape, lengths in lies:
+        header = encode_header(
+            replace(record, geometry=replace(geometry, **shape)),
+            fingerprint=records.FINGERPRINT, codec="raw", slab_lengths=lengths,
+            slab_checksums=[checksum(slab) for slab in slabs],
+        )  # fmt: skip
+        with closing(RecordEnv(path, map_bytes_for(CAPACITY))) as env, env.writing() as txn:
+            entry = MetaEntry.unpack(env.entry(txn, digest) or b"")
+            env.put(txn, digest, entry, padded(header), slabs)
+        if lengths[0] > 1280:
+            assert check_store(path, CAPACITY).corrupt == 1
+        tier = open_tier(geometry=geometry if knows_geometry else None)
+        assert not tier.contains(record.key)
+        with pytest.raises(CorruptRecord):
+            tier.open(record.key)
+        assert tier.get(record.key) is None
+        assert tier.put(record)
+        found = tier.get(record.key)
+        assert found is not None and records.contents(found) == records.contents(record)
+        tier.close()

@@ -88,6 +88,7 @@ class SlowWindowed:
         self.last: dict[bytes, int] = {}
         self.window: set[bytes] = set()
         self.pinned: set[bytes] = set()
+        self.expired: set[bytes] = set()
         self.waits: defaultdict[bytes, list[int]] = defaultdict(list)
         self.uses = self.moves = self.places = 0
         self.now_s = -math.inf
@@ -109,7 +110,7 @@ class SlowWindowed:
         self.last[digest] = self.moves
         if digest not in self.pinned:
             self.window.add(digest)
-        self.drop_expired_from_window()
+        self.expire()
         while len(self.window) > 4 and self.bytes_of(self.window) > self.window_bytes:
             self.window.remove(min(self.window, key=self.last.__getitem__))
 
@@ -117,6 +118,7 @@ class SlowWindowed:
         self.entries.pop(digest, None)
         self.window.discard(digest)
         self.pinned.discard(digest)
+        self.expired.discard(digest)
 
     def on_recode(self, digest: bytes, to: bytes, entry: Entry) -> None:
         if digest in self.entries:
@@ -126,11 +128,11 @@ class SlowWindowed:
             self.on_delete(to)
             self.take_in(to, entry)
             self.last[to] = last
-            self.drop_expired_from_window()
+            self.expire()
 
     def on_time(self, now_s: float) -> None:
-        self.now_s = max(self.now_s, now_s)
-        self.drop_expired_from_window()
+        self.now_s = now_s
+        self.expire()
 
     def on_wait(self, digests: Iterable[bytes]) -> None:
         self.places += 1
@@ -227,8 +229,7 @@ class SlowWindowed:
         return self.stage(digest) != 0
 
     def stage(self, digest: bytes) -> int | None:
-        terms = self.entries[digest].terms
-        if terms.expires_s <= self.now_s:
+        if digest in self.expired:
             return 0
         if digest in self.pinned:
             return None
@@ -248,8 +249,9 @@ class SlowWindowed:
         times = self.times.get(digest, [])
         return sum(2.0 ** ((time - self.uses) / self.half_life) for time in times)
 
-    def drop_expired_from_window(self) -> None:
-        self.window -= {d for d in self.window if self.stage(d) == 0}
+    def expire(self) -> None:
+        self.expired |= {d for d, e in self.entries.items() if e.terms.expires_s <= self.now_s}
+        self.window -= self.expired
 
 
 @settings(max_examples=100, deadline=None)

@@ -51,6 +51,21 @@ def test_frequency_survives_eviction() -> None:
     assert policy.victims(10) == [b"once"]
 
 
+def test_a_clock_that_is_set_back_lets_nothing_new_expire_at_once() -> None:
+    policy = WindowedFrequencyPolicy(100)
+    policy.on_time(1e9)  # years ahead
+    policy.on_time(1000.0)
+    pinned = Terms(retention=Retention.PINNED, expires_s=1060.0)
+    policy.on_put(b"pinned", Entry(50, terms=pinned))
+    policy.on_put(b"other", Entry(10))
+    assert policy.victims(60) == [b"other"]
+    assert not policy.may_pin(10)
+    policy.on_time(1060.0)
+    assert policy.victims(60) == [b"pinned", b"other"]
+    policy.on_time(1000.0)  # what has expired stays so
+    assert policy.victims(60) == [b"pinned", b"other"] and policy.may_pin(50)
+
+
 def test_memory_of_records_that_left_is_bounded() -> None:
     popularity = Popularity(half_life_uses=2)
     policy = WindowedFrequencyPolicy(100, popularity=popularity)

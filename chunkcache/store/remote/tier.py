@@ -11,7 +11,7 @@ from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.base import NO_LIMIT, TierAtRest, TierUsage
 from chunkcache.store.frame import frame_of, is_of, unframed
 from chunkcache.store.reader import HeldRecord
-from chunkcache.store.record import DIGEST_BYTES, decode_header, said_length
+from chunkcache.store.record import DIGEST_BYTES, check_size, decode_header, said_length
 from chunkcache.store.remote.breaker import Breaker, BreakerState
 from chunkcache.store.remote.guard import Guard
 
@@ -176,7 +176,7 @@ class RemoteTier:
                 header = decode_header(encoded)
                 if not is_of(header, key, self._fingerprint, self._codec):
                     return None
-                self._check_size(header, key)
+                check_size(header, self._geometry, self._blobs.most_bytes)
                 body = self._read_body(key, len(encoded), header)
                 return unframed(header, body, key, self._codec)
             except CorruptRecord:
@@ -204,16 +204,6 @@ class RemoteTier:
         if length > len(found):
             found = self._blobs.read(name, 0, length) or b""
         return found[:length]
-
-    def _check_size(self, header: RecordHeader, key: ChunkKey) -> None:
-        ours = self._geometry
-        if ours is not None and header.geometry != ours:
-            raise CorruptRecord(f"record {key.hex}: of geometry {header.geometry}, expected {ours}")
-        kv_bytes = header.num_tokens * header.geometry.bytes_per_token
-        if not 0 < kv_bytes <= self._blobs.most_bytes:
-            raise CorruptRecord(f"record {key.hex}: its header says it has {kv_bytes} bytes of KV")
-        if sum(header.slab_lengths) > 2 * kv_bytes + _FIRST_BYTES:  # no codec makes more of it
-            raise CorruptRecord(f"record {key.hex}: its header says its layers are too long")
 
     def _holds(self, key: ChunkKey, *, if_corrupt: bool) -> bool:
         try:
