@@ -169,3 +169,17 @@ def test_policies_that_let_rows_go_keep_their_budget(deep: Any, policy: str, bud
     assert outcome.repair_ratio <= budget + 1e-9
     if policy == "gradual" and budget > 0.3:
         assert outcome.repair_ratio > budget - 3 / sum(LENGTHS[1:])
+
+
+@pytest.mark.parametrize("policy", ["deviation", "gradual", "focused"])
+def test_rows_that_ran_through_some_of_the_layers_are_shared_with_nobody(
+    deep: Any, policy: str
+) -> None:
+    """They lie page by page behind the exact ones, as if the rest of the prompt were exact."""
+    prompt, records = case(deep, {2, 3})
+    approximate = deep.answer(prompt, records, policy, budget=0.6, salt=b"shared")
+    exact = deep.answer(prompt, {}, exact_only=True, salt=b"shared")
+    taken = sum(span.prefix for span in exact.plan.spans)
+    assert 0 < taken <= approximate.plan.exact_until < prompt.num_tokens
+    other = deep.answer(prompt, {}, exact_only=True, salt=b"of its own")
+    assert (exact.first_logits - other.first_logits).abs().max() < TIGHT
