@@ -1,6 +1,7 @@
 """Time to first token and decoding on a GPU, in the shapes of Llama-3-8B and Qwen2.5-7B.
 
-    python benchmarks/bench_gpu_ttft.py [--shape llama-3-8b qwen2.5-7b] [--seconds 160] [--out FILE]
+    python benchmarks/bench_gpu_ttft.py [--shape llama-3-8b qwen2.5-7b] [--seconds 160] [--warm]
+        [--out FILE]
 
 Weights and chunk KV are random: no time depends on them. Prompts of 8k and 32k tokens are chunks of
 512 between a head and a question. Arms: full prefill by our engine and by transformers with SDPA,
@@ -12,7 +13,9 @@ prompt's chunks, beside the bandwidth of a copy on the same device. Over pages o
 from pages with budget .05, and decoding.
 
 Every part writes its JSON line when it has it; what no time is left for says so. First the gate:
-nothing is measured where reuse is not right. `--shape tiny` tries all of it on a CPU.
+nothing is measured where reuse is not right. All shapes at the first length come before any at the
+next. `--warm` runs what compiles kernels, at the first length, for a run that is to be read.
+`--shape tiny` tries all of it on a CPU.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,7 @@ from chunkcache.engine.reference import as_transformers_runs_it
 BUDGETS = (0.0, 0.05, 0.15)
 ROUNDED, ROUNDED_AT = ("int8", "int4"), 0.05  # pages of chunks, and the budget over them
 REPEATS = 3
+COMPILE_NOTHING = ("transformers", "pinned", "disk", "load")
 Part = Callable[[], dict[str, Any]]
 
 
@@ -187,6 +192,7 @@ class Measures:
             "weight_bytes": world.weight_bytes, "kv_bytes": kv_bytes,
             "copy_gb_per_s": world.copy_bytes_per_s / 1e9,
             "of_reading": {name: step_s / bound for name, bound in copy_s.items()},
+            "captured": sum(len(b.pieces) for b in world.engine.pool.captured.values()),
         }  # fmt: skip
 
     # ------------------------------------------------------------ where chunks are
@@ -245,10 +251,15 @@ class Run:
         self._out = out
         self.failed: list[str] = []
 
+    @property
+    def time_is_over(self) -> bool:
+        """What has not begun is skipped."""
+        return self._clock() > self._until
+
     def try_part(self, name: str, part: Part) -> bool:
         """Run it and write what it found; what it raised is written too. Whether it found some."""
         found: dict[str, Any]
-        if self._clock() > self._until:
+        if self.time_is_over:
             found = {"skipped": "no time was left"}
         else:
             try:
@@ -267,17 +278,27 @@ class Run:
         sys.stdout.flush()
         return "error" not in found and "skipped" not in found
 
-    def all_of(self, shape: Shape, device: torch.device) -> None:
-        """The gate, then every length of prompt."""
+    def all_of(
+        self, shape: Shape, device: torch.device, *, gate: bool = True, warm: bool = False
+    ) -> bool:
+        """The gate, if it is asked for, then every length of prompt. Whether the gate has passed.
+
+        `warm`: only parts that run kernels of ours other than those before them.
+        """
+        if self.time_is_over:
+            self.try_part(f"prompts of {shape.prompts}", dict)
+            return False
         with World(shape, device) as world, tempfile.TemporaryDirectory() as folder:
-            if not self.try_part("gate", lambda: checked(world)):
-                return
+            if gate and not self.try_part("gate", lambda: checked(world)):
+                return False
             for tokens in shape.prompts:
-                if self._clock() > self._until:
+                if self.time_is_over:
                     self.try_part(f"prompts of {tokens}", dict)
                     continue
                 for name, part in Measures(world, tokens, Path(folder)).parts().items():
-                    self.try_part(name, part)
+                    if not (warm and name.startswith(COMPILE_NOTHING)):
+                        self.try_part(name, part)
+        return True
 
 
 def checked(world: World) -> dict[str, Any]:
@@ -300,16 +321,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=600.0, help="shared by the shapes")
+    parser.add_argument("--warm", action="store_true", help="what compiles kernels, once")
     parser.add_argument("--out", type=Path, help="append the JSON lines to this file")
     given = parser.parse_args(arguments)
-    failed = 0
-    for number, name in enumerate(given.shape):
-        share = given.seconds / (len(given.shape) - number)
-        began = time.monotonic()
-        run = Run(name, began + share, given.out, time.monotonic)
-        run.all_of(SHAPES[name], torch.device(given.device))
-        given.seconds -= time.monotonic() - began
-        failed += len(run.failed)
+    began = time.monotonic()
+    runs = {
+        name: Run(name, began + given.seconds, given.out, time.monotonic) for name in given.shape
+    }
+    lengths = max(len(SHAPES[name].prompts) for name in given.shape)
+    passed = dict.fromkeys(given.shape, True)
+    for number in range(1 if given.warm else lengths):
+        for name, run in runs.items():
+            prompts = SHAPES[name].prompts[number : number + 1]
+            if prompts and passed[name]:
+                shape = replace(SHAPES[name], prompts=prompts)
+                passed[name] = run.all_of(
+                    shape, torch.device(given.device), gate=number == 0, warm=given.warm
+                )
+    failed = sum(len(run.failed) for run in runs.values())
     return failed
 
 

@@ -1,6 +1,6 @@
 """Small random models on the device and on the CPU: the gate, greedy answers, drift in bf16.
 
-    python benchmarks/gpu/same_answers.py [--device cuda] [--out FILE]
+    python benchmarks/gpu/same_answers.py [--device cuda] [--only MODEL ...] [--out FILE]
 
 In fp32 the tokens of both are the same, unless two logits are closer than rounding; the largest
 difference of first logits is said beside. One model is plain, one has layers without positions
@@ -66,10 +66,12 @@ def main() -> int:
     """Compare, print; 1 if a model is not served or differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
     parser.add_argument("--out", type=Path, help="append the JSON line to this file")
     given = parser.parse_args()
     all_right = True
-    for name, config in CONFIGS.items():
+    for name in given.only:
+        config = CONFIGS[name]
         torch.manual_seed(0)
         network = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         here, _ = answers(network, "cpu", torch.float32)

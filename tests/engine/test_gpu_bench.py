@@ -47,6 +47,32 @@ def test_every_part_is_measured_and_written_as_it_comes(bench: Any, tmp_path: Pa
             assert over["kv_bytes"] < most * raw["kv_bytes"] and over["step_ms"] > 0
 
 
+def test_what_only_warms_up_runs_every_kernel_and_no_more(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of several lengths all shapes come at the first one, then all at the next."""
+    ran: list[tuple[str, int, bool, bool]] = []
+
+    def all_of(run: Any, shape: Any, device: Any, *, gate: bool, warm: bool) -> bool:
+        ran.append((run._shape, *shape.prompts, gate, warm))
+        return bool(run._shape != "qwen2.5-7b")
+
+    monkeypatch.setattr(bench.Run, "all_of", all_of)
+    bench.main(["--device", "cpu"])
+    assert ran == [
+        ("llama-3-8b", 8192, True, False), ("qwen2.5-7b", 8192, True, False),
+        ("llama-3-8b", 32768, False, False),
+    ]  # fmt: skip
+    ran.clear()
+    bench.main(["--warm", "--device", "cpu"])
+    assert ran == [("llama-3-8b", 8192, True, True), ("qwen2.5-7b", 8192, True, True)]
+    monkeypatch.undo()
+    parts = "full 8", "transformers 8", "pinned 8 0.0", "disk 8 0.0", "load 8", "int4 pages 8 0.05"
+    assert [p for p in parts if not p.startswith(bench.COMPILE_NOTHING)] == [
+        "full 8", "int4 pages 8 0.05"
+    ]  # fmt: skip
+
+
 def test_what_fails_and_what_has_no_time_is_written_too(bench: Any, tmp_path: Path) -> None:
     out, clock = tmp_path / "found.jsonl", [0.0]
     run = bench.Run("tiny", 10.0, out, lambda: clock[0])

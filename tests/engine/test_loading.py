@@ -23,10 +23,10 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from chunkcache.config import Settings
 from chunkcache.engine import gate, loading, sources
-from chunkcache.engine.loading import load_fingerprint, load_model, load_tokenizer
+from chunkcache.engine.loading import choose_device, load_fingerprint, load_model, load_tokenizer
 from chunkcache.engine.model import wrap_model
 from chunkcache.engine.reference import transformers_logits
-from chunkcache.errors import ModelNotFound, UnsupportedModel
+from chunkcache.errors import ConfigError, ModelNotFound, UnsupportedModel
 
 
 def settings(folder: Path, tmp_path: Path, cache: Path | None = None) -> Settings:
@@ -320,3 +320,25 @@ def test_a_model_that_sees_is_loaded_whole_and_its_reader_is_tried(
     verdict = gate.run_gate(model)
     assert verdict.reuses and not verdict.notes, (verdict.problems, verdict.notes)
     assert model.fingerprint == load_fingerprint(settings(tmp_path / "sees", tmp_path))
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not by what the first weights that go there come to."""
+    for wanted in ("gpu", "cuda:x", "cuda 1"):
+        with pytest.raises(ConfigError, match=rf"model\.device: got '{wanted}'.* Hint: auto, cpu"):
+            choose_device(wanted)
+    too_old = "The NVIDIA driver on your system is too old (found version 11000)."
+
+    def init() -> None:
+        raise RuntimeError(too_old)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(ConfigError, match=r"got 'cuda': The NVIDIA driver .* too old"):
+        choose_device("cuda")
+    assert choose_device("auto").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1").index == 1 and choose_device("auto").type == "cuda"
+    with pytest.raises(ConfigError, match=r"got 'cuda:2', must be below cuda:2"):
+        choose_device("cuda:2")
