@@ -88,8 +88,12 @@ class SpanReport(_Wire):
         description="rows that were in a cache and were recomputed to the last layer"
     )
     computed: int = Field(description="rows that were in no cache")
-    tier: str | None = Field(None, description="prefix, host or disk; null when computed")
-    miss: str | None = Field(None, description="absent, corrupt, disabled, ...; null on a hit")
+    tier: str | None = Field(
+        None, description="whence its reused rows: prefix, host, disk; null: none"
+    )
+    miss: str | None = Field(
+        None, description="why its other rows were computed: absent, corrupt, ..."
+    )
     codec: str | None = Field(
         None, description="lossy codec that its reused rows were stored in; null: as computed"
     )

@@ -76,8 +76,10 @@ def _span_report(
     recomputed = rows_in(plan, outcome.recomputed)
     fresh = plan.placed if miss is not None else 0
     span = plan.span
-    if plan.prefix and not plan.placed:
-        tier = "prefix"
+    if not plan.placed or miss is not None:  # no row of its record was used
+        tier = "prefix" if plan.prefix else None
+    if plan.prefix == len(span):
+        miss = None  # no row of the record was needed
     return SpanReport(
         kind=span.kind,
         start=span.start,
