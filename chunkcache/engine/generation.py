@@ -24,6 +24,7 @@ from chunkcache.repair.select import residual, reusable_positions
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
+    from chunkcache.chunk import ChunkKey
     from chunkcache.engine.choice import Matcher
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache.engine.outcome import Written
@@ -113,6 +114,11 @@ class Generation(Request):
         """By span index: why a chunk that was to be read did not come up, and was computed."""
         failures = {i: r.arrival.failure for i, r in self._residents.items()}
         return {index: failure for index, failure in failures.items() if failure is not None}
+
+    @property
+    def chunk_keys(self) -> list[ChunkKey]:
+        """Of the chunks that it was to read."""
+        return [resident.key for resident in self._residents.values()]
 
     def events(self) -> Iterator[Delta | Outcome]:
         """Deltas of all choices, then the outcome. Blocks; raises the request's error."""

@@ -10,7 +10,7 @@ import structlog
 
 from chunkcache.chunk import Rung, SpanKind
 from chunkcache.engine.outcome import Outcome
-from chunkcache.errors import Cancelled
+from chunkcache.errors import Cancelled, NotFinite
 from chunkcache.forms import CallForm
 from chunkcache.protocol import (
     AnswerDelta,
@@ -86,6 +86,7 @@ class AnswerHandle:
         self._generation = generation
         self._preparation = preparation
         self._engine = runtime.engine
+        self._doubt = runtime.doubt
         self._cost = runtime.store.cost
         self._vocabulary = runtime.vocabulary
         self._calls: list[CallReader] | None = None  # by choice, where the answer is a call
@@ -126,6 +127,9 @@ class AnswerHandle:
                     yield delta
         except Cancelled:
             outcome = "cancelled"
+            raise
+        except NotFinite:
+            self._doubt(self._generation.chunk_keys)
             raise
         except GeneratorExit:
             outcome = outcome if outcome == "ok" else "cancelled"

@@ -216,6 +216,15 @@ class Runtime:
         refusal = tier.why_not(record)
         return f"{refusal.reason}. Hint: raise {refusal.knob or self.capacity_knob}"
 
+    def doubt(self, keys: Sequence[ChunkKey]) -> None:
+        """What read these chunks made numbers that are not finite: what is damaged of them goes.
+
+        Nothing is kept so, but memory and disks of long ago may hold it, with a right checksum.
+        """
+        doubted = set(keys)
+        self.engine.chunks.forget(doubted.__contains__)
+        self.store.forget_not_finite(keys)
+
     def keep(self, record: ChunkKV) -> bool:
         """Put a record into the durable tiers and wait until it is there. False: it is in none.
 

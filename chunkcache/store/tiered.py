@@ -17,7 +17,7 @@ from functools import partial
 from operator import attrgetter, or_
 from typing import TYPE_CHECKING, Protocol
 
-from chunkcache.errors import StoreError
+from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.base import AskedTogether, Choosing, Retaining, SeveralCodecs, TierAtRest
 from chunkcache.store.cost import CostModel
 from chunkcache.store.failures import Failures
@@ -307,6 +307,17 @@ class TieredStore:
         """It waits no more."""
         for tier in self._retaining:
             tier.on_wait_over(keys)
+
+    def forget_not_finite(self, keys: Sequence[ChunkKey]) -> None:
+        """Delete those of these records that hold a number that is not finite. Reads them all."""
+        for tier in self._tiers:
+            for key in keys:
+                record = self._failures.asked(tier, partial(tier.get, key), None)
+                if record is None or record.is_finite:
+                    continue
+                odd = CorruptRecord(f"record {key.hex}: it holds what is no finite number")
+                self.failed(tier.name, key, odd)
+                self._failures.asked(tier, partial(tier.delete, key), False)
 
     def has_room(self, size_bytes: int) -> bool:
         """Whether the lowest tier that answers could take a record without evicting one.
