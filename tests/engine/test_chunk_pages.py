@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -182,6 +183,18 @@ def test_the_same_digest_is_not_the_same_chunk() -> None:
     assert pages.lease(mine.key) is None
     pages.release([first, second])
     assert pages.usage().size_bytes == second.size_bytes
+
+
+def test_what_a_lossy_codec_gave_back_is_not_exact_however_it_comes() -> None:
+    pages, name = new_pages(), "int4(group=32)"
+    exact, rounded = record_of(0), replace(record_of(1), rounded_by=name)
+    coming = pages.expect(record_of(2).key, exact.stats, rounded_by=name)
+    sound = pages.expect(record_of(6).key, exact.stats)
+    assert coming is not None and sound is not None
+    found = [pages.hold(exact), pages.hold(rounded), coming[0], sound[0]]
+    assert [(one.is_exact, one.codec) for one in found if one is not None] == [
+        (True, None), (False, name), (False, name), (True, None),
+    ]  # fmt: skip
 
 
 def test_an_unlisted_chunk_is_the_callers_alone() -> None:
