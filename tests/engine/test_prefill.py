@@ -66,6 +66,17 @@ def test_the_head_is_shared_between_prefills_but_the_chunks_pages_are_not(bench:
     bench.engine.pages.release(shared)
 
 
+def test_a_chunk_is_captured_whole_where_an_answer_has_shared_its_pages(bench: Any) -> None:
+    """Rows taken from the prefix cache would be missing from the record."""
+    ids = bench.tokens(70, 1)
+    bench.answer(bench.prompt([ids]), {}, exact_only=True, salt=b"chunks")
+    bench.wait_until_idle()
+    shared = bench.engine.prefix.match(b"chunks", [*bench.head, *ids])
+    bench.engine.pages.release(shared)
+    assert len(shared) * bench.engine.pages.page_tokens > len(bench.head), "nothing to be taken"
+    assert torch.allclose(bench.record(ids).kv, bench.record(ids, salt=b"other").kv, atol=1e-4)
+
+
 def test_records_own_their_memory(bench: Any) -> None:
     record = bench.record(bench.tokens(10, 1))
     assert record.kv.is_contiguous()
