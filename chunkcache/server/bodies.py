@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.params import Form
 from fastapi.routing import APIRoute
 
-from chunkcache.errors import StoreError
+from chunkcache.errors import InvalidRequest, StoreError
 from chunkcache.server.json_bounds import JsonBounds, parse_json
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ class BoundedRoute(APIRoute):
             return await handle(sent)
 
         async def handle_json(request: Request) -> Response:
+            coding = request.headers.get("content-encoding", "identity")
+            if coding.lower() != "identity":
+                raise InvalidRequest.of(
+                    "content-encoding", coding, "left out", "send the body as it is, not compressed"
+                )
             data = await _read(request)
             value = None  # of another content type: FastAPI refuses it, unparsed
             if data and _is_json(request.headers.get("content-type", "")):

@@ -67,7 +67,7 @@ class GivenDocuments:
     def chunks(
         self, documents: Sequence[GivenDocument], tenant: str, *, most_tokens: int | None = None
     ) -> list[Chunk]:
-        """The passages of all documents, in the order given.
+        """The passages of all documents, in the order given; no two have one id.
 
         Raises:
             InvalidRequest: see `Splitter.split`.
@@ -78,7 +78,7 @@ class GivenDocuments:
             check_tokens("documents", self._counts(documents, tenant), most_tokens)
         return [
             Chunk(
-                chunk_id=f"{document.id or index}#{piece.start_char}",
+                chunk_id=f"{name}#{piece.start_char}",
                 token_ids=tuple(piece.token_ids),
                 text=piece.text,
                 document_id=document.id or str(index),
@@ -89,7 +89,7 @@ class GivenDocuments:
                 headings=headings_below(document.title, piece.headings),
                 opening=piece.opening,
             )
-            for index, document in enumerate(documents)
+            for index, (document, name) in enumerate(zip(documents, _names(documents), strict=True))
             for piece in self._split(document.text, tenant)
         ]
 
@@ -123,6 +123,22 @@ class GivenDocuments:
                 _, (size, _) = self._pieces.popitem(last=False)
                 self._held_chars -= size
         return pieces
+
+
+def _names(documents: Sequence[GivenDocument]) -> list[str]:
+    """Ids of documents, or else their places, with a number where another one has it already.
+
+    Passages of one document may come as documents of their own, under its id.
+    """
+    names: dict[str, None] = {}
+    for index, document in enumerate(documents):
+        name = plain = document.id or str(index)
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{plain}.{number}"
+        names[name] = None
+    return list(names)
 
 
 def _key(text: str, tenant: str) -> bytes:

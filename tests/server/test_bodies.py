@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,14 @@ def test_another_content_type_is_named_and_not_parsed(http: httpx.Client, kind: 
     error = error_of(response)
     assert (response.status_code, error["code"]) == (400, "invalid_content_type")
     assert "application/json" in error["message"] and (kind or "none") in error["message"]
+
+
+def test_a_compressed_body_is_named_as_such(http: httpx.Client) -> None:
+    body = gzip.compress(b'{"messages": [{"role": "user", "content": "hello"}]}')
+    response = http.post(CHAT, content=body, headers={**JSON, "content-encoding": "gzip"})
+    error = error_of(response)
+    assert (response.status_code, error["param"]) == (400, "content-encoding")
+    assert "'gzip'" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,16 @@ def test_a_text_is_split_once_whatever_it_is_called() -> None:
     assert words.asked == ["cat", "dog", "cat fish"]
 
 
+def test_passages_that_come_under_one_id_are_told_apart() -> None:
+    _, given = made()
+    named = [("cat", "d"), ("dog fish", "d"), ("cow", "d.2"), ("cat", "d"), ("owl", "5")]
+    documents = [GivenDocument(text=text, id=name) for text, name in named]
+    chunks = given.chunks([*documents, GivenDocument(text="ape")], "t")
+    ids = [chunk.chunk_id for chunk in chunks]
+    assert ids == ["d#0", "d.2#0", "d.2#4", "d.2.2#0", "d.3#0", "5#0", "5.2#0"]
+    assert [chunk.document_id for chunk in chunks] == ["d", "d", "d", "d.2", "d", "5", "5"]
+
+
 def test_tenants_remember_apart() -> None:
     words, given = made()
     for tenant in ("t", "u", "t"):
