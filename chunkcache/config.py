@@ -46,7 +46,7 @@ class ModelSettings(Section):
         "empty means derived from name",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on CUDA and on CPUs with native bf16, else float32"
+        "auto", description="auto: bfloat16 on GPUs and CPUs with native bf16, else float32"
     )
     weights: Literal["auto", "int8"] = Field(
         "auto",

@@ -54,7 +54,7 @@ if [ -d "$wheels" ]; then
   # a wheel that is read for its files alone names a program it does not need here
   step 30 install $python -m pip install -q --no-index --no-deps --no-compile "$wheels"/*.whl
 fi
-step 20 device bash -c 'nvidia-smi; '"$python"' -c "import torch, triton, transformers as t; print(torch.__version__, triton.__version__, t.__version__, torch.cuda.is_available())"'
+step 30 device bash -c 'nvidia-smi; '"$python"' -c "import torch, triton, transformers as t; print(torch.__version__, triton.__version__, t.__version__, torch.cuda.is_available())"'
 
 kernels() { # tests of Triton's kernels that compile few of them; side by side, for each compiles on one core
   local pids=() rc=0 part pid

@@ -70,11 +70,12 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto`: bf16 on CUDA and on processors with native bf16 products, else fp32."""
+    """`auto`: bf16 on GPUs and on processors with native bf16 products, else fp32."""
     if wanted != "auto":
         return _DTYPES[wanted]
-    if device.type == "cuda":
-        return torch.bfloat16
+    if device.type == "cuda":  # of compute capability 8.0 and later; before, each is taken apart
+        is_new = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if is_new else torch.float32
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if native else torch.float32
@@ -137,11 +138,21 @@ def _open_weights(
         if method:  # some unpack their weights in the first pass, and not in inference mode
             with torch.no_grad():
                 network(torch.zeros((1, 1), dtype=torch.int64, device=network.device))
-        network = network if network.device.type == device.type else network.to(device)
+        network = network if network.device.type == device.type else _moved(network, name, device)
     if source.adapter is not None:
         with in_words(name, "the adapter"):
             network = merged(network, source.adapter)
     return network
+
+
+def _moved(network: Any, name: str, device: torch.device) -> Any:
+    try:
+        return network.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"model.device: got {str(device)!r}, which has no room for the weights of {name!r} "
+            f"({first_line(error)}). Hint: a smaller model, or cpu"
+        ) from error
 
 
 def _quantised_by(config: PreTrainedConfig, name: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -13,6 +12,7 @@ import torch
 from chunkcache_kernels import PortableStep, PortableWeights, lay_out, portable
 from chunkcache_kernels.compiled import CompiledStep, CompiledWeights, Team, place_chunk
 from chunkcache_kernels.compiler import NoCompiler
+from chunkcache_kernels.sending import runs_triton
 from chunkcache_kernels.structs import TYPES
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class KVPool:
 
     def runs_triton(self, heads: Heads) -> bool:
         """Whether the pages lie where Triton's kernels read them, in types they know."""
-        if self.own.keys.device.type != "cuda" or find_spec("triton") is None:
+        if not runs_triton(self.own.keys.device):
             return False
         from chunkcache_kernels.triton_pages import MAX_DIM, PAGE_TYPES
 
@@ -159,7 +159,7 @@ def placing(arena: Arena, team: Team | None) -> Callable[..., None]:
     """What writes layers of chunks to pages where these lie; `portable.place_chunk` says how."""
     if team is not None and arena.keys.dtype in TYPES:
         return partial(place_chunk, team)
-    if arena.keys.device.type != "cuda" or find_spec("triton") is None:
+    if not runs_triton(arena.keys.device):
         return portable.place_chunk
     from chunkcache_kernels import triton_records
 

@@ -7,7 +7,6 @@ numpy (repair/select.py).
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 
 from chunkcache.repair.select import reusable_positions
 from chunkcache_kernels.choice import topk_rows
-from chunkcache_kernels.sending import pins, sent
+from chunkcache_kernels.sending import pins, runs_triton, sent
 
 if TYPE_CHECKING:
     from chunkcache.repair.base import Ranking, RepairTask
@@ -78,7 +77,7 @@ def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """int32 `[count]`: the places of the largest, increasing."""
     counts = torch.full((1,), count, dtype=torch.int32, device=scores.device)
     topk = topk_rows
-    if scores.device.type == "cuda" and find_spec("triton") is not None:
+    if runs_triton(scores.device):
         from chunkcache_kernels import triton_choice
 
         topk = triton_choice.topk_rows

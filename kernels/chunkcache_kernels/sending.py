@@ -6,6 +6,7 @@ of pinned memory is queued. Torch keeps the pinned memory until the copy is over
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,13 @@ _LARGEST = np.iinfo(np.int32).max
 def pins(device: torch.device) -> bool:
     """Whether copies to a device are queued if they come out of pinned memory."""
     return device.type not in {"cpu", "mps"}
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether Triton makes kernels for it: a GPU of compute capability 8.0 at least."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def sent(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:

@@ -23,10 +23,17 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from chunkcache.config import Settings
 from chunkcache.engine import gate, loading, sources
-from chunkcache.engine.loading import choose_device, load_fingerprint, load_model, load_tokenizer
+from chunkcache.engine.loading import (
+    choose_device,
+    choose_dtype,
+    load_fingerprint,
+    load_model,
+    load_tokenizer,
+)
 from chunkcache.engine.model import wrap_model
 from chunkcache.engine.reference import transformers_logits
 from chunkcache.errors import ConfigError, ModelNotFound, UnsupportedModel
+from chunkcache_kernels.sending import runs_triton
 
 
 def settings(folder: Path, tmp_path: Path, cache: Path | None = None) -> Settings:
@@ -342,3 +349,26 @@ def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.Monke
     assert choose_device("cuda:1").index == 1 and choose_device("auto").type == "cuda"
     with pytest.raises(ConfigError, match=r"got 'cuda:2', must be below cuda:2"):
         choose_device("cuda:2")
+
+
+def test_an_old_gpu_computes_in_fp32_and_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton makes nothing for it, and torch takes its products in bf16 apart."""
+    device = torch.device("cuda")
+    for capability, dtype in (((7, 5), torch.float32), ((8, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, of=capability: of)
+        assert choose_dtype("auto", device) is dtype
+        assert choose_dtype("bfloat16", device) is torch.bfloat16
+        assert runs_triton(device) is (dtype is torch.bfloat16)
+    assert not runs_triton(torch.device("cpu"))
+
+
+def test_a_model_that_is_too_large_for_a_device_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(loading, "choose_device", lambda _: torch.device("meta"))
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(ConfigError, match=r"model\.device: got 'meta', which has no room"):
+        load_model(settings(folder, tmp_path))
