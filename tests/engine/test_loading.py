@@ -12,6 +12,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma3Config,
@@ -154,6 +155,26 @@ def test_what_is_not_followed_is_said_before_weights_are_read(folder: Path, tmp_
 def test_a_configuration_that_is_no_json(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{")
     assert "config.json" in refusal(folder, tmp_path)
+
+
+@pytest.mark.parametrize("named", ["GPT2Tokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast"])
+def test_text_is_cut_as_tokenizer_json_says_whatever_class_is_named(
+    folder: Path, tmp_path: Path, named: str
+) -> None:
+    """transformers takes words and merges alone from it for some names."""
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    thirds = pre_tokenizers.Split(Regex("[0-9]{1,3}|fox"), "isolated")
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    own.pre_tokenizer = pre_tokenizers.Sequence([thirds, plain])
+    own.normalizer = normalizers.Lowercase()
+    own.save(str(folder / "tokenizer.json"))
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(said | {"tokenizer_class": named}))
+    tokenizer: Any = load_tokenizer(settings(folder, tmp_path))
+    text = "The quick\n  brown fox jumps, 1234 the<|im_end|>Lazy dog"
+    assert tokenizer(text)["input_ids"] == own.encode(text).ids
+    pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a foxfox")
+    assert [piece for piece, _ in pieces] == ["aĠ", "fox", "fox"]
 
 
 def test_a_missing_tokenizer(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -149,9 +150,13 @@ def damage(folder: Path, how: str) -> None:
     elif how == "no manifest":
         manifest.unlink()
     else:
+        whole = json.loads(manifest.read_text())
+        older = {key: value for key, value in whole.items() if key != "conversion"}
         manifest.write_text(
-            {"cut manifest": manifest.read_text()[:-9], "manifest of nothing": '{"sha256": {}}',
-             "manifest of another kind": "[1]", "manifest of no digests": '{"sha256": 3}',
+            {"cut manifest": manifest.read_text()[:-9], "manifest of another kind": "[1]",
+             "manifest of nothing": json.dumps(whole | {"sha256": {}}),
+             "manifest of no digests": json.dumps(whole | {"sha256": 3}),
+             "manifest of an older version": json.dumps(older),
              "manifest that is binary": "\0"}[how]
         )  # fmt: skip
 
@@ -161,6 +166,7 @@ def damage(folder: Path, how: str) -> None:
     [
         "a byte changed", "a file missing", "no manifest", "cut manifest", "manifest of nothing",
         "manifest of another kind", "manifest of no digests", "manifest that is binary",
+        "manifest of an older version",
     ],
 )  # fmt: skip
 def test_a_damaged_folder_is_converted_again(
