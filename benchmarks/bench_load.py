@@ -180,8 +180,8 @@ class Bench:
 
         def read(thread: int) -> int:
             count = 0
-            for key in keys[thread::2]:
-                with disk.open(key) or sys.exit("a record has gone") as reader:  # type: ignore[union-attr]
+            for reader in disk.open_many(keys[thread::2]):  # type: ignore[attr-defined]
+                with reader or sys.exit("a record has gone"):
                     for first, last in tasks_of(geometry, reader.num_tokens):
                         of = torch.Size((last - first, *kv_shape(geometry, reader.num_tokens)[1:]))
                         reader.read_layers(first, last, outs[thread][: of.numel()].view(of))

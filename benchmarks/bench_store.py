@@ -48,12 +48,14 @@ from chunkcache.store import slab_reader
 from chunkcache.store.codec import codec_named
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.host import HostTier
+from chunkcache.store.leased import LeasedRecord
 from chunkcache_kernels import Arena
 from chunkcache_kernels.compiled import Team
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from chunkcache.store.base import RecordReader
     from chunkcache_kernels.slabs import SlabReader
 
 GEOMETRY = KVGeometry(30, 3, 64, "bfloat16", "bench")
@@ -162,12 +164,22 @@ def tasks_of(record: ChunkKV) -> list[tuple[int, int]]:
 
 
 def read_layers(tier: DiskTier, records: Sequence[ChunkKV]) -> None:
-    """Read every record as a loader's thread does."""
+    """Read every record as a loader's thread does, after they were opened together."""
     out = torch.empty_like(records[0].kv)
-    for record in records:
-        with tier.open(record.key) as reader:  # type: ignore[union-attr]
+    with ExitStack() as leases:
+        for record, reader in zip(records, open_together(tier, records), strict=True):
+            leases.enter_context(reader)
             for first, last in tasks_of(record):
                 reader.read_layers(first, last, out[: last - first])
+
+
+def open_together(tier: DiskTier, records: Sequence[ChunkKV]) -> list[RecordReader]:
+    """Leases as the service takes those of a prompt."""
+    opened = tier.open_many([record.key for record in records])
+    readers = [reader for reader in opened if isinstance(reader, LeasedRecord)]
+    if len(readers) < len(records):
+        raise LookupError("a record has gone")
+    return [*readers]
 
 
 def read_plainly(file: Path, thread: int, threads: int) -> None:

@@ -92,9 +92,13 @@ class ChunkPages:
 
         Its layers may still be on their way.
         """
+        return self.lease_many([key])[0]
+
+    def lease_many(self, keys: Sequence[ChunkKey]) -> list[Resident | None]:
+        """`lease` for each key, in order and together."""
         with self._lock:
-            self._policy.on_use(key.digest)
-            return self._leased(key)
+            self._policy.on_use(*[key.digest for key in keys])
+            return [self._leased(key) for key in keys]
 
     def lease_again(self, resident: Resident) -> None:
         """One lease more of a chunk that is leased."""
@@ -232,8 +236,12 @@ class ChunkPages:
 
     def contains(self, key: ChunkKey) -> bool:
         """Whether `lease` would find it. Does not count as a use."""
+        return self.contains_many([key])[0]
+
+    def contains_many(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """`contains` for each key, in order and together."""
         with self._lock:
-            return self._find(key) is not None
+            return [self._find(key) is not None for key in keys]
 
     def usage(self) -> TierUsage:
         """Chunks and bytes held, leased or not."""

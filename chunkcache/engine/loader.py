@@ -242,10 +242,11 @@ def end_of_task(first: int, layer_bytes: int, num_layers: int) -> int:
     """The layer behind those that a thread brings up together, from `first` on.
 
     Few to begin with, so that a pass soon has the lowest ones of all its chunks, then twice as much
-    as there is: each task costs Python's time, whatever it moves.
+    as there is: each task costs Python's time, whatever it moves. So a small rest comes along.
     """
     size = min(TASK_BYTES, max(TASK_BYTES // 4, 2 * first * layer_bytes))
-    return min(first + max(1, size // max(1, layer_bytes)), num_layers)
+    end = min(first + max(1, size // max(1, layer_bytes)), num_layers)
+    return num_layers if (num_layers - end) * layer_bytes <= TASK_BYTES // 4 else end
 
 
 def _tell(listener: Callable[..., None], *what: object) -> None:

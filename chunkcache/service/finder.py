@@ -12,7 +12,7 @@ from chunkcache.store.cost import Choice, Rows, Stored
 from chunkcache.store.reader import HeldRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from chunkcache.chunk import ChunkKey, ChunkKV
     from chunkcache.engine.core import Engine
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chunkcache.metrics import Metrics
     from chunkcache.store.base import RecordReader
     from chunkcache.store.cost import Source
+    from chunkcache.store.lookup import Opened
     from chunkcache.store.tiered import TieredStore
 
 
@@ -77,24 +78,22 @@ class Finder:
             always: rows that the prompt runs whatever is found.
             leases: who holds them from here on.
         """
-        found: dict[ChunkKey, Found] = {}
-        held: dict[ChunkKey, Stored] = {}
         coming: dict[Source, int] = {}
-        for key in keys:
-            here = self._lease(key, leases, coming)
-            if here is not None:
-                found[key] = here
-            elif (source := self._store.locate(key)) is not None:
-                held[key] = self._stored(key, source)
+        found = self._lease(keys, leases, coming)
+        left = [key for key in keys if key not in found]
+        sources = dict(zip(left, self._store.locate_many(left), strict=True))
+        held = {key: self._stored(key, at) for key, at in sources.items() if at is not None}
         choice = self._store.cost.choose(list(held.values()), always, coming)
-        loads = dict(zip(held, choice.loads, strict=True))
+        slower = {key for key, pays in zip(held, choice.loads, strict=True) if not pays}
+        opened = self._open([key for key in left if key not in slower], sources)
         ascent = _Ascent()
         try:
-            for key in keys:
-                if key not in found:
-                    found[key] = self._bring_up(key, ascent, leases, pays=loads.get(key, True))
+            for key in left:
+                found[key] = self._bring_up(key, opened.pop(key, None), ascent, leases)
         finally:
             self._begin(ascent, measured=True)
+            for one in opened.values():
+                one.close()
         return found, choice
 
     def foresee(self, keys: Sequence[ChunkKey]) -> None:
@@ -102,26 +101,41 @@ class Finder:
 
         Only into room that is free or evictable, and only so many of them (`FORESEEN_SHARE`).
         """
-        ascent, chunks = _Ascent(), self._engine.chunks
+        ascent, chunks, cost = _Ascent(), self._engine.chunks, self._store.cost
+        keys = list(dict.fromkeys(keys))
+        here = chunks.contains_many(keys)
+        left = [key for key, is_here in zip(keys, here, strict=True) if not is_here]
+        sources = dict(zip(left, self._store.locate_many(left), strict=True))
+        paying = [
+            key
+            for key, at in sources.items()
+            if at is not None and cost.pays(self._stored(key, at))
+        ]
+        opened = self._open(paying, sources)
         try:
-            for key in keys:
-                source = None if chunks.contains(key) else self._store.locate(key)
-                if source is None or not self._store.cost.pays(self._stored(key, source)):
-                    continue
-                opened = self._store.open(key)
-                if opened.reader is None or opened.tier is None:
+            for key in paying:
+                one = opened[key]
+                if one.reader is None or one.tier is None:
                     continue
                 expected = chunks.expect(
-                    key, opened.reader.stats, rounded_by=opened.reader.rounded_by, foreseen=True
+                    key, one.reader.stats, rounded_by=one.reader.rounded_by, foreseen=True
                 )
                 if expected is None:
-                    with opened.reader:
-                        continue
-                expected[0].source = opened.tier, opened.reader.codec
-                ascent.add(opened.tier, opened.reader, expected[0])
+                    continue
+                expected[0].source = one.tier, one.reader.codec
+                ascent.add(one.tier, one.reader, expected[0])
+                del opened[key]  # the loader ends its lease
                 self._metrics.prefetches.inc()
         finally:
             self._begin(ascent, measured=False)
+            for one in opened.values():
+                one.close()
+
+    def _open(
+        self, keys: Sequence[ChunkKey], sources: Mapping[ChunkKey, Source | None]
+    ) -> dict[ChunkKey, Opened]:
+        opened = self._store.open_many(keys, [sources[key] for key in keys])
+        return dict(zip(keys, opened, strict=True))
 
     def _stored(self, key: ChunkKey, source: Source) -> Stored:
         tier, codec = source
@@ -129,38 +143,47 @@ class Finder:
         size = tokens * self._engine.model.geometry.bytes_per_token
         return Stored(tier, size, Rows.after(self._head_tokens, tokens), codec)
 
-    def _lease(self, key: ChunkKey, leases: Leases, coming: dict[Source, int]) -> Found | None:
+    def _lease(
+        self, keys: Sequence[ChunkKey], leases: Leases, coming: dict[Source, int]
+    ) -> dict[ChunkKey, Found]:
+        """Those on the device; bytes of those still on their way up are added to `coming`."""
         chunks, tier = self._engine.chunks, self._engine.chunk_tier
-        self._metrics.chunk_queries.labels(tier).inc()
-        resident = chunks.lease(key)
-        if resident is None:
-            return None
-        leases.add(resident)
-        self._metrics.chunk_hits.labels(tier).inc()
-        source, resident.source = resident.source, None
-        if source is not None and not resident.arrival.is_whole:
-            coming[source] = coming.get(source, 0) + self._stored(key, source).size_bytes
-        return Found(resident, source[0] if source else tier, None)
+        found: dict[ChunkKey, Found] = {}
+        residents = chunks.lease_many(keys)
+        for resident in residents:
+            if resident is not None:
+                leases.add(resident)
+        for key, resident in zip(keys, residents, strict=True):
+            if resident is None:
+                continue
+            source, resident.source = resident.source, None
+            if source is not None and not resident.arrival.is_whole:
+                coming[source] = coming.get(source, 0) + self._stored(key, source).size_bytes
+            found[key] = Found(resident, source[0] if source else tier, None)
+        self._metrics.chunk_queries.labels(tier).inc(len(keys))
+        self._metrics.chunk_hits.labels(tier).inc(len(found))
+        return found
 
-    def _bring_up(self, key: ChunkKey, ascent: _Ascent, leases: Leases, *, pays: bool) -> Found:
-        if not pays:
+    def _bring_up(
+        self, key: ChunkKey, opened: Opened | None, ascent: _Ascent, leases: Leases
+    ) -> Found:
+        """A chunk that was opened; one that was not takes longer to load than to compute."""
+        if opened is None:
             return self._missed("slower")
-        opened = self._store.open(key)
-        if opened.reader is None or opened.tier is None:
+        reader, tier = opened.reader, opened.tier
+        if reader is None or tier is None:
             return Found(None, None, opened.miss)
-        reader = opened.reader
         expected = self._engine.chunks.expect(key, reader.stats, rounded_by=reader.rounded_by)
         if expected is None:
-            with opened.reader:
-                return self._missed("no_room")
+            opened.close()
+            return self._missed("no_room")
         resident, is_new = expected
         leases.add(resident)
         if is_new:
-            ascent.add(opened.tier, opened.reader, resident)
+            ascent.add(tier, reader, resident)
         else:  # another request was faster
-            with opened.reader:
-                pass
-        return Found(resident, opened.tier, None)
+            opened.close()
+        return Found(resident, tier, None)
 
     def _missed(self, reason: str) -> Found:
         self._metrics.chunk_misses.labels(reason).inc()

@@ -87,11 +87,5 @@ class KVStates:
 
     def _tiers(self, chunks: Sequence[Chunk], tenant: str) -> list[str | None]:
         runtime, salt = self._runtime(), self._salt_of(tenant)
-        found: list[str | None] = []
-        for chunk in chunks:
-            key = runtime.key(runtime.prompts.chunk_ids(chunk), salt)
-            if runtime.engine.chunks.contains(key):
-                found.append(runtime.engine.chunk_tier)
-            else:
-                found.append(runtime.store.contains(key))
-        return found
+        keys = [runtime.key(runtime.prompts.chunk_ids(chunk), salt) for chunk in chunks]
+        return runtime.tiers_of(keys)

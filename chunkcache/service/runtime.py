@@ -184,13 +184,23 @@ class Runtime:
 
     def holds(self, token_ids: Sequence[int], salt: bytes) -> bool:
         """Whether any tier has the canonical record of these tokens. Does not count as a use."""
-        key = self.key(token_ids, salt)
-        return self.engine.chunks.contains(key) or self.store.contains(key) is not None
+        return self.tiers_of([self.key(token_ids, salt)]) != [None]
+
+    def tiers_of(self, keys: Sequence[ChunkKey]) -> list[str | None]:
+        """The highest tier that has each chunk; None: there is none. Does not count as a use."""
+        here = self.engine.chunks.contains_many(keys)
+        below = [key for key, is_here in zip(keys, here, strict=True) if not is_here]
+        sources = iter(self.store.locate_many(below))
+        found: list[str | None] = []
+        for is_here in here:
+            source = None if is_here else next(sources)
+            found.append(self.engine.chunk_tier if is_here else source and source[0])
+        return found
 
     def are_warm(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """Whether a durable tier holds each chunk; then those that lack it and have room get it."""
         if self.store.is_empty:
-            return [self.engine.chunks.contains(key) for key in keys]
+            return self.engine.chunks.contains_many(keys)
         return self.store.spread(keys)
 
     def has_room(self, size_bytes: int) -> bool:

@@ -184,3 +184,24 @@ class SeveralCodecs(Protocol):
     def codec_of(self, key: ChunkKey) -> str | None:
         """Of the record that `open` would give; None: there is none. Does not count as a use."""
         ...
+
+    def codecs_of(self, keys: Sequence[ChunkKey]) -> list[str | None]:
+        """`codec_of` for each key, in order, looked up together."""
+        ...
+
+
+@runtime_checkable
+class OpensTogether(Protocol):
+    """A tier that opens many records in less time than one by one."""
+
+    def open_many(self, keys: Sequence[ChunkKey]) -> list[RecordReader | StoreError | None]:
+        """`open` for each key, in order; what it would raise stands in the place of its reader."""
+        ...
+
+
+class Job(Protocol):
+    """Something that goes on in a thread of its own until it is closed."""
+
+    def close(self) -> None:
+        """End it, and wait until it has."""
+        ...

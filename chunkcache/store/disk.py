@@ -15,7 +15,8 @@ from chunkcache.store.codec.readable import ReadableCodecs
 from chunkcache.store.frame import frame_of
 from chunkcache.store.index import RecordIndex
 from chunkcache.store.layout import MetaEntry, entry_of, map_bytes_for, padded
-from chunkcache.store.leased import LeasedRecord, decode_layers, load_record
+from chunkcache.store.leased import load_record
+from chunkcache.store.lender import Lender
 from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.mirror import Mirror
 from chunkcache.store.policy import Refusal
@@ -26,7 +27,7 @@ from chunkcache.store.windowed import WindowedFrequencyPolicy
 from chunkcache.store.writer import RecordWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import lmdb
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from chunkcache.store.base import RecordReader
     from chunkcache.store.codec.base import Codec
     from chunkcache.store.frame import Frame
+    from chunkcache.store.leased import LeasedRecord
     from chunkcache.store.policy import Policy
     from chunkcache_kernels.slabs import SlabReader
 
@@ -99,6 +101,9 @@ class DiskTier:
         self.on_quota = self._mirror.on_quota  # see `Retaining`
         self._writer = RecordWriter(self._env, self._mirror, capacity_bytes, on_evict)
         self._index = RecordIndex(self._env, self._codecs, fingerprint, geometry)
+        self._lender = Lender(
+            self, self._env, self._mirror, self._index, self._codecs, self._writer
+        )
         self._recoder = Recoder(self, self._env, self._mirror, self._writer)
         self._verbs = Turnstile()
         self._closed = False
@@ -119,32 +124,37 @@ class DiskTier:
             StoreError: the environment cannot be read.
         """
         with self._using():
-            for digest in self._codecs.looks(key.digest):
-                reader = self._leased(key, digest)
-                if reader is not None:
-                    break
-            else:
-                digest = self._place_for(key)
-            self._mirror.used(digest)
-            return reader
+            return self._opened(key)
 
-    def _leased(self, key: ChunkKey, digest: bytes) -> LeasedRecord | None:
-        if not self._mirror.lease(digest):  # first: it must not leave in between
-            return None
-        with ExitStack() as ends:
-            ends.callback(self._mirror.give_back, digest)
-            seen = None
-            try:
-                with self._env.reading() as txn:
-                    seen = self._env.entry(txn, digest)
-                    header = self._index.header(txn, key, digest)
-            except CorruptRecord:
-                self._drop_corrupt(digest, seen)
-                raise
-            if header is None or seen is None:
-                return None
-            ends.pop_all()  # from here on the reader gives it back
-            return LeasedRecord(self, key, header, seen)
+    def open_many(self, keys: Sequence[ChunkKey]) -> list[RecordReader | StoreError | None]:
+        """See `OpensTogether`. One transaction for all that are there and sound."""
+        found: list[RecordReader | StoreError | None] = []
+        with self._using(), ExitStack() as ends:
+            lent = self._lender.lend_many(keys)
+            for record in lent:
+                if record is not None:
+                    ends.enter_context(record)
+            for key, record in zip(keys, lent, strict=True):
+                if record is not None:
+                    self._mirror.used(record.header.stored_digest)
+                    found.append(record)
+                    continue
+                try:
+                    found.append(self._opened(key))
+                except StoreError as error:
+                    found.append(error)
+            ends.pop_all()
+        return found
+
+    def _opened(self, key: ChunkKey) -> RecordReader | None:
+        for digest in self._codecs.looks(key.digest):
+            reader = self._lender.lend(key, digest)
+            if reader is not None:
+                break
+        else:
+            digest = self._place_for(key)
+        self._mirror.used(digest)
+        return reader
 
     def get(self, key: ChunkKey) -> ChunkKV | None:
         """See `Tier`. Cost: one checksum pass and one copy of the record.
@@ -161,7 +171,7 @@ class DiskTier:
                         seen = self._env.entry(txn, digest)
                         record = self._load(txn, key, digest)
                 except CorruptRecord:
-                    self._drop_corrupt(digest, seen)
+                    self._lender.drop_corrupt(digest, seen)
                     raise
                 if record is not None:
                     break
@@ -172,19 +182,8 @@ class DiskTier:
 
     def read_slabs(self, record: LeasedRecord, first: int, last: int, out: torch.Tensor) -> None:
         """Some layers of a record that `open` gave; see `RecordReader.read_layers`."""
-        header, digest = record.header, record.header.stored_digest
-        codec = self._codecs.named(header.codec)
-        assert len(out) == last - first
         with self._using():
-            try:
-                with self._env.reading() as txn:
-                    if not record.is_still(self._env.entry(txn, digest)):
-                        raise StoreError(f"record {record.key.hex} has gone since it was opened")
-                    places = record.places(self._env, txn)
-                    decode_layers(self._env, txn, header, codec, first, out, places)
-            except CorruptRecord:
-                self._drop_corrupt(digest, record.packed_entry)
-                raise
+            self._lender.read(record, first, last, out)
 
     def give_back(self, record: LeasedRecord) -> None:
         """A record that `open` gave is not read any more."""
@@ -225,8 +224,12 @@ class DiskTier:
 
     def codec_of(self, key: ChunkKey) -> str | None:
         """See `SeveralCodecs`. As `contains`."""
-        with self._using():
-            return (self._find(key) or (None, None))[1]
+        return self.codecs_of([key])[0]
+
+    def codecs_of(self, keys: Sequence[ChunkKey]) -> list[str | None]:
+        """See `SeveralCodecs`. One transaction."""
+        with self._using(), self._env.reading() as txn:
+            return [(self._index.find(txn, key) or (None, None))[1] for key in keys]
 
     def delete(self, key: ChunkKey) -> bool:
         """See `Tier`. A damaged record was there too."""
@@ -366,14 +369,7 @@ class DiskTier:
             seen = [self._env.entry(txn, digest) for digest in damaged]
         for digest, packed in zip(damaged, seen, strict=True):
             log.warning("meta_entry_corrupt", key=digest.hex()[:12], action="dropped")
-            self._drop_corrupt(digest, packed)
-
-    def _drop_corrupt(self, digest: bytes, seen: bytes | None) -> None:
-        try:
-            self._writer.remove_unchanged(digest, seen)
-        except StoreError as error:
-            # it stays, is found corrupt again by the next look-up, and is never served
-            log.warning("corrupt_record_stays", key=digest.hex()[:12], reason=error.message)
+            self._lender.drop_corrupt(digest, packed)
 
     def _sync(self) -> None:
         self._env.free_stale_readers()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from chunkcache.chunk import ChunkKey, ChunkKV, Terms
+    from chunkcache.errors import StoreError
     from chunkcache.store.base import RecordReader
     from chunkcache.store.policy import Policy, Refusal
 
@@ -52,6 +53,10 @@ class HostTier:
         """See `Tier`. A record that is evicted meanwhile lives on in its reader."""
         record = self.get(key)
         return HeldRecord(record) if record is not None else None
+
+    def open_many(self, keys: Sequence[ChunkKey]) -> list[RecordReader | StoreError | None]:
+        """See `OpensTogether`."""
+        return [None if record is None else HeldRecord(record) for record in self.get_many(keys)]
 
     def get(self, key: ChunkKey) -> ChunkKV | None:
         """See `Tier`. The record itself, not a copy: records are immutable."""
@@ -117,6 +122,11 @@ class HostTier:
         """See `Tier`."""
         with self._lock:
             return self._find(key) is not None
+
+    def contains_many(self, keys: Sequence[ChunkKey]) -> list[bool]:
+        """See `AskedTogether`."""
+        with self._lock:
+            return [self._find(key) is not None for key in keys]
 
     def delete(self, key: ChunkKey) -> bool:
         """See `Tier`."""

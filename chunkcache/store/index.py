@@ -50,7 +50,12 @@ class RecordIndex:
 
     def header(self, txn: AnyTransaction, key: ChunkKey, digest: bytes) -> RecordHeader | None:
         """The header of the very record `key` names. Raises `CorruptRecord`."""
-        packed = self._env.entry(txn, digest)
+        return self.header_of(txn, key, digest, self._env.entry(txn, digest))
+
+    def header_of(
+        self, txn: AnyTransaction, key: ChunkKey, digest: bytes, packed: bytes | None
+    ) -> RecordHeader | None:
+        """The same, of what `meta` says under `digest`."""
         if packed is None:
             return None
         entry = MetaEntry.unpack(packed)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from chunkcache.store.codec.base import Codec
     from chunkcache.store.lmdb_env import RecordEnv
     from chunkcache.store.record import RecordHeader
+    from chunkcache_kernels.slabs import SlabTable
 
 
 class SlabSource(Protocol):
@@ -41,14 +42,16 @@ class SlabSource(Protocol):
 class LeasedRecord:
     """A `RecordReader` over a disk tier. This process evicts nothing that is leased.
 
-    Every read is a transaction of its own: one that lasted as long as the lease would keep all
-    freed pages of the environment from reuse, and there are only so many. A record that is deleted,
-    or evicted by another process, is found gone by the next read (`StoreError`).
+    Every read is a transaction of its own, or none where its bytes are verified as they lie: one
+    that lasted as long as the lease would keep all freed pages of the environment from reuse, and
+    there are only so many. A record that is deleted, or evicted by another process, is found gone
+    by a read that finds other bytes (`StoreError`).
     """
 
     def __init__(
-        self, source: SlabSource, key: ChunkKey, header: RecordHeader, packed_entry: bytes
-    ) -> None:
+        self, source: SlabSource, key: ChunkKey, header: RecordHeader, packed_entry: bytes,
+        places: SlabTable | None = None,
+    ) -> None:  # fmt: skip
         self.key = key
         self.geometry = header.geometry
         self.stats = header.stats
@@ -56,9 +59,9 @@ class LeasedRecord:
         self.codec = header.codec
         self.header = header
         self.packed_entry = packed_entry  # says when it was put: tells it from its successor
+        self.places = places  # of its layers in the file, as long as it is this record
         self._source = source
         self._is_open = True
-        self._places: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -73,12 +76,6 @@ class LeasedRecord:
     def is_still(self, packed_entry: bytes | None) -> bool:
         """Whether an entry is that of the record as it was opened, on whatever terms."""
         return packed_entry is not None and is_same_record(packed_entry, self.packed_entry)
-
-    def places(self, env: RecordEnv, txn: lmdb.Transaction[memoryview]) -> np.ndarray | None:
-        """Where its layers lie, looked up once: it is still the record that was opened."""
-        if self._places is None:
-            self._places = env.places(txn, self.header)
-        return self._places
 
     def layers(self) -> Iterator[torch.Tensor]:
         """All of them, one at a time in the same memory. Raises as `read_layers`."""
@@ -110,7 +107,7 @@ def decode_layers(
     codec: Codec,
     first: int,
     out: torch.Tensor,
-    places: np.ndarray | None,
+    places: SlabTable | None,
 ) -> None:
     """Layers of a record from `first` on, one for each of `out`; see `RecordReader.read_layers`.
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from chunkcache.store.layout import MetaEntry
     from chunkcache.store.record import RecordHeader
-    from chunkcache_kernels.slabs import SlabReader
+    from chunkcache_kernels.slabs import SlabReader, SlabTable
 
     AnyTransaction = lmdb.Transaction[bytes] | lmdb.Transaction[memoryview]
     _Txn = TypeVar("_Txn", bound=AnyTransaction)
@@ -326,13 +326,17 @@ class RecordEnv:
         buffers = [scratch[:length] for length in header.slab_lengths]
         return self._file.layers(txn, self._slabs, header, 0, buffers)
 
-    def places(self, txn: lmdb.Transaction[memoryview], header: RecordHeader) -> np.ndarray | None:
+    def places(self, txn: lmdb.Transaction[memoryview], header: RecordHeader) -> SlabTable | None:
         """See `SlabFile`."""
         return self._file.places(txn, self._slabs, header)
 
+    def read(self, places: SlabTable, first: int, count: int, into: int, length: int) -> int:
+        """See `SlabFile`."""
+        return self._file.read(places, first, count, into, length)
+
     def fill(
         self, txn: lmdb.Transaction[memoryview], header: RecordHeader, first: int,
-        rows: np.ndarray, places: np.ndarray | None,
+        rows: np.ndarray, places: SlabTable | None,
     ) -> None:  # fmt: skip
         """See `SlabFile`."""
         self._file.fill(txn, self._slabs, header, first, rows, places)

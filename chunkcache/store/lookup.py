@@ -30,3 +30,9 @@ class Opened:
     reader: RecordReader | None
     tier: str | None
     miss: str | None
+
+    def close(self) -> None:
+        """End the lease, if there is one."""
+        if self.reader is not None:
+            with self.reader:
+                pass

@@ -157,12 +157,23 @@ class Mirror:
             self._leases[digest] += 1
             return True
 
-    def give_back(self, digest: bytes) -> None:
-        """A record is not read any more."""
+    def lease_many(self, digests: Iterable[bytes]) -> Counter[bytes]:
+        """`lease` for each, together. Returns: those that were leased, and how often."""
+        wanted = Counter(digests)
+        with self._settled:
+            self._settled.wait_for(lambda: self._changing.isdisjoint(wanted))
+            for digest in self._leaving.intersection(wanted):
+                del wanted[digest]
+            self._leases.update(wanted)
+        return wanted
+
+    def give_back(self, *digests: bytes) -> None:
+        """Records are not read any more."""
         with self._lock:
-            self._leases[digest] -= 1
-            if not self._leases[digest]:
-                del self._leases[digest]
+            for digest in digests:
+                self._leases[digest] -= 1
+                if not self._leases[digest]:
+                    del self._leases[digest]
 
     def change(self, digest: bytes, *, leases: int = 0) -> bool:
         """Another record is to be put in this one's place: until `settle` nobody leases it.

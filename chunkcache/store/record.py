@@ -30,6 +30,9 @@ CHECKSUM_BYTES = 16
 DIGEST_BYTES = 32
 _PREAMBLE = struct.Struct("<8sHI")
 _SHAPE = struct.Struct("<III")
+_LENGTH = struct.Struct("<I")  # of a field
+_SLAB = struct.Struct("<Q16s")  # its length and checksum
+_FLOAT = np.dtype("<f4")
 _NUM_FIELDS = 14
 _SLACK_BYTES = 64 * 1024  # and twice a record's KV: no codec makes more of it
 
@@ -53,8 +56,17 @@ class RecordHeader:
     geometry: KVGeometry
     codec: str  # with its parameters
     stats: ChunkStats
-    slab_lengths: tuple[int, ...]  # bytes of each layer as stored
-    slab_checksums: tuple[bytes, ...]
+    packed_slabs: bytes  # of each layer as stored: its length (u64) and checksum
+
+    @property
+    def slab_lengths(self) -> tuple[int, ...]:
+        """Bytes of each layer as stored."""
+        return tuple([length for length, _ in _SLAB.iter_unpack(self.packed_slabs)])
+
+    @property
+    def slab_checksums(self) -> tuple[bytes, ...]:
+        """Of each layer as stored."""
+        return tuple([digest for _, digest in _SLAB.iter_unpack(self.packed_slabs)])
 
     @property
     def num_tokens(self) -> int:
@@ -185,10 +197,9 @@ def decode_header(buffer: bytes) -> RecordHeader:
                 chunk_inter=_floats(chunk_inter),
                 intra=struct.unpack("<d", intra)[0],
                 prior_digests=tuple(_split(priors)),
-                prior_lengths=tuple(n for (n,) in struct.iter_unpack("<I", lengths)),
+                prior_lengths=tuple(n for (n,) in _LENGTH.iter_unpack(lengths)),
             ),
-            slab_lengths=tuple(n for n, _ in struct.iter_unpack("<Q16s", slabs)),
-            slab_checksums=tuple(c for _, c in struct.iter_unpack("<Q16s", slabs)),
+            packed_slabs=slabs,
         )
     except (struct.error, UnicodeDecodeError, ValueError) as error:
         raise CorruptRecord(f"header: a field is malformed: {error}") from error
@@ -233,7 +244,7 @@ def _check_consistent(header: RecordHeader) -> None:
     holds = (
         len(header.digest) == DIGEST_BYTES,
         len(header.packed_token_ids) == 4 * tokens,
-        len(header.slab_lengths) == header.geometry.num_layers,
+        len(header.packed_slabs) == _SLAB.size * header.geometry.num_layers,
         len(stats.token_inter) == tokens,
         len(stats.token_head) == tokens,
         len(stats.prior_digests) == len(stats.prior_lengths),
@@ -244,7 +255,7 @@ def _check_consistent(header: RecordHeader) -> None:
 
 
 def _floats(field: bytes) -> np.ndarray:
-    return np.frombuffer(field, "<f4").astype(np.float32)
+    return np.frombuffer(field, _FLOAT).astype(np.float32)
 
 
 def _join(fields: Sequence[bytes]) -> bytes:
@@ -252,11 +263,11 @@ def _join(fields: Sequence[bytes]) -> bytes:
 
 
 def _split(body: bytes) -> list[bytes]:
-    fields, at = [], 0
-    while at < len(body):
-        start = at + 4
-        at = start + int.from_bytes(body[at:start], "little")
-        if start > len(body) or at > len(body):
+    fields, at, end = [], 0, len(body)
+    while at < end:
+        start = at + _LENGTH.size
+        at = start + _LENGTH.unpack_from(body, at)[0] if start <= end else start
+        if at > end:
             raise CorruptRecord("header: a field runs past the end")
         fields.append(body[start:at])
     return fields

@@ -19,8 +19,8 @@ from chunkcache.store.lmdb_pages import (
     LONG,
     PAGE,
     PAGE_COUNT,
+    address_of,
     long_value_of,
-    long_values_from,
 )
 from chunkcache.store.record import checksum
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from chunkcache.store.lmdb_pages import LongValue
     from chunkcache.store.record import RecordHeader
-    from chunkcache_kernels.slabs import SlabReader
+    from chunkcache_kernels.slabs import SlabReader, SlabTable
 
 
 class SlabFile:
@@ -71,23 +71,41 @@ class SlabFile:
 
     def places(
         self, txn: lmdb.Transaction[memoryview], slabs: lmdb._Database, header: RecordHeader
-    ) -> np.ndarray | None:
-        """Where all layers of a record lie, for `fill`; None: it finds them itself.
+    ) -> SlabTable | None:
+        """Where all layers of a record lie, for `read`; None: nothing here reads so.
 
         They lie there for as long as the record is there: LMDB moves no long value. Where that does
         not hold, checksums do not either.
         """
         if self._reader is None:
             return None
-        lengths = header.slab_lengths
-        stored = [stored_length(length) for length in lengths]
-        found = _places_by_page(txn, slabs, header, self._page_bytes)
-        pages = [
-            place.page if place is not None and place.length == length else -1
-            for place, length in zip(found, stored, strict=True)
-        ]
-        paddings = [whole - length for whole, length in zip(stored, lengths, strict=True)]
-        return self._reader.table(pages, lengths, paddings, header.slab_checksums)
+        table = self._reader.table(header.packed_slabs)
+        digest, count, found = header.stored_digest, header.geometry.num_layers, 0
+        with txn.cursor(db=slabs) as cursor:
+            while found < count and cursor.set_key(slab_key(digest, found)):
+                address = address_of(cursor.key())
+                told = address is not None and self._reader.find(
+                    table, found, address, len(digest), self._page_bytes
+                )
+                if not told:
+                    break
+                found += told
+        return table
+
+    def read(self, places: SlabTable, first: int, count: int, into: int, length: int) -> int:
+        """Layers from `first` on, each of `length` bytes, one behind the other into memory.
+
+        In no transaction: what is read is verified, whatever has been written there since.
+
+        Args:
+            into: address of `count * length` bytes. After an error its contents mean nothing.
+
+        Returns: how many of them, from the first on, are there and right.
+        """
+        assert self._reader is not None
+        return self._reader.read(
+            self._descriptor, places, first, count, self._page_bytes, into, length, length
+        )
 
     def fill(
         self,
@@ -96,21 +114,23 @@ class SlabFile:
         header: RecordHeader,
         first: int,
         rows: np.ndarray,
-        places: np.ndarray | None,
+        places: SlabTable | None,
     ) -> None:
         """Layers from `first` on into uint8 `rows` `[n, length]`, each as long as one, verified.
 
         Args:
+            rows: contiguous.
             places: of this record, as it is now.
 
         Raises:
             CorruptRecord, StoreError: as `layers`, which has the last word on what is not right.
         """
+        count, length = rows.shape
+        assert rows.flags.c_contiguous and rows.dtype == np.uint8
         whole = 0
-        if self._reader is not None and places is not None:
-            values = places[first : first + len(rows)]
-            whole = self._reader.read(self._descriptor, values, rows, self._page_bytes)
-        if whole < len(rows):
+        if places is not None:
+            whole = self.read(places, first, count, rows.ctypes.data, length)
+        if whole < count:
             for _ in self.layers(txn, slabs, header, first + whole, list(rows[whole:])):
                 pass  # being yielded is being there
 
@@ -131,12 +151,13 @@ class SlabFile:
             StoreError: the device failed.
         """
         places = _places(txn, slabs, header, first, len(buffers))
+        lengths, checksums = header.slab_lengths, header.slab_checksums
         for layer, (buffer, place) in enumerate(zip(buffers, places, strict=True), first):
-            length = header.slab_lengths[layer]
+            length = lengths[layer]
             assert len(buffer) == length
             padding = bytearray(stored_length(length) - length)
             is_there = place is not None and self._read(place, buffer.data, padding)
-            if not is_there or checksum(buffer.data, padding) != header.slab_checksums[layer]:
+            if not is_there or checksum(buffer.data, padding) != checksums[layer]:
                 buffer[:] = _mapped(txn, slabs, header, layer)
             yield buffer.data
 
@@ -186,28 +207,6 @@ def _places(
             places.append(long_value_of(key) if is_there else None)
             is_somewhere = is_there and layer + 1 < first + count and cursor.next()
     return places
-
-
-def _places_by_page(
-    txn: lmdb.Transaction[memoryview],
-    slabs: lmdb._Database,
-    header: RecordHeader,
-    page_bytes: int,
-) -> list[LongValue | None]:
-    """As `_places`, of all layers; a leaf page at a time."""
-    keys = [slab_key(header.stored_digest, n) for n in range(len(header.slab_lengths))]
-    found: list[LongValue | None] = []
-    with txn.cursor(db=slabs) as cursor:
-        while len(found) < len(keys) and cursor.set_key(keys[len(found)]):
-            before = len(found)
-            behind = long_values_from(cursor.key(), page_bytes)
-            for wanted, (key, place) in zip(keys[before:], behind, strict=False):
-                if key != wanted:
-                    break
-                found.append(place)
-            if len(found) == before:
-                break
-    return found + [None] * (len(keys) - len(found))
 
 
 def _mapped(

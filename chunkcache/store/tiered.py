@@ -14,13 +14,15 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_all
 from contextlib import ExitStack, nullcontext
 from functools import partial
+from itertools import groupby
 from operator import attrgetter, or_
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from chunkcache.errors import CorruptRecord, StoreError
-from chunkcache.store.base import AskedTogether, Choosing, Retaining, SeveralCodecs, TierAtRest
+from chunkcache.store.base import Choosing, Retaining, TierAtRest
 from chunkcache.store.cost import CostModel
 from chunkcache.store.failures import Failures
+from chunkcache.store.looks import Looks
 from chunkcache.store.lookup import Lookup, Opened
 from chunkcache.store.policy import Refusal
 from chunkcache.store.reader import HeldRecord, read_record
@@ -31,17 +33,9 @@ if TYPE_CHECKING:
 
     from chunkcache.chunk import ChunkKey, ChunkKV, Retention, Terms
     from chunkcache.metrics import Metrics
-    from chunkcache.store.base import RecordReader, Tier, TierUsage
+    from chunkcache.store.base import Job, RecordReader, Tier, TierUsage
     from chunkcache.store.cost import Source
     from chunkcache.store.write_behind import NewQueue
-
-
-class Job(Protocol):
-    """Something that goes on in a thread of its own until it is closed."""
-
-    def close(self) -> None:
-        """End it, and wait until it has."""
-        ...
 
 
 class TieredStore:
@@ -73,9 +67,9 @@ class TieredStore:
         self._tiers = tuple(tiers)
         self._durable = tuple(tier for tier in tiers if tier.durable)
         self._retaining = [tier for tier in tiers if isinstance(tier, Retaining)]
-        self._mixed = {tier.name: tier for tier in tiers if isinstance(tier, SeveralCodecs)}
         self._metrics = metrics
         self._failures = Failures(metrics)
+        self._looks = Looks(tiers, metrics, self._failures)
         self._clock = clock
         self.jobs = tuple(jobs)
         self._limits = (write_queue_limit, write_queue_bytes)
@@ -125,15 +119,45 @@ class TieredStore:
         """
         misses: list[str] = []
         for tier in self._tiers:
-            reader = self._open_in(tier, key)
-            if isinstance(reader, str):
-                misses.append(reader)
-                continue
-            self._metrics.chunk_hits.labels(tier.name).inc()
-            if isinstance(reader, HeldRecord):
-                self.promote(reader.record, tier.name)
-            return Opened(reader, tier.name, None)
+            reader = self._looks.open(tier, key)
+            if not isinstance(reader, str):
+                return self._opened(reader, tier)
+            misses.append(reader)
         return Opened(None, None, self._missed(misses))
+
+    def open_many(self, keys: Sequence[ChunkKey], sources: Sequence[Source | None]) -> list[Opened]:
+        """`open` for each key, in order; those that come from tiers that can are opened together.
+
+        Args:
+            sources: where `locate_many` has found them. What comes whole, from elsewhere, is
+                opened by itself: it is promoted when it comes, and may push out what is next. One
+                that turns out to come so because it has left or is damaged pushes out nothing that
+                was opened with it.
+        """
+        opened: list[Opened] = []
+        with ExitStack() as ends:
+            pairs = zip(keys, sources, strict=True)
+            for is_alone, run in groupby(pairs, key=lambda pair: self._looks.comes_whole(pair[1])):
+                wanted = [key for key, _ in run]
+                came = [self.open(key) for key in wanted] if is_alone else self._open_run(wanted)
+                for one in came:
+                    ends.callback(one.close)
+                opened += came
+            ends.pop_all()
+        return opened
+
+    def _open_run(self, keys: Sequence[ChunkKey]) -> list[Opened]:
+        came = self._looks.open_run(keys, self._opened)
+        return [
+            one if isinstance(one, Opened) else Opened(None, None, self._missed(one))
+            for one in came
+        ]
+
+    def _opened(self, reader: RecordReader, tier: Tier) -> Opened:
+        self._metrics.chunk_hits.labels(tier.name).inc()
+        if isinstance(reader, HeldRecord):
+            self.promote(reader.record, tier.name)
+        return Opened(reader, tier.name, None)
 
     def promote(self, record: ChunkKV, tier: str) -> None:
         """A record that came from `tier` goes to the tiers above: memory now, durable ones soon."""
@@ -155,8 +179,11 @@ class TieredStore:
 
     def locate(self, key: ChunkKey) -> Source | None:
         """The highest tier that holds the record, and by which codec it comes up; not a use."""
-        looks = ((tier.name, self._codec_in(tier, key)) for tier in self._tiers)
-        return next(((name, codec) for name, codec in looks if codec is not None), None)
+        return self._looks.locate(key)
+
+    def locate_many(self, keys: Sequence[ChunkKey]) -> list[Source | None]:
+        """`locate` for each key, in order; each tier is asked once where it can be."""
+        return self._looks.locate_many(keys)
 
     def is_durable(self, key: ChunkKey) -> bool:
         """Whether a durable tier holds the record; without such a tier, whether it is held."""
@@ -166,13 +193,14 @@ class TieredStore:
         """`is_durable` of each, in order, asked together."""
         held = [False] * len(keys)
         for tier in self._durable or self._tiers:
-            held = list(map(or_, held, self._holds_many(tier, keys)))
+            codecs = self._looks.codecs_in(tier, keys)
+            held = list(map(or_, held, [codec is not None for codec in codecs]))
         return held
 
     def _fetch_from(self, tier: Tier, key: ChunkKey) -> ChunkKV | str:
         """The record, or the reason there is none in this tier."""
         began = self._clock()
-        reader = self._open_in(tier, key)
+        reader = self._looks.open(tier, key)
         if isinstance(reader, str):
             return reader
         try:
@@ -186,30 +214,10 @@ class TieredStore:
         self._metrics.chunk_hits.labels(tier.name).inc()
         return record
 
-    def _open_in(self, tier: Tier, key: ChunkKey) -> RecordReader | str:
-        """A lease in one tier, or the reason there is none."""
-        self._metrics.chunk_queries.labels(tier.name).inc()
-        try:
-            return tier.open(key) or "absent"
-        except StoreError as error:
-            return self.failed(tier.name, key, error)
-
     def _missed(self, misses: Sequence[str]) -> str:
         reason = next((miss for miss in misses if miss != "absent"), "absent")
         self._metrics.chunk_misses.labels(reason).inc()
         return reason
-
-    def _codec_in(self, tier: Tier, key: ChunkKey) -> str | None:
-        """See `Source`; None: the tier does not hold the record, or failed."""
-        mixed = self._mixed.get(tier.name)
-        if mixed is not None:
-            return self._failures.asked(tier, partial(mixed.codec_of, key), None)
-        return "" if self._failures.asked(tier, partial(tier.contains, key), False) else None
-
-    def _holds_many(self, tier: Tier, keys: Sequence[ChunkKey]) -> list[bool]:
-        if not isinstance(tier, AskedTogether):
-            return [self._codec_in(tier, key) is not None for key in keys]
-        return self._failures.asked(tier, partial(tier.contains_many, keys), [False] * len(keys))
 
     # ------------------------------------------------------------ keeping
 
@@ -247,8 +255,8 @@ class TieredStore:
         """
         holding: list[list[Tier]] = [[] for _ in keys]
         for tier in self._durable or self._tiers:
-            for of_one, holds in zip(holding, self._holds_many(tier, keys), strict=True):
-                of_one += [tier] if holds else []
+            for of_one, codec in zip(holding, self._looks.codecs_in(tier, keys), strict=True):
+                of_one += [] if codec is None else [tier]
         return [self._spread(key, tiers) for key, tiers in zip(keys, holding, strict=True)]
 
     def _spread(self, key: ChunkKey, holding: Sequence[Tier]) -> bool:

@@ -109,7 +109,7 @@ def test_a_layer_that_turns_out_corrupt_makes_the_chunk_a_miss(
 
     def read_slabs(of: DiskTier, record: LeasedRecord, first: int, last: int, out: Any) -> None:
         if record.key == broken and first <= layer % layers < last:
-            of._drop_corrupt(record.key.digest, record.packed_entry)
+            of._lender.drop_corrupt(record.key.digest, record.packed_entry)
             dropped.append(record.key)
             raise CorruptRecord("a bit has flipped")
         true(of, record, first, last, out)

@@ -40,6 +40,14 @@ class Shelf(HostTier):
         self._check()
         return super().open(key)
 
+    def open_many(self, keys: Any) -> Any:
+        self._check()
+        return super().open_many(keys)
+
+    def contains_many(self, keys: Any) -> list[bool]:
+        self._check()
+        return super().contains_many(keys)
+
     def put(self, record: ChunkKV) -> bool:
         assert self.let_through.wait(20)
         self._check()

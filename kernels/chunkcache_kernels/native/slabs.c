@@ -172,6 +172,47 @@ int chunkcache_read_slabs(int file, const Slab *slabs, int count, int64_t page_b
     return whole;
 }
 
+/* Slabs of `count` layers as a record's header tells of them: the length of each, in eight bytes, and
+ * its checksum. Where they lie is not known yet. */
+void chunkcache_told_slabs(const uint8_t *told, int count, Slab *slabs) {
+    for (int i = 0; i < count; i++, told += 8 + sizeof slabs->checksum) {
+        slabs[i] = (Slab){.page = -1, .length = (int64_t)eight(told)};
+        memcpy(slabs[i].checksum, told + 8, sizeof slabs->checksum);
+    }
+}
+
+/* Note where layers of a record lie, from number `first` on, as the nodes say that stand in one leaf
+ * page of LMDB 0.9 (mdb.c), the first of them that of `key`; a key is a digest and the number of a
+ * layer, big-endian. Fills in pages and paddings of at most `count` slabs, whose lengths are known;
+ * the page is -1 where a value has none of its own. Returns how many layers this page knows of. */
+int chunkcache_find_slabs(const uint8_t *key, int digest_bytes, int64_t page_bytes, int first,
+                          int count, Slab *slabs) {
+    enum { HEAD = 16, NODE = 8, NUMBER = 8, LEAF = 2, LONG_VALUE = 1 };
+    const uint8_t *page = key - ((uintptr_t)key & (uintptr_t)(page_bytes - 1));
+    uint16_t head[2], node[4], at; /* the page's kind and where its nodes' list ends; of a node: its
+                                    * value's length in two parts, kind, its key's length */
+    memcpy(head, page + 10, sizeof head);
+    if ((head[0] & 15) != LEAF || head[1] > page_bytes) return 0;
+    int place = HEAD, found = 0;
+    for (; place + 1 < head[1]; place += 2) {
+        memcpy(&at, page + place, sizeof at);
+        if (page + at + NODE == key) break;
+    }
+    for (; place + 1 < head[1] && found < count; place += 2, found++) {
+        memcpy(&at, page + place, sizeof at);
+        const uint8_t *name = page + at + NODE, *behind = name + digest_bytes + 2;
+        if (behind + NUMBER > page + page_bytes) break;
+        memcpy(node, page + at, sizeof node);
+        if (node[3] != digest_bytes + 2 || memcmp(name, key, (size_t)digest_bytes) ||
+            (behind[-2] << 8 | behind[-1]) != first + found)
+            break;
+        Slab *of = &slabs[found];
+        of->padding = (node[0] | (int64_t)node[1] << 16) - of->length;
+        of->page = node[2] == LONG_VALUE && of->padding >= 0 ? (int64_t)eight(behind) : -1;
+    }
+    return found;
+}
+
 /* Whether this is faster than its twin: it is not without vectors. */
 int chunkcache_slabs_here(void) {
 #ifdef __AVX2__
