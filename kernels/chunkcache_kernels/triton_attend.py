@@ -17,6 +17,7 @@ from chunkcache_kernels.triton_tiles import load_keys, load_values
 _HIDDEN = tl.constexpr(2**31 - 1)  # `arena.HIDDEN`: above every row
 _NEVER = tl.constexpr(-1e30)  # the largest score of a row that has seen no key
 _LOG2_E = tl.constexpr(1.4426950408889634)
+_LIFT = tl.constexpr(64.0)  # the scale of 65504 stays in fp16, and so does 1 / 64
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -72,17 +73,22 @@ def bound_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _seen(  # type: ignore[no-untyped-def]
-    key_positions, index, inside, position, floor, first_key, is_shared, any_first, last_row, lowest
-):
+    key_positions, index, inside, position, floor, first_key, any_first, last_row, lowest,
+    SHARED: tl.constexpr, LIMITED: tl.constexpr,
+):  # fmt: skip
     """Which of the keys at `index` each row sees, and which any of them does."""
-    if is_shared == 0:  # rows of one sequence see the same keys up to their own
+    if not SHARED:  # rows of one sequence see the same keys up to their own
         stands = tl.load(key_positions + any_first + index, inside, other=_HIDDEN)
-        sees = (stands[None, :] <= position[:, None]) & (stands[None, :] > floor[:, None])
-        seen = (stands <= last_row) & (stands > lowest)
+        sees, seen = stands[None, :] <= position[:, None], stands <= last_row
+        if LIMITED:
+            sees = sees & (stands[None, :] > floor[:, None])
+            seen = seen & (stands > lowest)
     else:
         of_row = key_positions + first_key[:, None] + index[None, :]
         stand = tl.load(of_row, inside[None, :], other=_HIDDEN)
-        sees = (stand <= position[:, None]) & (stand > floor[:, None])
+        sees = stand <= position[:, None]
+        if LIMITED:
+            sees = sees & (stand > floor[:, None])
         seen = tl.max(sees.to(tl.int32), 0) > 0
     return sees, seen
 
@@ -98,11 +104,11 @@ def capped(scores, cap):  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def _walk(  # type: ignore[no-untyped-def]
     query, top, total, mixed, like, keys, values, key_scales, value_scales, edges, pages,
-    key_positions, first_page, num_pages, first, end, position, floor, first_key, is_shared,
+    key_positions, first_page, num_pages, first, end, position, floor, first_key,
     kv_head, cap_log2,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, WIDTH: tl.constexpr,
     WIDTH_PADDED: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr, CAPPED: tl.constexpr,
+    PRECISION: tl.constexpr, CAPPED: tl.constexpr, SHARED: tl.constexpr, LIMITED: tl.constexpr,
 ):  # fmt: skip
     """Online softmax of turned fp32 queries over the keys of a stretch from `first` to `end`."""
     if key_scales is None:
@@ -115,8 +121,8 @@ def _walk(  # type: ignore[no-untyped-def]
     for start in range(first // KEYS * KEYS, end, KEYS):
         index = start + tl.arange(0, KEYS)
         sees, seen = _seen(
-            key_positions, index, index < end, position, floor, first_key, is_shared,
-            first_page * PAGE, last_row, lowest,
+            key_positions, index, index < end, position, floor, first_key,
+            first_page * PAGE, last_row, lowest, SHARED, LIMITED,
         )  # fmt: skip
         key, at, place = load_keys(
             keys, key_scales, pages, first_page, num_pages, start, kv_head,
@@ -145,8 +151,10 @@ def _walk(  # type: ignore[no-untyped-def]
             )
             if values.dtype.element_ty == tl.int8:
                 scale = tl.load(value_scales + at * PAGE + place, mask=seen, other=0.0)
-                weights = weights * scale[None, :]
                 value = value.to(tl.float32)
+                if query.dtype == tl.float16:  # whose small numbers lose bits below 6e-5
+                    scale, value = scale * _LIFT, value * (1 / _LIFT)
+                weights = weights * scale[None, :]
             as_query = value.to(query.dtype)
             mixed = tl.dot(weights.to(query.dtype), as_query, faded, input_precision=PRECISION)
     return top, total, mixed
@@ -244,7 +252,8 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr, ROTARY: tl.constexpr, PAGE: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    CAPPED: tl.constexpr, AT_ONCE: tl.constexpr,
+    CAPPED: tl.constexpr, SHARED: tl.constexpr, LIMITED: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Items for the query heads of one key head: one, or a program's share of as many as `counts`
     says first, so that one launch serves plans of any size.
@@ -274,11 +283,16 @@ def attend_kernel(  # type: ignore[no-untyped-def]
         first_stretch = tl.load(item + 2)
         for number in range(first_stretch, first_stretch + tl.load(item + 3)):
             stretch = stretches + 6 * number
-            is_shared = tl.load(stretch + 3)
-            look = looks + 2 * (tl.load(stretch + 2) + is_shared * (folded // GROUP))
-            first_key = tl.load(look + 1, mask=real, other=0)
+            look = looks + 2 * tl.load(stretch + 2)
+            if SHARED:
+                look = look + 2 * (folded // GROUP)
+                of_segment = tl.load(look, mask=real, other=0)
+                first_key = tl.load(look + 1, mask=real, other=0)
+            else:
+                of_segment = tl.load(look)
+                first_key = 0
             # a row before a segment sees none of it, however it is turned
-            distance = tl.maximum(position - tl.load(look, mask=real, other=0), 0)
+            distance = tl.maximum(position - of_segment, 0)
             query = load_turned(qkv, begin, cols, distance, fits, real, cos, sin, ROTARY)
             query = query * scale_log2
             first_page, num_pages = tl.load(stretch), tl.load(stretch + 1)
@@ -287,15 +301,15 @@ def attend_kernel(  # type: ignore[no-untyped-def]
                 top, total, mixed = _walk(
                     query, top, total, mixed, qkv, keys_0, values_0, key_scales_0, value_scales_0,
                     edges, pages, key_positions, first_page, num_pages, first, end, position, floor,
-                    first_key, is_shared, kv_head, cap_log2, KV_HEADS, DIM, DIM_PADDED, WIDTH,
-                    WIDTH_PADDED, PAGE, KEYS, WIDE, PRECISION, CAPPED,
+                    first_key, kv_head, cap_log2, KV_HEADS, DIM, DIM_PADDED, WIDTH,
+                    WIDTH_PADDED, PAGE, KEYS, WIDE, PRECISION, CAPPED, SHARED, LIMITED,
                 )  # fmt: skip
             elif keys_1 is not None:
                 top, total, mixed = _walk(
                     query, top, total, mixed, qkv, keys_1, values_1, key_scales_1, value_scales_1,
                     edges, pages, key_positions, first_page, num_pages, first, end, position, floor,
-                    first_key, is_shared, kv_head, cap_log2, KV_HEADS, DIM, DIM_PADDED, WIDTH,
-                    WIDTH_PADDED, PAGE, KEYS, WIDE, PRECISION, CAPPED,
+                    first_key, kv_head, cap_log2, KV_HEADS, DIM, DIM_PADDED, WIDTH,
+                    WIDTH_PADDED, PAGE, KEYS, WIDE, PRECISION, CAPPED, SHARED, LIMITED,
                 )  # fmt: skip
         _deliver(
             top, total, mixed, entry, row_parts, mixed_parts, top_parts, total_parts, counters,
@@ -350,7 +364,7 @@ def _votes(  # type: ignore[no-untyped-def]
     tl.store(to, sums / (KV_HEADS * GROUP), mask=stands < num_positions)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_rows", "num_positions"])  # type: ignore[untyped-decorator]
 def received_kernel(  # type: ignore[no-untyped-def]
     qkv, keys_0, key_scales_0, keys_1, key_scales_1, cos, sin, tiles, pages, key_positions,
     row_positions, votes, lse, received, num_rows, num_positions, stride_row, scale_log2, cap_log2,

@@ -20,7 +20,7 @@ def _ordered(scores, index, length):  # type: ignore[no-untyped-def]
     return tl.where(index < length, order, -(1 << 40))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["length", "most"])  # type: ignore[untyped-decorator]
 def topk_kernel(  # type: ignore[no-untyped-def]
     scores, counts, chosen, length, most, stride_row, BLOCK: tl.constexpr
 ):
@@ -66,5 +66,6 @@ def topk_rows(scores: torch.Tensor, counts: torch.Tensor, most: int) -> torch.Te
     topk_kernel[(len(scores),)](
         scores, counts, chosen, scores.shape[1], most, scores.stride(0),
         BLOCK=min(_SCORES, triton.next_power_of_2(scores.shape[1])), num_warps=_WARPS,
+        enable_fp_fusion=False,  # which Triton warns about where a launch names no choice
     )  # fmt: skip
     return chosen

@@ -101,7 +101,7 @@ class FixedStep:
             for name, shape in shapes.items()
         }
         arrays["bounds"] = torch.zeros((room.parts, 2), dtype=torch.int32, device=device)
-        kinds = [(0, -(-programs(device) // heads.kv_heads), room.queries)]
+        kinds = [(0, -(-programs(device) // heads.kv_heads), room.queries, True)]
         step = TritonStep(
             list(arenas), heads, rotary, room.rows, arrays, kinds,
             room_for_parts(room.parts, heads, device),

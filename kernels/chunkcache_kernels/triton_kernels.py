@@ -45,11 +45,15 @@ def load_turned(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _inverse_rms(x, eps, DIM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of fp32 rows [n, channels], whose channels behind DIM are 0, as [n, 1]."""
-    return (1.0 / tl.sqrt(tl.sum(x * x, 1) / DIM + eps))[:, None]
+    """Of fp32 rows [n, channels], whose channels behind DIM are 0, as [n, 1]. Rounded once at each
+    step: `/` and `tl.sqrt` are a GPU's approximations.
+    """
+    root = tl.math.sqrt_rn(tl.math.div_rn(tl.sum(x * x, 1), DIM * 1.0) + eps)
+    return tl.math.div_rn(tl.full(root.shape, 1.0, tl.float32), root)[:, None]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# how many rows there are changes no program: one serves all
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
 def write_kernel(  # type: ignore[no-untyped-def]
     qkv, keys, values, cos, sin, slots, row_positions, query_norm, key_norm,
     num_rows, stride_row, eps,

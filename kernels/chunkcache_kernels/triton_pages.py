@@ -34,6 +34,7 @@ LOG2_E = math.log2(math.e)
 NO_WINDOW = 1 << 30  # more positions than there are, and no overflow
 _CHAINED, _SHARED = 64, 64  # rows times query heads per key head that one program takes
 _EXACTLY = 32  # of fp32 products, which tensor cores do not make: more do not fit registers
+_FEW = 32  # queries, bound by memory: loads go further ahead of products
 _LARGE = 128  # of chained rows where shared memory is large
 _LARGE_SHARED_BYTES = 160 * 1024  # of a block: compute capability 8.0, 9.0 and later large ones
 _BOUND_KEYS = 64
@@ -50,7 +51,8 @@ class TritonStep:
     rotary: Rotary
     num_rows: int
     arrays: dict[str, torch.Tensor]  # int32, on the device
-    kinds: list[tuple[int, int, int]]  # first item, how many, most queries of one; shared, chained
+    # first item, how many, most queries of one, whether they share
+    kinds: list[tuple[int, int, int, bool]]
     parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # mixed values, largest scores, sums
     counters: torch.Tensor  # int32 [rows · heads]: parts that have come; 0 between launches
     kv_heads: torch.Tensor | None = None  # int32: those that this is for; all if None
@@ -98,7 +100,8 @@ class TritonStep:
         first = made.num_shared
         counts = (0, first), (first, len(made.items) - first)
         sizes = [tile_of(most * group) for most in made.most_rows]
-        kinds = [(*of, size) for of, size in zip(counts, sizes, strict=True) if of[1]]
+        both = zip(counts, sizes, (True, False), strict=True)
+        kinds = [(*of, size, shares) for of, size, shares in both if of[1]]
         room = room_for_parts(int(made.row_parts[-1]) if made.is_merged else 1, heads, device)
         counters = torch.zeros(layout.num_rows * heads.heads, dtype=torch.int32, device=device)
         step = cls(
@@ -203,8 +206,8 @@ class TritonStep:
         if width > heads.dim:
             parts = parts[0].new_empty((*parts[0].shape[:2], width)), *parts[1:]
         num_heads = heads.kv_heads if self.kv_heads is None else len(self.kv_heads)
-        for first, count, queries in self.kinds:
-            keys, warps = tiles(heads.dim, exact, queries, self.rounded_page)
+        for first, count, queries, shared in self.kinds:
+            keys, warps, stages = tiles(heads.dim, exact, queries, self.rounded_page, shared=shared)
             triton_attend.attend_kernel[(count, num_heads)](
                 qkv, *self.tensors(layer), edges, self.rotary.cos, self.rotary.sin, self.kv_heads,
                 arrays["items"][first : first + count], arrays.get("counts"), arrays["entries"],
@@ -216,8 +219,9 @@ class TritonStep:
                 KV_HEADS=heads.kv_heads, GROUP=heads.heads // heads.kv_heads,
                 WIDTH=width, WIDTH_PADDED=across, QUERIES=queries, KEYS=keys, WIDE=wide,
                 PRECISION="ieee" if exact else "tf32", CAPPED=heads.softcap > 0,
+                SHARED=shared, LIMITED=heads.window > 0 or heads.block > 0,
                 AT_ONCE=max(1, min(8, _MERGED // (queries * across))),
-                num_warps=warps, enable_fp_fusion=True,
+                num_warps=warps, num_stages=stages, enable_fp_fusion=True,
                 **self.sizes(turned),
             )  # fmt: skip
 
@@ -262,21 +266,25 @@ class TritonStep:
         assert qkv.device == self.arrays["items"].device
 
 
-def tiles(dim: int, exact: bool, queries: int, rounded_page: int = 0) -> tuple[int, int]:
-    """Keys that a program takes at a time, and its warps: what the registers hold, by `ptxas`.
+def tiles(
+    dim: int, exact: bool, queries: int, rounded_page: int = 0, *, shared: bool = True
+) -> tuple[int, int, int]:
+    """Keys that a program takes at a time, its warps, what the registers hold, by `ptxas`; stages.
 
     `exact`: the products are in fp32. `rounded_page`: tokens of a page of rounded numbers, whose
-    scales are loaded once for a tile that lies in one page.
+    scales are loaded once for a tile that lies in one page. A tile is loaded two stages behind
+    its page's number: with 5 the loads of two tiles are on their way, with 3 of one.
     """
     across = padded(dim)
     if exact:
-        keys, warps = 16, 8 if across > 64 else 4
+        keys, warps, stages = 16, 8 if across > 64 else 4, 3
     elif queries > _CHAINED:
-        keys, warps = 64, 8
+        keys, warps, stages = 64, 8, 3
     else:
-        keys, warps = max(16, min(64, 4096 // across)), 8 if across > 128 else 4
+        keys, stages = max(16, min(64, 4096 // across)), 5 if queries <= _FEW else 3
+        warps = 8 if across > 128 or (shared and queries > _FEW) else 4
     within = rounded_page & -rounded_page  # the largest power of two that divides it
-    return (min(keys, within) if within >= 16 else keys), warps
+    return (min(keys, within) if within >= 16 else keys), warps, stages
 
 
 def planned(

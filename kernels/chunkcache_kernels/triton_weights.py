@@ -49,7 +49,7 @@ class TritonWeights:
         """For all layers; `layout` is of one sequence."""
         (sequence,) = layout.sequences
         step = TritonStep.bind(layout, arenas, heads, rotary, shares=False)
-        keys, _ = tiles(heads.dim, step.is_exact, _QUERIES, step.rounded_page)
+        keys, _, _ = tiles(heads.dim, step.is_exact, _QUERIES, step.rounded_page)
         table = _tiles(sequence, arenas[0].page_tokens, keys)
         on_device = sent({"tiles": table}, arenas[0].keys.device)["tiles"]
         twin = PortableWeights(sequence, arenas, heads, rotary)

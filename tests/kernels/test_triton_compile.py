@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from triton_launches import Resources
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,8 +40,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _compile(
-    kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, warps: int = 4
-) -> Any:
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, warps: int = 4,
+    stages: int = 3,
+) -> Any:  # fmt: skip
     """As a launch compiles it whose pointers and strides are multiples of 16."""
     from triton.backends.compiler import GPUTarget
 
@@ -55,7 +58,8 @@ def _compile(
     }
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=at, attrs=aligned)
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": warps})
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    return triton.compile(source, target=target, options=options)
 
 
 def _arenas(*types: str) -> tuple[dict[str, str], dict[str, None]]:
@@ -74,23 +78,24 @@ def _arenas(*types: str) -> tuple[dict[str, str], dict[str, None]]:
 
 # an arena of either kind is in each, so few of them show all that is compiled
 @pytest.mark.parametrize(
-    ("rows", "chunks", "dim", "queries", "capped", "by_head", "fixed", "capability"),
-    [("*bf16", "*i8", 128, 128, False, False, False, 80),
-     ("*bf16", "*u8", 128, 128, False, True, False, 90),
-     ("*bf16", "*u8", 80, 16, True, False, True, 80),
-     ("*bf16", "*bf16", 128, 64, False, False, True, 90),
-     ("*fp16", "*i8", 256, 64, True, True, False, 90),
-     ("*fp32", "*fp32", 128, 32, False, False, True, 80)],
+    ("rows", "chunks", "dim", "queries", "shared", "capped", "by_head", "fixed", "capability"),
+    [("*bf16", "*i8", 128, 128, False, False, False, False, 80),
+     ("*bf16", "*u8", 128, 128, False, False, True, False, 90),
+     ("*bf16", "*u8", 80, 16, True, True, False, True, 80),
+     ("*bf16", "*bf16", 128, 16, True, False, False, True, 90),
+     ("*fp16", "*i8", 256, 64, True, True, True, False, 80),
+     ("*fp32", "*fp32", 128, 32, True, False, False, True, 80)],
 )  # fmt: skip
 def test_attention_compiles_and_fits(
-    rows: str, chunks: str, dim: int, queries: int, capped: bool, by_head: bool, fixed: bool,
-    capability: int,
+    rows: str, chunks: str, dim: int, queries: int, shared: bool, capped: bool, by_head: bool,
+    fixed: bool, capability: int, tmp_path: Path,
 ) -> None:  # fmt: skip
     from chunkcache_kernels import triton_attend, triton_pages
 
     exact, across = rows == "*fp32", triton.next_power_of_2(dim)
     page = 32
-    keys, warps = triton_pages.tiles(dim, exact, queries, page if chunks in ("*i8", "*u8") else 0)
+    rounded = page if chunks in ("*i8", "*u8") else 0
+    keys, warps, stages = triton_pages.tiles(dim, exact, queries, rounded, shared=shared)
     arenas, absent = _arenas(rows, chunks)
     absent |= {"edges": None, "lse": None, "sinks": None} | ({} if by_head else {"kv_heads": None})
     absent |= {} if fixed else {"counts": None}
@@ -100,16 +105,35 @@ def test_attention_compiles_and_fits(
         {"KV_HEADS": 8, "GROUP": 4, "DIM": dim, "DIM_PADDED": across, "WIDTH": dim,
          "WIDTH_PADDED": across, "ROTARY": dim, "PAGE": page, "QUERIES": queries, "KEYS": keys,
          "WIDE": exact, "PRECISION": "ieee" if exact else "tf32", "CAPPED": capped,
+         "SHARED": shared, "LIMITED": False,
          "AT_ONCE": max(1, min(8, 16384 // (queries * across))), **absent},
-        capability, warps,
+        capability, warps, stages,
     )  # fmt: skip
-    assert "cubin" in compiled.asm
+    used, ptx = Resources.of(compiled, tmp_path / "made"), compiled.asm["ptx"]
     large = queries > 64
-    assert compiled.metadata.shared <= (LARGEST_SHARED_BYTES if large else SMALLEST_SHARED_BYTES)
+    assert used.shared <= (LARGEST_SHARED_BYTES if large else SMALLEST_SHARED_BYTES)
+    assert used.programs(LARGEST_SHARED_BYTES) >= (2 if queries <= 16 else 1)
+    # what does not fit the registers is kept elsewhere while a tile is turned, not while it walks
+    assert used.stack <= (64 if queries <= 32 else 700)
     # keys and values come 16 bytes at a time, while the tile before them is multiplied
-    copies = [line for line in compiled.asm["ptx"].splitlines() if "cp.async.cg" in line]
+    copies = [line for line in ptx.splitlines() if "cp.async.cg" in line]
     assert copies and all("0x10" in line for line in copies)
-    assert "acq_rel" in compiled.asm["ptx"], "who merges sees the parts of others"
+    waits = [int(number) for number in re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx)]
+    assert exact or max(waits) >= 2, "loads go on while what they brought is multiplied"
+    assert ("wgmma.mma_async" in ptx) == (capability == 90 and large)
+    assert ("mma.sync" in ptx or "wgmma" in ptx) != exact, "fp32 is multiplied as such"
+    _check_merge(ptx)
+
+
+def _check_merge(ptx: str) -> None:
+    """A part is written by all threads, then counted; who merges reads what L2 has."""
+    (count,) = re.findall(r".*\batom\..*", ptx)
+    assert "atom.global.gpu.acq_rel.add.u32" in count
+    before, after = ptx.split(count)
+    written = before.rindex("st.global")
+    assert "bar.sync" in before[written:]
+    reads = re.findall(r"\bld\.global\S*", after)
+    assert reads and all(".cg" in of for of in reads), set(reads)
 
 
 def test_sums_of_weights_compile() -> None:
@@ -123,6 +147,8 @@ def test_sums_of_weights_compile() -> None:
     }  # fmt: skip
     mass = {
         **sizes,
+        "SHARED": False,
+        "LIMITED": True,
         "WIDTH": 12,
         "WIDTH_PADDED": 16,
         "AT_ONCE": 8,

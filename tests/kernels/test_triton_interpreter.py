@@ -27,7 +27,7 @@ def test_the_kernels_pass_their_tests_on_the_interpreter(tmp_path: Path) -> None
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
          *(str(HERE / f"test_triton_{of}.py")
-           for of in ("pages", "heads", "weights", "records", "fixed")),
+           for of in ("pages", "heads", "weights", "records", "fixed", "orders", "far")),
          str(HERE.parent / "engine" / "test_graphed.py")],
         env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=HERE.parents[1],
         capture_output=True, text=True, check=False,

@@ -53,6 +53,9 @@ SHAPES = {
         (4, 2), 80, page_tokens=32, rows=BF16, arenas=(BF16, INT8), softcap=20.0, has_sinks=True
     ),
     "chunks in int8, odd pages": Shape((2, 1), 24, page_tokens=24, rows=F16, arenas=(F16, INT8)),
+    "chunks in int8, small values in fp16": Shape(
+        (2, 1), 16, page_tokens=32, rows=F16, arenas=(F16, INT8), values=3e-3
+    ),
     "chunks in int4": Shape((2, 1), 16, arenas=(F32, INT4)),
     "chunks in int4, rows in bf16": Shape(
         (4, 2), 80, page_tokens=32, rows=BF16, arenas=(BF16, INT4), softcap=20.0, has_sinks=True

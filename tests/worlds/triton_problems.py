@@ -44,6 +44,7 @@ class Shape:
     softcap: float = 0.0
     has_sinks: bool = False
     block: int = 0
+    values: float = 1.0  # how large they are
 
 
 @dataclass(slots=True)
@@ -285,6 +286,7 @@ class Maker:
         if passage.chunk not in self.chunks:
             pages = self.pages(CHUNKS, passage.tokens)
             k, v = self.numbers(2, passage.tokens, self.heads.kv_heads, self.heads.dim)
+            v = v * self.shape.values
             places, size = np.arange(passage.tokens), self.shape.page_tokens
             slots = pages[places // size] * size + places % size
             heads = self.heads if self.turned else replace(self.heads, rotary_dim=0)
@@ -311,6 +313,7 @@ class Maker:
         width = heads.heads + 2 * heads.kv_heads
         qkv = self.numbers(sum(len(rows) for rows, _ in sequences), width, heads.dim)
         qkv[:, : heads.heads] *= self.shape.sharpness
+        qkv[:, heads.heads + heads.kv_heads :] *= self.shape.values
         layouts, truths, slots, done = [], [], [], 0
         for rows, passages in sequences:
             segments, at, keys, values = [], [], [], []
