@@ -4,7 +4,7 @@
 
 A line for each kind of item, head size and page format: registers and bytes of stack a thread,
 shared memory, programs that a processor of an A100 (8.0) or H100 (9.0) runs at a time, and of the
-loop over tiles of the chunks' arena: keys, instructions of a warp, barriers, groups of loads ahead.
+loop over tiles of the chunks' arena: keys, a warp's instructions, barriers, spills, loads ahead.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def main() -> int:
     parser.add_argument("--capability", type=int, nargs="*", default=[80, 90])
     parser.add_argument("--dims", type=int, nargs="*", default=[64, 80, 96, 128, 256])
     parser.add_argument("--pages", nargs="*", default=["bf16", "int8", "int4", "fp32"])
-    parser.add_argument("--queries", type=int, nargs="*", default=[16, 64, 128])
+    parser.add_argument("--queries", type=int, nargs="*", default=[16, 32, 64, 128])
     given = parser.parse_args()
     print("| capability | pages | D | queries | keys | warps | registers | stack | shared KiB "
-          "| programs | instructions | barriers | ahead |\n|" + "---|" * 13)  # fmt: skip
+          "| programs | instructions | barriers | spills | ahead |\n|" + "---|" * 14)  # fmt: skip
     for capability in given.capability:
         for name in given.pages:
             for dim in given.dims:
@@ -53,7 +53,7 @@ def kinds(pages: str, dim: int) -> Iterator[tuple[int, bool]]:
     if pages == "fp32":
         yield from ((16, True), (32, False))
     else:
-        yield from ((16, True), (64, True))
+        yield from ((16, True), (64 if dim <= 128 else 32, True))
         yield 128 if dim <= 128 else 64, False
 
 
@@ -75,7 +75,7 @@ def line(capability: int, pages: str, dim: int, queries: int, *, shared: bool) -
     kind = "shared" if shared else "chained"
     said = (f"{capability / 10}", pages, dim, f"{queries} {kind}", keys, warps, used.registers,
             used.stack, round(used.shared / 1024), used.programs(SHARED_BYTES[capability]),
-            loop.instructions, loop.barriers, loop.ahead)  # fmt: skip
+            loop.instructions, loop.barriers, loop.spills, loop.ahead)  # fmt: skip
     return "| " + " | ".join(map(str, said)) + " |"
 
 

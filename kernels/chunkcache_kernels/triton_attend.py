@@ -12,12 +12,11 @@ import triton
 import triton.language as tl
 
 from chunkcache_kernels.triton_kernels import floor_of, load_turned
-from chunkcache_kernels.triton_tiles import load_keys, load_values
+from chunkcache_kernels.triton_tiles import add_values, load_keys
 
 _HIDDEN = tl.constexpr(2**31 - 1)  # `arena.HIDDEN`: above every row
 _NEVER = tl.constexpr(-1e30)  # the largest score of a row that has seen no key
 _LOG2_E = tl.constexpr(1.4426950408889634)
-_LIFT = tl.constexpr(64.0)  # the scale of 65504 stays in fp16, and so does 1 / 64
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -146,17 +145,10 @@ def _walk(  # type: ignore[no-untyped-def]
             named = (between[:, None] == across[None, :]).to(tl.float32)
             mixed = tl.dot(weights, named, faded, input_precision="ieee")
         else:
-            value = load_values(
-                values, value_scales, at, place, seen, DIM, WIDTH_PADDED, PAGE, KEYS
-            )
-            if values.dtype.element_ty == tl.int8:
-                scale = tl.load(value_scales + at * PAGE + place, mask=seen, other=0.0)
-                value = value.to(tl.float32)
-                if query.dtype == tl.float16:  # whose small numbers lose bits below 6e-5
-                    scale, value = scale * _LIFT, value * (1 / _LIFT)
-                weights = weights * scale[None, :]
-            as_query = value.to(query.dtype)
-            mixed = tl.dot(weights.to(query.dtype), as_query, faded, input_precision=PRECISION)
+            mixed = add_values(
+                weights, faded, query, values, value_scales, at, place, seen,
+                DIM, WIDTH_PADDED, PAGE, KEYS, PRECISION,
+            )  # fmt: skip
     return top, total, mixed
 
 

@@ -35,6 +35,7 @@ NO_WINDOW = 1 << 30  # more positions than there are, and no overflow
 _CHAINED, _SHARED = 64, 64  # rows times query heads per key head that one program takes
 _EXACTLY = 32  # of fp32 products, which tensor cores do not make: more do not fit registers
 _FEW = 32  # queries, bound by memory: loads go further ahead of products
+_WIDE = 128  # channels; of more, 64 shared queries are kept out of the registers as they walk
 _LARGE = 128  # of chained rows where shared memory is large
 _LARGE_SHARED_BYTES = 160 * 1024  # of a block: compute capability 8.0, 9.0 and later large ones
 _BOUND_KEYS = 64
@@ -272,8 +273,8 @@ def tiles(
     """Keys that a program takes at a time, its warps, what the registers hold, by `ptxas`; stages.
 
     `exact`: the products are in fp32. `rounded_page`: tokens of a page of rounded numbers, whose
-    scales are loaded once for a tile that lies in one page. A tile is loaded two stages behind
-    its page's number: with 5 the loads of two tiles are on their way, with 3 of one.
+    scales are loaded once for a tile that lies in one page. Stages are shared out between the loads
+    of a tile and that of its page's number before them: 5 give two tiles on their way, 3 one.
     """
     across = padded(dim)
     if exact:
@@ -324,8 +325,10 @@ def _queries(device: torch.device, dim: int, exact: bool) -> tuple[int, int]:
     """Queries of the largest shared and chained item."""
     if exact:
         return _EXACTLY, _EXACTLY
-    fits = device.type == "cuda" and padded(dim) <= _LARGE
-    is_large = fits and _properties(device)["max_shared_mem"] >= _LARGE_SHARED_BYTES
+    if padded(dim) > _WIDE:
+        return _FEW, _CHAINED
+    is_large = device.type == "cuda"
+    is_large = is_large and _properties(device)["max_shared_mem"] >= _LARGE_SHARED_BYTES
     return _SHARED, _LARGE if is_large else _CHAINED
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_LIFT = tl.constexpr(64.0)  # the scale of 65504 stays in fp16, and so does 1 / 64
+_FEW = tl.constexpr(32)  # queries, whose sums are fewer than the numbers of a tile
+
 
 @triton.jit
 def _fours(octet, lowest, step):  # type: ignore[no-untyped-def]
@@ -86,27 +89,58 @@ def load_keys(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def load_values(  # type: ignore[no-untyped-def]
-    values, value_scales, at, place, seen,
-    DIM: tl.constexpr, ACROSS: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """The values of a tile [KEYS, channels] as they lie, of 4 bits in fp32; `at` and `place` as
-    `load_keys` gives them. A value that nobody has `seen` may be NaN even times 0: it becomes 0.
+def _load_values(  # type: ignore[no-untyped-def]
+    values, at, place, seen, DIM: tl.constexpr, ACROSS: tl.constexpr, PAGE: tl.constexpr
+):
+    """The values of a tile [KEYS, channels] as they lie, of 4 bits their codes in fp32. One that
+    nobody has `seen` may be NaN even times 0: it becomes 0.
     """
-    across = tl.arange(0, ACROSS)
     if values.dtype.element_ty == tl.uint8:
         pair = tl.arange(0, ACROSS // 2)
         begin = at * (PAGE * DIM // 2) + place * (DIM // 2)
         of_pair = values + begin[:, None] + pair[None, :]
         octet = tl.load(of_pair, mask=seen[:, None] & (pair < DIM // 2)[None, :], other=0)
-        if PAGE % KEYS == 0:
-            channels = (across < DIM)[None, :]
-            lowest, step = _ranges(value_scales, at, across[None, :], channels, DIM)
-        else:
-            inside = seen[:, None] & (across < DIM)[None, :]
-            lowest, step = _ranges(value_scales, at[:, None], across[None, :], inside, DIM)
-        value = tl.where(seen[:, None], _fours(octet, lowest, step), 0.0)
+        value = tl.interleave(octet & 15, octet >> 4).to(tl.float32)
     else:
+        across = tl.arange(0, ACROSS)
         of_value = values + (at * (PAGE * DIM) + place * DIM)[:, None] + across[None, :]
         value = tl.load(of_value, mask=seen[:, None] & (across < DIM)[None, :], other=0)
     return value
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def add_values(  # type: ignore[no-untyped-def]
+    weights, faded, query, values, value_scales, at, place, seen,
+    DIM: tl.constexpr, ACROSS: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`faded` and a tile's values times their `weights`, by products of the queries' number type;
+    `at` and `place` as `load_keys` gives them.
+    """
+    value = _load_values(values, at, place, seen, DIM, ACROSS, PAGE)
+    across = tl.arange(0, ACROSS)
+    if values.dtype.element_ty == tl.uint8 and PAGE % KEYS == 0 and query.shape[0] <= _FEW:
+        # a channel's range is one for the tile: it multiplies the sums of codes, which are exact
+        inside = across < DIM * tl.max(seen.to(tl.int32), 0)  # of a page of nobody it may be NaN
+        lowest, step = _ranges(value_scales, at, across, inside, DIM)
+        middle, code = lowest + 8 * step, (value - 8).to(query.dtype)
+        sums = tl.dot(weights.to(query.dtype), code, input_precision=PRECISION)
+        mixed = faded + sums * step[None, :] + tl.sum(weights, 1)[:, None] * middle[None, :]
+    else:
+        if values.dtype.element_ty == tl.uint8:
+            if PAGE % KEYS == 0:
+                channels = (across < DIM)[None, :]
+                lowest, step = _ranges(value_scales, at, across[None, :], channels, DIM)
+            else:
+                inside = seen[:, None] & (across < DIM)[None, :]
+                lowest, step = _ranges(value_scales, at[:, None], across[None, :], inside, DIM)
+            value = tl.where(seen[:, None], value * step + lowest, 0.0)
+        elif values.dtype.element_ty == tl.int8:
+            scale = tl.load(value_scales + at * PAGE + place, mask=seen, other=0.0)
+            value = value.to(tl.float32)
+            if query.dtype == tl.float16:  # whose small numbers lose bits below 6e-5
+                scale, value = scale * _LIFT, value * (1 / _LIFT)
+            weights = weights * scale[None, :]
+        as_query = value.to(query.dtype)
+        mixed = tl.dot(weights.to(query.dtype), as_query, faded, input_precision=PRECISION)
+    return mixed

@@ -79,7 +79,8 @@ def test_pages_and_rows_behind_four_thousand_million_numbers(
         for s in problem.layout.sequences
     ]
     rows = len(problem.qkv)
-    apart = wide((rows, WRAPS // (rows - 4)), BF16, device)
+    stride = WRAPS // (rows - 4)
+    apart = wide((rows + 8, stride), BF16, device)[8:]  # rows 8 to 15 would be those before it
     apart[:, : problem.qkv.shape[1]] = problem.qkv
     layout = lay_out(sequences, page_tokens=16, group=4)
     step = TritonStep.bind(layout, [own, chunks], problem.heads, problem.rotary)

@@ -89,6 +89,7 @@ class Loop:
 
     instructions: int
     barriers: int
+    spills: int  # to memory and back, of what finds no register
     ahead: int  # groups of loads that may be on their way while it multiplies
 
     @classmethod
@@ -113,7 +114,7 @@ class Loop:
         ]
         return [
             cls(
-                end - begin + 1, inside.count("BAR.SYNC"),
+                end - begin + 1, inside.count("BAR.SYNC"), len(re.findall(r"\bLDL|\bSTL", inside)),
                 max(int(n, 16) for n in re.findall(r"DEPBAR.LE SB0, (0x[0-9a-f]+)", inside)),
             )
             for begin, end, inside in inner
