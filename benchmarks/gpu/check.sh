@@ -58,7 +58,7 @@ step 30 device bash -c 'nvidia-smi; '"$python"' -c "import torch, triton, transf
 
 kernels() { # tests of Triton's kernels that compile few of them; side by side, for each compiles on one core
   local pids=() rc=0 part pid
-  for part in fixed: weights: records: heads: "pages: and bf16 and not chunks" "pages: and bf16 and chunks" \
+  for part in far: fixed: weights: records: heads: "pages: and bf16 and not chunks" "pages: and bf16 and chunks" \
     "pages: and chunks and not bf16" "pages: and not chunks and not bf16"; do
     $python -m pytest -v -W default -p no:cacheprovider "tests/kernels/test_triton_${part%%:*}.py" \
       -k "($1)${part#*:}" >"$results/kernels-${#pids[@]}.log" 2>&1 &

@@ -70,7 +70,7 @@ def bound_kernel(  # type: ignore[no-untyped-def]
         tl.store(bounds + 2 * which + 1, end)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _seen(  # type: ignore[no-untyped-def]
     key_positions, index, inside, position, floor, first_key, any_first, last_row, lowest,
     SHARED: tl.constexpr, LIMITED: tl.constexpr,
