@@ -244,8 +244,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     WIDTH: tl.constexpr, WIDTH_PADDED: tl.constexpr, ROTARY: tl.constexpr, PAGE: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    CAPPED: tl.constexpr, SHARED: tl.constexpr, LIMITED: tl.constexpr,
-    AT_ONCE: tl.constexpr,
+    CAPPED: tl.constexpr, SHARED: tl.constexpr, LIMITED: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Items for the query heads of one key head: one, or a program's share of as many as `counts`
     says first, so that one launch serves plans of any size.
@@ -269,8 +268,7 @@ def attend_kernel(  # type: ignore[no-untyped-def]
         cols = tl.arange(0, DIM_PADDED)
         fits = real[:, None] & (cols < DIM)[None, :]
         begin = row.to(tl.int64) * stride_row + head * DIM
-        top = tl.full((QUERIES,), _NEVER, tl.float32)
-        total = tl.zeros((QUERIES,), tl.float32)
+        top, total = tl.full((QUERIES,), _NEVER, tl.float32), tl.zeros((QUERIES,), tl.float32)
         mixed = tl.zeros((QUERIES, WIDTH_PADDED), tl.float32)
         first_stretch = tl.load(item + 2)
         for number in range(first_stretch, first_stretch + tl.load(item + 3)):
