@@ -132,6 +132,28 @@ def test_a_layer_that_turns_out_corrupt_makes_the_chunk_a_miss(
     assert stored.runtime.engine.chunks.leased == 0
 
 
+@pytest.mark.usefixtures("always_read")
+def test_a_load_that_lost_a_record_is_not_measured(
+    stored: ChunkCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its seconds are those of records whose bytes it has not brought."""
+    broken = stored.runtime.key(_ids(stored, 1), stored._salt("public"))
+    true, measured = DiskTier.read_slabs, []
+    cost = stored.runtime.store.cost
+    monkeypatch.setattr(cost, "observe_load", lambda *what, **_: measured.append(what))
+
+    def read_slabs(of: DiskTier, record: LeasedRecord, *where: Any) -> None:
+        if record.key == broken:
+            raise CorruptRecord("a bit has flipped")
+        true(of, record, *where)
+
+    monkeypatch.setattr(DiskTier, "read_slabs", read_slabs)
+    answer, _ = asked(stored, TEXTS)
+    assert spans(answer, "tier") == ["disk", None, "disk", "disk"]
+    stored.runtime.engine.loader.close()  # what is measured at the end of a load is there now
+    assert measured == []
+
+
 def _ids(cache: ChunkCache, number: int) -> tuple[int, ...]:
     handle = cache.start(answer_request("why?", {"documents": TEXTS, "mode": "full"}))
     list(handle.events())
