@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import Any, TextIO
 
 from chunkcache.errors import ChunkCacheError, ConfigError, InvalidRequest, NotFound
 
 _LOG_JSON = "--log-json"
+_INTERRUPTED = 130
 _USAGE = 2  # what the shell calls a usage error: something the caller can mend
 
 
@@ -19,6 +21,26 @@ def main() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # silences a warning on fork
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own bars say more
+    try:
+        _run()
+    except ChunkCacheError as error:
+        print(f"error: {_visible(error.message)}", file=sys.stderr)
+        usage = isinstance(error, (InvalidRequest, ConfigError, NotFound))
+        sys.exit(_USAGE if usage else 1)
+    except (KeyboardInterrupt, SystemExit) as end:
+        sys.exit(_code_of(end))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.exit(_code_of(error))
+        if error.filename is None:
+            raise  # of no file that the user could look at
+        problem = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        hint = "check free space and permissions"
+        print(f"error: {_visible(problem)}. Hint: {hint}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # no title is beyond a terminal's letters
@@ -28,23 +50,34 @@ def main() -> None:
         # before anything else: what goes wrong from here on is said in JSON
         configure_logging(LogLevel.WARNING, as_json=True)
     from chunkcache.cli.app import app
+
+    app()
+
+
+def _visible(text: str) -> str:
     from chunkcache.cli.screen import visible
 
-    try:
-        app()
-    except ChunkCacheError as error:
-        print(f"error: {visible(error.message)}", file=sys.stderr)
-        usage = isinstance(error, (InvalidRequest, ConfigError, NotFound))
-        sys.exit(_USAGE if usage else 1)
-    except KeyboardInterrupt:
-        print("interrupted; what was stored stays, run it again to go on", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # `chunkcache ls | head` is no fault
-        sys.exit(0)
-    except OSError as error:
-        if error.filename is None:
-            raise  # of no file that the user could look at
-        problem = f"{os.fsdecode(error.filename)}: {error.strerror}"
-        print(f"error: {visible(problem)}. Hint: check free space and permissions", file=sys.stderr)
-        sys.exit(1)
+    return visible(text)
+
+
+def _code_of(end: BaseException) -> Any:
+    """What to exit with. Typer and rich end an interrupted command, and one whose output nobody
+    reads any more, with a code of their own and no word; what it was stands behind their exit.
+    """
+    behind: BaseException | None = end
+    while behind is not None:
+        if isinstance(behind, KeyboardInterrupt):
+            print("interrupted; what was stored stays, run it again to go on", file=sys.stderr)
+            return _INTERRUPTED
+        if isinstance(behind, BrokenPipeError):
+            read_by_nobody(sys.stdout)  # `chunkcache ls | head` is no fault
+            return 0
+        behind = behind.__cause__ or behind.__context__
+    return end.code if isinstance(end, SystemExit) else 1
+
+
+def read_by_nobody(stream: TextIO) -> None:
+    """What is still to be written there, at the latest when Python ends, goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -85,6 +85,7 @@ def show_warm_report(report: WarmReport) -> None:
         f"{report.chunks} chunks: {report.already_warm} were warm, {report.computed} computed "
         f"({report.tokens} tokens in {report.seconds:.1f} s, {rate:.0f} tokens/s); of these "
         f"{report.kept} are kept, {report.refused} refused, {report.failed} failed"
+        + ("" if report.chunks else ". Hint: chunkcache ingest")
     )
     if report.evicted:
         out.print(f"{report.evicted} that were stored have left the store again", style="yellow")

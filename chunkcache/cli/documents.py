@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _LONGEST_TENANT = 256
 _SHOWN_PROBLEMS = 20
 _SHOWN_NAME_CHARS = 30
+_HOW_TO_FILL = "Hint: chunkcache ingest"
 
 
 def tenant_named(name: str) -> str:
@@ -94,7 +95,7 @@ def ls(
         figures = (document.num_chunks, document.num_tokens, document.size_bytes)
         table.add_row(document.document_id, document.title[:60], where, *map(str, figures))
     out.print(table)
-    out.print(f"{len(documents)} documents")
+    out.print(f"{len(documents)} documents{'' if documents else f'. {_HOW_TO_FILL}'}")
 
 
 def rm(
@@ -126,6 +127,8 @@ def search(
     """Show the passages a question would be answered from."""
     with shared(context).open() as cache:
         passages = cache.search(query, top_k=top_k, tenant=tenant, collection=collection)
+    if not passages:
+        typer.echo(f"no passage was found in {visible(collection)}. {_HOW_TO_FILL}", err=True)
     out = console()
     for rank, passage in enumerate(passages, start=1):
         if as_json:

@@ -15,6 +15,7 @@ from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Collection, Tenant
 from chunkcache.cli.outputs import PNG, claim_picture
 from chunkcache.cli.screen import console
+from chunkcache.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,6 +123,7 @@ def calibrate(
         collection=collection, tenant=tenant,
     )  # fmt: skip
     asked = quality.read_questions(questions, limit=limit, skip=skip)
+    quality.check_enough(len(asked))
     with shared(context).open() as cache:
         # what is measured must not hang on an earlier calibration
         known, cache.runtime.calibration = cache.runtime.calibration, None
@@ -144,12 +146,26 @@ def _evaluate(
 ) -> list[dict[str, Any]]:  # fmt: skip
     from chunkcache.evaluate import quality
 
+    _check_answerable(cache, questions, evaluation)
     with common.progress("questions") as progress:
         step = progress.step("eval", len(questions))
         return quality.evaluate(
             cache, questions, evaluation, out,
             on_progress=lambda done, _, eta_s: step(done, note=f"{eta_s / 60:.0f} min left"),
         )  # fmt: skip
+
+
+def _check_answerable(
+    cache: ChunkCache, questions: Sequence[Question], evaluation: Evaluation
+) -> None:
+    """Raises NotFound where questions want passages and there are none: all would seem exact."""
+    bare = sum(question.contexts is None for question in questions)
+    where = {"tenant": evaluation.tenant, "collection": evaluation.collection}
+    if bare and evaluation.top_k != 0 and not cache.documents(**where):
+        raise NotFound(
+            f"There are no documents in {evaluation.collection!r}, and {bare} of {len(questions)} "
+            "questions bring no contexts. Hint: chunkcache ingest, or --top-k 0"
+        )
 
 
 def show_reliability(reliability: Sequence[Reliability], fitted: int) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 import structlog
 
+from chunkcache.cli import read_by_nobody
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -151,10 +153,13 @@ class _PrintedLines(io.TextIOBase):
 
 def say(line: str) -> None:
     """A line on stderr that is shown at every level; as JSON where lines are that."""
-    if isinstance(sys.stderr, _PrintedLines):
-        sys.stderr.say(line)
-    else:
-        print(line, file=sys.stderr, flush=True)
+    try:
+        if isinstance(sys.stderr, _PrintedLines):
+            sys.stderr.say(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        read_by_nobody(sys.stderr)  # what the line tells of goes on all the same
 
 
 def _log_crash(

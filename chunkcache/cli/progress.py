@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _EVERY_S = 30.0
 _EVERY_SHARE = 0.1  # of all there is to do
+_NOT_SOONER_S = 1.0  # what takes no longer has a line at its begin and one at its end
 
 
 class Step(Protocol):
@@ -138,8 +139,9 @@ class _LineStep:
         self._total = self._total if total is None else total
         now_s = self._clock()
         whole = self._total or 0
-        is_due = now_s - self._told_s >= _EVERY_S
-        is_far = whole and done - self._told >= max(1, whole * _EVERY_SHARE)
+        since_s = now_s - self._told_s
+        is_due = since_s >= _EVERY_S
+        is_far = whole and done - self._told >= whole * _EVERY_SHARE and since_s >= _NOT_SOONER_S
         if done != whole and (is_due or is_far):  # at the whole of it, `end` has its line
             self._told, self._told_s = done, now_s
             self._say(note)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 from rich.table import Table
 
+from chunkcache.cli import read_by_nobody
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Tenant, tenant_named
 from chunkcache.cli.outputs import Overwrite, claim_file
 from chunkcache.cli.screen import console, visible
 from chunkcache.durable import whole_file
-from chunkcache.errors import StoreError
+from chunkcache.errors import InvalidRequest, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,10 +161,10 @@ def export(
 
 def import_(context: typer.Context, archive: Archive, tenant: Tenant = "public") -> None:
     """Take in what `export` wrote, as the tenant's own. Safe to kill and to run again."""
-    from chunkcache.service.upkeep import import_records
-
     settings = shared(context).settings
     with _read(archive) as stream, shared(context).progress("records") as progress:
+        from chunkcache.service.upkeep import import_records  # loads torch
+
         report = import_records(
             settings, stream, tenant=tenant, on_progress=progress.step("import")
         )
@@ -227,7 +228,15 @@ def _figures(inventory: Inventory) -> dict[str, object]:
 def _written(path: Path) -> Iterator[BinaryIO]:
     """A file that has its name only once it is whole; or standard output."""
     if str(path) == "-":
-        yield sys.stdout.buffer
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except BrokenPipeError as error:
+            read_by_nobody(sys.stdout)
+            raise StoreError(
+                "archive: standard output was closed before all of it was written. Hint: look at "
+                "what reads it"
+            ) from error
         return
     with whole_file(path) as file:
         yield file
@@ -241,6 +250,9 @@ def _read(path: Path) -> Iterator[BinaryIO]:
     try:
         stream = path.open("rb")
     except OSError as error:
-        raise StoreError(f"archive: cannot read {path}: {error.strerror}") from error
+        hint = "name what chunkcache export wrote"
+        raise InvalidRequest(
+            f"archive: cannot read {path}: {error.strerror}. Hint: {hint}"
+        ) from error
     with stream:
         yield stream

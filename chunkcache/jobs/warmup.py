@@ -10,12 +10,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from threading import BrokenBarrierError
 from typing import TYPE_CHECKING, Any
 
 from chunkcache.console.warming import WarmReport
@@ -25,7 +24,7 @@ from chunkcache.service import ChunkCache
 from chunkcache.service.warm import Shard, WarmProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.synchronize import Barrier
 
     from chunkcache.config import Settings
@@ -76,7 +75,7 @@ def warm_in_processes(
     model = settings.model.model_copy(update={"num_threads": threads_each(workers)})
     settings = settings.model_copy(update={"model": model})
     started = time.perf_counter()
-    finish = context.Barrier(workers)
+    finish = context.Barrier(workers)  # before that, one may push out what another has stored
     processes = [
         context.Process(
             target=_work,
@@ -85,12 +84,16 @@ def warm_in_processes(
         )
         for index in range(workers)
     ]
-    for process in processes:
-        process.start()
+    with _interrupts_held():
+        for process in processes:
+            process.start()
     try:
         reports = _collect(processes, messages, on_progress)
+    except BaseException:
+        for process in processes:
+            process.terminate()  # what they stored is whole
+        raise
     finally:
-        finish.abort()  # of who waits for one that has failed
         for process in processes:
             process.join(timeout=30)
             if process.is_alive():
@@ -107,11 +110,27 @@ def threads_each(workers: int) -> int:
     return max(1, count_cores() // workers)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes begun inside leave Ctrl-C, which a terminal sends to all of them, to this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _work(
     settings: Settings, part: tuple[int, int], finish: Barrier, tenant: str, collection: str,
     keep: Keep | None, messages: Any,
 ) -> None:  # fmt: skip
-    shard = Shard(*part, meet=partial(_meet, finish))
+    def meet() -> None:
+        finish.wait()
+
+    shard = Shard(*part, meet=meet)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
         with ChunkCache(settings) as cache:
@@ -125,14 +144,6 @@ def _work(
         messages.put(_Done(shard.index, report))
     except ChunkCacheError as error:
         messages.put(_Done(shard.index, None, error.message))
-    except KeyboardInterrupt:
-        messages.put(_Done(shard.index, None, "interrupted"))
-
-
-def _meet(finish: Barrier) -> None:
-    """Wait until all workers have stored theirs: till then one may push out another's."""
-    with suppress(BrokenBarrierError):  # one has failed, and the parent says so
-        finish.wait()
 
 
 def _end_with_parent() -> None:

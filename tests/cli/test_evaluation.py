@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from chunkcache.cli.evaluation import show_summary
-from chunkcache.errors import ConfigError, InvalidRequest
+from chunkcache.errors import ConfigError, InvalidRequest, NotFound
 from chunkcache.evaluate.quality import ArmSummary, Summary
 
 
@@ -113,6 +113,20 @@ def test_eval_does_not_take_another_sets_results_for_these(
     questions.write_text(questions.read_text().replace("the fox", "the owl"))
     with pytest.raises(InvalidRequest, match="the gold answers of question '1' changed"):
         run(*command)
+
+
+def test_questions_that_nothing_could_answer_are_refused_before_they_are_asked(
+    run: Callable[..., Any], questions: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "lines.jsonl"
+    few = ["calibrate", str(questions), "--limit", "7", "--out", str(out)]
+    with pytest.raises(InvalidRequest, match="questions: got 7, must be at least 8"):
+        run("--model", "/there/is/none", *few)
+    questions.write_text('{"question": "who?"}\n' * 2)
+    with pytest.raises(NotFound, match="no documents in 'default', and 2 of 2 questions"):
+        run("eval", str(questions), "--out", str(out))
+    assert not out.exists()
+    run("eval", str(questions), "--out", str(out), "--top-k", "0", "--max-tokens", "1")
 
 
 def test_eval_names_what_it_does_not_know(run: Callable[..., Any], questions: Path) -> None:

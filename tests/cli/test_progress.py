@@ -33,14 +33,24 @@ def test_there_is_a_line_for_each_tenth_and_no_more(clock: Clock) -> None:
     lines = Lines("chunks", tell=told.append, clock=clock)
     step = lines.step("warm", 1000)
     for done in range(1, 1001):
+        clock.now_s += 0.125
         step(done, note="7 tokens/s")
-    clock.now_s = 1.5
     lines.end()
     assert told[0] == "warm: 1000 chunks"
     assert told[1:-1] == [f"warm: {n}00 of 1000 chunks, 7 tokens/s" for n in range(1, 10)]
-    assert told[-1] == "warm: 1000 of 1000 chunks, in 1.5 s", "once, and not a second time"
+    assert told[-1] == "warm: 1000 of 1000 chunks, in 125.0 s", "once, and not a second time"
     lines.end()
     assert len(told) == 11
+
+
+def test_what_is_done_in_a_moment_has_two_lines(clock: Clock) -> None:
+    told: list[str] = []
+    lines = Lines("requests", tell=told.append, clock=clock)
+    step = lines.step("reading", 10)
+    for done in range(1, 11):
+        step(done)
+    lines.end()
+    assert told == ["reading: 10 requests", "reading: 10 of 10 requests, in 0.0 s"]
 
 
 def test_slow_work_is_told_of_every_half_minute(clock: Clock) -> None:
@@ -56,11 +66,12 @@ def test_steps_follow_one_another_and_an_end_before_the_end_is_told_as_it_is(clo
     told: list[str] = []
     lines = Lines("files", tell=told.append, clock=clock)
     step = lines.step("ingest")
+    clock.now_s = 2.0
     step(1, total=4, note="a\x1b[2J.md")
     lines.step("page", 0)
     lines.end()
     assert told == [
-        "ingest: begins", "ingest: 1 of 4 files, a\\x1b[2J.md", "ingest: 1 of 4 files, in 0.0 s",
+        "ingest: begins", "ingest: 1 of 4 files, a\\x1b[2J.md", "ingest: 1 of 4 files, in 2.0 s",
         "page: 0 files", "page: 0 of 0 files, in 0.0 s",
     ]  # fmt: skip
 

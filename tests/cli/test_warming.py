@@ -89,6 +89,13 @@ def test_chunks_that_push_one_another_out_of_a_quota_are_not_said_to_be_kept(
         assert "2 were warm, 4 computed" in shown and "have left the store again" in shown
 
 
+def test_nothing_to_warm_or_to_find_is_said(run: Callable[..., Any]) -> None:
+    assert "0 chunks: " in (shown := run("warm").stdout) and "Hint: chunkcache ingest" in shown
+    assert "0 documents. Hint: chunkcache ingest" in run("ls").stdout
+    searched = run("search", "owls", "--json")
+    assert searched.stdout == "" and "no passage was found in default" in searched.stderr
+
+
 def test_what_would_go_with_the_command_is_not_computed(
     run: Callable[..., Any], pages: Path
 ) -> None:

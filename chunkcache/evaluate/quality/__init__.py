@@ -13,6 +13,7 @@ from chunkcache.evaluate.quality.calibrate import (
     calibrate,
     calibrate_alpha,
     calibration_arms,
+    check_enough,
 )
 from chunkcache.evaluate.quality.questions import Question, read_questions
 from chunkcache.evaluate.quality.results import read_lines
@@ -40,6 +41,7 @@ __all__ = [
     "calibrate",
     "calibrate_alpha",
     "calibration_arms",
+    "check_enough",
     "evaluate",
     "paired_difference",
     "parse_arms",

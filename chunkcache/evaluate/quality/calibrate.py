@@ -35,6 +35,19 @@ def calibration_arms() -> list[Arm]:
     return [Arm(CALIBRATED_POLICY, budget) for budget in CALIBRATION_BUDGETS]
 
 
+def check_enough(questions: int) -> None:
+    """Whether so many that reuse passages are enough to fit a curve to; for all, before asking.
+
+    Raises:
+        InvalidRequest: they are not.
+    """
+    if questions < _FEWEST:
+        raise InvalidRequest.of(
+            "questions", questions, f"at least {_FEWEST} whose answers reuse passages",
+            "give more questions, or --top-k above 1",
+        )  # fmt: skip
+
+
 def calibrate(lines: Sequence[dict[str, Any]]) -> tuple[Calibration, list[Reliability]]:
     """Fit to all questions, and say how well halves of them predict each other.
 
@@ -48,11 +61,7 @@ def calibrate(lines: Sequence[dict[str, Any]]) -> tuple[Calibration, list[Reliab
         InvalidRequest: too few questions reused anything.
     """
     usable = _repairable(lines)
-    if len(usable) < _FEWEST:
-        raise InvalidRequest.of(
-            "questions", len(usable), f"at least {_FEWEST} whose answers reuse passages",
-            "give more questions, or --top-k above 1",
-        )  # fmt: skip
+    check_enough(len(usable))
     names = [arm.name for arm in calibration_arms()]
     halves = usable[0::2], usable[1::2]
     curves = [_fit(half, names) for half in halves]

@@ -1,0 +1,119 @@
+"""How a command ends that is interrupted, or whose output nobody reads any more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from chunkcache.cli.upkeep import _written
+from chunkcache.errors import StoreError
+
+LONG = "zipf:chunks=50000,requests=400000"
+
+
+@contextmanager
+def closed_pipe() -> Iterator[IO[str]]:
+    """To be written to; its reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", closefd=False) as stream:
+        yield stream
+    os.close(writer)
+
+
+def command(options: list[str], *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "chunkcache", *options, *arguments]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["ls"], ["ls", "--json"], ["stats"], ["check"], ["--help"], ["--version"],
+     ["hitrate", "zipf:chunks=10,requests=10"]],
+)  # fmt: skip
+def test_what_nobody_reads_on_is_no_fault(
+    arguments: list[str], warm_home: Path, options: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(warm_home, tmp_path / "home")
+    with closed_pipe() as stream:
+        done = subprocess.run(
+            command(["--quiet", *options], *arguments),
+            stdout=stream, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_progress_that_nobody_reads_stops_no_work(
+    warm_home: Path, options: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(warm_home, tmp_path / "home")
+    with closed_pipe() as stream:
+        done = subprocess.run(
+            command(options, "check"), stdout=subprocess.PIPE, stderr=stream, text=True, check=False
+        )
+    assert done.returncode == 0 and "2 ok, 0 corrupt" in done.stdout
+
+
+def test_half_an_archive_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closed_pipe() as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        refused = pytest.raises(StoreError, match="closed before all of it was written")
+        with refused, _written(Path("-")) as archive:
+            archive.write(b"x" * 100_000)
+
+
+def test_an_interrupted_command_says_so(options: list[str]) -> None:
+    with subprocess.Popen(
+        command(options, "hitrate", LONG), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None and "reading: 400000" in process.stderr.readline()
+        assert "reading: " in process.stderr.readline()  # it is at work
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    *_, before, last = err.splitlines()
+    assert before.startswith("reading: ") and "of 400000 requests, in" in before
+    assert last == "interrupted; what was stored stays, run it again to go on"
+    assert "Traceback" not in err
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_ctrl_c_ends_the_workers_of_a_warm_up_without_a_word_of_theirs(
+    warm_home: Path, options: list[str], tmp_path: Path
+) -> None:
+    shutil.copytree(warm_home, tmp_path / "home")
+    with subprocess.Popen(
+        command(options, "warm", "--workers", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None and process.stderr.readline() == "warm: begins\n"
+        deadline = time.monotonic() + 60
+        while len(workers := children_of(process.pid)) < 3:  # and one that counts semaphores
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1].startswith("interrupted; ") and len(err.splitlines()) == 2, err
+    while any(map(is_running, workers)):  # the counter of semaphores ends after its parent
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
