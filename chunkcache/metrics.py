@@ -41,6 +41,25 @@ class Metrics:
         self.chunk_misses = Counter(
             "chunkcache_chunk_misses", "Chunks found in no tier, by reason", ["reason"], registry=on
         )
+        self.planned_ratio = Histogram(
+            "chunkcache_planned_ratio",
+            "Time from look-up to first token, as measured / as planned",
+            buckets=(0.5, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 4.0),
+            registry=on,
+        )
+        self.queue_depth = Gauge("chunkcache_queue_depth", "Requests waiting", registry=on)
+        self.running = Gauge("chunkcache_running_requests", "Requests in the batch", registry=on)
+        self.step_rows = Histogram(
+            "chunkcache_step_rows",
+            "Rows computed per engine step",
+            buckets=(1, 4, 16, 64, 128, 256, 512, 1024, 2048),
+            registry=on,
+        )
+        self._add_store()
+
+    def _add_store(self) -> None:
+        """What tiers hold, refuse and let go, and what is damaged."""
+        on = self.registry
         self.tier_bytes = Gauge("chunkcache_tier_bytes", "Bytes held", ["tier"], registry=on)
         self.tier_records = Gauge("chunkcache_tier_records", "Records held", ["tier"], registry=on)
         self.store_errors = Counter(
@@ -75,20 +94,6 @@ class Metrics:
         )
         self.prefetches_wasted = Counter(
             "chunkcache_prefetches_wasted", "Those of them that no request took", registry=on
-        )
-        self.planned_ratio = Histogram(
-            "chunkcache_planned_ratio",
-            "Time from look-up to first token, as measured / as planned",
-            buckets=(0.5, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 4.0),
-            registry=on,
-        )
-        self.queue_depth = Gauge("chunkcache_queue_depth", "Requests waiting", registry=on)
-        self.running = Gauge("chunkcache_running_requests", "Requests in the batch", registry=on)
-        self.step_rows = Histogram(
-            "chunkcache_step_rows",
-            "Rows computed per engine step",
-            buckets=(1, 4, 16, 64, 128, 256, 512, 1024, 2048),
-            registry=on,
         )
 
     def render(self) -> bytes:
