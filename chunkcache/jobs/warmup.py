@@ -112,15 +112,15 @@ def threads_each(workers: int) -> int:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes begun inside leave Ctrl-C, which a terminal sends to all of them, to this one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Processes begun inside leave Ctrl-C, which a terminal sends to all of them, to this one.
+
+    It is heard here when they have begun.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(
