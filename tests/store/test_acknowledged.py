@@ -89,8 +89,8 @@ def test_a_check_that_finds_damage_leaves_what_was_put_since(
 ) -> None:  # fmt: skip
     run = check_module._Check.run
 
-    def run_then_mend(self: Any) -> None:
-        run(self)
+    def run_then_mend(self: Any, *arguments: Any) -> None:
+        run(self, *arguments)
         mend()
 
     monkeypatch.setattr(check_module._Check, "run", run_then_mend)
