@@ -71,10 +71,16 @@ def test_half_an_archive_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
             archive.write(b"x" * 100_000)
 
 
+def hears_ctrl_c() -> None:
+    """In a child: what a shell runs in the background ignores it, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupted_command_says_so(options: list[str]) -> None:
     with subprocess.Popen(
-        command(options, "hitrate", LONG), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+        command(options, "hitrate", LONG), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, preexec_fn=hears_ctrl_c,
+    ) as process:  # fmt: skip
         assert process.stderr is not None and "reading: 400000" in process.stderr.readline()
         assert "reading: " in process.stderr.readline()  # it is at work
         process.send_signal(signal.SIGINT)
@@ -103,7 +109,7 @@ def test_ctrl_c_ends_the_workers_of_a_warm_up_without_a_word_of_theirs(
     shutil.copytree(warm_home, tmp_path / "home")
     with subprocess.Popen(
         command(options, "warm", "--workers", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
+        text=True, start_new_session=True, preexec_fn=hears_ctrl_c,
     ) as process:  # fmt: skip
         assert process.stderr is not None and process.stderr.readline() == "warm: begins\n"
         deadline = time.monotonic() + 300  # of a test that hangs
