@@ -236,6 +236,17 @@ class Problem:
         assert ours <= limit, f"error {ours:.2e}, torch's own {torchs:.2e}"
 
 
+def scribble(arena: Arena) -> None:
+    """Fill pages with what memory may hold that nobody has written: any bits, those of infinite,
+    quiet and signalling NaN and numbers near overflow among them; the same every time.
+    """
+    made = torch.Generator().manual_seed(13)
+    for part in (arena.keys, arena.values, arena.key_scales, arena.value_scales):
+        if part is not None:
+            bits = part.view(torch.uint8)
+            bits.copy_(torch.randint(0, 256, bits.shape, dtype=torch.uint8, generator=made))
+
+
 def _angles(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """fp64 cos and sin `[n, width]`."""
     frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
@@ -266,6 +277,8 @@ class Maker:
         self.rotary = Rotary(cos.float().to(device), sin.float().to(device))
         sizes = LAYERS, PAGES, kv_heads, shape.dim, shape.page_tokens
         self.arenas = [Arena.empty(*sizes, dtype=dtype, device=device) for dtype in shape.arenas]
+        for arena in self.arenas:
+            scribble(arena)
         self.draw = torch.Generator().manual_seed(7)
         free = np.random.default_rng(7).permutation(PAGES).astype(np.int32)
         self.free = [free, free[::-1]]
