@@ -1,6 +1,7 @@
 """PDF → text. Runs in `binary_reader`'s process; PDFium is used by one thread there.
 
-Pages of a scan have no text. They are named, so that nobody takes the rest for the whole.
+Pages of a scan have no text. They are named, so that nobody takes the rest for the whole. What is
+filled into a form stands where it was filled in, see `pdf_fields`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pypdfium2 import raw
 
 from chunkcache.errors import InvalidRequest
 from chunkcache.retrieval.hyphens import Hyphens, english_words
+from chunkcache.retrieval.pdf_fields import Box, Character, filled_in, form_of, with_filled_in
 from chunkcache.retrieval.titles import own_title
 
 if TYPE_CHECKING:
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 _PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD
 _QUARTER_TURN = math.pi / 2
 _CHARS_LOOKED_AT = 200  # of a page, evenly spaced: which way most of them stand
+_XFA = (
+    "its form is XFA, whose fields and values stand apart from the pages: what is only there is "
+    "not read. Hint: print it to a PDF from a program that shows it"
+)
 _CONTROLS = re.compile(r"[\x00\x01\x03-\x08\x0b-\x1f\x7f\uffff]")  # all but PDFium's hyphen mark
 
 
@@ -39,27 +45,39 @@ def read_pdf(data: bytes) -> dict[str, Any]:
             raise _refused("an encrypted PDF. Hint: remove the password") from error
         raise _refused(f"a broken PDF: {error}") from error
     try:
-        pages, pictures = [], []
-        for number in range(len(document)):
-            page = document[number]
-            text = _page_text(page)
-            if not text and _has_picture(page):
-                pictures.append(number + 1)
-            pages.append(text)
-            page.close()
+        with form_of(document) as form:
+            pages, pictures = _read_pages(document, form)
         title = document.get_metadata_dict().get("Title", "")
+        in_xfa = document.get_formtype() == raw.FORMTYPE_XFA_FULL
     except pypdfium2.PdfiumError as error:
         raise _refused(f"a broken PDF: {error}") from error
     finally:
         document.close()
     text = Hyphens("\n\n".join(page for page in pages if page), english_words).resolve()
     if not text:
-        raise _refused("a PDF without text. Hint: run text recognition over a scan first")
-    problems = [_without_text(pictures, len(pages))] if pictures else []
+        without = "a PDF without text. Hint: run text recognition over a scan first"
+        raise _refused(_XFA if in_xfa else without)
+    problems = [_XFA] if in_xfa else []
+    if pictures:
+        problems.append(_without_text(pictures, len(pages)))
     return {"text": text, "kind": "plain", "title": own_title(title), "problems": problems}
 
 
-def _page_text(page: Any) -> str:
+def _read_pages(document: Any, form: Any) -> tuple[list[str], list[int]]:
+    """Texts of the pages, and the numbers of those that are pictures without text."""
+    texts, pictures = [], []
+    for number in range(len(document)):
+        page = document[number]
+        drawn, text = _page_text(page, form)
+        if not drawn and _has_picture(page):
+            pictures.append(number + 1)
+        texts.append(text)
+        page.close()
+    return texts, pictures
+
+
+def _page_text(page: Any, form: Any) -> tuple[str, str]:
+    """Text of a page as it is drawn, and the same with what is filled in."""
     text_page = page.get_textpage()
     try:
         turn = _turn(text_page)
@@ -70,14 +88,22 @@ def _page_text(page: Any) -> str:
             page.set_rotation(turn)
             text_page.close()
             text_page = page.get_textpage()
-        if turn in (90, 270):
-            text = _text_inside(text_page, page.get_cropbox())
+        seen = Box.turned(*page.get_cropbox(), turn)
+        filled = [one for one in filled_in(page, form, turn) if seen.holds(one.box)]
+        if filled or turn in (90, 270):
+            characters = _characters(text_page, seen, turn)
+            drawn = "".join(one.text for one in characters)
         else:
-            text = text_page.get_text_bounded()
+            characters, drawn = [], text_page.get_text_bounded()
     finally:
         text_page.close()
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufffe", "\x02")
-    return _CONTROLS.sub("", text).strip()
+    return _cleaned(drawn), _cleaned(with_filled_in(characters, filled) if filled else drawn)
+
+
+def _cleaned(text: str) -> str:
+    valid = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    lines = valid.replace("\r\n", "\n").replace("\r", "\n").replace("\ufffe", "\x02")
+    return _CONTROLS.sub("", lines).strip()
 
 
 def _turn(text_page: Any) -> int:
@@ -91,22 +117,23 @@ def _turn(text_page: Any) -> int:
     return turns.most_common(1)[0][0] if turns else 0
 
 
-def _text_inside(text_page: Any, box: tuple[float, float, float, float]) -> str:
-    """The text of the characters whose middle is inside the box, in reading order.
+def _characters(text_page: Any, seen: Box, turn: int) -> list[Character]:
+    """The characters whose middle is inside the box, in reading order.
 
-    `get_text_bounded` does the same faster, but on pages turned by 90 and 270 degrees it loses the
-    ends of lines, and with them the spaces between words (pypdfium2 5.15.2).
+    `get_text_bounded` gives their text faster, but on pages turned by 90 and 270 degrees it loses
+    the ends of lines, and with them the spaces between words (pypdfium2 5.15.2).
     """
-    left, bottom, right, top = box
     kept = []
     for index in range(text_page.count_chars()):
-        code = raw.FPDFText_GetUnicode(text_page, index)
+        box = None
         if not raw.FPDFText_IsGenerated(text_page, index):
-            x0, y0, x1, y1 = text_page.get_charbox(index)
-            if not (left <= (x0 + x1) / 2 <= right and bottom <= (y0 + y1) / 2 <= top):
+            box = Box.turned(*text_page.get_charbox(index), turn)
+            if not seen.holds(box):
                 continue
-        kept.append("\x02" if raw.FPDFText_IsHyphen(text_page, index) == 1 else chr(code))
-    return "".join(kept).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        hyphen = raw.FPDFText_IsHyphen(text_page, index) == 1
+        code = raw.FPDFText_GetUnicode(text_page, index)
+        kept.append(Character("\x02" if hyphen else chr(code), box))
+    return kept
 
 
 def _has_picture(page: Any) -> bool:

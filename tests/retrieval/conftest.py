@@ -28,7 +28,7 @@ from chunkcache.retrieval.retriever import Retriever
 from chunkcache.retrieval.splitter import Splitter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -294,11 +294,17 @@ def mean_pool_one_by_one() -> Any:
 
 
 def write_pdf(
-    *pages: str, title: str = "", trailer: str = "", rotate: int = 0, box: str = "0 0 612 792"
-) -> bytes:
-    """A PDF written by hand. A page is a line of text, or, if it has an operator, its content."""
+    *pages: str, title: str = "", trailer: str = "", rotate: int = 0, box: str = "0 0 612 792",
+    annotations: Sequence[str] = (), catalog: str = "",
+) -> bytes:  # fmt: skip
+    """A PDF written by hand. A page is a line of text, or, if it has an operator, its content.
+
+    Every page has the annotations; they are objects from `5 + 2 * len(pages)` on.
+    """
+    first = 5 + 2 * len(pages)
+    shown = " ".join(f"{first + n} 0 R" for n in range(len(annotations)))
     objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Catalog /Pages 2 0 R {catalog} >>",
         f"<< /Type /Pages /Count {len(pages)} /Kids ["
         + " ".join(f"{5 + 2 * n} 0 R" for n in range(len(pages)))
         + "] >>",
@@ -310,9 +316,10 @@ def write_pdf(
         objects += [
             f"<< /Type /Page /Parent 2 0 R /Rotate {rotate} /MediaBox [0 0 612 792] "
             f"/CropBox [{box}] /Contents {6 + 2 * number} 0 R "
-            "/Resources << /Font << /F1 3 0 R >> >> >>",
+            f"/Resources << /Font << /F1 3 0 R >> >> /Annots [{shown}] >>",
             f"<< /Length {len(drawn)} >>\nstream\n{drawn}\nendstream",
         ]
+    objects += annotations
     data, offsets = b"%PDF-1.4\n", []
     for number, body in enumerate(objects, start=1):
         offsets.append(len(data))
