@@ -1,7 +1,7 @@
-"""How text is cut into words before a tokenizer's merges: as the model's own files say.
+"""How text is cut into words before a tokenizer makes pieces of them: as the model's files say.
 
-transformers (5.24) builds tokenizers of some class names anew from words and merges, and cuts as
-that class does, whatever tokenizer.json says; of a GGUF file it follows the rules that it knows,
+transformers (5.24) builds tokenizers of some class names anew from the words and merges, and cuts
+as that class does, whatever tokenizer.json says; of a GGUF file it follows the rules that it knows,
 and cuts as GPT-2 does for all others. Either way a model is given tokens it was not trained on.
 """
 
@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,17 +27,24 @@ _AS_GPT2 = {"gpt-2", "granite-docling", "jais", "mpt", "olmo", "trillion"}
 
 
 def cut_as_file_says(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Let a byte-level tokenizer cut and normalise text as its tokenizer.json does.
+    """Let a tokenizer cut and normalise text as its tokenizer.json does.
 
-    Others are left as transformers made them: there it mends what old files say of blanks.
+    Those that are neither byte-level nor of word pieces are left as transformers made them: there
+    it mends what old files say of blanks. So are the switches of BERT's normaliser, which are read
+    from tokenizer_config.json in all versions.
     """
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not file.is_file():
         return
     own = Tokenizer.from_file(str(file))
+    if not _is_byte_level(own) and not isinstance(own.model, models.WordPiece):
+        return
     for part in ("pre_tokenizer", "normalizer"):
-        if _is_byte_level(own) and _told(getattr(own, part)) != _told(getattr(backend, part)):
-            setattr(backend, part, getattr(own, part))
+        said = getattr(own, part)
+        if _told(said) != _told(getattr(backend, part)) and not isinstance(
+            said, normalizers.BertNormalizer
+        ):
+            setattr(backend, part, said)
 
 
 def cut_as_gguf_says(tokenizer: PreTrainedTokenizerBase, gguf: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from chunkcache.engine.cutting import cut_as_file_says
+from chunkcache.cutting import cut_as_file_says
 from chunkcache.engine.model import (
     geometry_of,
     loader_of,

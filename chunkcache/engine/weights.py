@@ -26,7 +26,7 @@ import xxhash
 from safetensors import SafetensorError
 
 from chunkcache.config import EMBEDDED_MODEL
-from chunkcache.engine.cutting import cut_as_gguf_says
+from chunkcache.cutting import cut_as_gguf_says
 from chunkcache.errors import ConfigError, ModelNotFound, UnsupportedModel
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from tokenizers import normalizers
 from transformers import AutoModel, AutoTokenizer
 
 from chunkcache.cores import count_cores, one_core
+from chunkcache.cutting import cut_as_file_says
 from chunkcache.errors import ModelNotFound
 from chunkcache.retrieval.documents import valid_unicode
 from chunkcache.retrieval.embedder_folder import Dense, EmbedderFolder, read_folder
@@ -67,6 +68,7 @@ class TransformerEmbedder:
             inner = self._folder.transformer
             place = source if inner == folder else str(inner)
             tokenizer: Any = AutoTokenizer.from_pretrained(place)
+            cut_as_file_says(tokenizer, inner / "tokenizer.json")
             with one_core():
                 model: Any = AutoModel.from_pretrained(place, dtype=torch.float32)
         except (OSError, ValueError) as error:
