@@ -34,7 +34,13 @@ class HnswIndex:
 
     Memory: 4 · dim for the vector, about 8 · links + 8 for the graph, 9 for id and mark: 1.8 KB
     per vector of 384 numbers with 32 links. Building costs some tenths of a millisecond of one core
-    per vector, growing with `ef_build`, and is not deterministic with more than one thread.
+    per vector, growing with `ef_build`.
+
+    Which neighbours are missed depends on the order of additions, and with more than one thread on
+    chance: each vector is linked to those that came before it, and removals stay in the graph. So
+    the same vectors added in another order, or in other pieces, can give other neighbours.
+    What does not depend on it: how many there are, their scores, which are exact inner products,
+    and recall as a whole. `FlatIndex` gives the same whatever the order.
 
     faiss cannot take a vector out of the graph. `remove` marks it: it still guides the search and
     is never returned. When more than `max_dead_share` of the vectors are marked, the graph is built

@@ -226,6 +226,23 @@ def test_hnsw_keeps_its_recall_after_removals(clustered: Clustered) -> None:
     assert recall_at_k(graph, flat, queries, 10) >= 0.97
 
 
+def test_hnsw_keeps_its_recall_and_exact_scores_in_every_order_of_addition(
+    clustered: Clustered,
+) -> None:
+    """Which of the neighbours it misses depends on the order; how many, and scores, do not."""
+    vectors, queries = clustered(1500, 32), clustered(60, 32, seed=5)
+    flat = FlatIndex(32)
+    flat.add(range(1500), vectors)
+    for seed in range(3):
+        graph = HnswIndex(32)
+        for places in np.array_split(np.random.default_rng(seed).permutation(1500), 1 + 2 * seed):
+            graph.add(places, vectors[places])
+        assert recall_at_k(graph, flat, queries, 10) >= 0.97
+        found = graph.search(queries, 10)
+        for query, ids, scores in zip(queries, found.ids, found.scores, strict=True):
+            assert np.allclose(scores, vectors[ids] @ query, atol=1e-6)
+
+
 def test_hnsw_rebuilds_when_too_many_are_marked(clustered: Clustered) -> None:
     graph = HnswIndex(16, max_dead_share=0.25)
     graph.add(range(100), clustered(100, 16))
