@@ -17,6 +17,7 @@ from lxml import etree
 from markdownify import ATX, MarkdownConverter
 
 from chunkcache.errors import InvalidRequest
+from chunkcache.retrieval.html_fields import fields_into_words
 from chunkcache.retrieval.markdown import first_heading
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _CHARSET_WITHIN_BYTES = 4096
 
 _NEVER_TEXT = frozenset({
     "script", "style", "noscript", "template", "svg", "iframe", "object", "embed", "canvas",
-    "audio", "video", "map", "button", "input", "select", "textarea", "progress", "meter",
+    "audio", "video", "map", "button", "progress", "meter",
     "nav", "dialog", "head",
 })  # fmt: skip
 _FURNITURE_ROLES = frozenset(
@@ -99,6 +100,7 @@ def read_html(source: str) -> Page:
     url = canonical if canonical.startswith(("http://", "https://")) else ""
     root = _main_part(tree)
     _take_out_furniture(root)
+    fields_into_words(root)
     root = _article_of(root)
     _bring_into_form(root)
     text = _markdown(root)

@@ -33,7 +33,7 @@ _BOMS = {
     b"\xfe\xff": "utf-16",
 }
 # Part of what a document is known by: change it when the same bytes are read otherwise.
-READERS_VERSION = "readers/5"
+READERS_VERSION = "readers/6"
 
 
 @dataclass(frozen=True, slots=True)

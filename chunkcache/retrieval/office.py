@@ -1,7 +1,8 @@
 """Office documents, books and tables → text with headings and tables, by kreuzberg (Rust).
 
 The extra `docs` installs it. Runs in `binary_reader`'s process. The text is Djot, a Markdown in
-which identifiers stand as they are; what the converter loses is in docs/log.md.
+which identifiers stand as they are. What the converter loses is put where it finds it, before
+(`word_document`, `workbook`, `slides`); docs/concepts/documents.md says what is read.
 """
 
 from __future__ import annotations
@@ -44,6 +45,15 @@ def read_office(suffix: str, data: bytes) -> dict[str, Any]:
     """
     import kreuzberg
 
+    from chunkcache.retrieval import slides, word_document, workbook  # lxml
+
+    problems: list[str] = []
+    if suffix == ".docx":
+        data = word_document.as_converted(data)
+    elif suffix == ".xlsx":
+        data, problems = workbook.as_shown(data)
+    elif suffix == ".pptx":
+        data = slides.with_notes(data)
     # No cache: it would lie in the current folder, and outlive the document.
     config = kreuzberg.ExtractionConfig(output_format="djot", use_cache=False)
     try:
@@ -52,5 +62,25 @@ def read_office(suffix: str, data: bytes) -> dict[str, Any]:
         reason = str(error).partition("\n")[0][:300]
         raise InvalidRequest(f"a broken {suffix} file: {reason}", param="file") from error
     title = own_title(str(found.metadata.get("title") or ""))
-    text = _EMPTY_ROW.sub("", found.content).strip()
-    return {"text": text, "kind": "markdown", "title": title, "problems": []}
+    text = found.content
+    if suffix == ".docx":
+        text = word_document.from_converter(text)
+    elif suffix == ".xlsx":
+        text = workbook.as_written(text)
+    if suffix in (".xlsx", ".csv"):
+        text = _whole_rows(text)
+    text = _EMPTY_ROW.sub("", text).strip()
+    return {"text": text, "kind": "markdown", "title": title, "problems": problems}
+
+
+def _whole_rows(text: str) -> str:
+    """Rows of tables in a line each: the converter leaves line ends in cells as they are."""
+    rows: list[str] = []
+    is_open = False
+    for line in text.split("\n"):
+        if is_open:
+            rows[-1] = f"{rows[-1].rstrip()} {line.strip()}"
+        else:
+            rows.append(line)
+        is_open = rows[-1].startswith("| ") and not rows[-1].endswith(" |")
+    return "\n".join(rows)
