@@ -88,7 +88,7 @@ def _page_text(page: Any, form: Any) -> tuple[str, str]:
             page.set_rotation(turn)
             text_page.close()
             text_page = page.get_textpage()
-        seen = Box.turned(*page.get_cropbox(), turn)
+        seen = Box.turned(*page.get_cropbox(), turn=turn)
         filled = [one for one in filled_in(page, form, turn) if seen.holds(one.box)]
         if filled or turn in (90, 270):
             characters = _characters(text_page, seen, turn)
@@ -127,7 +127,7 @@ def _characters(text_page: Any, seen: Box, turn: int) -> list[Character]:
     for index in range(text_page.count_chars()):
         box = None
         if not raw.FPDFText_IsGenerated(text_page, index):
-            box = Box.turned(*text_page.get_charbox(index), turn)
+            box = Box.turned(*text_page.get_charbox(index), turn=turn)
             if not seen.holds(box):
                 continue
         hyphen = raw.FPDFText_IsHyphen(text_page, index) == 1

@@ -42,7 +42,7 @@ class Box(NamedTuple):
     top: float
 
     @classmethod
-    def turned(cls, x0: float, y0: float, x1: float, y1: float, turn: int) -> Box:
+    def turned(cls, x0: float, y0: float, x1: float, y1: float, *, turn: int) -> Box:
         """The box of two corners of a page whose text is upright when it is turned so far.
 
         Args:
@@ -138,7 +138,7 @@ def _read(page: Any, index: int, form: Any, turn: int) -> FilledIn | None:
         raw.FPDFAnnot_GetRect(annotation, corners)
     finally:
         raw.FPDFPage_CloseAnnot(annotation)
-    box = Box.turned(corners.left, corners.bottom, corners.right, corners.top, turn)
+    box = Box.turned(corners.left, corners.bottom, corners.right, corners.top, turn=turn)
     has_size = box.left < box.right and box.bottom < box.top
     return FilledIn(text, name, box) if text and has_size else None
 

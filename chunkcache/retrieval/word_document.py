@@ -32,8 +32,8 @@ _SIGNS = {"A8": "☐", "6F": "☐", "FE": "☒", "FD": "☒", "FC": "✓", "52":
 # stand for angle brackets on the way through the converter; Unicode has no characters there
 _BRACKETS = {"<": "\ufdd0", ">": "\ufdd1"}
 _LABEL = "\ufdd2"  # opens the label of a note: as `[^1]` the converter takes it for its own
-_OPENED = {_LABEL: "[", **{mark: sign for sign, mark in _BRACKETS.items()}}
-_CLOSED = str.maketrans(_BRACKETS)
+_OPENED = {ord(_LABEL): "[", **{ord(mark): sign for sign, mark in _BRACKETS.items()}}
+_CLOSED = {ord(sign): mark for sign, mark in _BRACKETS.items()}
 
 
 def as_converted(data: bytes) -> bytes:
@@ -43,7 +43,7 @@ def as_converted(data: bytes) -> bytes:
 
 def from_converter(text: str) -> str:
     """What the converter made of `as_converted`, with its angle brackets."""
-    return text.translate(str.maketrans(_OPENED))
+    return text.translate(_OPENED)
 
 
 def _rewrite(parts: PackageParts) -> None:
