@@ -55,6 +55,8 @@ class PackageParts:
                 for _, element in etree.iterparse(stream, tag=tag, **_PARSER):
                     yield element
                     element.clear()
+                    while element.getprevious() is not None:
+                        del element.getparent()[0]
             except etree.XMLSyntaxError:
                 return  # its reader will say so
 
