@@ -79,10 +79,10 @@ class ChunkCacheOptions(_Wire):
 class SpanReport(_Wire):
     """What one span of the prompt got."""
 
-    kind: SpanKind
-    start: int
-    tokens: int
-    rung: Rung
+    kind: SpanKind = Field(description="head, chunk, history or question")
+    start: int = Field(description="its first row in the prompt")
+    tokens: int = Field(description="its rows")
+    rung: Rung = Field(description="exact, repaired or full")
     reused: int = Field(description="rows taken from a cache and not recomputed")
     recomputed: int = Field(
         description="rows that were in a cache and were recomputed to the last layer"
@@ -127,12 +127,12 @@ class Report(_Wire):
     """The `chunkcache` object of every response: how exact the answer is and what it cost."""
 
     rung: Rung = Field(description="the weakest rung of any span")
-    policy: str
-    budget: float
-    prompt_tokens: int
-    reused_tokens: int
-    recomputed_tokens: int
-    computed_tokens: int
+    policy: str = Field(description="that chose the rows to recompute")
+    budget: float = Field(description="share of the reused rows that was asked for")
+    prompt_tokens: int = Field(description="the three that follow, added up")
+    reused_tokens: int = Field(description="taken from a cache and not recomputed")
+    recomputed_tokens: int = Field(description="were in a cache and were recomputed")
+    computed_tokens: int = Field(description="were in no cache")
     probe_rows: int = Field(0, description="extra rows run to choose what to recompute")
     cost_ratio: float = Field(description="of full prefill's work, without chunks' own prefills")
     predicted_drift: float | None = Field(

@@ -21,6 +21,7 @@ import typer.main
 from codec_table import codec_table
 from hitrate_tables import hitrate_table
 from models_page import models_page
+from options_page import options_page
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from result_tables import TABLES
@@ -116,7 +117,11 @@ def errors_page() -> str:
 def routes_page() -> str:
     """Every route."""
     lines = ["# HTTP routes", "", _NOTE]
-    lines += ["Shapes are OpenAI's; `/openapi.json` has them in full.", ""]
+    lines += ["Shapes are OpenAI's; `/openapi.json` has them in full. What is not OpenAI's: the"]
+    lines += [
+        "[`chunkcache` object](options.md), `documents`, and routes under `/v1/chunkcache`.",
+        "",
+    ]
     lines += ["| method | path | what it does |", "|---|---|---|"]
     for router in ROUTERS:
         for route in router.routes:
@@ -134,6 +139,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/models.md": models_page,
     "docs/reference/errors.md": errors_page,
     "docs/reference/http.md": routes_page,
+    "docs/reference/options.md": lambda: options_page(_NOTE),
 }
 DOCUMENTS = (
     "README.md",

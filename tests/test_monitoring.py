@@ -17,6 +17,7 @@ from chunkcache.metrics import Metrics
 
 DOCKER = Path(__file__).parent.parent / "docker"
 RULES = DOCKER / "prometheus" / "alerts.yml"
+OPERATIONS = DOCKER.parent / "docs" / "operations.md"
 DASHBOARD = DOCKER / "grafana" / "chunkcache.json"
 OUTSIDE = {"job", "instance", "le"}  # labels that Prometheus puts on itself
 
@@ -91,6 +92,11 @@ def test_alerts_say_what_is_wrong_and_what_to_do() -> None:
     for rule in rules():
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
         assert set(rule["annotations"]) == {"summary", "description"}
+
+
+def test_operations_explain_every_alert_and_no_other() -> None:
+    explained = re.findall(r"^\| `(Chunkcache\w+)` \|", OPERATIONS.read_text(), re.MULTILINE)
+    assert sorted(explained) == sorted(rule["alert"] for rule in rules())
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

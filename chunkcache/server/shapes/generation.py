@@ -71,7 +71,9 @@ class HttpOptions(Body, ChunkCacheOptions):
     """The `chunkcache` object of a request: wishes about exactness, and how citations are shown."""
 
     exactness: HttpExactness | None = Field(None, description="a drift target, not a budget")
-    keep: HttpKeep | None = Field(None, description="on what terms KV made for it is kept")
+    keep: HttpKeep | None = Field(
+        None, description="on what terms KV made for it is kept; its retention stays normal here"
+    )
     citations: Literal["annotations", "text"] | None = Field(
         None,
         description="text: sources are also listed after the answer, for clients that drop "
