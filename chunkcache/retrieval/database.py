@@ -150,6 +150,7 @@ class Database:
         self._write_lock = threading.Lock()  # writers of this process queue here, not in SQLite
         self._joined = threading.local()  # `connection`: of the transaction a thread is inside
         self._unwritable = UnwritableFile.at(path)
+        self._file: os.stat_result | None = None  # that was opened; None until it was
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -161,6 +162,7 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
+            self._file = self._stat()
             self._idle.append(connection)
 
     @contextmanager
@@ -184,7 +186,8 @@ class Database:
         """A write transaction: all of it happens, or nothing when the block raises.
 
         Raises:
-            StoreError: the disk is full, or another process wrote for 30 s on end.
+            StoreError: the disk is full, another process wrote for 30 s on end, or the file has
+                been removed or replaced.
         """
         if (joined := self._own_transaction()) is not None:
             with self._translated(), _savepoint(joined):
@@ -196,6 +199,7 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                self._check_file()  # what is written to a removed one dies with this process
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
@@ -253,11 +257,26 @@ class Database:
             if not keep:
                 connection.close()
 
+    def _stat(self) -> os.stat_result:
+        try:
+            return os.stat(self.path)
+        except OSError as error:
+            raise StoreError(
+                f"catalog: {self.path} has lost its file: {error.strerror}. Hint: put it back, or "
+                "restart to begin with an empty one"
+            ) from error
+
+    def _check_file(self) -> None:
+        """Raises `StoreError` where the path leads to another file than was opened, or to none."""
+        if self._file is not None and not os.path.samestat(self._stat(), self._file):
+            raise StoreError(f"catalog: {self.path} has another file now. Hint: restart")
+
     def _connect(self) -> sqlite3.Connection:
         if self._unwritable is not None:
             connection = self._unwritable.connect(_BUSY_TIMEOUT_S)
             connection.text_factory = _text
             return connection
+        self._check_file()  # SQLite would make an empty one, or read another one beside ours
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )

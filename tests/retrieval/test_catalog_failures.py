@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,28 @@ def test_too_few_vectors_are_a_programming_error_that_changes_nothing(
             splitter="s1", space=SPACE,
         )  # fmt: skip
     assert catalog.documents("t", "default") == []
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_what_a_removed_file_cannot_keep_is_refused(
+    tmp_path: Path, chunk: Any, put: Any, replaced: bool
+) -> None:
+    """As when a home is deleted, moved or restored under its service: it is read, not written."""
+    path = tmp_path / "home" / "catalog.sqlite"
+    catalog = Catalog(path)
+    put(catalog)
+    (tmp_path / "home").rename(tmp_path / "away")
+    if replaced:
+        Catalog(path).close()
+    with pytest.raises(StoreError, match="another file now" if replaced else "lost its file"):
+        put(catalog, "doc-b")
+    assert list(catalog.chunks("t", "default")) == [chunk(n) for n in range(3)]
+    with catalog._database.reading(), pytest.raises(StoreError, match="file"):
+        catalog.documents("t", "default")  # over a second connection, which leads elsewhere
+    assert path.exists() == replaced
+    catalog.close()
+    with closing(Catalog(tmp_path / "away" / "catalog.sqlite")) as again:
+        assert [info.document_id for info in again.documents("t", "default")] == ["doc-a"]
 
 
 def test_a_catalog_of_a_newer_program_is_refused(tmp_path: Path) -> None:
