@@ -15,16 +15,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
+from inspect import CO_GENERATOR
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import platformdirs
 import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 
-import chunkcache  # noqa: F401 - first of all: it tells OpenMP not to spin, before torch is loaded
+import chunkcache  # first of all: it tells OpenMP not to spin, before torch is loaded
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -76,6 +80,63 @@ def same_dice() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+class FailsAt:
+    """In place of the n-th call of a function of ours comes `MemoryError`; of a line's, two count.
+
+    Spared are what takes leases over or gives them back, which must not fail, generators, which
+    cannot be told from those that go on, and what chunk pages do under their lock.
+    """
+
+    OURS = str(Path(chunkcache.__file__).parent)
+    SPARED = ("give_back", "close", "__exit__", "__enter__", "__hash__", "__eq__", "add", "_begin")
+    SPARED_WITHIN = (*SPARED, "lease_many", "expect")
+
+    def __init__(self, number: int) -> None:
+        self.where = ""
+        self._left = number
+        self._calls = Counter[object]()
+
+    def __call__(self, frame: FrameType, *_: object) -> None:
+        code, caller = frame.f_code, frame.f_back
+        if caller is None or not code.co_filename.startswith(self.OURS):
+            return
+        line = caller.f_code, caller.f_lineno
+        if self._calls[line] == 2 or code.co_flags & CO_GENERATOR or code.co_name in self.SPARED:
+            return
+        while caller is not None and caller.f_code.co_name != "attempt":
+            if caller.f_code.co_name in self.SPARED_WITHIN:
+                return
+            caller = caller.f_back
+        self._calls[line] += 1
+        self._left -= 1
+        if not self._left:
+            self.where = code.co_name
+            raise MemoryError(self.where)
+
+
+@pytest.fixture(scope="session")
+def fails_at_each_call() -> Callable[[Callable[[], None], Callable[[str], None]], None]:
+    """Runs a function named `attempt` again and again, each time with a fault at a later call
+    (`FailsAt`). The other function is told where; "", when there are no more.
+    """
+
+    def fails(attempt: Callable[[], None], after: Callable[[str], None]) -> None:
+        for number in range(1, 10_000):
+            fault = FailsAt(number)
+            with suppress(MemoryError):
+                sys.settrace(fault)
+                try:
+                    attempt()
+                finally:
+                    sys.settrace(None)
+            after(fault.where)
+            if not fault.where:
+                return
+        raise AssertionError("calls without end")
+
+    return fails
 
 
 @pytest.fixture(scope="session")

@@ -85,11 +85,11 @@ class Finder:
         held = {key: self._stored(key, at) for key, at in sources.items() if at is not None}
         choice = self._store.cost.choose(list(held.values()), always, coming)
         slower = {key for key, pays in zip(held, choice.loads, strict=True) if not pays}
+        ascent = _Ascent()  # from here on time counts: what comes whole does when it is opened
         opened = self._open([key for key in left if key not in slower], sources)
-        ascent = _Ascent()
         try:
             for key in left:
-                found[key] = self._bring_up(key, opened.pop(key, None), ascent, leases)
+                found[key] = self._bring_up(key, opened, ascent, leases)
         finally:
             self._begin(ascent, measured=True)
             for one in opened.values():
@@ -165,24 +165,25 @@ class Finder:
         return found
 
     def _bring_up(
-        self, key: ChunkKey, opened: Opened | None, ascent: _Ascent, leases: Leases
+        self, key: ChunkKey, opened: dict[ChunkKey, Opened], ascent: _Ascent, leases: Leases
     ) -> Found:
-        """A chunk that was opened; one that was not takes longer to load than to compute."""
-        if opened is None:
+        """A chunk that was opened, or else takes longer to load than to compute. What comes up
+        leaves `opened`; what is left there is not read.
+        """
+        one = opened.get(key)
+        if one is None:
             return self._missed("slower")
-        reader, tier = opened.reader, opened.tier
+        reader, tier = one.reader, one.tier
         if reader is None or tier is None:
-            return Found(None, None, opened.miss)
+            return Found(None, None, one.miss)
         expected = self._engine.chunks.expect(key, reader.stats, rounded_by=reader.rounded_by)
         if expected is None:
-            opened.close()
             return self._missed("no_room")
         resident, is_new = expected
         leases.add(resident)
-        if is_new:
+        if is_new:  # else another request was faster
             ascent.add(tier, reader, resident)
-        else:  # another request was faster
-            opened.close()
+            del opened[key]  # the loader ends its lease
         return Found(resident, tier, None)
 
     def _missed(self, reason: str) -> Found:

@@ -123,8 +123,10 @@ class DiskTier:
         Raises:
             StoreError: the environment cannot be read.
         """
-        with self._using():
-            return self._opened(key)
+        with self._using(), ExitStack() as ends:
+            reader = self._opened(key, ends)
+            ends.pop_all()
+        return reader
 
     def open_many(self, keys: Sequence[ChunkKey]) -> list[RecordReader | StoreError | None]:
         """See `OpensTogether`. One transaction for all that are there and sound."""
@@ -140,16 +142,18 @@ class DiskTier:
                     found.append(record)
                     continue
                 try:
-                    found.append(self._opened(key))
+                    found.append(self._opened(key, ends))
                 except StoreError as error:
                     found.append(error)
             ends.pop_all()
         return found
 
-    def _opened(self, key: ChunkKey) -> RecordReader | None:
+    def _opened(self, key: ChunkKey, ends: ExitStack) -> RecordReader | None:
+        """What is opened is closed with `ends`."""
         for digest in self._codecs.looks(key.digest):
             reader = self._lender.lend(key, digest)
             if reader is not None:
+                ends.enter_context(reader)
                 break
         else:
             digest = self._place_for(key)

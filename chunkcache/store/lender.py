@@ -83,11 +83,12 @@ class Lender:
             with suppress(StoreError), self._env.reading() as txn:
                 for key, of_key in zip(keys, places, strict=True):
                     lent.append(self._first_lent(txn, key, leased, of_key))
-            # from here on the readers give them back
-            kept.update(record.header.stored_digest for record in lent if record is not None)
+            lent += [None] * (len(keys) - len(lent))
+            # all or none: from here on the readers give them back
+            kept = Counter([one.header.stored_digest for one in lent if one is not None])
         finally:
             self._mirror.give_back(*(leased - kept).elements())
-        return lent + [None] * (len(keys) - len(lent))
+        return lent
 
     def read(self, record: LeasedRecord, first: int, last: int, out: torch.Tensor) -> None:
         """Some layers of a record that was lent; see `RecordReader.read_layers`.

@@ -10,6 +10,7 @@ from chunkcache.store.base import AskedTogether, OpensTogether, SeveralCodecs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import ExitStack
 
     from chunkcache.chunk import ChunkKey
     from chunkcache.metrics import Metrics
@@ -36,29 +37,31 @@ class Looks:
         self._metrics = metrics
         self._failures = failures
 
-    def open(self, tier: Tier, key: ChunkKey) -> RecordReader | str:
-        """A lease in one tier, or the reason there is none."""
+    def open(self, tier: Tier, key: ChunkKey, ends: ExitStack) -> RecordReader | str:
+        """A lease in one tier, or the reason there is none. It ends with `ends`."""
         self._metrics.chunk_queries.labels(tier.name).inc()
         try:
-            return tier.open(key) or "absent"
+            reader = tier.open(key)
         except StoreError as error:
             return self._failures.miss(tier.name, key, error)
+        return "absent" if reader is None else ends.enter_context(reader)
 
     def comes_whole(self, source: Source | None) -> bool:
         """Whether it is from a tier that `open_many` asks one by one."""
         return source is not None and source[0] not in self._opens
 
     def open_run(
-        self, keys: Sequence[ChunkKey], opened: Callable[[RecordReader, Tier], Opened]
-    ) -> list[Opened | list[str]]:
+        self, keys: Sequence[ChunkKey], opened: Callable[[RecordReader, Tier], Opened],
+        ends: ExitStack,
+    ) -> list[Opened | list[str]]:  # fmt: skip
         """For each key what `opened` says of its lease in the highest tier, or every tier's reason.
 
-        `opened` is called for each tier in turn, from the top down.
+        `opened` is called for each tier in turn, from the top down. Leases end with `ends`.
         """
         found: list[Opened | list[str]] = [[] for _ in keys]
         for tier in self._tiers:
             left = [place for place, misses in enumerate(found) if isinstance(misses, list)]
-            readers = self.open_many(tier, [keys[place] for place in left]) if left else []
+            readers = self.open_many(tier, [keys[place] for place in left], ends) if left else []
             for place, reader in zip(left, readers, strict=True):
                 misses = found[place]
                 if not isinstance(reader, str):
@@ -67,15 +70,20 @@ class Looks:
                     misses.append(reader)
         return found
 
-    def open_many(self, tier: Tier, keys: Sequence[ChunkKey]) -> list[RecordReader | str]:
-        """`open` for each key, in order."""
+    def open_many(
+        self, tier: Tier, keys: Sequence[ChunkKey], ends: ExitStack
+    ) -> list[RecordReader | str]:
+        """`open` for each key, in order. Leases end with `ends`."""
         together = self._opens.get(tier.name)
         if together is None:
-            return [self.open(tier, key) for key in keys]
+            return [self.open(tier, key, ends) for key in keys]
         try:
             readers = together.open_many(keys)
         except StoreError:
-            return [self.open(tier, key) for key in keys]
+            return [self.open(tier, key, ends) for key in keys]
+        for reader in readers:
+            if reader is not None and not isinstance(reader, StoreError):
+                ends.enter_context(reader)
         self._metrics.chunk_queries.labels(tier.name).inc(len(keys))
         return [
             self._failures.miss(tier.name, key, reader)

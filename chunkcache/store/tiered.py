@@ -118,11 +118,14 @@ class TieredStore:
         `promote` when it has all of it, and `failed` if reading it raises.
         """
         misses: list[str] = []
-        for tier in self._tiers:
-            reader = self._looks.open(tier, key)
-            if not isinstance(reader, str):
-                return self._opened(reader, tier)
-            misses.append(reader)
+        with ExitStack() as ends:
+            for tier in self._tiers:
+                reader = self._looks.open(tier, key, ends)
+                if not isinstance(reader, str):
+                    opened = self._opened(reader, tier)
+                    ends.pop_all()
+                    return opened
+                misses.append(reader)
         return Opened(None, None, self._missed(misses))
 
     def open_many(self, keys: Sequence[ChunkKey], sources: Sequence[Source | None]) -> list[Opened]:
@@ -139,15 +142,17 @@ class TieredStore:
             pairs = zip(keys, sources, strict=True)
             for is_alone, run in groupby(pairs, key=lambda pair: self._looks.comes_whole(pair[1])):
                 wanted = [key for key, _ in run]
-                came = [self.open(key) for key in wanted] if is_alone else self._open_run(wanted)
-                for one in came:
-                    ends.callback(one.close)
-                opened += came
+                if not is_alone:
+                    opened += self._open_run(wanted, ends)
+                    continue
+                for key in wanted:
+                    opened.append(self.open(key))
+                    ends.callback(opened[-1].close)
             ends.pop_all()
         return opened
 
-    def _open_run(self, keys: Sequence[ChunkKey]) -> list[Opened]:
-        came = self._looks.open_run(keys, self._opened)
+    def _open_run(self, keys: Sequence[ChunkKey], ends: ExitStack) -> list[Opened]:
+        came = self._looks.open_run(keys, self._opened, ends)
         return [
             one if isinstance(one, Opened) else Opened(None, None, self._missed(one))
             for one in came
@@ -200,14 +205,14 @@ class TieredStore:
     def _fetch_from(self, tier: Tier, key: ChunkKey) -> ChunkKV | str:
         """The record, or the reason there is none in this tier."""
         began = self._clock()
-        reader = self._looks.open(tier, key)
-        if isinstance(reader, str):
-            return reader
-        try:
-            with reader:
+        with ExitStack() as ends:
+            reader = self._looks.open(tier, key, ends)
+            if isinstance(reader, str):
+                return reader
+            try:
                 record = read_record(reader)
-        except StoreError as error:
-            return self.failed(tier.name, key, error)
+            except StoreError as error:
+                return self.failed(tier.name, key, error)
         if tier.durable:
             seconds = self._clock() - began
             self.cost.observe_load(tier.name, record.size_bytes, seconds, codec=reader.codec)
@@ -320,7 +325,11 @@ class TieredStore:
         """Delete those of these records that hold a number that is not finite. Reads them all."""
         for tier in self._tiers:
             for key in keys:
-                record = self._failures.asked(tier, partial(tier.get, key), None)
+                try:
+                    record = tier.get(key)
+                except StoreError as error:
+                    self.failed(tier.name, key, error)
+                    continue
                 if record is None or record.is_finite:
                     continue
                 odd = CorruptRecord(f"record {key.hex}: it holds what is no finite number")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from chunkcache import ChunkCache
 from chunkcache.chunk import Rung
 from chunkcache.errors import CorruptRecord, ShuttingDown
 from chunkcache.protocol import AnswerFinished
+from chunkcache.service import finder
 from chunkcache.service.asking import Measure
 from chunkcache.service.library import DEFAULT, PUBLIC
 from chunkcache.service.wishes import answer_request
@@ -152,6 +154,29 @@ def test_a_load_that_lost_a_record_is_not_measured(
     assert spans(answer, "tier") == ["disk", None, "disk", "disk"]
     stored.runtime.engine.loader.close()  # what is measured at the end of a load is there now
     assert measured == []
+
+
+@pytest.mark.usefixtures("always_read")
+def test_a_load_is_measured_from_before_its_records_are_opened(
+    stored: ChunkCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes whole, from another machine, has come by then: it is the load."""
+    now, measured = [100.0], list[float]()
+    store, true = stored.runtime.store, stored.runtime.store.open_many
+
+    def open_many(*which: Any) -> Any:
+        now[0] += 5.0
+        return true(*which)
+
+    monkeypatch.setattr(store, "open_many", open_many)
+    monkeypatch.setattr(finder, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(stored.runtime.engine.loader, "_clock", lambda: now[0])
+    monkeypatch.setattr(
+        store.cost, "observe_load", lambda _, __, took, **___: measured.append(took)
+    )
+    assert set(spans(asked(stored, TEXTS)[0], "tier")) == {"disk"}
+    stored.runtime.engine.loader.close()
+    assert measured == [5.0]
 
 
 def _ids(cache: ChunkCache, number: int) -> tuple[int, ...]:

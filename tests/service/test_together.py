@@ -13,13 +13,16 @@ from chunkcache.engine.chunk_pages import ChunkPages
 from chunkcache.protocol import AnswerFinished
 from chunkcache.service.asking import Measure
 from chunkcache.service.wishes import answer_request
-from chunkcache.store.cost import Choice, CostModel
+from chunkcache.store.cost import Choice, CostModel, Rows
 from chunkcache.store.layout import header_key
 from chunkcache.store.tiered import TieredStore
 
 TEXTS = [f"Passage {i}: " + "the quick brown fox jumps over the lazy dog. " * 2 for i in range(6)]
 MEASURE = Measure(takes_no_prefix=True, leaves_no_prefix=True)
 COUNTED = ("chunk_queries", "chunk_hits", "chunk_misses", "store_errors", "prefetches", "evictions")
+
+# the tiny model computes a passage sooner than a disk gives it
+ALL_PAY = lambda _, chunks, *__: Choice((True,) * len(chunks))  # noqa: E731
 
 
 def one_by_one(patch: pytest.MonkeyPatch) -> None:
@@ -52,6 +55,14 @@ def key_of(cache: ChunkCache, text: str) -> Any:
     return cache.runtime.key(handle.prompt.spans[1].record_ids, cache._salt("public"))
 
 
+def damage(disk: Any, key: Any) -> None:
+    """One byte of its header is another from now on."""
+    env, name = disk._env, header_key(key.digest)
+    with env.writing() as txn:
+        header = txn.get(name, db=env._slabs)
+        txn.put(name, header[:-20] + bytes([header[-20] ^ 1]) + header[-19:], db=env._slabs)
+
+
 def scene(cache: ChunkCache) -> list[Any]:
     """What is told of prompts whose passages are in pages, on disk, damaged, lost, new, or twice
     there; and all that was counted."""
@@ -61,10 +72,7 @@ def scene(cache: ChunkCache) -> list[Any]:
     keys = [key_of(cache, text) for text in TEXTS]
     chunks.clear()
     told.append(ask(cache, [TEXTS[1], TEXTS[1]]))
-    env = disk._env  # type: ignore[attr-defined]
-    with env.writing() as txn:
-        header = txn.get(header_key(keys[2].digest), db=env._slabs)
-        txn.put(header_key(keys[2].digest), header[:-20] + b"x" + header[-19:], db=env._slabs)
+    damage(disk, keys[2])
     disk.delete(keys[3])
     told.append(runtime.tiers_of(keys))
     told.append(ask(cache, [TEXTS[n] for n in (4, 2, 0, 1, 0, 3)]))
@@ -87,9 +95,7 @@ def scene(cache: ChunkCache) -> list[Any]:
 def test_answers_reports_and_counts_are_those_of_one_by_one(
     open_cache: Callable[..., ChunkCache], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    # the tiny model computes a passage sooner than a disk gives it
-    all_pay = lambda _, chunks, *__: Choice((True,) * len(chunks))  # noqa: E731
-    monkeypatch.setattr(CostModel, "choose", all_pay)
+    monkeypatch.setattr(CostModel, "choose", ALL_PAY)
     monkeypatch.setattr(CostModel, "pays", lambda *_: True)
     fast = scene(open_cache(home=tmp_path / "fast"))
     with monkeypatch.context() as patch:
@@ -98,3 +104,42 @@ def test_answers_reports_and_counts_are_those_of_one_by_one(
     assert fast == slow
     assert fast[-2]["chunkcache_chunk_misses_total", "corrupt"] == 1
     assert "corrupt" in {miss for _, _, _, miss, *_ in fast[3][0]}
+
+
+@pytest.mark.parametrize("verb", ["find", "foresee"])
+def test_a_fault_at_any_call_of_the_finder_leaves_no_lease(
+    verb: str, open_cache: Callable[..., ChunkCache], monkeypatch: pytest.MonkeyPatch,
+    fails_at_each_call: Callable[..., None],
+) -> None:  # fmt: skip
+    """One passage is on the device, one damaged, two are on disk."""
+    monkeypatch.setattr(CostModel, "choose", ALL_PAY)
+    monkeypatch.setattr(CostModel, "pays", lambda *_: True)
+    cache = open_cache()
+    runtime, tried = cache.runtime, set()
+    chunks, (disk,) = runtime.engine.chunks, runtime.store.tiers
+    ask(cache, TEXTS[:4])
+    keys = [key_of(cache, text) for text in TEXTS[:4]]
+    made = [disk.get(key) for key in keys]
+    runtime.engine.loader.close()  # what it is given from here on settles at once, in vain
+
+    def attempt() -> None:
+        if verb == "foresee":
+            runtime.finder.foresee(keys)
+            return
+        with chunks.leases() as leases:
+            runtime.finder.find(keys, Rows(), leases)
+
+    def after(where: str) -> None:
+        tried.add(where)
+        assert not chunks.leased and not disk._mirror._leases, f"after a fault in {where}"  # type: ignore[attr-defined]
+        chunks.clear()
+        assert not chunks.usage().size_bytes, f"after a fault in {where}"
+        assert made[0] and made[1] and disk.put(made[1])
+        damage(disk, keys[1])
+        here = chunks.hold(made[0])
+        assert here is not None
+        chunks.release([here])
+
+    after("")
+    fails_at_each_call(attempt, after)
+    assert tried >= {"locate_many", "open_many", "lend_many", "expect"}

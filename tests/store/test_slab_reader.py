@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ import xxhash
 
 from chunkcache.engine.chunk_pages import ChunkPages
 from chunkcache.engine.loader import Batch, Loader
-from chunkcache.errors import CorruptRecord
+from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store import slab_file
 from chunkcache.store.codec import codec_named
 from chunkcache.store.disk import DiskTier
@@ -32,6 +33,7 @@ from chunkcache_kernels.slabs import SlabReader
 
 OpenTier = Callable[..., DiskTier]
 PAGE_BYTES, HEAD_BYTES = 4096, 16
+MIB = 1024 * 1024
 TOKENS = 300  # slabs of 19,200 bytes: five pages
 LENGTH = 19_200
 LAYERS = 3
@@ -172,6 +174,61 @@ def test_places_by_leaf_page_are_those_by_key(
             here = reader.find(ours, 0, address, 32, PAGE_BYTES)
             in_two += None not in theirs and here < LAYERS
     assert in_two, "the layers of no record lie in two leaves"
+
+
+def test_what_another_process_takes_the_place_of_is_right_or_gone(
+    open_tier: OpenTier, records: ModuleType, reader: SlabReader, tmp_path: Path,
+    other_process: Any,
+) -> None:  # fmt: skip
+    """Records are open for as long as it evicts, deletes and writes over them; the map grows."""
+    tier = open_tier(MIB // 2, map_bytes=MIB // 2, reader=reader)
+    made = [records.make_record(number, TOKENS) for number in range(24)]
+    opened: dict[int, Any] = {}
+    outcomes = Counter[str]()
+
+    def read(number: int) -> str:
+        out = torch.empty_like(made[number].kv)
+        try:
+            opened[number].read_layers(0, LAYERS, out)
+        except StoreError as error:
+            assert type(error) is StoreError and "gone" in error.message, "nothing is damaged"
+            return "gone"
+        wanted = made[number].kv.view(torch.uint8)
+        assert torch.equal(out.view(torch.uint8), wanted), "other bytes than were put"
+        return "right"
+
+    def look() -> None:
+        wanted = [number for number in range(len(made)) if number not in opened]
+        found = tier.open_many([made[number].key for number in wanted])
+        opened.update({n: one for n, one in zip(wanted, found, strict=True) if one is not None})
+        outcomes.update(read(number) for number in opened)
+
+    filled = {"first": 0, "last": 24, "num_tokens": TOKENS, "capacity_bytes": MIB}
+    other_process.ask("fill", path=tmp_path / "kv", deletes=True, meanwhile=look, **filled)
+    look()
+    for one in opened.values():
+        with one:
+            pass
+    assert not tier._mirror._leases and min(outcomes["right"], outcomes["gone"]) > 0
+
+
+def test_a_file_cut_short_or_replaced_under_a_reader_is_an_error_or_right(
+    open_tier: OpenTier, records: ModuleType, reader: SlabReader
+) -> None:
+    tier, record = open_tier(reader=reader), records.make_record(1, TOKENS)
+    tier.put(record)
+    file, out = Path(tier._env._data_path), torch.empty_like(record.kv)
+    with tier.open(record.key) as opened:  # type: ignore[union-attr]
+        file.rename(file.with_name("aside"))
+        file.write_bytes(bytes(file.with_name("aside").stat().st_size))
+        opened.read_layers(0, LAYERS, out)  # of the file that it was opened in
+        assert torch.equal(out.view(torch.uint8), record.kv.view(torch.uint8))
+        assert isinstance(tier.open_many([record.key])[0], StoreError)
+        file.with_name("aside").rename(file)
+        os.truncate(file, 2 * PAGE_BYTES)
+        with pytest.raises(StoreError, match="truncated"):
+            opened.read_layers(0, LAYERS, out)
+    assert not tier._mirror._leases
 
 
 def test_layers_too_small_for_it_are_left_to_python(

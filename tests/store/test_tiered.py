@@ -10,6 +10,7 @@ import structlog
 
 from chunkcache.errors import StoreError
 from chunkcache.store.host import HostTier
+from chunkcache.store.layout import slab_key
 from chunkcache.store.tiered import TieredStore
 
 if TYPE_CHECKING:
@@ -231,3 +232,26 @@ def test_a_record_the_disk_does_not_admit_is_said_to_be_not_kept(
     assert not store.offer(records.make_record(1, num_tokens=1000), wait=True)
     assert store.offer(records.make_record(2), wait=True)
     store.close()
+
+
+def test_damage_found_while_looking_for_odd_numbers_is_counted_as_damage(
+    store: TieredStore, disk: DiskTier, records: ModuleType, counted: Callable[..., float]
+) -> None:
+    """As whoever reads a record counts it; the others are looked at all the same."""
+    damaged, odd, sound = records.make_finite(1), records.make_finite(2), records.make_finite(3)
+    odd.kv[-1, 1, 3, 0, 2] = float("inf")
+    for record in (damaged, odd, sound):
+        disk.put(record)
+    with disk._env.writing() as txn:
+        txn.put(slab_key(damaged.key.digest, 1), bytes(4080), db=disk._env._slabs)
+    keys = [record.key for record in (damaged, odd, sound)]
+    with structlog.testing.capture_logs() as logs:
+        store.forget_not_finite(keys)
+    assert [disk.contains(key) for key in keys] == [False, False, True]
+    assert [(log["event"], log["key"]) for log in logs] == [
+        ("record_corrupt", key.hex[:12]) for key in keys[:2]
+    ]
+    assert counted("store_errors_total", tier="disk", kind="corrupt") == 2
+    assert counted("store_errors_total", tier="disk", kind="read") == 0
+    store.forget_not_finite(keys)
+    assert counted("store_errors_total", tier="disk", kind="corrupt") == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
@@ -312,6 +312,50 @@ def test_a_fault_of_ours_leaves_no_lease(
     with pytest.raises(ZeroDivisionError):
         world.disk.open_many([record.key for record in made])
     assert not world.disk._mirror._leases
+
+
+WAYS: dict[str, Callable[[World, list[ChunkKey]], Iterable[Opened]]] = {
+    "together": lambda world, keys: together(world.store, keys)[1],
+    "key by key": lambda world, keys: together(world.store, keys)[1],
+    "one by one": lambda world, keys: (world.store.open(key) for key in keys),
+    # far, as it was when they were looked for; near, when they are opened
+    "alone": lambda world, keys: world.store.open_many(keys, [("far", "")] * len(keys)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_fault_at_any_call_leaves_no_lease(
+    way: str, new_world: Callable[..., World], records: ModuleType,
+    fails_at_each_call: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Two are near, one is damaged, one far and one nowhere."""
+    world, made = new_world(), [records.make_finite(n, TOKENS) for n in range(5)]
+    step(world, "far", made[3:4])
+    keys = [made[n].key for n in (0, 2, 1, 3, 4)]
+    tried: set[str] = set()
+
+    def fails_as_a_whole(_: Any) -> Any:
+        raise StoreError("not now")
+
+    if way == "key by key":
+        monkeypatch.setattr(world.disk, "open_many", fails_as_a_whole)
+
+    def attempt() -> None:
+        for one in WAYS[way](world, keys):
+            one.close()
+
+    def after(where: str) -> None:
+        tried.add(where)
+        assert not world.disk._mirror._leases, f"after a fault in {where}"
+        for record in made:
+            world.host._drop(record.key.digest)
+        world.disk.delete(made[3].key)
+        step(world, "near", made[:3])
+        step(world, "header", made[2:3])
+
+    after("")
+    fails_at_each_call(attempt, after)
+    assert tried >= {"lease_many" if way == "together" else "lease", "used", "promote", "miss"}
 
 
 def test_a_damaged_header_costs_only_its_own_record(
