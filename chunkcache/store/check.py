@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from chunkcache.codec_spec import is_read
 from chunkcache.errors import CorruptRecord, InvalidRequest
-from chunkcache.store.layout import MetaEntry, map_bytes_for
+from chunkcache.store.layout import MetaEntry, is_same_record, map_bytes_for
 from chunkcache.store.lmdb_env import DATA_FILE, RecordEnv
 
 if TYPE_CHECKING:
@@ -125,7 +125,9 @@ class _Check:
         """
         for digest, packed in found.items():
             with self._env.writing() as txn:
-                self.report.removed += self._env.remove_unchanged(txn, digest, packed)
+                if is_same_record(self._env.entry(txn, digest), packed):
+                    self._env.remove(txn, digest)
+                    self.report.removed += 1
                 self.report.size_bytes = self._env.used_bytes(txn)
 
     def _check_record(self, digest: bytes) -> None:

@@ -65,11 +65,13 @@ class MetaEntry:
         return cls(size, tokens, created, fingerprint, codec.decode("utf-8", "replace"), terms)
 
 
-def is_same_record(packed: bytes, seen: bytes) -> bool:
-    """Whether two packed entries are of one record, on whatever terms.
+def is_same_record(packed: bytes | None, seen: bytes | None) -> bool:
+    """Whether two packed entries are of one record, on whatever terms; None: there is no entry.
 
     They say how large it is and when it was put, which tells it from one put in its place.
     """
+    if packed is None or seen is None:
+        return packed is seen
     return packed[: _ENTRY.size] == seen[: _ENTRY.size]
 
 

@@ -75,7 +75,7 @@ class LeasedRecord:
 
     def is_still(self, packed_entry: bytes | None) -> bool:
         """Whether an entry is that of the record as it was opened, on whatever terms."""
-        return packed_entry is not None and is_same_record(packed_entry, self.packed_entry)
+        return is_same_record(packed_entry, self.packed_entry)
 
     def layers(self) -> Iterator[torch.Tensor]:
         """All of them, one at a time in the same memory. Raises as `read_layers`."""

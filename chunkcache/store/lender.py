@@ -116,7 +116,7 @@ class Lender:
     def drop_corrupt(self, digest: bytes, seen: bytes | None) -> None:
         """Remove what was found damaged, if it is still what was seen."""
         try:
-            self._writer.remove_unchanged(digest, seen)
+            self._writer.remove_same(digest, seen)
         except StoreError as error:
             # it stays, is found corrupt again by the next look-up, and is never served
             log.warning("corrupt_record_stays", key=digest.hex()[:12], reason=error.message)

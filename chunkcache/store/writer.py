@@ -11,6 +11,7 @@ import structlog
 from chunkcache.chunk import Retention, Terms
 from chunkcache.errors import StoreError
 from chunkcache.store.index import entries_at
+from chunkcache.store.layout import is_same_record
 from chunkcache.store.lmdb_env import MapFull
 from chunkcache.store.pins import Pins
 
@@ -178,8 +179,9 @@ class RecordWriter:
                 commit = txn.id()
             self._removed(commit, digest)
 
-    def remove_unchanged(self, digest: bytes, seen: bytes | None) -> None:
-        """Remove a record found corrupt, unless another was put in its place since.
+    def remove_same(self, digest: bytes, seen: bytes | None) -> None:
+        """Remove a record found corrupt, unless another was put in its place since; one that has
+        other terms by now is the same.
 
         Args:
             seen: its packed entry when it was found corrupt; None: it had none.
@@ -189,8 +191,9 @@ class RecordWriter:
         """
         with self._lock:
             with self._env.writing() as txn:
-                if not self._env.remove_unchanged(txn, digest, seen):
+                if not is_same_record(self._env.entry(txn, digest), seen):
                     return
+                self._env.remove(txn, digest)
                 commit = txn.id()
             self._removed(commit, digest)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from chunkcache.chunk import Retention, Terms
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.layout import slab_key
@@ -88,6 +89,34 @@ def test_a_layer_whose_bits_have_changed_is_no_layer(
         with pytest.raises(CorruptRecord, match=f"layer {layer}"):
             reader.read_layers(layer, layer + 1, out)
     assert not tier.contains(record.key), "it was dropped"
+
+
+@pytest.mark.parametrize("opened_by", ["open", "get"])
+def test_a_damaged_record_on_other_terms_by_now_is_dropped_all_the_same(
+    open_tier: Callable[..., DiskTier], records: ModuleType, opened_by: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Else the next one who reads it would find, and count, the same damage again."""
+    tier, record = open_tier(), records.make_record(1)
+    tier.put(record)
+    flip(tier, record, 1)
+    true = tier._writer.remove_same
+
+    def kept_meanwhile(*seen: Any) -> None:
+        tier.retain(record.key, Terms(retention=Retention.WARMED))
+        true(*seen)
+
+    monkeypatch.setattr(tier._writer, "remove_same", kept_meanwhile)
+    with pytest.raises(CorruptRecord):
+        if opened_by == "get":
+            tier.get(record.key)
+        with tier.open(record.key) as reader:
+            reader.read_layers(0, 3, torch.empty_like(record.kv))
+    assert list(tier.scan()) == []
+    monkeypatch.setattr(tier._writer, "remove_same", true)
+    tier.put(record)
+    tier._writer.remove_same(record.key.digest, b"of another record")
+    assert tier.contains(record.key)
 
 
 def test_a_tier_that_was_closed_is_read_no_more(
