@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Linger:
     """Keeps the end of an answer back until the body of its request is in, within bounds.
 
-    The answer itself is sent at once, and a client that waits for leave to send its body
-    (`expect: 100-continue`) is given none.
+    The answer itself is sent at once. A client that waits for leave to send its body (`expect:
+    100-continue`) is given none, and its connection ends: the body may come all the same, or the
+    next request, and nobody could tell which it is.
 
     Args:
         most_bytes, most_s: how much of a body is thrown away, and for how long.
@@ -51,6 +52,8 @@ class Linger:
 
         async def send_but_the_end(message: Message) -> None:
             nonlocal is_held_back
+            if message["type"] == "http.response.start" and not is_coming:
+                MutableHeaders(scope=message)["connection"] = "close"
             is_end = "body" in message and not message.get("more_body", False)
             is_held_back = is_end and is_coming and not is_in
             await send({**message, "more_body": True} if is_held_back else message)
@@ -61,7 +64,7 @@ class Linger:
             await send({"type": "http.response.body", "body": b""})
 
     async def _throw_away(self, receive: Receive) -> None:
-        """Read up to the end of the body, or a bound."""
+        """Read up to the end of the body, or a bound, or the end of the server."""
         clock = asyncio.get_running_loop().time
         end_s = clock() + self._most_s
         seen_bytes = 0
@@ -69,7 +72,7 @@ class Linger:
             try:
                 async with asyncio.timeout_at(min(end_s, clock() + self._silence_s)):
                     message = await receive()
-            except TimeoutError:
+            except (TimeoutError, asyncio.CancelledError):  # see `Envelope` for the latter
                 return
             if not message.get("more_body", False):  # its end, or the client has gone
                 return

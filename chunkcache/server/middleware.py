@@ -5,6 +5,7 @@ Plain ASGI and not Starlette's BaseHTTPMiddleware: that one buffers streams and 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -15,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from chunkcache.errors import Unauthorized
+from chunkcache.errors import ShuttingDown, Unauthorized
 from chunkcache.server.errors import incident_body, response_of
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ class Envelope:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_marked)
+            except asyncio.CancelledError:
+                # the server ends: uvicorn has given it as long as it may, and logs what gets out
+                if not status:
+                    ending = ShuttingDown("The server has shut down before the request was whole.")
+                    await response_of(ending)(scope, receive, send_marked)
             except ClientDisconnect:
                 log.info("client_disconnected", path=scope["path"][:_SHOWN_CHARS])
             except Exception as error:

@@ -54,6 +54,15 @@ class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # 
         self._stop_waiting()
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        """See uvicorn. Who has been answered and still has not sent his request, ends here.
+
+        `Linger` has waited for the rest as long as it may; uvicorn would read on for ever.
+        """
+        if self.cycle.response_complete and self.cycle.more_body:
+            self.transport.close()
+        super().on_response_complete()
+
     @property
     def _lacks_head(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

@@ -10,6 +10,7 @@ import openai
 import uvicorn
 
 from chunkcache.server.app import create_app
+from chunkcache.server.slow_heads import impatient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +80,7 @@ def live_server() -> Iterator[LiveServer]:
     switch = Switch()
     config = uvicorn.Config(
         switch, host="127.0.0.1", port=0, log_level="warning", access_log=False,
-        lifespan="off", timeout_graceful_shutdown=5,
+        lifespan="off", timeout_graceful_shutdown=5, http=impatient(20.0),
     )  # fmt: skip
     server = uvicorn.Server(config)
     ready = threading.Event()

@@ -54,12 +54,14 @@ def asking(question: str, *, stream: bool = False) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(tmp_path: Path, drain_timeout_s: float, **server: float) -> Iterator[Process]:
+def serving(
+    tmp_path: Path, drain_timeout_s: float, stderr: Any = None, **server: float
+) -> Iterator[Process]:
     note = tmp_path / "note"
     server["drain_timeout_s"] = drain_timeout_s
     child = subprocess.Popen(
         [sys.executable, str(FAKE), str(tmp_path / "home"), str(note), json.dumps(server)],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=stderr, text=True,
     )  # fmt: skip
     with child:
         try:
@@ -111,6 +113,32 @@ def test_a_second_signal_does_not_wait_for_the_drain(tmp_path: Path) -> None:
                 list(lines)
         code, note = process.stopped()
         assert (code, note) == (0, "drained=True closed=True")
+
+
+def test_bodies_that_do_not_come_are_told_and_make_no_noise(tmp_path: Path) -> None:
+    """One is waited for, one has been answered and is read to be thrown away."""
+    rest = (
+        "HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        "content-length: 9\r\n\r\n{"
+    )
+    with (tmp_path / "stderr").open("w+") as said, ExitStack() as stack:
+        process = stack.enter_context(serving(tmp_path, 0, stderr=said))
+        url = httpx.URL(process.url)
+        answered, waited_for = (
+            stack.enter_context(socket.create_connection((url.host, url.port), timeout=20))
+            for _ in range(2)
+        )
+        answered.sendall(f"POST /nothing {rest}".encode())
+        assert answered.recv(4096).startswith(b"HTTP/1.1 404 ")
+        waited_for.sendall(f"POST /v1/chat/completions {rest}".encode())
+        assert httpx.get(f"{process.url}/health").status_code == 200  # so both are being read
+        process.child.send_signal(signal.SIGTERM)
+        head, _, told = ending(waited_for).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ") and b"x-request-id" in head
+        assert json.loads(told)["error"]["code"] == "shutting_down"
+        assert process.stopped() == (0, "drained=True closed=True")
+        said.seek(0)
+        assert "Traceback" not in (lines := said.read()), lines
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has it")

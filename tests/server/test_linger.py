@@ -110,29 +110,49 @@ def test_who_waits_for_leave_to_send_gets_the_refusal_instead(small: Any) -> Non
         assert rest_of(connection).startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_refused_wish_for_leave_ends_the_connection(
+    serve_with: Callable[..., Any], tmp_path: Any
+) -> None:
+    """The next request would be read as the body that was not sent."""
+    (tmp_path / "keys").write_text("right tenant\n")
+    served = serve_with(api_keys_file=tmp_path / "keys")
+    head = f"POST {EMBEDDINGS} HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n"
+    with connected(served.url) as connection:
+        connection.sendall(f"{head}expect: 100-continue\r\n\r\n".encode())
+        answer = rest_of(connection)
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"\r\nconnection: close\r\n" in answer
+
+
 async def _refusing(scope: Any, receive: Any, send: Any) -> None:
     await JSONResponse({}, status_code=413, headers={"connection": "close"})(scope, receive, send)
+
+
+async def _keeping(scope: Any, receive: Any, send: Any) -> None:
+    await JSONResponse({}, status_code=413)(scope, receive, send)
 
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999999\r\n\r\n"
 
 
-def test_a_body_without_end_is_cut_off(live: Any) -> None:
-    app = Linger(_refusing, most_bytes=1 << 20)
+@pytest.mark.parametrize("refusing", [_refusing, _keeping])
+def test_a_body_without_end_is_cut_off(live: Any, refusing: Any) -> None:
+    app = Linger(refusing, most_bytes=1 << 20)
     with live.behind(app) as url, connected(url) as connection:
         connection.sendall(HEAD)
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")  # before the body has come
         sent_bytes = 0
         with pytest.raises(ConnectionError):
-            while True:
+            while sent_bytes < 64 << 20:
                 connection.sendall(PIECE)
                 sent_bytes += len(PIECE)
         assert 1 << 20 < sent_bytes < 64 << 20
 
 
 @pytest.mark.parametrize("bounds", [{"silence_s": 0.02}, {"most_s": 0.02}])
-def test_who_stops_sending_is_let_go(live: Any, bounds: Any) -> None:
-    with live.behind(Linger(_refusing, **bounds)) as url, connected(url) as connection:
+@pytest.mark.parametrize("refusing", [_refusing, _keeping])
+def test_who_stops_sending_is_let_go(live: Any, bounds: Any, refusing: Any) -> None:
+    with live.behind(Linger(refusing, **bounds)) as url, connected(url) as connection:
         connection.sendall(HEAD + b"some")
         assert rest_of(connection).endswith(b"{}")
 
