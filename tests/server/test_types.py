@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import openai
 import pytest
+from openai.types import completion_create_params as text_create_params
+from openai.types.chat import completion_create_params
+from openai.types.responses import response_create_params
 
 if TYPE_CHECKING:
     import httpx
@@ -113,6 +116,26 @@ def test_a_null_and_a_whole_number_with_a_point_mean_what_they_say(
     assert (sampling.max_tokens, sampling.n, sampling.seed) == (2, 1, -7)
     assert sampling.logit_bias == {5: -100.0}
     assert http.post(TEXTS, json=NEEDED[TEXTS] | {"best_of": 1.0, "echo": False}).is_success
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, completion_create_params.CompletionCreateParamsBase),
+        (RESPONSES, response_create_params.ResponseCreateParamsBase),
+        (TEXTS, text_create_params.CompletionCreateParamsBase),
+    ],
+)
+def test_a_null_asks_for_nothing_in_whatever_openai_may_be_sent_as_null(
+    http: httpx.Client, path: str, fields: Any
+) -> None:
+    """Clients that write out all their fields send it."""
+    kinds = get_type_hints(fields)
+    names = [name for name, kind in kinds.items() if type(None) in get_args(kind)]
+    assert {"temperature", "stream_options"} <= set(names)
+    nulls = dict.fromkeys(set(names) - NEEDED[path].keys())
+    response = http.post(path, json=NEEDED[path] | nulls)
+    assert response.status_code == 200, response.text
 
 
 def test_the_values_of_a_query_are_text(http: httpx.Client) -> None:

@@ -44,9 +44,11 @@ class ChatRequest(GenerationRequest):
 
     NEUTRAL: ClassVar[Neutral] = {
         **GenerationRequest.NEUTRAL,
+        "audio": (),
         "functions": ([],),
         "function_call": ("none",),
         "modalities": (["text"],),
+        "moderation": (),
         "service_tier": ("auto", "default"),
         "web_search_options": ({},),
     }

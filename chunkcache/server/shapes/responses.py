@@ -59,7 +59,9 @@ class ResponseRequest(SampledRequest):
 
     NEUTRAL: ClassVar[Neutral] = {
         "background": (False,),
+        "context_management": (),
         "conversation": (),
+        "moderation": (),
         "prompt": (),
         "service_tier": ("auto", "default"),
         "top_logprobs": (0,),
