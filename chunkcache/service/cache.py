@@ -112,7 +112,9 @@ class ChunkCache(Library):
     @cached_property
     def keeping(self) -> Keeping:
         """Terms of what is stored."""
-        return Keeping(self.catalog, lambda: self._splits, lambda: self.runtime, self._salt)
+        return Keeping(
+            self.catalog, lambda: self._splits, lambda: self.runtime, self._salt, self._refresh
+        )
 
     @property
     def _splits(self) -> GivenDocuments:
@@ -185,9 +187,7 @@ class ChunkCache(Library):
         if texts is not None:
             self.catalog.collection(tenant, collection)  # named beside them, it must be there
         else:
-            with self._embedder_lock:
-                ingestor = self._ingestor
-            ingestor.refresh(tenant=tenant, collection=collection)
+            self._refresh(tenant, collection)
         which: Any = {"document_ids": document_ids, "texts": texts}
         return warm_chunks(
             self.runtime, lambda: self.keeping.chunks(tenant, collection, **which),
@@ -207,6 +207,7 @@ class ChunkCache(Library):
         Raises:
             NotFound: the collection has no chunks.
         """
+        self._refresh(tenant, collection)
         return fit_corpus_basis(
             self.runtime, self.catalog.chunks(tenant, collection), self._salt(tenant),
             bases_path(self.settings), most_chunks=most_chunks, layers=layers,

@@ -34,6 +34,8 @@ class Keeping:
         given: splits texts as documents of a request's body are split.
         runtime: gives the tiers; loads the model if nobody has yet.
         salt_of: the salt of a tenant's keys.
+        refresh: splits again what another tokenizer or chunk size split, of a tenant and a
+            collection: what that left in the store is wanted by nobody any more.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class Keeping:
         given: Callable[[], GivenDocuments],
         runtime: Callable[[], Runtime],
         salt_of: Callable[[str], bytes],
+        refresh: Callable[[str, str], None],
     ) -> None:
         self._catalog = catalog
         self._given = given
         self._runtime = runtime
         self._salt_of = salt_of
+        self._refresh = refresh
 
     def chunks(
         self,
@@ -92,6 +96,8 @@ class Keeping:
             StoreError: terms could not be written; those written until then stand.
         """
         self.check_documents(tenant, collection, document_ids or ())
+        if texts is None:
+            self._refresh(tenant, collection)
         runtime, salt, terms = self._runtime(), self._salt_of(tenant), terms_of(tenant, keep)
         runtime.store.flush(remote=False)  # what is still on its way to a tier that keeps terms
         seen: set[bytes] = set()

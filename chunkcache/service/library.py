@@ -183,6 +183,12 @@ class Library:
             ingestor = self._ingestor
         return ingestor.ingest_texts(documents, tenant=tenant, collection=collection)
 
+    def _refresh(self, tenant: str, collection: str) -> None:
+        """Bring what another tokenizer, chunk size or embedder left up to date."""
+        with self._embedder_lock:
+            ingestor = self._ingestor
+        ingestor.refresh(tenant=tenant, collection=collection)
+
     def documents(self, *, tenant: str = PUBLIC, collection: str = DEFAULT) -> list[DocumentInfo]:
         """Documents in a collection, by title."""
         return self.catalog.documents(tenant, collection)

@@ -11,10 +11,13 @@ import torch
 from structlog.testing import capture_logs
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from chunkcache import ChunkCache
 from chunkcache.config import Settings
+from chunkcache.engine import weights
 from chunkcache.engine.loading import load_model, load_tokenizer
 from chunkcache.engine.reference import transformers_logits
 from chunkcache.errors import UnsupportedModel
+from chunkcache.protocol import GivenDocument
 
 LAYERS = 2
 NAMES = {
@@ -116,3 +119,45 @@ def test_text_is_cut_by_the_rule_that_the_file_names(
     assert tokenizer.tokenize("  22") == tokens
     said = [entry["rule"] for entry in logged if entry["event"] == "tokenizer_rule_unknown"]
     assert said == [rule] * is_said
+
+
+PASSAGES = ["t 22  22 2 t", "22 22  t  2"]
+
+
+def test_a_home_of_another_rule_is_split_and_computed_again(
+    tmp_path: Path, native: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier version cut as GPT-2 does: neither its token ids nor their KV are served."""
+    file = tmp_path / "whole.gguf"
+    write(file, network(), rule="smollm")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "native").symlink_to(native)
+    names: Any = {
+        "model": {"name": str(file), "dtype": "float32"},
+        "retrieval": {"embedder": "hashing:64", "chunk_tokens": 64},
+    }
+
+    def opened(home: str) -> ChunkCache:
+        return ChunkCache.open(home=tmp_path / home, cache=tmp_path / "cache", **names)
+
+    def asked(cache: ChunkCache) -> Any:
+        return cache.ask("2 t 22", max_tokens=3)
+
+    def ids_of(cache: ChunkCache) -> set[tuple[int, ...]]:
+        return {chunk.token_ids for chunk in cache.catalog.chunks("public", "default")}
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(weights, "cut_as_gguf_says", lambda *_: None)
+        earlier.setattr(weights, "_CONVERSION", 1)
+        with opened("home") as cache:
+            cache.ingest_texts([GivenDocument(text=text) for text in PASSAGES])
+            assert cache.warm().computed == 2
+            old_ids, fingerprint = ids_of(cache), cache.runtime.model.fingerprint
+            assert asked(cache).report.rung != "full"
+    with opened("home") as cache, opened("other home") as fresh:
+        fresh.ingest_texts([GivenDocument(text=text) for text in PASSAGES])
+        assert cache.runtime.model.fingerprint == fingerprint, "KV of token ids is what it was"
+        found, wanted = asked(cache), asked(fresh)
+        assert ids_of(cache) == ids_of(fresh) and not ids_of(cache) & old_ids
+        assert found.text == wanted.text
+        assert found.report.reused_tokens == wanted.report.reused_tokens == 0

@@ -351,3 +351,21 @@ def test_a_quota_whose_name_cannot_be_synced_holds_and_is_said_to(
         quotas.put("one", 5)
     assert told == [("one", 5)], "at once, not only when somebody asks"
     assert quotas.all() == Quotas(file, {}).all() == {"one": 5} and told == [("one", 5)]
+
+
+def test_terms_and_a_basis_are_of_the_chunks_that_will_be_asked_for(
+    open_cache: Callable[..., ChunkCache], pages: Path
+) -> None:
+    """What another chunk size split is wanted by nobody: pinned, it would only take room."""
+    cache = open_cache()
+    cache.ingest([pages])
+    before = cache.warm().chunks
+    cache.close()
+    with open_cache(retrieval={"chunk_tokens": 32}) as again:
+        kept = again.keeping.keep(Keep(retention="pinned"), tenant="public", collection="default")
+        held = [retention for retention, *_ in terms(again)]
+        assert 0 < kept.stored < before < kept.chunks, "those that both sizes split alike"
+        assert (held.count("pinned"), len(held)) == (kept.stored, before)
+    with open_cache(retrieval={"chunk_tokens": 24}) as again:
+        again.fit_basis()
+        assert all(len(c.token_ids) <= 24 for c in again.catalog.chunks("public", "default"))
