@@ -126,6 +126,7 @@ class ChunkStats:
     `token_inter + token_head + own mass = 1` and for the chunk
     `sum(chunk_inter) + sum(token_head) + intra = num_tokens`. The head (BOS, system text) is kept
     apart from `inter`: it is in every prompt, and its attention sink would drown everything else.
+    Learned sinks of a layer, which are no tokens, take no share (docs/concepts/repair.md).
     """
 
     token_inter: np.ndarray  # float32 [num_tokens]: mass each token put on earlier chunks

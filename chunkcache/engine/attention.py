@@ -113,14 +113,15 @@ class LayerView:
 
     def mass(self, first: int, edges: torch.Tensor) -> torch.Tensor:
         """fp32 `[n, E + 1]`: attention of the rows from `first` on, mean over query heads, summed
-        between positions `edges`, int32 `[E]`, increasing, on the device.
+        between positions `edges`, int32 `[E]`, increasing, on the device. Over keys alone: a row
+        sums to 1 in a layer with sinks, too.
         """
         bound = self._bound(first)
         return bound.mass(self.layer, self.query[first:], edges, turned=self.turned)
 
     def received(self, first: int, votes: torch.Tensor) -> torch.Tensor:
         """fp32 `[last position + 1]`: the attention that every position gets from the rows from
-        `first` on, mean over query heads, each row's times its vote, fp32 `[n]`.
+        `first` on, mean over query heads, each row's times its vote, fp32 `[n]`. Over keys alone.
         """
         bound = self._bound(first)
         return bound.received(self.layer, self.query[first:], votes, turned=self.turned)
