@@ -64,9 +64,12 @@ def choose_device(wanted: str) -> torch.device:
             torch.cuda.init()  # type: ignore[no-untyped-call]  # says why
     except (RuntimeError, AssertionError) as error:  # a driver that is too old, say
         raise ConfigError(f"model.device: got {wanted!r}: {first_line(error)}. {hint}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"model.device: got {wanted!r}, must be a CPU or a CUDA device. {hint}")
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= count:
-        raise ConfigError(f"model.device: got {wanted!r}, must be below cuda:{count}. {hint}")
+        limit = f"{device.type}:{count}"
+        raise ConfigError(f"model.device: got {wanted!r}, must be below {limit}. {hint}")
     return device
 
 

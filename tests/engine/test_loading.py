@@ -352,7 +352,7 @@ def test_a_model_that_sees_is_loaded_whole_and_its_reader_is_tried(
 
 def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not by what the first weights that go there come to."""
-    for wanted in ("gpu", "cuda:x", "cuda 1"):
+    for wanted in ("gpu", "cuda:x", "cuda 1", "mps", "xpu:0", "meta", "cpu:3"):
         with pytest.raises(ConfigError, match=rf"model\.device: got '{wanted}'.* Hint: auto, cpu"):
             choose_device(wanted)
     too_old = "The NVIDIA driver on your system is too old (found version 11000)."
