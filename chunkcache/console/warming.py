@@ -21,17 +21,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _JOIN_TIMEOUT_S = 5.0
-_TOLD_AT_THE_END = (
-    "computed", "kept", "refused", "failed", "evicted", "not_kept_reason", "warmed_only", "tokens",
-)  # fmt: skip
-"""Fields of a `WarmReport` that a `WarmState` has, too."""
 
 
-class WarmReport(BaseModel):
-    """Outcome of one warm-up."""
+class WarmFigures(BaseModel):
+    """What became of the chunks: of a `WarmReport`, and of a `WarmState` once it has ended."""
 
-    chunks: int = 0
-    already_warm: int = Field(0, description="when it began")
     computed: int = Field(0, description="kept, refused, failed, or evicted again")
     kept: int = Field(0, description="of those computed: the store has them now")
     refused: int = Field(0, description="of those computed: the store did not let them in")
@@ -40,10 +34,37 @@ class WarmReport(BaseModel):
     not_kept_reason: str | None = Field(
         None, description="why chunks were refused or evicted, and what to set against it"
     )
-    warmed_only: int = Field(0, description="kept as warmed where pinned was asked for")
+    warmed_only: int = Field(
+        0, description="kept as warmed where pinned was asked for; pins have half of a tier"
+    )
     tokens: int = Field(0, description="computed, of whatever the store did with them")
+
+
+class WarmReport(WarmFigures):
+    """Outcome of one warm-up."""
+
+    chunks: int = 0
+    already_warm: int = Field(0, description="when it began")
     seconds: float = 0.0
     stopped_reason: str | None = Field(None, description="e.g. the disk budget is reached")
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[WarmReport]) -> WarmReport:
+        """Of parts that ran side by side: figures add up, of reasons the first one stands.
+
+        It took as long as the longest of them.
+        """
+        whole = cls()
+        for part in parts:
+            for name, figure in part:
+                known = getattr(whole, name)
+                if isinstance(figure, int):
+                    setattr(whole, name, known + figure)
+                elif isinstance(figure, float):
+                    setattr(whole, name, max(known, figure))
+                else:
+                    setattr(whole, name, known or figure)
+        return whole
 
     @property
     def is_complete(self) -> bool:
@@ -106,8 +127,8 @@ class Warm(Protocol):
         ...
 
 
-class WarmState(BaseModel):
-    """A tenant's current or last warm-up."""
+class WarmState(WarmFigures):
+    """A tenant's current or last warm-up; all figures but `tokens` come when it has ended."""
 
     state: Literal["idle", "running", "paused", "done", "stopped", "failed"] = "idle"
     vector_store_id: str | None = None
@@ -115,18 +136,6 @@ class WarmState(BaseModel):
         0, description="chunks warm before or computed; once it has ended: chunks that are warm"
     )
     total: int | None = Field(None, description="chunks there are; null: not counted yet")
-    computed: int = Field(0, description="chunks computed by this warm-up, once it has ended")
-    kept: int = Field(0, description="of those computed: the store has them")
-    refused: int = Field(0, description="of those computed: the store did not let them in")
-    failed: int = Field(0, description="of those computed: the store could not write them")
-    evicted: int = Field(0, description="were warm or stored, and left the store by the end")
-    not_kept_reason: str | None = Field(
-        None, description="why chunks were refused or evicted, and what to set against it"
-    )
-    warmed_only: int = Field(
-        0, description="kept as warmed where pinned was asked for; pins have half of a tier"
-    )
-    tokens: int = Field(0, description="tokens computed")
     tokens_per_s: float | None = Field(None, description="without the pauses")
     eta_s: float | None = Field(None, description="at that rate; null: not known, or ended")
     began_at: float | None = None
@@ -238,7 +247,7 @@ class _Job:
     def _finish(self, report: WarmReport) -> None:
         with self._lock:
             self._state.done, self._state.total = report.warm, report.chunks
-            for figure in _TOLD_AT_THE_END:
+            for figure in WarmFigures.model_fields:
                 setattr(self._state, figure, getattr(report, figure))
         if report.stopped_reason:
             self._end("stopped", report.stopped_reason)

@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from chunkcache.keep import Keep
 
 _POLL_S = 0.5
-_SUMMED = (
-    "chunks", "already_warm", "computed", "kept", "refused", "failed", "evicted", "warmed_only",
-    "tokens",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +96,7 @@ def warm_in_processes(
                 process.terminate()
                 process.join()
         messages.close()
-    total = _sum(reports)
+    total = WarmReport.of_parts(reports)
     total.seconds = time.perf_counter() - started
     return total
 
@@ -192,13 +188,3 @@ def _combined(parts: list[WarmProgress]) -> WarmProgress:
         tokens_per_s=sum(p.tokens_per_s for p in parts),
         eta_s=max(p.eta_s for p in parts),
     )
-
-
-def _sum(reports: list[WarmReport]) -> WarmReport:
-    total = WarmReport()
-    for report in reports:
-        for figure in _SUMMED:
-            setattr(total, figure, getattr(total, figure) + getattr(report, figure))
-        total.not_kept_reason = total.not_kept_reason or report.not_kept_reason
-        total.stopped_reason = total.stopped_reason or report.stopped_reason
-    return total

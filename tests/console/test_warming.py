@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chunkcache.console.warming import WarmReport, WarmState, WarmUps, WarmWish
+from chunkcache.console.warming import WarmFigures, WarmReport, WarmState, WarmUps, WarmWish
 from chunkcache.errors import InvalidRequest, ShuttingDown, StoreError
 
 TOTAL = 5
@@ -212,3 +212,38 @@ def test_closing_stops_what_runs_and_lets_nothing_begin(work: Work) -> None:
     with pytest.raises(ShuttingDown):
         warm_ups.start("public", WarmWish("default"))
     warm_ups.close()
+
+
+def some_of_each(form: type[WarmFigures]) -> dict[str, Any]:
+    """Another figure in each field, and a text where it holds one."""
+    return {
+        name: f"why {name}" if "str" in str(field.annotation) else number
+        for number, (name, field) in enumerate(form.model_fields.items(), start=3)
+    }
+
+
+def test_every_figure_of_a_report_is_one_of_the_state_once_it_has_ended(
+    warm_ups: WarmUps, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = some_of_each(WarmFigures)
+    told = WarmReport(chunks=TOTAL, **figures)
+    both = WarmReport.model_fields.keys() & WarmState.model_fields.keys()
+    assert both == WarmFigures.model_fields.keys(), "what both tell is written once"
+    true = Work.__call__
+
+    def call(self: Work, **wish: Any) -> WarmReport:
+        true(self, **wish)
+        return told
+
+    monkeypatch.setattr(Work, "__call__", call)
+    work.steps.release(TOTAL)
+    warm_ups.start("public", WarmWish("default"))
+    assert ended(warm_ups).model_dump(include=set(figures)) == figures
+
+
+def test_parts_that_ran_side_by_side_add_up() -> None:
+    one = some_of_each(WarmReport)
+    parts = [WarmReport(**one), WarmReport(seconds=0.5), WarmReport(**one | {"seconds": 99.0})]
+    doubled = {name: 2 * figure for name, figure in one.items() if isinstance(figure, int)}
+    reasons = {name: reason for name, reason in one.items() if isinstance(reason, str)}
+    assert WarmReport.of_parts(parts).model_dump() == doubled | reasons | {"seconds": 99.0}
