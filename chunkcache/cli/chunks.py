@@ -72,7 +72,10 @@ def chunks_warmed(progress: Progress) -> Callable[[WarmProgress], None]:
     step = progress.step("warm")
 
     def show(now: WarmProgress) -> None:
-        step(now.done, total=now.total, note=f"{now.tokens_per_s:.0f} tokens/s")
+        note = f"{now.tokens_per_s:.0f} tokens/s"
+        if now.left_out:
+            note += f", {now.left_out} left out: no room"
+        step(now.done, total=now.total, note=note)
 
     return show
 
@@ -87,6 +90,11 @@ def show_warm_report(report: WarmReport) -> None:
         f"{report.kept} are kept, {report.refused} refused, {report.failed} failed"
         + ("" if report.chunks else ". Hint: chunkcache ingest")
     )
+    if report.left_out:
+        out.print(
+            f"{report.left_out} were not computed: the store would not have kept them",
+            style="yellow",
+        )
     if report.evicted:
         out.print(f"{report.evicted} that were stored have left the store again", style="yellow")
     if report.not_kept_reason:

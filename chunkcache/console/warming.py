@@ -31,8 +31,11 @@ class WarmFigures(BaseModel):
     refused: int = Field(0, description="of those computed: the store did not let them in")
     failed: int = Field(0, description="of those computed: the store could not write them")
     evicted: int = Field(0, description="warm or stored, and gone from the store by the end")
+    left_out: int = Field(
+        0, description="not computed: the store would not have kept them; as foreseen until the end"
+    )
     not_kept_reason: str | None = Field(
-        None, description="why chunks were refused or evicted, and what to set against it"
+        None, description="why chunks were left out, refused or evicted; what to set against it"
     )
     warmed_only: int = Field(
         0, description="kept as warmed where pinned was asked for; pins have half of a tier"
@@ -69,7 +72,9 @@ class WarmReport(WarmFigures):
     @property
     def is_complete(self) -> bool:
         """Whether all that was asked for is warm now."""
-        return not (self.stopped_reason or self.refused or self.failed or self.evicted)
+        return not (
+            self.stopped_reason or self.refused or self.failed or self.evicted or self.left_out
+        )
 
     @property
     def warm(self) -> int:
@@ -106,6 +111,16 @@ class Progress(Protocol):
         """At that rate."""
         ...
 
+    @property
+    def left_out(self) -> int:
+        """Chunks that are not going to be computed: the store would not keep them."""
+        ...
+
+    @property
+    def left_out_reason(self) -> str | None:
+        """Why, and what to set against it."""
+        ...
+
 
 class Warm(Protocol):
     """Computes the KV of a collection; resumable, so that it may be ended by an exception."""
@@ -128,7 +143,7 @@ class Warm(Protocol):
 
 
 class WarmState(WarmFigures):
-    """A tenant's current or last warm-up; all figures but `tokens` come when it has ended."""
+    """A tenant's current or last warm-up; most figures come when it has ended."""
 
     state: Literal["idle", "running", "paused", "done", "stopped", "failed"] = "idle"
     vector_store_id: str | None = None
@@ -241,6 +256,8 @@ class _Job:
         with self._lock:
             self._state.done, self._state.total = progress.done, progress.total
             self._state.tokens = progress.tokens
+            self._state.left_out = progress.left_out
+            self._state.not_kept_reason = progress.left_out_reason
             self._state.tokens_per_s = rate
             self._state.eta_s = left_tokens / rate if rate else None
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, Terms
     from chunkcache.engine.angles import RotaryAngles
     from chunkcache.engine.lane import Lane, Mark
-    from chunkcache.store.policy import Refusal
+    from chunkcache.store.policy import Refusal, Room
     from chunkcache.store.popularity import Popularity
     from chunkcache_kernels import Arena
     from chunkcache_kernels.compiled import Team
@@ -219,6 +219,15 @@ class ChunkPages:
             entry = self._entry(record.key, record.terms)
             return self._policy.why_not(record.key.digest, entry)
 
+    def size_for(self, num_tokens: int) -> int:
+        """See `Foresees`. Whole pages."""
+        return self._pool.pages_for(num_tokens) * self._page_bytes
+
+    def room_for(self, tenant: str) -> Room:
+        """See `Foresees`."""
+        with self._lock:
+            return self._policy.room_for(tenant, self._pool.available * self._page_bytes)
+
     def on_quota(self, tenant: str, limit_bytes: int | None) -> None:
         """A tenant may hold so much from now on; None: as much as there is."""
         with self._lock:
@@ -298,7 +307,7 @@ class ChunkPages:
         tokens = len(key.token_ids)
         if terms.retention is Retention.PINNED:  # here it would leave requests no pages to run on
             terms = replace(terms, retention=Retention.WARMED)
-        return Entry(self._pool.pages_for(tokens) * self._page_bytes, tokens, terms)
+        return Entry(self.size_for(tokens), tokens, terms)
 
     def _no_longer_foreseen(self, resident: Resident) -> None:
         if resident.is_foreseen:

@@ -187,4 +187,6 @@ def _combined(parts: list[WarmProgress]) -> WarmProgress:
         tokens=sum(p.tokens for p in parts),
         tokens_per_s=sum(p.tokens_per_s for p in parts),
         eta_s=max(p.eta_s for p in parts),
+        left_out=sum(p.left_out for p in parts),
+        left_out_reason=next((p.left_out_reason for p in parts if p.left_out_reason), None),
     )

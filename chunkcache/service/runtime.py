@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from chunkcache.errors import Cancelled, ChunkCacheError, GateFailed
 from chunkcache.service.announcement import Announcement
 from chunkcache.service.calibration import load_calibration
 from chunkcache.service.finder import Finder, Found
+from chunkcache.service.headroom import Headroom, foreseeing
 from chunkcache.service.order import OrderBook
 from chunkcache.store import open_store, slab_reader
 from chunkcache.store.codec import read_through
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from chunkcache.engine.decoder import DecoderModel
     from chunkcache.metrics import Metrics
     from chunkcache.store.codec.base import Codec
+    from chunkcache.store.policy import Refusal
 
 log = structlog.get_logger(__name__)
 
@@ -203,16 +206,29 @@ class Runtime:
             return self.engine.chunks.contains_many(keys)
         return self.store.spread(keys)
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Whether the lowest tier could take another record without evicting one.
+    def headroom(self, tenant: str) -> Headroom:
+        """What the lowest tier will still keep for a tenant.
 
         Raises:
             StoreError: the disk tier cannot be read.
         """
-        if not self.store.is_empty:
-            return self.store.has_room(size_bytes)
-        usage = self.engine.chunks.usage()
-        return usage.size_bytes + size_bytes <= usage.capacity_bytes
+        tier = self.engine.chunks if self.store.is_empty else foreseeing(self.store.tiers)
+        return Headroom(tier, tenant, self.model.geometry.bytes_per_token)
+
+    def why_full(self, limit: Refusal) -> str:
+        """What keeps more from being stored, and what to set against it."""
+        return f"{limit.reason}. Hint: raise {limit.knob or self.capacity_knob}"
+
+    @contextmanager
+    def wanted(self, digests: Iterable[bytes]) -> Iterator[None]:
+        """Where records are kept, these leave last meanwhile, and never for one another."""
+        tiers = self.engine.chunks if self.store.is_empty else self.store
+        keys = [ChunkKey(digest, ()) for digest in digests]
+        tiers.on_wait(keys)
+        try:
+            yield
+        finally:
+            tiers.on_wait_over(keys)
 
     def are_kept(self, keys: Sequence[ChunkKey]) -> list[bool]:
         """Whether a durable tier holds each chunk; nothing is copied, and nothing counts as use."""
@@ -223,8 +239,7 @@ class Runtime:
     def why_not(self, record: ChunkKV) -> str:
         """Why `keep` has just said no, and what to set against it."""
         tier = self.engine.chunks if self.store.is_empty else self.store
-        refusal = tier.why_not(record)
-        return f"{refusal.reason}. Hint: raise {refusal.knob or self.capacity_knob}"
+        return self.why_full(tier.why_not(record))
 
     def doubt(self, keys: Sequence[ChunkKey]) -> None:
         """What read these chunks made numbers that are not finite: what is damaged of them goes.

@@ -91,7 +91,8 @@ def open_store(
         evicted = metrics.evictions.labels("host").inc
         policy = policy_of(store.host_capacity_bytes, counts_uses=counts_uses)
         counts_uses = False
-        tiers.append(HostTier(store.host_capacity_bytes, policy, on_evict=evicted))
+        host_bytes = store.host_capacity_bytes
+        tiers.append(HostTier(host_bytes, policy, on_evict=evicted, geometry=geometry))
     if store.disk_capacity_bytes:
         disk = DiskTier(
             store_path(settings), store.disk_capacity_bytes, codec,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from chunkcache.chunk import ChunkKey, ChunkKV, ChunkStats, KVGeometry, Retention, Terms
-    from chunkcache.store.policy import Refusal
+    from chunkcache.store.policy import Refusal, Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +165,19 @@ class Choosing(Protocol):
 
     def why_not(self, record: ChunkKV) -> Refusal:
         """Why `put` has just said no."""
+        ...
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """A tier that says ahead what it will keep."""
+
+    def size_for(self, num_tokens: int) -> int | None:
+        """Bytes that a record of so many tokens will take; None: it is not known."""
+        ...
+
+    def room_for(self, tenant: str) -> Room:
+        """Bytes that may come in for a tenant at the cost of none but its own; see `Policy`."""
         ...
 
 

@@ -21,6 +21,7 @@ from chunkcache.store.lmdb_env import RecordEnv
 from chunkcache.store.mirror import Mirror
 from chunkcache.store.policy import Refusal
 from chunkcache.store.recoder import Recoder
+from chunkcache.store.sizes import RecordSizes
 from chunkcache.store.syncing import Syncing
 from chunkcache.store.turnstile import Turnstile
 from chunkcache.store.windowed import WindowedFrequencyPolicy
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from chunkcache.store.codec.base import Codec
     from chunkcache.store.frame import Frame
     from chunkcache.store.leased import LeasedRecord
-    from chunkcache.store.policy import Policy
+    from chunkcache.store.policy import Policy, Room
     from chunkcache_kernels.slabs import SlabReader
 
 log = structlog.get_logger(__name__)
@@ -105,6 +106,7 @@ class DiskTier:
             self, self._env, self._mirror, self._index, self._codecs, self._writer
         )
         self._recoder = Recoder(self, self._env, self._mirror, self._writer)
+        self._sizes = RecordSizes(codec, geometry, fingerprint)
         self._verbs = Turnstile()
         self._closed = False
         self._largest_share = 0.0  # of a record's KV that its coded layers took, so far
@@ -213,6 +215,7 @@ class DiskTier:
             frame, entry = self._coded(record)
             share = frame.coded_bytes / max(1, record.size_bytes)
             self._largest_share = max(self._largest_share, share)
+            self._sizes.saw(entry)
             rounded = self._codecs.places(digest)[1:] if digest == record.key.digest else ()
             return self._writer.publish(digest, entry, frame.header, frame.slabs, worse=rounded)
 
@@ -221,6 +224,15 @@ class DiskTier:
         if record.rounded_by not in (None, self._codec.name):
             return Refusal(f"its bytes were rounded by {record.rounded_by}", "store.codec")
         return self._mirror.why_not(self._place_for(record.key), self._coded(record)[1])
+
+    def size_for(self, num_tokens: int) -> int | None:
+        """See `Foresees`."""
+        return self._sizes.of(num_tokens)
+
+    def room_for(self, tenant: str) -> Room:
+        """See `Foresees`. Raises `StoreError`: the environment cannot be read."""
+        with self._using():
+            return self._writer.room_for(tenant)
 
     def contains(self, key: ChunkKey) -> bool:
         """See `Tier`. Reads the header alone; damage to the slabs is found by `get`."""

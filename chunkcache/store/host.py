@@ -16,10 +16,10 @@ from chunkcache.store.windowed import WindowedFrequencyPolicy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from chunkcache.chunk import ChunkKey, ChunkKV, Terms
+    from chunkcache.chunk import ChunkKey, ChunkKV, KVGeometry, Terms
     from chunkcache.errors import StoreError
     from chunkcache.store.base import RecordReader
-    from chunkcache.store.policy import Policy, Refusal
+    from chunkcache.store.policy import Policy, Refusal, Room
 
 
 class HostTier:
@@ -29,6 +29,7 @@ class HostTier:
         capacity_bytes: budget for the KV tensors; 0 admits nothing.
         policy: who leaves first; `WindowedFrequencyPolicy` unless given.
         on_evict: called with the number of records evicted, under the tier's lock.
+        geometry: of the model, to say ahead what will fit.
     """
 
     name = "host"
@@ -41,10 +42,12 @@ class HostTier:
         policy: Policy | None = None,
         *,
         on_evict: Callable[[int], None] = lambda _: None,
+        geometry: KVGeometry | None = None,
     ) -> None:
         self._capacity_bytes = capacity_bytes
         self._policy = policy or WindowedFrequencyPolicy(capacity_bytes)
         self._on_evict = on_evict
+        self._geometry = geometry
         self._lock = threading.Lock()
         self._records: dict[bytes, ChunkKV] = {}
         self._size_bytes = 0
@@ -117,6 +120,15 @@ class HostTier:
         """See `Choosing`."""
         with self._lock:
             return self._policy.why_not(record.key.digest, _known_of(record))
+
+    def size_for(self, num_tokens: int) -> int | None:
+        """See `Foresees`."""
+        return self._geometry and num_tokens * self._geometry.bytes_per_token
+
+    def room_for(self, tenant: str) -> Room:
+        """See `Foresees`."""
+        with self._lock:
+            return self._policy.room_for(tenant, self._capacity_bytes - self._size_bytes)
 
     def contains(self, key: ChunkKey) -> bool:
         """See `Tier`."""

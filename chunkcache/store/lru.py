@@ -6,12 +6,12 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from chunkcache.chunk import Retention
-from chunkcache.store.policy import Refusal
+from chunkcache.store.policy import Refusal, free_room
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
-    from chunkcache.store.policy import Entry
+    from chunkcache.store.policy import Entry, Room
 
 # looked up in the enumeration once: these are asked about at every record
 _PASSING: Final = Retention.PASSING
@@ -75,6 +75,10 @@ class LruPolicy:
     def why_not(self, digest: bytes, entry: Entry) -> Refusal:
         """See `Policy`."""
         return Refusal("the tier is full of what may not leave for it")
+
+    def room_for(self, tenant: str, free_bytes: int) -> Room:
+        """See `Policy`. It minds no quota."""
+        return free_room(free_bytes)
 
     def may_pin(self, size_bytes: int, instead_of: Iterable[bytes] = ()) -> bool:
         """See `Policy`. It minds no limit."""

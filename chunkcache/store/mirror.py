@@ -17,7 +17,7 @@ from chunkcache.store.policy import Entry
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from chunkcache.store.policy import Policy, Refusal
+    from chunkcache.store.policy import Policy, Refusal, Room
 
 
 class Mirror:
@@ -133,6 +133,11 @@ class Mirror:
         """See `Policy`."""
         with self._lock:
             return self._policy.why_not(digest, _known_of(entry))
+
+    def room_for(self, tenant: str, free_bytes: int) -> Room:
+        """See `Policy`."""
+        with self._lock:
+            return self._policy.room_for(tenant, free_bytes)
 
     def may_pin(self, entry: MetaEntry, instead_of: Iterable[bytes], now_s: float) -> bool:
         """See `Policy`; as late as `now_s`."""

@@ -42,6 +42,18 @@ class Refusal(NamedTuple):
     knob: str = ""
 
 
+class Room(NamedTuple):
+    """Bytes that may come in for a tenant, and what keeps it from being more."""
+
+    size_bytes: int
+    limit: Refusal
+
+
+def free_room(free_bytes: int) -> Room:
+    """Of a tier that nothing else limits."""
+    return Room(max(0, free_bytes), Refusal("the store is full"))
+
+
 class Policy(Protocol):
     """Order of eviction. Not thread-safe: the tier that owns it holds its own lock."""
 
@@ -78,7 +90,8 @@ class Policy(Protocol):
     def on_wait(self, digests: Iterable[bytes]) -> None:
         """A request that will want these stands in the queue, behind those told of before.
 
-        They leave only if nothing else can, those wanted last first.
+        They leave only if nothing else can, those wanted last first; for a newcomer that is waited
+        for, too, those alone that are wanted after it.
         """
         ...
 
@@ -103,6 +116,16 @@ class Policy(Protocol):
 
     def why_not(self, digest: bytes, entry: Entry) -> Refusal:
         """Why `admit` has just said no."""
+        ...
+
+    def room_for(self, tenant: str, free_bytes: int) -> Room:
+        """What may come in for a tenant at the cost of none but its own records, above its quota.
+
+        What is pinned or waited for stays. O(records) where it has a quota, else O(1).
+
+        Args:
+            free_bytes: of the tier.
+        """
         ...
 
     def may_pin(self, size_bytes: int, instead_of: Iterable[bytes] = ()) -> bool:

@@ -123,10 +123,11 @@ class Victims:
         waits: who waits for a record, as places in the queue, first one first. Such records are
             taken only when nothing else is left, the one wanted last first.
         warmed_to_spare: bytes of warmed records that may be taken, expired ones apart.
+        after: of those waited for, only those whose place is behind this one are taken.
     """
 
     __slots__ = (
-        "_chosen_before", "_later", "_popped", "_spared", "_waits", "_warmed_to_spare",
+        "_after", "_chosen_before", "_later", "_popped", "_spared", "_waits", "_warmed_to_spare",
         "digests", "freed_bytes",
     )  # fmt: skip
 
@@ -135,11 +136,13 @@ class Victims:
         spared: Container[bytes],
         waits: Mapping[bytes, Sequence[int]],
         warmed_to_spare: float,
+        after: int = -1,
     ) -> None:
         self.digests: list[bytes] = []
         self.freed_bytes = 0
         self._spared = spared
         self._waits = waits
+        self._after = after
         self._warmed_to_spare = warmed_to_spare
         self._chosen_before: Container[bytes] = ()  # from other pools
         self._popped: list[tuple[Ranking, Place]] = []
@@ -166,7 +169,7 @@ class Victims:
             later, self._later = self._later, []
             later.sort(key=lambda held: -self._waits[held.digest][0])
             for held in later:
-                if self.freed_bytes < bytes_needed:
+                if self.freed_bytes < bytes_needed and self._waits[held.digest][0] > self._after:
                     self._choose(held)
 
     def _take_ranked(

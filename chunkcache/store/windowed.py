@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chunkcache.chunk import Retention
-from chunkcache.store.policy import PINNED_SHARE, Refusal
+from chunkcache.store.policy import PINNED_SHARE, Refusal, Room, free_room
 from chunkcache.store.popularity import Popularity
 from chunkcache.store.ranking import Ranking
 from chunkcache.store.victims import Held, Pools, Stage, Victims, expiry
@@ -191,7 +191,8 @@ class WindowedFrequencyPolicy:
         over = bound.held_bytes + entry.size_bytes - bound.limit_bytes if bound else 0
         passes = entry.terms.retention is _PASSING
         warmed_to_spare = self._warmed_bytes - self._protected_bytes if passes else math.inf
-        chosen = Victims(spared, self._waits, warmed_to_spare)
+        places = self._waits.get(digest) if self._waits else None
+        chosen = Victims(spared, self._waits, warmed_to_spare, places[0] if places else -1)
         if bound and over > 0:
             chosen.take(bound.pools, over)
             over -= chosen.freed_bytes
@@ -222,6 +223,19 @@ class WindowedFrequencyPolicy:
         quota = f"the quota of tenant {terms.tenant!r}, {bound.limit_bytes} bytes"
         is_larger = size_bytes > bound.limit_bytes
         return Refusal(f"it is larger than {quota}" if is_larger else f"{quota}, {full}", _QUOTAS)
+
+    def room_for(self, tenant: str, free_bytes: int) -> Room:
+        """See `Policy`. Being read is no reason to stay: it passes."""
+        bound = self._bound.get(tenant)
+        if bound is None or free_bytes + bound.held_bytes < bound.limit_bytes:
+            return free_room(free_bytes)
+        stays = sum(
+            held.entry.size_bytes
+            for digest, held in self._held.items()
+            if held.entry.terms.tenant == tenant and (held.stage is None or digest in self._waits)
+        )
+        reason = f"the quota of tenant {tenant!r}, {bound.limit_bytes} bytes, has no room for more"
+        return Room(max(0, bound.limit_bytes - stays), Refusal(reason, _QUOTAS))
 
     def may_pin(self, size_bytes: int, instead_of: Iterable[bytes] = ()) -> bool:
         """See `Policy`. What has expired is pinned no more."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from chunkcache.store.layout import MetaEntry
     from chunkcache.store.lmdb_env import AnyTransaction, RecordEnv
     from chunkcache.store.mirror import Mirror
+    from chunkcache.store.policy import Room
 
     Find = Callable[[AnyTransaction], tuple[bytes, str] | None]
 
@@ -105,6 +106,13 @@ class RecordWriter:
             f"store: other processes fill {self._env.path} faster than room can be made in it. "
             f"Limit: {self._capacity_bytes} bytes. Hint: raise store.disk_capacity_bytes"
         )
+
+    def room_for(self, tenant: str) -> Room:
+        """See `Foresees`. Raises `StoreError`: the environment cannot be read."""
+        with self._lock, self._env.reading() as txn:
+            if not self._mirror.is_current(txn.id()):
+                self._mirror.replace(txn.id(), self._env.entries(txn))
+            return self._mirror.room_for(tenant, self._capacity_bytes - self._env.used_bytes(txn))
 
     def retain(self, find: Find, terms: Terms, *, exactly: bool) -> Retention | None:
         """Put a record on firmer terms, or `exactly` on these.

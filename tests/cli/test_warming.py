@@ -41,32 +41,32 @@ def reported(run: Callable[..., Any], *options: str, code: int = 0) -> dict[str,
     return found
 
 
-def test_a_store_that_is_full_stops_the_warm_up_and_says_why(
+def test_a_store_that_is_full_is_told_before_anything_is_computed(
     run: Callable[..., Any], pages: Path
 ) -> None:
     run("ingest", str(pages))
     full = ("--set", "store.disk_capacity_bytes=1000")
     shown = run(*full, "warm", code=1).stdout
-    assert "0 are kept, 1 refused" in shown and "raise store.disk_capacity_bytes" in shown
+    assert "0 computed" in shown and "2 were not computed" in shown
+    assert "not kept: the store is full. Hint: raise store.disk_capacity_bytes" in shown
     found = reported(run, *full, code=1)
-    assert (found["warm"], found["kept"], found["refused"]) == (0, 0, 1)
+    assert (found["warm"], found["computed"], found["left_out"]) == (0, 0, 2)
 
 
-def test_a_chunk_larger_than_its_tenants_quota_is_said_to_be_refused(
+def test_chunks_larger_than_their_tenants_quota_are_not_computed(
     run: Callable[..., Any], pages: Path
 ) -> None:
     run("ingest", str(pages))
     run("quota", "--set", "1000")
     found = reported(run, code=1)
-    assert found["computed"] == found["refused"] == found["chunks"] == 2
-    assert "larger than the quota of tenant 'public', 1000 bytes" in found["not_kept_reason"]
+    assert found["computed"] == 0 and found["left_out"] == found["chunks"] == 2
+    assert "the quota of tenant 'public', 1000 bytes, has no room" in found["not_kept_reason"]
     shown = run("warm", code=1).stdout
-    assert "2 computed" in shown and "0 are kept, 2 refused" in shown
-    assert "not kept: it is larger than the quota" in shown and "chunkcache quota --set" in shown
+    assert "not kept: the quota" in shown and "chunkcache quota --set" in shown
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_chunks_that_push_one_another_out_of_a_quota_are_not_said_to_be_kept(
+def test_chunks_do_not_push_one_another_out_of_a_quota(
     run: Callable[..., Any], tmp_path: Path, workers: int
 ) -> None:
     folder = tmp_path / "many"
@@ -81,12 +81,13 @@ def test_chunks_that_push_one_another_out_of_a_quota_are_not_said_to_be_kept(
     run("quota", "--set", str(2 * size_bytes))
     report = json.loads(run("warm", "--json", "--workers", str(workers), code=1).stdout)
     stored = json.loads(run("stats", "--json").stdout)["records"]
-    assert report["computed"] == 6 and report["kept"] == report["warm"] == stored == 2
-    assert report["evicted"] == 4
-    assert f"may hold {2 * size_bytes} bytes" in report["not_kept_reason"]
+    assert report["kept"] == report["warm"] == stored == 2 and report["evicted"] == 0
+    assert report["computed"] == 2 + report["refused"] == 6 - report["left_out"]
+    assert f"{2 * size_bytes} bytes, has no room for more" in report["not_kept_reason"]
     if workers == 1:
+        assert report["refused"] == 0, "nothing is computed in vain"
         shown = run("warm", code=1).stdout
-        assert "2 were warm, 4 computed" in shown and "have left the store again" in shown
+        assert "2 were warm, 0 computed" in shown and "4 were not computed" in shown
 
 
 def test_nothing_to_warm_or_to_find_is_said(run: Callable[..., Any]) -> None:

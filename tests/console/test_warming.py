@@ -23,6 +23,8 @@ class Step:
     tokens: int = 100
     tokens_per_s: float = 10.0
     eta_s: float = 8.0
+    left_out: int = 2
+    left_out_reason: str | None = "no room"
 
 
 class Work:
@@ -103,6 +105,7 @@ def test_progress_is_told_while_it_runs_and_the_outcome_after(
     let_through(work, 2)
     state = warm_ups.state("public")
     assert (state.state, state.done, state.total, state.tokens) == ("running", 2, TOTAL, 100)
+    assert (state.left_out, state.not_kept_reason) == (2, "no room"), "ahead of the others"
     assert state.tokens_per_s is not None and state.eta_s is not None
     # what is left is 80 tokens: at this rate it takes as long as is said
     assert state.eta_s * state.tokens_per_s == pytest.approx(80)
@@ -110,7 +113,7 @@ def test_progress_is_told_while_it_runs_and_the_outcome_after(
     state = ended(warm_ups)
     assert (state.state, state.done, state.computed, state.tokens) == ("done", 3, 4, 500)
     assert (state.kept, state.refused, state.evicted, state.failed) == (2, 1, 1, 0)
-    assert state.not_kept_reason == "a quota"
+    assert (state.left_out, state.not_kept_reason) == (0, "a quota")
     assert state.eta_s is None and state.ended_at is not None and state.warmed_only == 3
     assert work.asked == [("public", "vs_1")]
 

@@ -16,6 +16,7 @@ from chunkcache.errors import ConfigError, InvalidRequest, NotFound, StoreError
 from chunkcache.keep import DEFAULT_LIMIT, Keep
 from chunkcache.protocol import GivenDocument
 from chunkcache.service.quotas import Quotas
+from chunkcache.service.warm import WarmProgress
 from chunkcache.store.disk import DiskTier
 
 TEXT = "Owls hunt at night, turning the head to find where a sound is from."
@@ -93,7 +94,7 @@ def test_who_pins_more_than_pins_may_take_is_told(
 
 
 def test_a_warm_up_tells_what_it_could_not_pin(
-    open_cache: Callable[..., ChunkCache], monkeypatch: pytest.MonkeyPatch
+    open_cache: Callable[..., ChunkCache],
 ) -> None:
     texts = [GivenDocument(text=f"{number}: owls hunt.") for number in range(6)]
     cache = open_cache()
@@ -105,7 +106,6 @@ def test_a_warm_up_tells_what_it_could_not_pin(
     report = again.warm(texts=texts[:2], keep=pinned)
     assert (report.already_warm, report.warmed_only) == (2, 0)
     again.holdings.clear("public")
-    monkeypatch.setattr(again.runtime, "has_room", lambda _: True)  # these are small beside slack
     report = again.warm(texts=texts, keep=pinned)
     assert (report.computed, report.already_warm, report.warmed_only) == (6, 0, 3)
     report = again.warm(texts=texts, keep=pinned)
@@ -211,10 +211,15 @@ def test_a_warm_up_says_what_the_store_let_go_again_though_it_was_warm(
     cache = open_cache()
     texts = [GivenDocument(text=f"{number}: owls hunt.") for number in range(4)]
     assert cache.warm(texts=texts[:2]).kept == 2
-    cache.set_quota("public", cache.holdings.disk_bytes("public"))
-    report = cache.warm(texts=texts)
-    assert (report.already_warm, report.computed, report.evicted) == (2, 2, 2)
-    assert report.warm == len(terms(cache)) == 2 and not report.is_complete
+    cache.set_quota("public", 1 << 30)
+
+    def others_push_out(now: WarmProgress) -> None:
+        if now.done == 3:
+            cache.holdings.clear("public")
+
+    report = cache.warm(texts=texts, on_progress=others_push_out)
+    assert (report.already_warm, report.computed, report.evicted) == (2, 2, 3)
+    assert report.kept == report.warm == len(terms(cache)) == 1 and not report.is_complete
     assert "tenant 'public' may hold" in str(report.not_kept_reason)
 
 
@@ -225,11 +230,11 @@ def test_in_memory_alone_a_warm_up_names_the_memory_that_is_full(
     texts = [GivenDocument(text=f"{number}: owls hunt at night.") for number in range(80)]
     cache.set_quota("two", 1)
     report = cache.warm(tenant="two", texts=texts[:1])
-    assert (report.refused, report.warm) == (1, 0)
-    assert "larger than the quota of tenant 'two', 1 bytes" in str(report.not_kept_reason)
+    assert (report.computed, report.left_out, report.warm) == (0, 1, 0)
+    assert "the quota of tenant 'two', 1 bytes, has no room" in str(report.not_kept_reason)
     report = cache.warm(texts=texts)
-    assert "raise store.host_capacity_bytes" in str(report.stopped_reason)
-    assert 0 < report.kept == report.computed - 1 < 80 and report.refused == 1
+    assert "raise store.host_capacity_bytes" in str(report.not_kept_reason)
+    assert 0 < report.kept == report.computed == 80 - report.left_out < 80
 
 
 def test_quotas_that_cannot_be_read_or_written_are_said(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, SupportsIndex
 import pytest
 
 from chunkcache.chunk import Chunk, ChunkKey, Retention, Terms
+from chunkcache.service.headroom import Headroom
 from chunkcache.service.warm import Shard, WarmProgress, warm_chunks
 
 CHUNKS = 400
@@ -73,8 +74,8 @@ class CountedRuntime:
         for key in keys:
             yield Record(key)
 
-    def has_room(self, size_bytes: int) -> bool:
-        return True
+    def headroom(self, tenant: str) -> Headroom:
+        return Headroom(None, tenant, bytes_per_token=1)
 
     def keep(self, record: Any) -> bool:
         self.kept.append(tuple.__getitem__(record.key.token_ids, 0))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chunkcache.chunk import Retention, Terms
 from chunkcache.store.lru import LruPolicy
-from chunkcache.store.policy import Entry
+from chunkcache.store.policy import Entry, Refusal, Room
 from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 CAPACITY = 300
@@ -42,6 +42,7 @@ steps = st.lists(
         st.tuples(st.just("on_quota"), st.sampled_from([None, 30, 90])),
         st.tuples(st.just("admit"), numbers, entries, st.integers(-5, 200), spared),
         st.tuples(st.just("victims"), st.integers(-5, 400), spared),
+        st.tuples(st.just("room_for"), st.integers(-9, 120)),
         st.tuples(st.just("may_pin"), st.integers(1, 120), spared),
     ),
     min_size=20,
@@ -63,7 +64,7 @@ def told(verb: str, args: list[Any]) -> list[Any]:
         return [name(args[0]), name(args[1]), args[2]]
     if verb in {"on_wait", "on_wait_over"}:
         return [[name(number) for number in args[0]]]
-    if verb == "on_quota":
+    if verb in {"on_quota", "room_for"}:
         return ["bound", args[0]]
     if verb == "admit":
         return [name(args[0]), args[1], args[2], {name(number) for number in args[3]}]
@@ -160,6 +161,11 @@ class SlowWindowed:
         own = [d for d, e in self.entries.items() if e.terms.tenant == tenant]
         over = self.bytes_of(own) + entry.size_bytes - self.quotas.get(tenant, math.inf)
         chosen: list[bytes] = []
+        place = self.waits[digest][0] if self.waits[digest] else -1
+        spared = {
+            *spared,
+            *(d for d, places in self.waits.items() if places and places[0] <= place),
+        }
         if over > 0:
             chosen, spare = self.take(own, over, spared, chosen, spare)
             if self.bytes_of(chosen) < over:
@@ -208,6 +214,16 @@ class SlowWindowed:
         self.entries[digest] = entry
         if entry.terms.retention is Retention.PINNED:
             self.pinned.add(digest)
+
+    def room_for(self, tenant: str, free_bytes: int) -> Room:
+        own = {d for d, e in self.entries.items() if e.terms.tenant == tenant}
+        limit = self.quotas.get(tenant, math.inf)
+        if self.bytes_of(own) + free_bytes < limit:
+            return Room(max(0, free_bytes), Refusal("the store is full"))
+        stays = self.bytes_of(d for d in own if self.stage(d) is None or self.waits[d])
+        reason = f"the quota of tenant {tenant!r}, {limit} bytes, has no room for more"
+        knobs = "store.quota_bytes, chunkcache quota --set"
+        return Room(max(0, int(limit) - stays), Refusal(reason, knobs))
 
     def may_pin(self, size_bytes: int, instead_of: Iterable[bytes]) -> bool:
         others = {d for d in self.pinned if self.stage(d) is None} - set(instead_of)

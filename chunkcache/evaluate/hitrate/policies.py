@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 from chunkcache.errors import InvalidRequest
 from chunkcache.store.lru import LruPolicy
-from chunkcache.store.policy import Policy
+from chunkcache.store.policy import Policy, free_room
 from chunkcache.store.popularity import Popularity
 from chunkcache.store.windowed import WindowedFrequencyPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
-    from chunkcache.store.policy import Entry, Refusal
+    from chunkcache.store.policy import Entry, Refusal, Room
 
     NewPolicies = Callable[[Sequence[int]], list[Policy]]
 
@@ -52,6 +52,10 @@ class _Plain(Policy):
     def why_not(self, digest: bytes, entry: Entry) -> Refusal:
         """See `Policy`."""
         raise AssertionError("it never says no, so nobody asks why")
+
+    def room_for(self, tenant: str, free_bytes: int) -> Room:
+        """See `Policy`. It knows no quotas."""
+        return free_room(free_bytes)
 
     def may_pin(self, size_bytes: int, instead_of: Iterable[bytes] = ()) -> bool:
         """See `Policy`. It knows no pins."""

@@ -71,7 +71,7 @@ function draw(state) {
   byId("warm-stop").hidden = !running && !paused;
   byId("warm-panel").hidden = state.state === "idle";
   if (state.state === "idle") return;
-  const isShort = state.state === "done" && (notKept(state) || state.evicted);
+  const isShort = state.state === "done" && (notKept(state) || state.evicted || state.left_out);
   const words = (isShort ? "Done: not everything is warm" : WORDS[state.state]) + (state.message ? `: ${state.message}` : "");
   if (byId("warm-state").textContent !== words) say(byId("warm-state"), words); // read out once
   byId("warm-bar").max = state.total ?? 1;
@@ -80,6 +80,7 @@ function draw(state) {
     ["Documents of", state.vector_store_id],
     ["Chunks warm", state.total === null ? "counting" : `${count(state.done)} of ${count(state.total)}`],
     ["Computed and not kept", notKept(state) ? count(notKept(state)) : null],
+    ["Not computed: no room", state.left_out ? count(state.left_out) : null],
     ["Evicted again", state.evicted ? count(state.evicted) : null],
     ["Why", state.not_kept_reason],
     ["Kept as warmed, not pinned", state.warmed_only ? count(state.warmed_only) : null],
