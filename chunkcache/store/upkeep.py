@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chunkcache.codec_spec import is_read
+from chunkcache.durable import sync_folder
 from chunkcache.errors import CorruptRecord, InvalidRequest, StoreError
 from chunkcache.store.check import check_store
 from chunkcache.store.layout import MetaEntry, map_bytes_for
@@ -134,7 +135,9 @@ def back_up(path: Path, capacity_bytes: int, folder: Path) -> CheckReport:
         try:
             partial.mkdir(parents=True)
             env.copy(partial)
+            sync_folder(partial)  # else its name might outlive a power failure, and be of nothing
             partial.rename(folder)
+            sync_folder(folder.parent)
         except OSError as error:
             raise StoreError(f"store: cannot write {partial}: {error}") from error
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -114,6 +115,22 @@ def test_a_backup_of_a_store_in_use_opens_and_checks(
     assert copied.get(records.make_record(0).key) is None
     assert copied.put(records.make_record(0)), "the copy is a store like any other"
     assert not list(copy.parent.glob("*.partial-*"))
+
+
+def test_a_copy_has_its_name_once_all_of_it_outlives_a_power_failure(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []  # and whether the copy had its name by then
+    true, copy = os.fsync, tmp_path / "copy"
+
+    def fsync(descriptor: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), copy.exists()))
+        true(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    back_up(path, CAPACITY, copy)
+    partial = f"{copy}.partial-{os.getpid()}"
+    assert synced == [(f"{partial}/data.mdb", False), (partial, False), (str(tmp_path), True)]
 
 
 def test_a_backup_never_writes_over_anything(path: Path, tmp_path: Path) -> None:
