@@ -123,7 +123,7 @@ class HostTier:
 
     def size_for(self, num_tokens: int) -> int | None:
         """See `Foresees`."""
-        return self._geometry and num_tokens * self._geometry.bytes_per_token
+        return None if self._geometry is None else num_tokens * self._geometry.bytes_per_token
 
     def room_for(self, tenant: str) -> Room:
         """See `Foresees`."""
