@@ -30,7 +30,8 @@ def main() -> None:
         store_id = client.create_vector_store("example")
         store = ChunkCacheVectorStore.from_texts(
             TEXTS, ids=["clock", "archive", "lighthouse"],
-            metadatas=[{"year": 1788}, {"year": 1612}, {}],
+            metadatas=[{"title": "The tower clock", "year": 1788},
+                       {"title": "The archive", "year": 1612}, {"title": "The lighthouse"}],
             vector_store_id=store_id, base_url=url,
         )  # fmt: skip
         since = store.as_retriever(search_kwargs={"k": 1, "filter": {"year": {"$gte": 1700}}})

@@ -27,6 +27,7 @@ from chunkcache.service.keeping import Keeping
 from chunkcache.service.kv_states import KVStates
 from chunkcache.service.levelling import Leveller
 from chunkcache.service.library import DEFAULT, PUBLIC, Library
+from chunkcache.service.log_lines import log_warnings_to_stderr
 from chunkcache.service.lookups import record_facts
 from chunkcache.service.order import distinct
 from chunkcache.service.quotas import Quotas
@@ -80,7 +81,7 @@ class ChunkCache(Library):
     def open(
         cls, settings: Settings | None = None, *, config: Path | None = None, **overrides: Any
     ) -> ChunkCache:
-        """Open the cache at `settings.home`.
+        """Open the cache at `settings.home`. Warnings go to stderr unless structlog is set up.
 
         Args:
             settings: complete settings; else they are read from `config`, the environment and
@@ -89,6 +90,7 @@ class ChunkCache(Library):
         Raises:
             ConfigError: a setting is wrong.
         """
+        log_warnings_to_stderr()
         return cls(settings or load_settings(config, **overrides))
 
     def __enter__(self) -> ChunkCache:
