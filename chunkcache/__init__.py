@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chunkcache.version import __version__
 from chunkcache.waiting import spin_briefly
 
 if TYPE_CHECKING:
     from chunkcache.sdk.client import AsyncClient, Client
     from chunkcache.service import ChunkCache
+    from chunkcache.version import __version__
 
 spin_briefly()  # before anything of ours loads torch
 
@@ -30,4 +30,8 @@ def __getattr__(name: str) -> Any:
         from chunkcache.service import ChunkCache
 
         return ChunkCache
+    if name == "__version__":  # asking for it takes longer than all else here
+        from chunkcache.version import __version__
+
+        return __version__
     raise AttributeError(f"module 'chunkcache' has no attribute {name!r}")

@@ -43,7 +43,7 @@ class _Progress:
 class _Done:
     index: int
     report: WarmReport | None
-    problem: str = ""
+    error: ChunkCacheError | None = None
 
 
 def warm_in_processes(
@@ -62,7 +62,7 @@ def warm_in_processes(
 
     Raises:
         InvalidRequest: fewer than one worker.
-        ChunkCacheError: a worker failed; what the others stored stays.
+        ChunkCacheError: a worker failed, with what it raised; what the others stored stays.
     """
     if workers < 1:
         raise InvalidRequest.of("workers", workers, "at least 1", "use one per two cores or so")
@@ -80,17 +80,19 @@ def warm_in_processes(
         )
         for index in range(workers)
     ]
-    with _interrupts_held():
-        for process in processes:
-            process.start()
+    begun: list[Any] = []
     try:
+        with _interrupts_held():
+            for process in processes:
+                process.start()
+                begun.append(process)
         reports = _collect(processes, messages, on_progress)
     except BaseException:
-        for process in processes:
+        for process in begun:
             process.terminate()  # what they stored is whole
         raise
     finally:
-        for process in processes:
+        for process in begun:
             process.join(timeout=30)
             if process.is_alive():
                 process.terminate()
@@ -139,7 +141,7 @@ def _work(
             )
         messages.put(_Done(shard.index, report))
     except ChunkCacheError as error:
-        messages.put(_Done(shard.index, None, error.message))
+        messages.put(_Done(shard.index, None, error))
 
 
 def _end_with_parent() -> None:
@@ -164,8 +166,8 @@ def _collect(
         if isinstance(message, _Progress):
             latest[message.index] = message.progress
             on_progress(_combined(list(latest.values())))
-        elif message.report is None:
-            raise ChunkCacheError(f"warm worker {message.index} failed: {message.problem}")
+        elif message.error is not None:
+            raise message.error  # what all of them would say: of the settings or the collection
         else:
             reports[message.index] = message.report
     return list(reports.values())

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
 from chunkcache.cli.upkeep import _written
 from chunkcache.errors import StoreError
+from chunkcache.jobs.warmup import warm_in_processes
 
 LONG = "zipf:chunks=50000,requests=400000"
 
@@ -76,6 +79,20 @@ def hears_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def test_little_is_loaded_before_an_interrupt_is_heard() -> None:
+    """Until `main` runs, Ctrl-C ends in a traceback of whatever is being imported."""
+    script = (
+        "import sys; known = {*sys.modules}; import chunkcache.cli; print(*{*sys.modules} - known)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    ours = {"chunkcache", "chunkcache.cli", "chunkcache.errors", "chunkcache.waiting"}
+    assert {name for name in loaded if name.startswith("chunkcache")} == ours
+    assert not {"email", "importlib.metadata", "socket", "typer"} & loaded
+
+
 def test_an_interrupted_command_says_so(options: list[str]) -> None:
     with subprocess.Popen(
         command(options, "hitrate", LONG), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -123,3 +140,22 @@ def test_ctrl_c_ends_the_workers_of_a_warm_up_without_a_word_of_theirs(
     while any(map(is_running, workers)):  # the counter of semaphores ends after its parent
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_an_interrupt_while_workers_begin_leaves_none_of_them(
+    tiny_settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = SpawnProcess.start
+
+    def begin_and_interrupt(process: SpawnProcess) -> None:
+        begin(process)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(SpawnProcess, "start", begin_and_interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            warm_in_processes(tiny_settings(), 2, tenant="public", collection="default")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert multiprocessing.active_children() == []

@@ -32,6 +32,12 @@ def test_warm_in_two_processes_does_the_same_work_once(
     assert "6 of them are kept as warmed" in shown
 
 
+def test_workers_say_what_one_process_would(run: Callable[..., Any]) -> None:
+    for workers in ("1", "2"):
+        with pytest.raises(NotFound, match=r"^No such vector store: 'owls'\."):
+            run("warm", "--workers", workers, "--collection", "owls")
+
+
 def reported(run: Callable[..., Any], *options: str, code: int = 0) -> dict[str, Any]:
     """What `warm --json` says, and nothing beside it."""
     found: dict[str, Any] = json.loads(run(*options, "warm", "--json", code=code).stdout)
