@@ -21,7 +21,11 @@ ROUNDING: Final = 1e-6  # of cosines; of larger scores, such as BM25's, times th
 
 
 class StableOrder:
-    """Sorts hits. Places are read once for each entry, and only of those that tie."""
+    """Sorts hits. Places are read once for each entry, and only of those that tie.
+
+    Cost: for each `best` a sort, and one call of `read` if anything ties that it has not read: of
+    two rankings that are fused, each place in the one ties with that in the other.
+    """
 
     def __init__(self, read: Callable[[Sequence[int]], Mapping[int, Place]]) -> None:
         self._read = read
@@ -35,22 +39,23 @@ class StableOrder:
         """
         ordered = sorted(hits, key=lambda hit: -hit[1])
         ends = [place for place in range(1, len(ordered)) if _differ(ordered, place, slack)]
-        found: Hits = []
-        for start, end in zip([0, *ends], [*ends, len(ordered)], strict=True):
-            if len(found) >= depth:
-                break
-            entries = [entry for entry, _ in ordered[start:end]]
-            found += [(entry, ordered[start][1]) for entry in self._sorted(entries)]
+        runs = [
+            ordered[start:end]
+            for start, end in zip([0, *ends], [*ends, len(ordered)], strict=True)
+            if start < depth
+        ]
+        self._learn([entry for run in runs if len(run) > 1 for entry, _ in run])
+        found = [(entry, run[0][1]) for run in runs for entry in self._sorted(run)]
         return found[:depth]
 
-    def _sorted(self, entries: list[int]) -> list[int]:
-        if len(entries) == 1:
-            return entries
+    def _learn(self, entries: Iterable[int]) -> None:
         unknown = [entry for entry in entries if entry not in self._places]
         if unknown:
             self._places.update(self._read(unknown))
-        held = [entry for entry in entries if entry in self._places]
-        gone = [entry for entry in entries if entry not in self._places]  # deleted meanwhile
+
+    def _sorted(self, run: Hits) -> list[int]:
+        held = [entry for entry, _ in run if entry in self._places]
+        gone = [entry for entry, _ in run if entry not in self._places]  # deleted meanwhile, or one
         return sorted(held, key=self._places.__getitem__) + gone
 
 

@@ -16,6 +16,8 @@ from chunkcache_indexes.hybrid import reciprocal_rank_fusion
 from chunkcache_indexes.lexical import LexicalIndex
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from chunkcache.chunk import Chunk
     from chunkcache.retrieval.catalog import Catalog
     from chunkcache.retrieval.ingest import Ingestor
@@ -165,6 +167,24 @@ def test_sorting_equals_the_twin_with_rounding_in_the_scores() -> None:
         assert [entry for entry, _ in best] == twin
         assert [score for _, score in best] == sorted((s for _, s in best), reverse=True)
         assert len(read) == len(set(read))
+
+
+def test_places_of_all_ties_are_read_at_once() -> None:
+    """Of two rankings that are fused, each place in the one ties with that in the other."""
+    reads: list[list[int]] = []
+
+    def read(some: Sequence[int]) -> dict[int, tuple[str, int, int]]:
+        reads.append(list(some))
+        return {entry: (f"doc {entry}", 0, 0) for entry in some}
+
+    order = StableOrder(read)
+    fused = reciprocal_rank_fusion([range(50), range(100, 150)])
+    best = order.best(fused, 50, slack=0.0)
+    assert [entry for entry, _ in best[:4]] == [0, 100, 1, 101]
+    assert len(reads) == 1 and len(reads[0]) == 50, "no place beyond the cut is read"
+    assert order.best(fused, 50, slack=0.0) == best and len(reads) == 1
+    order.best([(7, 3.0), (8, 2.0), (9, 1.0)], 50)
+    assert len(reads) == 1, "nothing ties"
 
 
 def test_an_entry_that_is_gone_comes_last_among_its_equals() -> None:
