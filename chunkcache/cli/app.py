@@ -19,7 +19,7 @@ from chunkcache.cli import (
     serving,
     upkeep,
 )
-from chunkcache.cli.context import Shared, assign
+from chunkcache.cli.context import Shared, assign, check_home
 from chunkcache.cli.logging import LogLevel, configure_logging
 from chunkcache.config import load_settings
 from chunkcache.version import __version__
@@ -103,4 +103,6 @@ def _shared_options(
         overrides["home"] = Path(home) if home else home
     if model is not None:
         overrides.setdefault("model", {})["name"] = model
-    context.obj = Shared(load_settings(config, **overrides), log_json=log_json, quiet=quiet)
+    loaded = load_settings(config, **overrides)
+    check_home(loaded.home)
+    context.obj = Shared(loaded, log_json=log_json, quiet=quiet)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import tomllib
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from chunkcache.errors import ConfigError
+from chunkcache.errors import ConfigError, InvalidRequest, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     import typer
@@ -46,17 +50,61 @@ class Shared:
 
         return progress(unit, quiet=self.quiet)
 
-    def catalog(self) -> Catalog:
-        """The documents alone, to be closed by the caller; loads neither model nor embedder."""
-        from chunkcache.retrieval.open_catalog import open_catalog
+    @contextmanager
+    def catalog(self) -> Iterator[Catalog]:
+        """The documents alone, to be looked at or removed; loads neither model nor embedder.
 
-        return open_catalog(self.settings)
+        A home that has none stays as it is: its name may be a slip of the hand.
+        """
+        from chunkcache.retrieval.open_catalog import CATALOG_FILE, open_catalog
+
+        settings = self.settings
+        with TemporaryDirectory() as nowhere:
+            if not (settings.home / CATALOG_FILE).exists():
+                settings = settings.model_copy(update={"home": Path(nowhere)})
+            with closing(open_catalog(settings)) as catalog:
+                yield catalog
 
 
 def shared(context: typer.Context) -> Shared:
-    """The `Shared` that the callback made."""
+    """The `Shared` that the callback made.
+
+    Raises:
+        InvalidRequest: an argument that is no path is not in UTF-8; it could be stored nowhere.
+    """
     assert isinstance(context.obj, Shared)
+    for name, value in context.params.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str):
+                _check_text(name, one)
     return context.obj
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest.of(
+            name, text, "in UTF-8", "bytes of another encoding stand for no letters here"
+        ) from error
+
+
+def check_home(home: Path) -> None:
+    """Nothing, if it is a folder, or may become one.
+
+    Raises:
+        ConfigError: it, or what it would be in, is something else, or nobody can tell.
+    """
+    places = (home.absolute(), *home.absolute().parents)
+    try:
+        there = next(place for place in places if place.exists() or place.is_symlink())
+        problem = "" if there.is_dir() else f"{there} is none"
+    except OSError as error:  # a name too long, a folder that may not be entered
+        problem = str(error.strerror)
+    if problem:
+        raise ConfigError(
+            f"home: got {shown(str(home))}, must be a folder: {problem}. Hint: look at --home."
+        )
 
 
 def assign(into: dict[str, Any], text: str) -> None:

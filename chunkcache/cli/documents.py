@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from chunkcache.cli.context import shared
 from chunkcache.cli.screen import console, visible
-from chunkcache.errors import InvalidRequest, NotFound
+from chunkcache.errors import InvalidRequest, NotFound, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +78,7 @@ def ls(
     as_json: AsJson = False,
 ) -> None:
     """List the documents of a collection, and where each is from. Loads no model."""
-    with closing(shared(context).catalog()) as catalog:
+    with shared(context).catalog() as catalog:
         documents = catalog.documents(tenant, collection)
     if as_json:
         for document in documents:
@@ -105,13 +104,13 @@ def rm(
     collection: Collection = "default",
 ) -> None:
     """Remove documents; their chunks are unreachable at once. Loads no model."""
-    with closing(shared(context).catalog()) as catalog:
+    with shared(context).catalog() as catalog:
         named = list(dict.fromkeys(document_ids))
         missing = [name for name in named if not catalog.remove_document(name, tenant, collection)]
     console().print(f"removed {len(named) - len(missing)}")
     if missing:
         raise NotFound(
-            f"document {missing[0]!r}: there is none of that id, as of {len(missing)} of "
+            f"document {shown(missing[0])}: there is none of that id, as of {len(missing)} of "
             f"{len(named)} named. Hint: chunkcache ls."
         )
 

@@ -15,6 +15,7 @@ from chunkcache.cli.context import shared
 from chunkcache.cli.outputs import SVG, Overwrite, claim_file, claim_picture
 from chunkcache.cli.screen import console
 from chunkcache.durable import whole_file
+from chunkcache.errors import InvalidRequest
 from chunkcache.read_only import can_be_written
 
 if TYPE_CHECKING:
@@ -122,6 +123,9 @@ def hitrate(
         claim_file("--export", export, overwrite=overwrite)
     elif picture is not None:
         claim_picture("--picture", picture, SVG)
+    for field, amounts in {"--memory": memory or [], "--disk": [disk]}.items():
+        for amount in amounts:
+            tool.parse_bytes(field, amount, 0)  # now, and not when the trace has been read
     source, sizes = _source(trace, form, bytes_per_token, home)
     source = source.by_access() if by_access else source
     if export is not None:
@@ -157,6 +161,8 @@ def _source(
     asked = tool.RecordSizes(bytes_per_token) if bytes_per_token else None
     if trace is None:
         source = tool.read_service_log(home)
+    elif not trace:
+        raise InvalidRequest.of("trace", trace, "a file, a folder or zipf:…", "leave it out")
     elif trace.startswith(tool.ZIPF):
         source = tool.ZipfTraffic.parse(trace).trace()
     else:

@@ -32,6 +32,16 @@ def claim_file(name: str, path: Path, *, overwrite: bool) -> None:
         raise _refusal(name, path, "a new file", "--overwrite replaces what is there")
 
 
+def claim_folder(name: str, path: Path) -> None:
+    """Whether a folder may be made there. It is not made yet.
+
+    Raises:
+        InvalidRequest: something is there; or as `claim_file` says.
+    """
+    if _is_taken(name, path):
+        raise _refusal(name, path, "a new folder", "give another name")
+
+
 def claim_picture(name: str, path: Path, magic: bytes) -> None:
     """Whether a picture may be written there: where nothing is, or what begins with `magic`.
 
@@ -46,11 +56,16 @@ def claim_picture(name: str, path: Path, magic: bytes) -> None:
 
 
 def _is_there(name: str, path: Path) -> bool:
+    is_taken = _is_taken(name, path)
+    if is_taken and not path.is_file():
+        raise _refusal(name, path, "a file", "it is a folder, a device or a broken link")
+    return is_taken
+
+
+def _is_taken(name: str, path: Path) -> bool:
     try:
-        if path.is_file():
-            return True
         if path.exists() or path.is_symlink():
-            raise _refusal(name, path, "a file", "it is a folder, a device or a broken link")
+            return True
     except OSError as error:  # a name too long, a folder that may not be entered
         raise _refusal(name, path, "a path", str(error.strerror)) from error
     folder = next(one for one in path.absolute().parents if one.exists())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -17,10 +17,10 @@ from rich.table import Table
 from chunkcache.cli import read_by_nobody
 from chunkcache.cli.context import shared
 from chunkcache.cli.documents import Tenant, tenant_named
-from chunkcache.cli.outputs import Overwrite, claim_file
+from chunkcache.cli.outputs import Overwrite, claim_file, claim_folder
 from chunkcache.cli.screen import console, visible
 from chunkcache.durable import whole_file
-from chunkcache.errors import InvalidRequest, StoreError
+from chunkcache.errors import InvalidRequest, NotFound, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,18 +123,21 @@ def purge(
             f"{unnamed} records are noted for no tenant and stay; chunkcache gc looks at them"
         )
     if documents:
-        _purge_documents(common.catalog(), tenant, yes=yes)
+        with common.catalog() as catalog:
+            _purge_documents(catalog, tenant, yes=yes)
     removed = remove_stored(path, capacity_bytes, found) if yes else 0
     out.print(f"{removed} records removed{_hint(yes, len(found) + documents)}")
 
 
 def _purge_documents(catalog: Catalog, tenant: str, *, yes: bool) -> None:
-    with closing(catalog):
-        collections = catalog.collections(tenant)
-        count = sum(len(catalog.documents(tenant, one.id)) for one in collections)
-        console().print(f"{count} documents in {len(collections)} collections")
-        if yes:
-            catalog.delete_tenant(tenant)
+    collections = catalog.collections(tenant)
+    count = 0
+    for one in collections:
+        with suppress(NotFound):  # somebody else deleted it meanwhile
+            count += len(catalog.documents(tenant, one.id))
+    console().print(f"{count} documents in {len(collections)} collections")
+    if yes:
+        catalog.delete_tenant(tenant)
 
 
 def export(
@@ -190,6 +193,7 @@ def backup(
     from chunkcache.store.upkeep import back_up
 
     settings = shared(context).settings
+    claim_folder("folder", folder)
     report = back_up(store_path(settings), settings.store.disk_capacity_bytes, folder)
     console().print(
         f"{report.records} records, {report.size_bytes} bytes: {report.ok} ok, "

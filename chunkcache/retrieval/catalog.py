@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,8 +196,9 @@ class Catalog:
         """Delete all a tenant has, index files too. How many documents that were."""
         deleted = 0
         for collection in self.collections(tenant):
-            deleted += len(self.documents(tenant, collection.id))
-            self.delete_collection(tenant, collection.id)
+            with suppress(NotFound):  # somebody else deleted it meanwhile
+                deleted += len(self.documents(tenant, collection.id))
+                self.delete_collection(tenant, collection.id)
         return deleted
 
     def generation(self, tenant: str, collection: str) -> int:
@@ -314,7 +316,7 @@ class Catalog:
     ) -> None:
         """Replace a document's attributes; nothing happens when it is gone."""
         with self._database.writing() as connection:
-            key = sql.writable_collection_key(connection, tenant, collection)
+            key = sql.collection_key(connection, tenant, collection)
             connection.execute(
                 "UPDATE documents SET attributes = ? WHERE collection = ? AND document_id = ?",
                 (json.dumps(attributes), key, document_id),
@@ -323,11 +325,11 @@ class Catalog:
     def remove_document(self, document_id: str, tenant: str, collection: str) -> bool:
         """Remove a document and its chunks. False: it was not there."""
         with self._database.writing() as connection:
-            key = sql.writable_collection_key(connection, tenant, collection)
+            key = sql.collection_key(connection, tenant, collection)
             gone = connection.execute(
                 "DELETE FROM documents WHERE collection = ? AND document_id = ?", (key, document_id)
             )
-            if gone.rowcount:
+            if key is not None and gone.rowcount:
                 sql.raise_generation(connection, key)
         return gone.rowcount > 0
 

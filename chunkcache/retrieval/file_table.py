@@ -51,7 +51,7 @@ class FileTable:
         What was read from it stays as it is.
         """
         with self._database.writing() as connection:
-            key = sql.writable_collection_key(connection, tenant, collection)
+            key = sql.collection_key(connection, tenant, collection)
             moved = connection.execute(
                 "UPDATE documents SET path = ? "
                 "WHERE collection = ? AND document_id = ? AND path = ?",
@@ -64,7 +64,7 @@ class FileTable:
     ) -> None:
         """Note what a document's file is called, and where it is."""
         with self._database.writing() as connection:
-            key = sql.writable_collection_key(connection, tenant, collection)
+            key = sql.collection_key(connection, tenant, collection)
             connection.execute(
                 "UPDATE documents SET name = ?, path = ? WHERE collection = ? AND document_id = ?",
                 (name, sql.path_bytes(path), key, document_id),

@@ -7,6 +7,7 @@ whether it has is looked at after each read.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -57,7 +58,7 @@ class UnwritableFile:
 
     def _opened(self, how: str, timeout_s: float) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            f"file:{quote(str(self._path.absolute()))}?{how}", uri=True, timeout=timeout_s,
+            f"file:{quote(os.fsencode(self._path.absolute()))}?{how}", uri=True, timeout=timeout_s,
             isolation_level=None, check_same_thread=False,
         )  # fmt: skip
         try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from chunkcache.chunk import ChunkKey
-from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.errors import CorruptRecord, NotFound, StoreError
 from chunkcache.retrieval.checksums import fill_checksums, find_without_checksum
 from chunkcache.retrieval.database import Database
 from chunkcache.retrieval.open_catalog import CATALOG_FILE, open_catalog
@@ -120,15 +120,16 @@ def check_catalog(settings: Settings, *, fix: bool = False) -> CatalogCheck | No
     passages, documents, damage = 0, 0, list[CorruptRecord]()
     with closing(open_catalog(settings)) as catalog:
         for tenant, collection in catalog.entries.generations():
-            passages += sum(1 for _ in catalog.chunks(tenant, collection, damage.append))
-            for info in catalog.documents(tenant, collection):
-                documents += 1
-                stored = catalog.document(tenant, collection, info.document_id)
-                try:
-                    if stored is not None:
-                        stored.verify()
-                except CorruptRecord as error:
-                    damage.append(error)
+            with suppress(NotFound):  # deleted meanwhile
+                passages += sum(1 for _ in catalog.chunks(tenant, collection, damage.append))
+                for info in catalog.documents(tenant, collection):
+                    documents += 1
+                    stored = catalog.document(tenant, collection, info.document_id)
+                    try:
+                        if stored is not None:
+                            stored.verify()
+                    except CorruptRecord as error:
+                        damage.append(error)
     with closing(Database(path)) as database:
         old = fill_checksums(database) if fix else find_without_checksum(database)
     damaged = [*(error.message for error in damage), *old.damaged]

@@ -14,7 +14,7 @@ from chunkcache.chunk import ChunkKey, Retention, pack_token_ids
 from chunkcache.codec_spec import is_read, lossy_places, stored_under
 from chunkcache.engine.loading import load_fingerprint, load_tokenizer
 from chunkcache.engine.prompt import PromptBuilder
-from chunkcache.errors import CorruptRecord, InvalidRequest
+from chunkcache.errors import CorruptRecord, InvalidRequest, NotFound
 from chunkcache.retrieval.open_catalog import open_catalog
 from chunkcache.service.tenants import salting_secret, tenant_salt
 from chunkcache.store import store_path
@@ -108,9 +108,11 @@ def find_garbage(settings: Settings) -> dict[str, list[Stored]]:
     """
     # in this order: what is ingested from now on is not looked at
     inventory = take_inventory(store_path(settings), settings.store.disk_capacity_bytes)
+    found: dict[str, list[Stored]] = {}
+    if not inventory.stored:
+        return found
     keys = Keys(settings)
     live = _live(settings, keys)
-    found: dict[str, list[Stored]] = {}
     for one in inventory.stored:
         entry = one.entry
         reason = why_useless(entry, fingerprint=keys.fingerprint, codecs=settings.store.codecs)
@@ -131,9 +133,10 @@ def _live(settings: Settings, keys: Keys) -> set[bytes]:
     live: set[bytes] = set()
     with closing(open_catalog(settings)) as catalog:
         for tenant, collection in catalog.entries.generations():
-            for chunk in catalog.chunks(tenant, collection, _refuse):
-                digest = keys.of(keys.prompts.chunk_ids(chunk), tenant).digest
-                live |= {digest, *lossy_places(digest, settings.store.codecs)}
+            with suppress(NotFound):  # deleted meanwhile
+                for chunk in catalog.chunks(tenant, collection, _refuse):
+                    digest = keys.of(keys.prompts.chunk_ids(chunk), tenant).digest
+                    live |= {digest, *lossy_places(digest, settings.store.codecs)}
     return live
 
 

@@ -85,7 +85,7 @@ class RecordEnv:
             # into a signal. No read-ahead: values are not read through the map (slab_file.py), and
             # each page of a tree would bring megabytes around it along.
             self._env = lmdb.open(
-                str(path), map_size=-(-map_bytes // PAGE_BYTES) * PAGE_BYTES, max_dbs=2,
+                os.fsencode(path), map_size=-(-map_bytes // PAGE_BYTES) * PAGE_BYTES, max_dbs=2,
                 sync=False, metasync=False, writemap=False, readahead=is_copied,
                 readonly=self.reads_only, lock=not self.reads_only, create=not self.reads_only,
             )  # fmt: skip
@@ -378,7 +378,7 @@ class RecordEnv:
             pass  # the map now covers what other processes wrote
         try:
             with self._transactions.passing():
-                self._env.copy(str(folder), compact=True)
+                self._env.copy(os.fsencode(folder), compact=True)  # type: ignore[arg-type]  # as open
                 _flush(folder / DATA_FILE)
         except (lmdb.Error, OSError) as error:
             raise StoreError(f"store: cannot copy {self.path} to {folder}: {error}") from error

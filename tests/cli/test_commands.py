@@ -257,6 +257,7 @@ def test_the_ribbon_is_to_scale_and_shows_recomputed_rows_where_they_are() -> No
         (["ingest", "/does/not/exist"], 2, "does not exist"),
         (["rm", "[/etc] \x1b[2J"], 2, "[/etc] \\x1b[2J"),
         (["ls", "[/etc]"], 2, "[/etc]"),
+        (["hitrate", "n" * 300], 2, "File name too long"),
     ],
 )
 def test_exit_codes_and_messages_of_the_real_command(

@@ -14,6 +14,9 @@ import pytest
 from chunkcache.cli.scrape import tier_figures
 from chunkcache.errors import InvalidRequest, NotFound, ServerUnreachable, StoreError
 from chunkcache.metrics import Metrics
+from chunkcache.protocol import CollectionInfo
+from chunkcache.retrieval.catalog import Catalog
+from chunkcache.retrieval.entries import EntryTable
 
 Run = Callable[..., Any]
 
@@ -57,6 +60,21 @@ def test_a_purge_says_what_goes_before_it_goes(run: Run, warmed: int) -> None:
     ).stdout.replace("\n", " ")
     assert json.loads(run("stats", "--json").stdout)["records"] == 0
     assert "0 documents" in run("ls", "--tenant", "t").stdout
+
+
+def test_a_collection_that_is_deleted_meanwhile_stops_no_walk_over_all_of_them(
+    run: Run, warmed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, known = Catalog.collections, EntryTable.generations
+    gone = CollectionInfo(id="vs_gone", name="gone", created_at=0.0)
+    monkeypatch.setattr(Catalog, "collections", lambda self, tenant: [gone, *listed(self, tenant)])
+    monkeypatch.setattr(
+        EntryTable, "generations", lambda self: {("t", "vs_gone"): 1, **known(self)}
+    )
+    assert "2 sound passages of 2 documents" in run("check").stdout
+    assert "0 records found" in run("gc").stdout
+    shown = run("purge", "--tenant", "t", "--documents", "--yes").stdout
+    assert "2 documents in 2 collections" in shown and f"{warmed} records removed" in shown
 
 
 def test_records_move_and_garbage_goes(run: Run, warmed: int, tmp_path: Path) -> None:

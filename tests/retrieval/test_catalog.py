@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,6 @@ from chunkcache.errors import InvalidRequest, NotFound
 from chunkcache.retrieval import catalog as catalog_module
 from chunkcache.retrieval.catalog import Catalog
 from chunkcache.retrieval.documents import DocumentKind
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SPACE = "space one"
 
@@ -65,6 +63,14 @@ def test_an_unknown_collection_is_not_found_by_any_method(catalog: Catalog, put:
                 call(unknown)
         assert catalog.delete_collection("t", unknown) is False
     assert catalog.documents("other", foreign) == []
+
+
+def test_what_changes_documents_makes_nothing_for_a_tenant_nobody_knows(catalog: Catalog) -> None:
+    assert catalog.remove_document("doc-a", "nobody", "default") is False
+    catalog.set_attributes("nobody", "default", "doc-a", {"size": 1.0})
+    catalog.files.name("nobody", "default", "doc-a", "a.md", None)
+    assert not catalog.files.move("nobody", "default", "doc-a", Path("a.md"), Path("b.md"))
+    assert catalog.entries.generations() == {}
 
 
 def test_a_name_that_is_too_long_is_refused(catalog: Catalog) -> None:

@@ -46,8 +46,12 @@ def read_trace(path: Path, form: str | None = None, *, bytes_per_token: int = 1)
     Raises:
         InvalidRequest: there is no such file, or nobody can tell what it is.
     """
-    if not path.exists():
-        raise InvalidRequest.of("trace", str(path), "a file or folder", "no such file")
+    try:
+        problem = None if path.exists() else "no such file"
+    except OSError as error:  # a name too long, a folder that may not be entered
+        problem = str(error.strerror)
+    if problem is not None:
+        raise InvalidRequest.of("trace", str(path), "a file or folder", problem)
     form = form or _form_of(path)
     readers: dict[str, Callable[[Path], Iterator[TracedRequest]]] = {
         "chunks": read_chunk_lines,
