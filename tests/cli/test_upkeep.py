@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from chunkcache.cli.scrape import tier_figures
-from chunkcache.errors import InvalidRequest, NotFound, ServerUnreachable, StoreError
+from chunkcache.errors import ConfigError, InvalidRequest, NotFound, ServerUnreachable
 from chunkcache.metrics import Metrics
 from chunkcache.protocol import CollectionInfo
 from chunkcache.retrieval.catalog import Catalog
@@ -202,5 +202,5 @@ def test_a_tenant_has_a_name(run: Any, tmp_path: Path, command: str) -> None:
 
 def test_a_quota_needs_a_home_that_can_be_made(run: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(StoreError, match="home: cannot make"):
+    with pytest.raises(ConfigError, match=r"home: got .*must be a folder: .*file is none"):
         run.func(["--home", str(tmp_path / "file" / "home")], "quota", "--set", "5")
