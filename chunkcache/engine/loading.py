@@ -131,6 +131,7 @@ def _open_weights(
     is_local = Path(source.base).is_dir()
     if is_local:
         _refuse_pointers(Path(source.base), name)
+        _refuse_two_sets(Path(source.base), name)
     bar = no_loading_bar() if is_local else nullcontext()  # a download's bar is worth seeing
     # quantised weights are laid out for the device they are loaded on
     placed = {"device_map": {"": device}} if method and device.type != "cpu" else {}
@@ -198,6 +199,22 @@ def _refuse_pointers(folder: Path, name: str) -> None:
                     f"model.name: {file.name} of {name!r} is a pointer of Git LFS, not weights. "
                     "Hint: git lfs pull in the folder."
                 )
+
+
+def _refuse_two_sets(folder: Path, name: str) -> None:
+    """Raise if weights are there whole and in shards: transformers reads the whole ones, which it
+    leaves lying when it saves another model in shards, and other engines read the shards.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not (whole.is_file() and index.is_file()):
+        return
+    named = read_json(index, name).get("weight_map")
+    files = set(named.values()) - {whole.name} if isinstance(named, dict) else set()
+    if shards := sorted(str(file) for file in files if (folder / str(file)).is_file()):
+        raise UnsupportedModel(
+            f"model.name: {name!r} has both {whole.name} and shards, {shards[0]} among them, which "
+            "may be two models. Hint: take away the ones that are not meant."
+        )
 
 
 def _refuse_other_weights(found: dict[str, Any], whose: str, method: str | None) -> None:

@@ -84,10 +84,31 @@ def source_of(name: str, cache: Path) -> Source:
 
 
 def merged(network: Any, adapter: Path) -> Any:
-    """A network with an adapter's weights merged into its own."""
+    """A network with an adapter's weights merged into its own.
+
+    Raises:
+        UnsupportedModel: not every tensor of the one is for the other; peft goes on without those.
+    """
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(network, str(adapter)).merge_and_unload()
+    adapted = PeftModel.from_pretrained(network, str(adapter))
+    # read once more, by what says how it went
+    found = adapted.load_adapter(str(adapter), adapted.active_adapter)
+    about = f"model.name: the adapter {adapter.name!r}"
+    hint = "Hint: the base model that it was trained on, and the files as peft saves them."
+    if found.unexpected_keys:
+        count, first = len(found.unexpected_keys), min(found.unexpected_keys)
+        raise UnsupportedModel(
+            f"{about} does not fit: its base, as its configuration changes it, has no place for "
+            f"{count} of its tensors, {first!r} among them. {hint}"
+        )
+    if found.missing_keys:
+        count, first = len(found.missing_keys), min(found.missing_keys)
+        raise UnsupportedModel(
+            f"{about} lacks {count} tensors that its configuration asks for, {first!r} among them. "
+            f"{hint}"
+        )
+    return adapted.merge_and_unload()
 
 
 def _hub_folder(hub_id: str) -> Path:

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
@@ -23,7 +22,7 @@ from transformers import (
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from chunkcache.config import Settings
-from chunkcache.engine import gate, loading, sources
+from chunkcache.engine import gate, loading
 from chunkcache.engine.loading import (
     choose_device,
     choose_dtype,
@@ -61,60 +60,6 @@ def refusal(folder: Path, tmp_path: Path) -> str:
     message = refused.value.message
     assert message.startswith("model.name: ") and "\n" not in message and "Traceback" not in message
     return message
-
-
-@pytest.mark.parametrize(
-    ("base", "has_peft", "said"),
-    [
-        (
-            "org/base",
-            False,
-            "adapter over 'org/base', and peft is not installed. Hint: pip install ",
-        ),
-        ("/no/base", True, "adapter over '/no/base', which is not there"),
-        (None, True, "adapter over 'a base model' that it does not name"),
-    ],
-    ids=["no peft", "no base", "no name"],
-)
-def test_an_adapter_that_cannot_be_merged(
-    base: str | None, has_peft: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "find_spec", lambda _: has_peft or None)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-    assert said in refusal(tmp_path, tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
-def test_an_adapter_is_merged_into_its_base(folder: Path, tmp_path: Path) -> None:
-    """It answers as PEFT's own model, and its KV is its own."""
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    torch.manual_seed(8)
-    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    network = peft.get_peft_model(base, lora).eval()
-    network.peft_config["default"].base_model_name_or_path = str(folder)
-    network.save_pretrained(tmp_path / "adapter")
-    adapted = settings(tmp_path / "adapter", tmp_path)
-    model, ids = load_model(adapted), torch.arange(9)[None]
-    with torch.inference_mode():
-        wanted = network(ids).logits[0]
-        network.disable_adapter_layers()
-        plain = network(ids).logits[0]
-    found = transformers_logits(model, ids[0].tolist())
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    assert (wanted - plain).abs().max() > 0.1
-    marks = [load_fingerprint(adapted), load_fingerprint(settings(folder, tmp_path))]
-    changed = tmp_path / "adapter" / "adapter_config.json"
-    changed.write_text(json.dumps({**json.loads(changed.read_text()), "lora_alpha": 99}))
-    assert model.fingerprint == marks[0]
-    assert len({*marks, load_fingerprint(adapted)}) == 3
-
-
-def test_an_adapter_without_weights(folder: Path, tmp_path: Path) -> None:
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    fields = {"base_model_name_or_path": str(folder), "peft_type": "LORA"}
-    (adapter / "adapter_config.json").write_text(json.dumps(fields))
-    assert "its weights are missing. Hint: adapter_model" in refusal(adapter, tmp_path)
 
 
 def test_a_folder_without_a_configuration_names_the_gguf_in_it(tmp_path: Path) -> None:
@@ -294,6 +239,18 @@ def test_weights_of_other_sizes(folder: Path, tmp_path: Path) -> None:
 def test_pointers_of_git_lfs(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert refusal(folder, tmp_path).endswith("Hint: git lfs pull in the folder.")
+
+
+def test_an_earlier_model_beside_its_shards(folder: Path, tmp_path: Path) -> None:
+    """transformers leaves it there and reads it instead of them; others read the shards."""
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    network.save_pretrained(folder, max_shard_size="20KB")
+    assert "model.safetensors and shards, model-00001-of-" in refusal(folder, tmp_path)
+    (folder / "model.safetensors").unlink()
+    load_model(settings(folder, tmp_path))
+    network.save_pretrained(folder)  # an index is left, its shards are not
+    assert (folder / "model.safetensors.index.json").is_file()
+    load_model(settings(folder, tmp_path))
 
 
 def test_a_rotary_that_transformers_does_not_know(folder: Path, tmp_path: Path) -> None:
