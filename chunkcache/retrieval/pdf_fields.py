@@ -153,7 +153,7 @@ def _said(annotation: Any, form: Any) -> tuple[str, str]:
     if kind != raw.FPDF_ANNOT_WIDGET:
         return "", ""
     name = " ".join(_string(raw.FPDFAnnot_GetFormFieldAlternateName, form, annotation).split())
-    return _value(annotation, form), name
+    return _value(annotation, form), name.rstrip(" :")
 
 
 def _value(annotation: Any, form: Any) -> str:

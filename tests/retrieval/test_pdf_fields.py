@@ -70,6 +70,15 @@ def filled_form() -> bytes:
     return stream.getvalue()
 
 
+def test_a_label_that_ends_in_a_colon_gets_no_second_one() -> None:
+    stream = io.BytesIO()
+    canvas = Canvas(stream)
+    canvas.drawString(72, 700, "A form")
+    canvas.acroForm.textfield(name="r", tooltip="Remarks : ", value="none", x=72, y=400, width=90)
+    canvas.save()
+    assert read(stream.getvalue()).text == "A form\nRemarks: none"
+
+
 def test_values_stand_beside_their_labels() -> None:
     assert read(filled_form()).text.split("\n") == [
         "Name: Ada Löve Date: 2024-05-01", "Secret:", "Internal:", "[x] I agree [ ] I smoke",
