@@ -358,10 +358,34 @@ def test_a_fault_at_any_call_leaves_no_lease(
     assert tried >= {"lease_many" if way == "together" else "lease", "used", "promote", "miss"}
 
 
-def test_a_damaged_header_costs_only_its_own_record(
+def test_what_is_about_to_leave_is_lent_to_nobody(
     new_world: Callable[..., World], records: ModuleType
 ) -> None:
     world, made = new_world(), [records.make_finite(n, TOKENS) for n in range(3)]
+    step(world, "near", made)
+    mirror, keys = world.disk._mirror, [record.key for record in made]
+    assert mirror.victims(1, 1) == [keys[0].digest]
+    opened = world.store.open_many(keys, [("disk", "raw")] * 3)
+    assert [one.tier for one in opened] == [None, "disk", "disk"]
+    mirror.stay()
+    for one in opened:
+        one.close()
+    assert not mirror._leases
+
+
+def test_a_damaged_header_costs_only_its_own_record(
+    new_world: Callable[..., World], records: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, made = new_world(), [records.make_finite(n, TOKENS) for n in range(3)]
+    step(world, "near", made)
+    step(world, "header", made[1:2])
+    begun, real = list[int](), world.disk._env.reading
+    with monkeypatch.context() as patch:
+        patch.setattr(world.disk._env, "reading", lambda: (begun.append(1), real())[1])
+        for one in world.disk.open_many([record.key for record in made])[::2]:
+            with one:  # type: ignore[union-attr]
+                pass
+    assert len(begun) == 2, "one for those that are sound, one that says what is damaged"
     step(world, "near", made)
     step(world, "header", made[1:2])
     found = world.disk.open_many([made[n].key for n in (0, 1, 2, 1)])
