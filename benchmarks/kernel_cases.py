@@ -173,7 +173,7 @@ def _product_ceiling(dtype: torch.dtype, device: torch.device) -> Case:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """`float32` of `torch.float32`; `int4` of pages with two numbers in a byte."""
+    """`float32` of `torch.float32`; `int4` of pages of 4 bits a number."""
     if dtype is fours.PAGE_TYPE:
         return "int4"
     return str(dtype).removeprefix("torch.")

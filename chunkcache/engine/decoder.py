@@ -91,9 +91,9 @@ class DecoderModel:
             )  # fmt: skip
 
         chunk_type = ROUNDED_PAGES.get(settings.chunk_pages, self.dtype)
-        if chunk_type is fours.PAGE_TYPE and geometry.head_dim % 2:
+        if chunk_type is fours.PAGE_TYPE and geometry.head_dim % fours.IN_WORD:
             raise ConfigError(
-                f"engine.chunk_pages: got 'int4', where two numbers share a byte, and heads of "
+                f"engine.chunk_pages: got 'int4', where eight numbers share a word, and heads of "
                 f"{geometry.head_dim}. Hint: int8, or raw"
             )
         chunk_pages = chunk_bytes // arena(1, chunk_type).page_bytes

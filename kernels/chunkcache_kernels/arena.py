@@ -30,9 +30,10 @@ class Arena:
     (K's channels differ by more than its tokens do), of values one a token, `[layers, pages, heads,
     page_tokens]` (KIVI, arXiv 2402.02750, §3).
 
-    uint8 pages have numbers of 4 bits (`fours.py`), half as many bytes on the last axis. Their
-    scales are ranges in bf16, of keys and of values one a channel of a page: `[layers, pages,
-    heads, 2, dim]`, lowest numbers and steps.
+    uint8 pages have numbers of 4 bits (`fours.py`), keys `[layers, pages, heads, page_tokens, dim /
+    2]` and values `[layers, pages, heads, dim, page_tokens / 2]`. Their scales are ranges in bf16,
+    of keys and of values one a channel of a page: `[layers, pages, heads, 2, dim]`, lowest numbers
+    and steps.
     """
 
     keys: torch.Tensor
@@ -56,8 +57,10 @@ class Arena:
         keys = (num_layers, num_pages, num_kv_heads, head_dim, page_tokens)
         values = (num_layers, num_pages, num_kv_heads, page_tokens, head_dim)
         if dtype is fours.PAGE_TYPE:
-            assert head_dim % 2 == page_tokens % 2 == 0, "two numbers share a byte"
-            halves = (*keys[:-1], page_tokens // 2), (*values[:-1], head_dim // 2)
+            assert head_dim % fours.IN_WORD == page_tokens % fours.IN_WORD == 0, (
+                "eight numbers share a word"
+            )
+            halves = (*values[:-1], head_dim // 2), (*keys[:-1], page_tokens // 2)
             ranges = (*keys[:-2], 2, head_dim)
             return cls(
                 *(torch.empty(shape, dtype=dtype, device=device) for shape in halves),
@@ -76,7 +79,8 @@ class Arena:
     @property
     def page_tokens(self) -> int:
         """Tokens in a page."""
-        return self.values.shape[3]
+        by_token = self.keys if self.keys.dtype is fours.PAGE_TYPE else self.values
+        return by_token.shape[3]
 
     @property
     def page_bytes(self) -> int:
@@ -101,21 +105,24 @@ class Arena:
         where = index_of(pages, self.keys.device)
         spare = len(pages) * self.page_tokens - keys.shape[1]
         layers = slice(first, first + len(keys))
-        for source, target, scales, order in (
-            (keys, self.keys, self.key_scales, (0, 1, 3, 4, 2)),
-            (values, self.values, self.value_scales, (0, 1, 3, 2, 4)),
+        for source, target, scales, is_keys in (
+            (keys, self.keys, self.key_scales, True),
+            (values, self.values, self.value_scales, False),
         ):
             is_fours = target.dtype is fours.PAGE_TYPE
+            by_channel = is_keys != is_fours
             if is_fours:
                 padded = torch.cat([source, source[:, -1:].expand(-1, spare, -1, -1)], dim=1)
             else:
                 padded = torch.nn.functional.pad(source, (0, 0, 0, 0, 0, spare))
             shape = (source.shape[0], len(pages), self.page_tokens, *source.shape[2:])
-            paged = padded.reshape(shape).permute(order)
+            paged = padded.reshape(shape).permute(
+                (0, 1, 3, 4, 2) if by_channel else (0, 1, 3, 2, 4)
+            )
             if scales is None:
                 target[layers, where] = paged.to(target.dtype)
             elif is_fours:
-                tokens = -1 if target is self.keys else -2
+                tokens = -1 if by_channel else -2
                 target[layers, where], scales[layers, where] = fours.packed(paged, tokens)
             else:
                 target[layers, where], scales[layers, where] = rounded(paged)
@@ -127,7 +134,8 @@ class Arena:
         if self.key_scales is not None and self.value_scales is not None:
             ranges = self.key_scales[layer, where], self.value_scales[layer, where]
             if keys.dtype is fours.PAGE_TYPE:
-                keys, values = fours.read(keys, ranges[0], -1), fours.read(values, ranges[1], -2)
+                keys = fours.read(keys, ranges[0], -2).mT
+                values = fours.read(values, ranges[1], -1).mT
             else:
                 keys, values = keys * ranges[0][..., None], values * ranges[1][..., None]
         return keys.permute(0, 3, 1, 2).flatten(0, 1), values.permute(0, 2, 1, 3).flatten(0, 1)

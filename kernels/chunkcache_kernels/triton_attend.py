@@ -12,7 +12,14 @@ import triton
 import triton.language as tl
 
 from chunkcache_kernels.triton_kernels import floor_of, load_turned
-from chunkcache_kernels.triton_tiles import add_values, load_keys
+from chunkcache_kernels.triton_tiles import (
+    add_values,
+    channel_order,
+    key_order,
+    load_keys,
+    load_ranges,
+    weights_as_summed,
+)
 
 _HIDDEN = tl.constexpr(2**31 - 1)  # `arena.HIDDEN`: above every row
 _NEVER = tl.constexpr(-1e30)  # the largest score of a row that has seen no key
@@ -118,24 +125,26 @@ def _walk(  # type: ignore[no-untyped-def]
     last_row = tl.max(position)
     lowest = tl.min(tl.where(position >= 0, floor, last_row))
     for start in range(first // KEYS * KEYS, end, KEYS):
-        index = start + tl.arange(0, KEYS)
+        index = start + key_order(keys, KEYS)
         sees, seen = _seen(
             key_positions, index, index < end, position, floor, first_key,
             first_page * PAGE, last_row, lowest, SHARED, LIMITED,
         )  # fmt: skip
         key, at, place = load_keys(
-            keys, key_scales, pages, first_page, num_pages, start, kv_head,
+            keys, key_scales, like, pages, first_page, num_pages, start, kv_head,
             KV_HEADS, DIM, DIM_PADDED, PAGE, KEYS,
         )  # fmt: skip
+        lowest_value, step = load_ranges(values, value_scales, at, DIM, WIDTH_PADDED, PAGE, KEYS)
         # a NaN in a key that nobody wrote is in its own column, which gives way as a whole
         scores = tl.dot(query, key.to(query.dtype), input_precision=PRECISION)
         if CAPPED:
             scores = capped(scores, cap_log2)
         scores = tl.where(sees, scores, 2 * _NEVER)
         higher = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - higher[:, None])
+        weights = weights_as_summed(tl.exp2(scores - higher[:, None]), keys, query)
         fade = tl.exp2(top - higher)
-        total = total * fade + tl.sum(weights, 1)
+        of_tile = tl.sum(weights, 1)
+        total = total * fade + of_tile
         top = higher
         faded = mixed * fade[:, None]
         if edges is not None:  # how much falls between edges, instead of values: sums of 0 and 1
@@ -146,8 +155,9 @@ def _walk(  # type: ignore[no-untyped-def]
             mixed = tl.dot(weights, named, faded, input_precision="ieee")
         else:
             mixed = add_values(
-                weights, faded, query, values, value_scales, at, place, seen,
-                DIM, WIDTH_PADDED, PAGE, KEYS, PRECISION,
+                weights, of_tile, faded, query, values, value_scales, lowest_value, step, pages,
+                first_page, num_pages, start, kv_head, at, place, seen,
+                KV_HEADS, DIM, WIDTH_PADDED, PAGE, KEYS, PRECISION,
             )  # fmt: skip
     return top, total, mixed
 
@@ -265,8 +275,6 @@ def attend_kernel(  # type: ignore[no-untyped-def]
         row = tl.load(entry, mask=real, other=0)
         position = tl.load(row_positions + row, mask=real, other=-1)
         floor = floor_of(position, window, block)
-        cols = tl.arange(0, DIM_PADDED)
-        fits = real[:, None] & (cols < DIM)[None, :]
         begin = row.to(tl.int64) * stride_row + head * DIM
         top, total = tl.full((QUERIES,), _NEVER, tl.float32), tl.zeros((QUERIES,), tl.float32)
         mixed = tl.zeros((QUERIES, WIDTH_PADDED), tl.float32)
@@ -283,6 +291,8 @@ def attend_kernel(  # type: ignore[no-untyped-def]
                 first_key = 0
             # a row before a segment sees none of it, however it is turned
             distance = tl.maximum(position - of_segment, 0)
+            cols = channel_order(tl.load(stretch + 4), keys_0, keys_1, DIM_PADDED)
+            fits = real[:, None] & (cols < DIM)[None, :]
             query = load_turned(qkv, begin, cols, distance, fits, real, cos, sin, ROTARY)
             query = query * scale_log2
             first_page, num_pages = tl.load(stretch), tl.load(stretch + 1)
@@ -319,18 +329,18 @@ def _votes(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """What a tile of keys gets from all rows; see `received_kernel`."""
     first_page, num_pages, start = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
-    index = start + tl.arange(0, KEYS)
+    index = start + key_order(keys, KEYS)
     of_key = key_positions + first_page * PAGE + index
     stands = tl.load(of_key, mask=index < num_pages * PAGE, other=_HIDDEN)
     key, _, _ = load_keys(
-        keys, key_scales, pages, first_page, num_pages, start, kv_head,
+        keys, key_scales, qkv, pages, first_page, num_pages, start, kv_head,
         KV_HEADS, DIM, DIM_PADDED, PAGE, KEYS,
     )  # fmt: skip
     if key_scales is not None:
         key = key.to(qkv.dtype.element_ty)
     elif WIDE:
         key = key.to(tl.float32)
-    cols = tl.arange(0, DIM_PADDED)
+    cols = channel_order(0, keys, keys, DIM_PADDED)
     sums = tl.zeros((KEYS,), tl.float32)
     for first in range(0, num_rows * GROUP, QUERIES):
         folded = first + tl.arange(0, QUERIES)

@@ -231,7 +231,10 @@ class TritonStep:
         found: list[torch.Tensor | None] = []
         for arena in self.arenas:
             parts = arena.keys, arena.values, arena.key_scales, arena.value_scales
-            found += [None if part is None else part[layer] for part in parts]
+            of_layer = [None if part is None else part[layer] for part in parts]
+            if arena.keys.dtype is fours.PAGE_TYPE:  # words of eight numbers, and of two ranges
+                of_layer = [None if part is None else part.view(torch.int32) for part in of_layer]
+            found += of_layer
         return found + [None] * (4 * MAX_ARENAS - len(found))
 
     def sizes(self, turned: bool) -> dict[str, int]:
@@ -370,8 +373,12 @@ def _check_arena(arena: Arena, heads: Heads, page_tokens: int, device: torch.dev
     kept, scales = (arena.keys, arena.values), (arena.key_scales, arena.value_scales)
     packs = arena.keys.dtype is fours.PAGE_TYPE
     first = (*arena.keys.shape[:2], heads.kv_heads)
-    assert arena.keys.shape == (*first, heads.dim, page_tokens // (2 if packs else 1))
-    assert arena.values.shape == (*first, page_tokens, heads.dim // (2 if packs else 1))
+    if packs:
+        assert arena.keys.shape == (*first, page_tokens, heads.dim // 2)
+        assert arena.values.shape == (*first, heads.dim, page_tokens // 2)
+    else:
+        assert arena.keys.shape == (*first, heads.dim, page_tokens)
+        assert arena.values.shape == (*first, page_tokens, heads.dim)
     for tensor in kept:
         assert tensor.is_contiguous() and tensor.device == device
         assert tensor.dtype in PAGE_TYPES and tensor.dtype is arena.keys.dtype

@@ -83,17 +83,23 @@ def _keep_fours(  # type: ignore[no-untyped-def]
     code = rounded(tl.math.div_rn(above, scale))
     code = tl.minimum(tl.maximum(code, 0.0), 15.0).to(tl.uint8)
     if KEYS:
-        pair = tl.arange(0, PAGE_PADDED // 2)
-        woven = tl.permute(tl.reshape(code, (PAGE_PADDED // 2, 2, DIM_PADDED)), (0, 2, 1))
-        at = pair[:, None] + (cols * (PAGE // 2))[None, :]
-        fits = (pair < PAGE // 2)[:, None] & (cols < DIM)[None, :]
+        _store_words(code, to, PAGE, DIM, PAGE_PADDED, DIM_PADDED)
     else:
-        pair = tl.arange(0, DIM_PADDED // 2)
-        woven = tl.reshape(code, (PAGE_PADDED, DIM_PADDED // 2, 2))
-        at = (place * (DIM // 2))[:, None] + pair[None, :]
-        fits = in_page & (pair < DIM // 2)[None, :]
-    first, second = tl.split(woven)
-    tl.store(to + at, first | (second << 4), mask=fits)
+        _store_words(tl.trans(code), to, DIM, PAGE, DIM_PADDED, PAGE_PADDED)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store_words(  # type: ignore[no-untyped-def]
+    code, to, ROWS: tl.constexpr, COLS: tl.constexpr, ROWS_PADDED: tl.constexpr,
+    COLS_PADDED: tl.constexpr,
+):  # fmt: skip
+    """Codes [rows, cols] to bytes [ROWS, COLS / 2], in a word as `fours.py` says."""
+    woven = tl.reshape(code, (ROWS_PADDED, COLS_PADDED // 8, 2, 2, 2))
+    woven = tl.permute(woven, (0, 1, 4, 2, 3))  # even ones before odd ones
+    first, second = tl.split(tl.reshape(woven, (ROWS_PADDED, COLS_PADDED // 2, 2)))
+    row, pair = tl.arange(0, ROWS_PADDED)[:, None], tl.arange(0, COLS_PADDED // 2)[None, :]
+    fits = (row < ROWS) & (pair < COLS // 2)
+    tl.store(to + row * (COLS // 2) + pair, first | (second << 4), mask=fits)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

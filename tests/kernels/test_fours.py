@@ -8,7 +8,7 @@ import torch
 
 from chunkcache_kernels import Arena, Segment, fours, portable
 
-PAGE, DIM, HEADS = 8, 6, 2
+PAGE, DIM, HEADS = 8, 16, 2
 
 
 def drawn(tokens: int) -> torch.Tensor:
@@ -46,16 +46,23 @@ def test_no_number_is_off_by_more_than_half_a_step_of_its_page(tokens: int) -> N
             assert bool((off <= step / 2 + 2**-22 * own.abs()).all())
 
 
-def test_neighbours_share_a_byte_tokens_of_keys_and_channels_of_values() -> None:
-    ramp = torch.arange(PAGE).float()
-    keys = (ramp * 15 / 7)[None, :, None, None].expand(1, PAGE, HEADS, DIM).round()
-    values = keys.clone()
-    values[..., 1::2] = 15 - values[..., 1::2]
+def test_eight_neighbours_share_a_word_channels_of_keys_and_tokens_of_values() -> None:
+    made = torch.Generator().manual_seed(3)
+    codes = torch.randint(0, 16, (2, 1, PAGE, HEADS, DIM), generator=made)
+    codes[:, :, 0], codes[:, :, 1] = 0, 15  # so that numbers are their codes
+    keys, values = codes.float()
     arena = arena_of(keys, values, np.array([2]))
-    codes = [int(x) for x in keys[0, :, 0, 0]]
-    expected = [low | high << 4 for low, high in zip(codes[::2], codes[1::2], strict=True)]
-    assert arena.keys[0, 2, 1, 3].tolist() == expected
-    assert arena.values[0, 2, 0, :, 1].tolist() == [n | (15 - n) << 4 for n in codes]
+    assert arena.keys.shape == (1, 5, HEADS, PAGE, DIM // 2)
+    assert arena.values.shape == (1, 5, HEADS, DIM, PAGE // 2)
+    for kept, given in (
+        (arena.keys[0, 2, 1, 3], codes[0, 0, 3, 1]),
+        (arena.values[0, 2, 1, 5], codes[1, 0, :, 1, 5]),
+    ):
+        words = np.frombuffer(kept.numpy().tobytes(), "<u4")
+        for word, numbers in zip(words, given.view(-1, 8).tolist(), strict=True):
+            # what a kernel does: a shift and a mask for two neighbours, in halves of 16 bits
+            pairs = [int(word) >> 4 * i & 0x000F000F for i in range(4)]
+            assert [n for pair in pairs for n in (pair & 0xFFFF, pair >> 16)] == numbers
 
 
 def test_the_twin_gathers_what_is_read_page_by_page() -> None:
@@ -71,6 +78,7 @@ def test_the_twin_gathers_what_is_read_page_by_page() -> None:
     assert portable._gather(arena, 0, segment, index, values=False)[1] is None
 
 
-def test_odd_pages_are_refused() -> None:
-    with pytest.raises(AssertionError, match="share a byte"):
-        Arena.empty(1, 1, 1, 4, 7, dtype=fours.PAGE_TYPE, device=torch.device("cpu"))
+@pytest.mark.parametrize(("dim", "tokens"), [(12, 8), (8, 12)])
+def test_pages_of_broken_words_are_refused(dim: int, tokens: int) -> None:
+    with pytest.raises(AssertionError, match="share a word"):
+        Arena.empty(1, 1, 1, dim, tokens, dtype=fours.PAGE_TYPE, device=torch.device("cpu"))
