@@ -83,6 +83,12 @@ class Arena:
         return by_token.shape[3]
 
     @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        by_channel = self.values if self.keys.dtype is fours.PAGE_TYPE else self.keys
+        return by_channel.shape[3]
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of a page over all layers, scales included."""
         parts = (self.keys, self.values, self.key_scales, self.value_scales)

@@ -165,7 +165,8 @@ def promote(
     assert coded.dtype is torch.uint8 and coded.is_contiguous()
     assert coded.shape == (layers, form.layer_bytes) and coded.device == arena.keys.device
     assert len(pages) == -(-form.tokens // arena.page_tokens)
-    assert arena.keys.shape[2:4] == (heads, dim) and first + layers <= len(arena.keys)
+    assert arena.keys.shape[2] == heads and arena.head_dim == dim
+    assert first + layers <= len(arena.keys)
     assert cos.is_contiguous() and sin.is_contiguous() and len(cos) >= form.tokens
     where = sent({"pages": pages.astype(np.int32)}, coded.device)["pages"]
     scales = arena.key_scales, arena.value_scales
