@@ -42,15 +42,19 @@ def packed(x: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     step = -rounded_down(-(wide.amax(dim=tokens) - lowest.float()) / LEVELS)
     scale = step.float().clamp_min(torch.finfo(torch.float32).tiny)
     codes = (wide - lowest.float().unsqueeze(tokens)) / scale.unsqueeze(tokens)
-    halves = codes.round().clamp(0, LEVELS).to(torch.uint8).unflatten(-1, (-1, IN_WORD))
-    halves = halves[..., _NUMBERS].flatten(-2)
+    halves = _reordered(codes.round().clamp(0, LEVELS).to(torch.uint8), _NUMBERS)
     return halves[..., ::2] | halves[..., 1::2] << 4, torch.stack((lowest, step), dim=-2)
 
 
 def codes_of(octets: torch.Tensor) -> torch.Tensor:
     """fp32, twice as many on the last axis."""
     halves = torch.stack((octets & 15, octets >> 4), dim=-1).flatten(-2)
-    return halves.unflatten(-1, (-1, IN_WORD))[..., _PLACES].flatten(-2).float()
+    return _reordered(halves, _PLACES).float()
+
+
+def _reordered(codes: torch.Tensor, order: list[int]) -> torch.Tensor:
+    """Each eight on the last axis in another order."""
+    return codes.reshape(*codes.shape[:-1], -1, IN_WORD)[..., order].flatten(-2)
 
 
 def read(octets: torch.Tensor, ranges: torch.Tensor, tokens: int) -> torch.Tensor:

@@ -141,7 +141,9 @@ def _walk(  # type: ignore[no-untyped-def]
             scores = capped(scores, cap_log2)
         scores = tl.where(sees, scores, 2 * _NEVER)
         higher = tl.maximum(top, tl.max(scores, 1))
-        weights = weights_as_summed(tl.exp2(scores - higher[:, None]), keys, query)
+        weights = tl.exp2(scores - higher[:, None])
+        if edges is None:
+            weights = weights_as_summed(weights, keys, query)
         fade = tl.exp2(top - higher)
         of_tile = tl.sum(weights, 1)
         total = total * fade + of_tile

@@ -104,7 +104,7 @@ def _ranges(  # type: ignore[no-untyped-def]
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _widened(code, lowest, step):  # type: ignore[no-untyped-def]
     """lowest + code · step out of `_codes`, rounded once, in their number type."""
     if lowest.dtype == code.dtype and not _INTERPRETED:
@@ -217,7 +217,7 @@ def load_ranges(  # type: ignore[no-untyped-def]
         return None, None
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def weights_as_summed(weights, keys, query):  # type: ignore[no-untyped-def]
     """fp32 weights as products take them, where their sum must be that of the products."""
     if keys.dtype.element_ty == tl.int32:
