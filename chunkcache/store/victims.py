@@ -7,14 +7,14 @@ from enum import IntEnum
 from math import log2
 from typing import TYPE_CHECKING, Final
 
-from chunkcache.store.ranking import Ranking
+from chunkcache.store.eviction_queue import EvictionQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
 
+    from chunkcache.store.eviction_queue import Place
     from chunkcache.store.policy import Entry
     from chunkcache.store.popularity import Uses
-    from chunkcache.store.ranking import Place
 
 
 class Stage(IntEnum):
@@ -54,7 +54,7 @@ class Held:
         self.log2_density = log2(density) + terms.priority
 
     def __lt__(self, other: Held) -> bool:
-        """For rankings, where a record that left may stand beside the one that came for it."""
+        """For queues, where a record that left may stand beside the one that came for it."""
         return self.used_at < other.used_at
 
 
@@ -70,8 +70,8 @@ class Pools:
     __slots__ = ("expired", "main", "window")
 
     def __init__(self, worth: Callable[[Held], float]) -> None:
-        self.expired = (Ranking(expiry, _EXPIRED), Ranking(expiry, _EXPIRED))
-        self.main = (Ranking(worth, _MAIN), Ranking(worth, _MAIN))
+        self.expired = (EvictionQueue(expiry, _EXPIRED), EvictionQueue(expiry, _EXPIRED))
+        self.main = (EvictionQueue(worth, _MAIN), EvictionQueue(worth, _MAIN))
         self.window: tuple[Window, Window] = (OrderedDict(), OrderedDict())
 
     def add(self, held: Held) -> None:
@@ -145,13 +145,13 @@ class Victims:
         self._after = after
         self._warmed_to_spare = warmed_to_spare
         self._chosen_before: Container[bytes] = ()  # from other pools
-        self._popped: list[tuple[Ranking, Place]] = []
+        self._popped: list[tuple[EvictionQueue, Place]] = []
         self._later: list[Held] = []
 
     def restore(self) -> None:
         """Leave the pools as they were."""
-        for ranking, place in self._popped:
-            ranking.restore(place)
+        for queue, place in self._popped:
+            queue.restore(place)
 
     def take(self, pools: Pools, bytes_needed: float) -> None:
         """Choose from `pools` until they free `bytes_needed`, as far as they go."""
@@ -173,20 +173,20 @@ class Victims:
                     self._choose(held)
 
     def _take_ranked(
-        self, others: Ranking, warmed: Ranking, bytes_needed: float, *, is_kept: bool
+        self, others: EvictionQueue, warmed: EvictionQueue, bytes_needed: float, *, is_kept: bool
     ) -> None:
-        """From two rankings as if they were one. `is_kept`: not all warmed ones may go."""
+        """From two queues as if they were one. `is_kept`: not all warmed ones may go."""
         while self.freed_bytes < bytes_needed:
-            ranking, place = others, others.head()
+            queue, place = others, others.head()
             if warmed.size and (head := warmed.head()) and (place is None or head < place):
                 size_bytes = head[2].entry.size_bytes
                 if not is_kept or size_bytes <= self._warmed_to_spare:
-                    ranking, place = warmed, head
+                    queue, place = warmed, head
             if place is None:
                 return
             self._consider(place[2])
             if self.freed_bytes < bytes_needed:  # else it stays where it is: no need to put it back
-                self._popped.append((ranking, ranking.pop()))
+                self._popped.append((queue, queue.pop()))
 
     def _take_from_window(self, window: tuple[Window, Window], bytes_needed: float) -> None:
         others, warmed = (iter(part.values()) for part in window)

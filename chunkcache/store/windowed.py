@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from chunkcache.chunk import Retention
+from chunkcache.store.eviction_queue import EvictionQueue
 from chunkcache.store.policy import PINNED_SHARE, Refusal, Room, free_room
 from chunkcache.store.popularity import Popularity
-from chunkcache.store.ranking import Ranking
 from chunkcache.store.victims import Held, Pools, Stage, Victims, expiry
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class WindowedFrequencyPolicy:
         self._window_bytes = 0
         self._warmed_bytes = 0  # without those that have expired
         self._pinned_bytes = 0
-        self._expiring = Ranking(expiry, None, _MAIN, _WINDOW)
+        self._expiring = EvictionQueue(expiry, None, _MAIN, _WINDOW)
         self._everyone = Pools(self._worth)
         self._of_everyone = (self._everyone,)
         self._bound: dict[str, _BoundTenant] = {}

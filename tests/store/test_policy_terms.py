@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from chunkcache.chunk import Retention, Terms
-from chunkcache.store import ranking
+from chunkcache.store import eviction_queue
 from chunkcache.store.lru import LruPolicy
 from chunkcache.store.policy import Entry, Policy
 from chunkcache.store.popularity import Popularity
@@ -275,9 +275,9 @@ def test_work_for_an_access_does_not_grow_with_the_records(
         tenant, warmed = "bound" if number % 8 == 0 else "", number % 2 == 0
         terms = Terms(tenant, retention=Retention.WARMED if warmed else Retention.NORMAL)
         policy.on_put(b"%d" % number, Entry(10, terms=terms))
-    monkeypatch.setattr(ranking.heapq, "heappush", counted(heapq.heappush))
-    monkeypatch.setattr(ranking.heapq, "heappop", counted(heapq.heappop))
-    monkeypatch.setattr(ranking.heapq, "heapreplace", counted(heapq.heapreplace))
+    monkeypatch.setattr(eviction_queue.heapq, "heappush", counted(heapq.heappush))
+    monkeypatch.setattr(eviction_queue.heapq, "heappop", counted(heapq.heappop))
+    monkeypatch.setattr(eviction_queue.heapq, "heapreplace", counted(heapq.heapreplace))
     accesses = 2000
     for number in range(accesses):
         policy.on_use(b"%d" % (number * 7 % records))

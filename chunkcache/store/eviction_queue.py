@@ -1,4 +1,4 @@
-"""Records in order of a worth that only grows. Pure."""
+"""Records in the order in which they leave a tier: by a worth that only grows. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Place = tuple[float, bytes, Held]  # (worth, digest, record)
 
 
-class Ranking:
+class EvictionQueue:
     """Worst first. A worth that has grown is noticed when its record gets to the head.
 
     So `worth` may be asked about any record in here at any time, and must never fall while the
