@@ -250,9 +250,9 @@ class Generation(Request):
 
     def _choose(self, scores: QuestionScores | DeviationScores) -> None:
         task, policy = self._planned.task, self._policy
-        ranking, left = policy.ranking(task), None
-        if ranking is not None and ranks_on(scores.measured.device):
-            self._recomputed, left = chosen(task, ranking, scores.measured)
+        selection, left = policy.selection(task), None
+        if selection is not None and ranks_on(scores.measured.device):
+            self._recomputed, left = chosen(task, selection, scores.measured)
         else:
             measured = scores.scores()
             self._recomputed = policy.choose(task, measured)

@@ -17,7 +17,7 @@ from chunkcache_kernels.choice import topk_rows
 from chunkcache_kernels.sending import pins, runs_triton, sent
 
 if TYPE_CHECKING:
-    from chunkcache.repair.base import Ranking, RepairTask
+    from chunkcache.repair.base import RepairTask, RowSelection
 
 
 def ranks_on(device: torch.device) -> bool:
@@ -25,17 +25,19 @@ def ranks_on(device: torch.device) -> bool:
     return pins(device)
 
 
-def chosen(task: RepairTask, ranking: Ranking, scores: torch.Tensor) -> tuple[np.ndarray, float]:
+def chosen(
+    task: RepairTask, selection: RowSelection, scores: torch.Tensor
+) -> tuple[np.ndarray, float]:
     """Positions as `RepairPolicy.choose` gives them, and what `residual` says of them.
 
     `scores` fp32 `[prompt tokens]`. Cost: some twenty small operations on the device, one read of
     as many numbers as rows are chosen.
     """
-    found = _ranked(task, ranking, scores).cpu().numpy()
+    found = _ranked(task, selection, scores).cpu().numpy()
     return reusable_positions(task)[found[:-1].astype(np.int64)], float(found[-1])
 
 
-def _ranked(task: RepairTask, ranking: Ranking, scores: torch.Tensor) -> torch.Tensor:
+def _ranked(task: RepairTask, selection: RowSelection, scores: torch.Tensor) -> torch.Tensor:
     """fp64 `[rows + 1]`: the places of the largest among the reusable rows, then the residual."""
     device, lengths = scores.device, [chunk.num_tokens for chunk in task.chunks]
     ends = np.cumsum(lengths)
@@ -48,9 +50,9 @@ def _ranked(task: RepairTask, ranking: Ranking, scores: torch.Tensor) -> torch.T
         device,
     )
     own = scores[there["positions"].long()]
-    if ranking.before or ranking.after:
-        own = _averaged(own, there["first"], there["end"], ranking)
-    count = min(ranking.count, len(own))
+    if selection.before or selection.after:
+        own = _averaged(own, there["first"], there["end"], selection)
+    count = min(selection.count, len(own))
     places = _largest(own, count)
     mass = torch.where(own.isfinite() & (own > 0), own, 0.0).double()
     left = 1.0 - mass[places.long()].sum() / mass.sum()
@@ -59,12 +61,12 @@ def _ranked(task: RepairTask, ranking: Ranking, scores: torch.Tensor) -> torch.T
 
 
 def _averaged(
-    own: torch.Tensor, first: torch.Tensor, end: torch.Tensor, ranking: Ranking
+    own: torch.Tensor, first: torch.Tensor, end: torch.Tensor, selection: RowSelection
 ) -> torch.Tensor:
     """fp32 scores averaged in fp64 over neighbours from row `first` of its chunk to its `end`."""
     known = torch.where(own.isfinite(), own, 0.0).double()
     index = torch.arange(len(own), device=own.device)[:, None]
-    at = index + torch.arange(-ranking.before, ranking.after + 1, device=own.device)
+    at = index + torch.arange(-selection.before, selection.after + 1, device=own.device)
     inside = (at >= first[:, None]) & (at < end[:, None])
     windows = torch.where(inside, known[at.clamp(0, len(own) - 1)], 0.0)
     sums = windows[:, 0]

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chunkcache.repair.base import Ranking, RepairPolicy, RepairTask, ReusedChunk, Scoring, Step
+from chunkcache.repair.base import (
+    RepairPolicy,
+    RepairTask,
+    ReusedChunk,
+    RowSelection,
+    Scoring,
+    Step,
+)
 from chunkcache.repair.cfo import FixOverhead
 from chunkcache.repair.fixed import FirstK, NoRepair, RepairAll
 from chunkcache.repair.focused import FocusedChunks
@@ -16,10 +23,10 @@ if TYPE_CHECKING:
     from chunkcache.policy_names import RepairPolicyName
 
 __all__ = [
-    "Ranking",
     "RepairPolicy",
     "RepairTask",
     "ReusedChunk",
+    "RowSelection",
     "Scoring",
     "Step",
     "policy_named",

@@ -50,7 +50,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking:
+class RowSelection:
     """Rows with the largest scores, each score averaged over its neighbours in the same chunk."""
 
     count: int
@@ -139,8 +139,8 @@ class RepairPolicy(Protocol):
         """
         ...
 
-    def ranking(self, task: RepairTask) -> Ranking | None:
-        """What `choose` comes to where it needs scores, if it is no more than such a ranking.
+    def selection(self, task: RepairTask) -> RowSelection | None:
+        """What `choose` comes to where it needs scores, if it is no more than such a selection.
 
         Rows may then be chosen where the scores lie, and the scores never come to the host; None:
         only `choose` knows. Who has a `choose` or `weigh` of its own says this anew, too.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chunkcache.repair.base import DEVIATION_LAYERS, Ranking, RepairPolicy, Scoring, Step
+from chunkcache.repair.base import DEVIATION_LAYERS, RepairPolicy, RowSelection, Scoring, Step
 from chunkcache.repair.select import reusable_positions, top_rows
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class FallingRows(RepairPolicy):
             raise ValueError(f"policy {self.name!r} needs scores")
         return top_rows(positions, scores[positions], self._counts(task)[0])
 
-    def ranking(self, task: RepairTask) -> Ranking | None:
+    def selection(self, task: RepairTask) -> RowSelection | None:
         """The rows that begin; which go on is found on the host."""
-        return Ranking(self._counts(task)[0])
+        return RowSelection(self._counts(task)[0])
 
     def steps(self, task: RepairTask) -> tuple[Step, ...]:
         """After a quarter and after half of the layers, where the model has as many."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from chunkcache.repair.base import Ranking, RepairPolicy, Scoring
+from chunkcache.repair.base import RepairPolicy, RowSelection, Scoring
 from chunkcache.repair.fixed import FirstK
 from chunkcache.repair.select import reusable_positions, rows_until, smoothed, top_rows
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class _TopScores(RepairPolicy):
     ROWS_BEFORE, ROWS_AFTER = 0, 0  # whose scores count for a row beside its own
 
-    def ranking(self, task: RepairTask) -> Ranking | None:
+    def selection(self, task: RepairTask) -> RowSelection | None:
         """As many of the largest as can be paid for; a residual is found on the host."""
         if task.max_residual is not None:
             return None
-        return Ranking(task.max_rows, self.ROWS_BEFORE, self.ROWS_AFTER)
+        return RowSelection(task.max_rows, self.ROWS_BEFORE, self.ROWS_AFTER)
 
     def choose(self, task: RepairTask, scores: np.ndarray | None) -> np.ndarray:
         """The best-scored rows of all chunks together: `task.max_rows`, or as many as it takes.

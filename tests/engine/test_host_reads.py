@@ -30,7 +30,7 @@ from chunkcache.engine.pool import KVPool
 from chunkcache.engine.sample import Sampler, filtered_probabilities
 from chunkcache.engine.sequence_kv import SequenceKV
 from chunkcache.protocol import Sampling
-from chunkcache.repair import Ranking, RepairTask, ReusedChunk
+from chunkcache.repair import RepairTask, ReusedChunk, RowSelection
 from chunkcache.store.reader import kv_shape
 
 pytest.importorskip("triton")
@@ -201,9 +201,9 @@ def test_rows_are_ranked_without_a_wait() -> None:
     nothing: Any = None
     chunks = [ReusedChunk(start, 20, nothing, (), ()) for start in (3, 23, 50)]
     task = RepairTask(tuple(chunks), 0.4)
-    for ranking in (Ranking(24, 6, 2), Ranking(24)):
+    for selection in (RowSelection(24, 6, 2), RowSelection(24)):
         with Waits() as waits:
-            found = ranked._ranked(task, ranking, torch.zeros(TOKENS, device=NOWHERE))
+            found = ranked._ranked(task, selection, torch.zeros(TOKENS, device=NOWHERE))
         assert found.device.type == NOWHERE and len(found) == 25
         assert waits.found == [] and waits.sent == 1
 

@@ -13,7 +13,7 @@ from chunkcache.config import RepairSettings
 from chunkcache.engine import generation, ranked
 from chunkcache.engine.ranked import chosen
 from chunkcache.policy_names import RepairPolicyName
-from chunkcache.repair import Ranking, RepairTask, ReusedChunk, policy_named
+from chunkcache.repair import RepairTask, ReusedChunk, RowSelection, policy_named
 from chunkcache.repair.scored import QuestionRows
 from chunkcache.repair.select import residual
 
@@ -50,9 +50,9 @@ def test_rows_are_those_of_the_host_with_ties(name: RepairPolicyName, seed: int)
     task, policy = task_of(seed, [0.1, 0.4, 0.9][seed // 3]), policy_named(name, RepairSettings())
     end = task.chunks[-1].start + task.chunks[-1].num_tokens
     scores = scores_of(seed, end + 20)
-    ranking = policy.ranking(task)
-    assert ranking is not None
-    rows, left = chosen(task, ranking, torch.from_numpy(scores))
+    selection = policy.selection(task)
+    assert selection is not None
+    rows, left = chosen(task, selection, torch.from_numpy(scores))
     expected = policy.choose(task, scores)
     assert rows.dtype == np.int64 and np.array_equal(rows, expected) and len(rows)
     assert left == pytest.approx(residual(task, policy.weigh(task, scores), expected), abs=1e-12)
@@ -60,15 +60,15 @@ def test_rows_are_those_of_the_host_with_ties(name: RepairPolicyName, seed: int)
 
 def test_a_prompt_without_any_mass_and_more_rows_than_there_are() -> None:
     task = task_of(0, 0.5)
-    rows, left = chosen(task, Ranking(10_000, 6, 2), torch.full((500,), torch.nan))
+    rows, left = chosen(task, RowSelection(10_000, 6, 2), torch.full((500,), torch.nan))
     assert len(rows) == task.reusable_rows and left == 0.0
 
 
 def test_a_residual_is_found_on_the_host() -> None:
     task = task_of(0, 1.0)
     aimed = RepairTask(task.chunks, 1.0, max_residual=0.3)
-    assert QuestionRows().ranking(task) is not None
-    assert QuestionRows().ranking(aimed) is None
+    assert QuestionRows().selection(task) is not None
+    assert QuestionRows().selection(aimed) is None
 
 
 @pytest.mark.parametrize("name", POLICIES)
