@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from chunkcache.engine.loader import Batch
 from chunkcache.errors import StoreError
-from chunkcache.store.cost import Choice, Rows, Stored
+from chunkcache.store.cost import LoadPlan, Rows, Stored
 from chunkcache.store.reader import HeldRecord
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Finder:
 
     def find(
         self, keys: Sequence[ChunkKey], always: Rows, leases: Leases
-    ) -> tuple[dict[ChunkKey, Found], Choice]:
+    ) -> tuple[dict[ChunkKey, Found], LoadPlan]:
         """Lease each chunk; those not found must be computed, for the reason given.
 
         One choice is made over all of them: those in a tier that the prompt would wait for longer
@@ -83,8 +83,8 @@ class Finder:
         left = [key for key in keys if key not in found]
         sources = dict(zip(left, self._store.locate_many(left), strict=True))
         held = {key: self._stored(key, at) for key, at in sources.items() if at is not None}
-        choice = self._store.cost.choose(list(held.values()), always, coming)
-        slower = {key for key, pays in zip(held, choice.loads, strict=True) if not pays}
+        plan = self._store.cost.choose(list(held.values()), always, coming)
+        slower = {key for key, pays in zip(held, plan.loads, strict=True) if not pays}
         ascent = _Ascent()  # from here on time counts: what comes whole does when it is opened
         opened = self._open([key for key in left if key not in slower], sources)
         try:
@@ -94,7 +94,7 @@ class Finder:
             self._begin(ascent, measured=True)
             for one in opened.values():
                 one.close()
-        return found, choice
+        return found, plan
 
     def foresee(self, keys: Sequence[ChunkKey]) -> None:
         """Begin to bring up chunks that may soon be asked for, behind all that is waited for.

@@ -141,7 +141,7 @@ class Runtime:
         """
         chunks = self.engine.chunks
         with chunks.leases() as leases:
-            found, choice = self.finder.find(list(dict.fromkeys(keys)), always, leases)
+            found, plan = self.finder.find(list(dict.fromkeys(keys)), always, leases)
             missing = {
                 key: hit.miss
                 for key, hit in found.items()
@@ -167,7 +167,7 @@ class Runtime:
             leases.pass_on()
             hits = [found[key] for key in keys]
             return Finding(
-                hits, choice.planned,
+                hits, plan.planned,
                 from_memory=all(hit.tier == self.engine.chunk_tier for hit in hits),
                 is_stored=all(hit.tier is not None for hit in hits),
             )  # fmt: skip

@@ -68,7 +68,7 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class LoadPlan:
     """Which chunks are brought up, and what is `planned`: None before all is measured.
 
     A source is `probed` where one chunk of it comes up only to be measured.
@@ -242,7 +242,7 @@ class CostModel:
 
     def choose(
         self, chunks: Sequence[Stored], always: Rows, coming: Mapping[Source, int] | None = None
-    ) -> Choice:
+    ) -> LoadPlan:
         """Which of a prompt's chunks to bring up, so that its first token comes soonest.
 
         Args:
@@ -261,7 +261,7 @@ class CostModel:
             if probed is not None:
                 own = [i for i, chunk in enumerate(chunks) if chunk.source == probed]
                 loads[min(own, key=lambda i: chunks[i].size_bytes)] = True
-            return Choice(tuple(loads), planned, probed)
+            return LoadPlan(tuple(loads), planned, probed)
 
     # ------------------------------------------------------------ under the lock
 

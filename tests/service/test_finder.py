@@ -12,7 +12,7 @@ import torch
 from chunkcache import ChunkCache
 from chunkcache.chunk import ChunkKV
 from chunkcache.service.wishes import answer_request
-from chunkcache.store.cost import Choice, CostModel, Rows, Stored
+from chunkcache.store.cost import CostModel, LoadPlan, Rows, Stored
 from chunkcache.store.layout import header_key
 
 HERE, COMING, SLOWER, NEAR, DAMAGED, NOWHERE, NEARER = range(7)
@@ -96,9 +96,9 @@ def choosing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, .
     """What is asked when it is chosen; one passage would take longer to load."""
     asked, slower = list[tuple[Any, ...]](), scene.stored(SLOWER)
 
-    def choose(_: CostModel, chunks: list[Stored], *more: Any) -> Choice:
+    def choose(_: CostModel, chunks: list[Stored], *more: Any) -> LoadPlan:
         asked.append((chunks, *more))
-        return Choice(tuple(chunk != slower for chunk in chunks))
+        return LoadPlan(tuple(chunk != slower for chunk in chunks))
 
     monkeypatch.setattr(CostModel, "choose", choose)
     return asked

@@ -20,7 +20,7 @@ from chunkcache.service.asking import Measure
 from chunkcache.service.library import DEFAULT, PUBLIC
 from chunkcache.service.wishes import answer_request
 from chunkcache.store import slab_reader
-from chunkcache.store.cost import Choice, CostModel, Planned, Rows
+from chunkcache.store.cost import CostModel, LoadPlan, Planned, Rows
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.leased import LeasedRecord
 from chunkcache.store.slab_file import SlabFile
@@ -53,8 +53,8 @@ def counted(cache: ChunkCache, name: str) -> float:
 def always_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model computes a passage sooner than a disk gives it."""
 
-    def choose(_: CostModel, chunks: list[Any], *__: Any) -> Choice:
-        return Choice((True,) * len(chunks))
+    def choose(_: CostModel, chunks: list[Any], *__: Any) -> LoadPlan:
+        return LoadPlan((True,) * len(chunks))
 
     monkeypatch.setattr(CostModel, "choose", choose)
     monkeypatch.setattr(CostModel, "pays", lambda *_: True)

@@ -15,7 +15,7 @@ import pytest
 
 from chunkcache.evaluate.hitrate import Workload, advise, measure, read_service_log
 from chunkcache.evaluate.hitrate.policies import SHIPPED
-from chunkcache.store.cost import Choice, CostModel
+from chunkcache.store.cost import CostModel, LoadPlan
 
 SIZE = int(os.environ.get("CHUNKCACHE_TEST_SIZE", "1"))
 KINDS = (
@@ -61,7 +61,7 @@ def test_a_service_of_the_advised_size_hits_as_often_as_the_replay(
     open_cache: Callable[..., Any], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # whether a tiny model or a busy disk is faster is a matter of luck
-    monkeypatch.setattr(CostModel, "choose", lambda _, chunks, *__: Choice((True,) * len(chunks)))
+    monkeypatch.setattr(CostModel, "choose", lambda _, chunks, *__: LoadPlan((True,) * len(chunks)))
     retrieval = {"mode": "lexical", "chunk_tokens": 256}
     first = open_cache(home=tmp_path / "first", retrieval=retrieval)
     most = ask_all(first, corpus)

@@ -13,7 +13,7 @@ from chunkcache.engine.chunk_pages import ChunkPages
 from chunkcache.protocol import AnswerFinished
 from chunkcache.service.asking import Measure
 from chunkcache.service.wishes import answer_request
-from chunkcache.store.cost import Choice, CostModel, Rows
+from chunkcache.store.cost import CostModel, LoadPlan, Rows
 from chunkcache.store.layout import header_key
 from chunkcache.store.tiered import TieredStore
 
@@ -22,7 +22,7 @@ MEASURE = Measure(takes_no_prefix=True, leaves_no_prefix=True)
 COUNTED = ("chunk_queries", "chunk_hits", "chunk_misses", "store_errors", "prefetches", "evictions")
 
 # the tiny model computes a passage sooner than a disk gives it
-ALL_PAY = lambda _, chunks, *__: Choice((True,) * len(chunks))  # noqa: E731
+ALL_PAY = lambda _, chunks, *__: LoadPlan((True,) * len(chunks))  # noqa: E731
 
 
 def one_by_one(patch: pytest.MonkeyPatch) -> None:
