@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from chunkcache.retrieval.refresh import Refreshed
     from chunkcache.retrieval.splitter import Splitter
 
-    _Written = tuple["Outcome", DocumentInfo]
+    _Written = tuple["Change", DocumentInfo]
 
-Outcome = Literal["added", "updated", "unchanged", "renamed"]
+Change = Literal["added", "updated", "unchanged", "renamed"]
 _PROBLEMS_KEPT = 50  # of one document
 
 
@@ -369,10 +369,10 @@ def _count(
         report.skipped += 1
         report.problems.append(f"{one.name}: {reason}")
         return
-    outcome, info = written
-    setattr(report, outcome, getattr(report, outcome) + 1)
-    if outcome in ("added", "updated"):
+    change, info = written
+    setattr(report, change, getattr(report, change) + 1)
+    if change in ("added", "updated"):
         report.chunks += info.num_chunks
         report.tokens += info.num_tokens
-    if outcome != "unchanged" and one.source is not None and one.source.path is not None:
+    if change != "unchanged" and one.source is not None and one.source.path is not None:
         report.problems += [f"{one.name}: {what}" for what in info.problems]

@@ -32,7 +32,7 @@ class CascadeTier:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ReplayResult:
     """What a replay cost, and by tier the share of sizes and of uses found there."""
 
     cost: float  # relative to computing every chunk at every use
@@ -82,7 +82,7 @@ def replay_cascade(
     look_ahead: int = 0,
     shares_popularity: bool = False,
     saves_by_size: bool = True,
-) -> Outcome:
+) -> ReplayResult:
     """Replay a trace, given as for `Intervals.of`, with whole numbers as sizes.
 
     Args:
@@ -127,7 +127,7 @@ def replay_cascade(
         (compute_cost - tier.load_cost) * size for tier, size in zip(tiers, found_size, strict=True)
     )
     cost = 1.0 - saved / (compute_cost * total) if total else 0.0
-    return Outcome(cost, tuple(found_size / max(1, total)), tuple(found_uses / max(1, uses)))
+    return ReplayResult(cost, tuple(found_size / max(1, total)), tuple(found_uses / max(1, uses)))
 
 
 def _by_request(
