@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from typing import Any, TextIO
+import threading
+from typing import TYPE_CHECKING, Any, TextIO
 
 from chunkcache.errors import ChunkCacheError, ConfigError, InvalidRequest, NotFound
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _LOG_JSON = "--log-json"
+_AGAIN_AFTER_S = 0.05
 _INTERRUPTED = 130
 _USAGE = 2  # what the shell calls a usage error: something the caller can mend
 
@@ -21,6 +27,7 @@ def main() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # silences a warning on fork
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own bars say more
+    sys.unraisablehook = interrupting(sys.unraisablehook)
     try:
         _run()
     except ChunkCacheError as error:
@@ -74,6 +81,26 @@ def _code_of(end: BaseException) -> Any:
             return 0
         behind = behind.__cause__ or behind.__context__
     return end.code if isinstance(end, SystemExit) else 1
+
+
+def interrupting(
+    tell: Callable[[sys.UnraisableHookArgs], object],
+) -> Callable[[sys.UnraisableHookArgs], None]:
+    """What Python is to do with an exception that cannot be raised: `tell`, but Ctrl-C comes again.
+
+    It may fall into a destructor or a callback, as imports have for each module: Python would say
+    that it is ignored, and go on.
+    """
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if lost.exc_type is not KeyboardInterrupt:
+            tell(lost)
+            return
+        again = threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    return hook
 
 
 def read_by_nobody(stream: TextIO) -> None:

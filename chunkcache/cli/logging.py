@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 import structlog
 
-from chunkcache.cli import read_by_nobody
+from chunkcache.cli import interrupting, read_by_nobody
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -68,7 +68,7 @@ def configure_logging(level: LogLevel, *, as_json: bool) -> None:
         logging.captureWarnings(True)
         sys.excepthook = _log_crash
         threading.excepthook = _log_thread_crash
-        sys.unraisablehook = _log_unraisable
+        sys.unraisablehook = interrupting(_log_unraisable)
 
 
 def _configure_standard(

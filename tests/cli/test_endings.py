@@ -109,6 +109,35 @@ def test_an_interrupted_command_says_so(options: list[str]) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("options", [[], ["--log-json"]])
+def test_an_interrupt_that_python_ignores_comes_again(options: list[str]) -> None:
+    """As one does that falls into the callback that imports have for each module."""
+    script = """
+import signal, sys, threading
+import chunkcache.cli as cli
+import chunkcache.cli.app as app
+
+class Deaf:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def command():
+    del sys.modules["chunkcache.cli.app"].deaf
+    threading.Event().wait(60)  # of a test that fails
+
+app.deaf = Deaf()
+app.app = command
+sys.argv = ["chunkcache", *sys.argv[1:]]
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *options], capture_output=True, text=True, check=False,
+        preexec_fn=hears_ctrl_c,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert "interrupted; what was stored stays" in done.stderr and "ignored" not in done.stderr
+
+
 def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
