@@ -25,6 +25,7 @@ from chunkcache.engine.door import Door, check_fits
 from chunkcache.engine.faults import as_engine_error, memory_full
 from chunkcache.engine.lane import use_device
 from chunkcache.engine.loader import Loader
+from chunkcache.engine.lowering import Lowering
 from chunkcache.engine.pages import PagePool
 from chunkcache.engine.pass_clock import pass_clock, timed
 from chunkcache.engine.pool import open_team
@@ -81,6 +82,7 @@ class Engine:
             on_evict=metrics.evictions.labels(self.chunk_tier).inc, popularity=popularity,
             on_waste=metrics.prefetches_wasted.inc, quotas=chunk_quotas,
         )  # fmt: skip
+        self.lowering = Lowering(model.device)
         self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
@@ -170,6 +172,7 @@ class Engine:
         self.loader.close()
         self._inbox.put(None)
         self._thread.join()
+        self.lowering.close()
         self.chunks.clear()
         if self._team is not None:
             self._team.close()

@@ -50,8 +50,8 @@ class CaptureKV:
 
     @property
     def kv(self) -> torch.Tensor:
-        """`[layers, 2, tokens, kv_heads, head_dim]` in host memory, once all rows have run."""
-        return self._kv.cpu()
+        """`[layers, 2, tokens, kv_heads, head_dim]` on the device, once all rows have run."""
+        return self._kv
 
     def look(self, view: LayerView) -> None:
         """Copy K before RoPE and V of the rows that belong to the chunk; add up where they look."""

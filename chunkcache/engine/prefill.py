@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from chunkcache.chunk import ChunkKV, content_digest
+from chunkcache.chunk import ChunkKV, all_finite, content_digest
 from chunkcache.engine.attention import Logits
+from chunkcache.engine.lowering import at_once
 from chunkcache.engine.observe import CaptureKV
 from chunkcache.engine.request import Pass, Request
 from chunkcache.errors import NotFinite
@@ -21,8 +22,11 @@ from chunkcache.errors import NotFinite
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+
     from chunkcache.chunk import ChunkKey
     from chunkcache.engine.decoder import DecoderModel
+    from chunkcache.engine.lowering import Lowers
     from chunkcache.engine.request import Passes
     from chunkcache.errors import ChunkCacheError
 
@@ -34,6 +38,8 @@ class ChunkPrefill(Request):
     no part of the record (`PromptBuilder.born_passages`). Only the pages of the born prefix are
     shared with others: a warm-up must not push the prefixes of conversations out of the prefix
     cache.
+
+    `lowers` brings its KV to host memory; the request may have ended before the future resolves.
 
     Several callers may wait for one prefill; it is given up once all of them have gone.
     """
@@ -47,6 +53,7 @@ class ChunkPrefill(Request):
         head: Sequence[int],
         salt: bytes,
         prior: Sequence[Sequence[int]] = (),
+        lowers: Lowers = at_once,
     ) -> None:
         born = [*head, *(t for ids in prior for t in ids)]
         super().__init__([*born, *key.token_ids], max_new_tokens=0, salt=salt)
@@ -57,6 +64,7 @@ class ChunkPrefill(Request):
         self._boundaries = [int(e) for e in edges]
         # the chunk's own rows must all run, so that they can be captured
         self.max_prefix_tokens = self._boundaries[-1]
+        self._lowers = lowers
         self._first = 0
         self._lock = threading.Lock()  # guards the two fields below
         self._callers: list[threading.Event] = []  # each is set once that caller has gone
@@ -86,12 +94,16 @@ class ChunkPrefill(Request):
         capture = CaptureKV(model, self._boundaries, len(self.key.token_ids))
         rows = np.arange(self._first, len(self.token_ids), dtype=np.int64)
         yield Pass(rows, observer=capture, logits=Logits.NONE)
-        record = ChunkKV(self.key, model.geometry, capture.kv, capture.stats(self._prior))
-        if not record.is_finite:  # its rows look at all that its pages would share
+        stats = capture.stats(self._prior)
+        if not all_finite(capture.kv):  # its rows look at all that its pages would share
             raise NotFinite.of("keys or values of a passage")
         self.exact_tokens = self._boundaries[-1]
-        if not self.future.cancelled():
-            self.future.set_result(record)
+
+        def give(kv: torch.Tensor) -> None:
+            if not self.future.done():
+                self.future.set_result(ChunkKV(self.key, model.geometry, kv, stats))
+
+        self._lowers(capture.kv, give, self.fail)
 
     def fail(self, error: ChunkCacheError) -> None:
         """Resolve the future to the error."""

@@ -308,6 +308,7 @@ class Runtime:
                 head=self.prompts.canonical_head,
                 prior=self.prompts.born_passages,
                 salt=salt,
+                lowers=self.engine.lowering,
             )
             request.wait_for(gone)
             self.engine.submit(request)

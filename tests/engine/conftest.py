@@ -173,14 +173,20 @@ class Bench:
                 start += len(ids)
         return Prompt(tuple(spans), head_is_canonical=canonical)
 
-    def prefill(
+    def prefill(self, ids: Sequence[int], **options: Any) -> ChunkPrefill:
+        request = self.begin(ids, **options)
+        request.future.result(timeout=60)
+        return request
+
+    def begin(
         self, ids: Sequence[int], *, prior: Sequence[Sequence[int]] = (), salt: bytes = b"chunks"
     ) -> ChunkPrefill:
         born = [*self.head, *(t for chunk in prior for t in chunk)]
         key = ChunkKey.of(ids, fingerprint=self.model.fingerprint, born_prefix=born, salt=salt)
-        request = ChunkPrefill(key, head=self.head, salt=salt, prior=prior)
+        request = ChunkPrefill(
+            key, head=self.head, salt=salt, prior=prior, lowers=self.engine.lowering
+        )
         self.engine.submit(request)
-        request.future.result(timeout=60)
         return request
 
     def record(self, ids: Sequence[int], **options: Any) -> ChunkKV:

@@ -4,6 +4,7 @@ the answers are those of a CPU, and each wait that is left out makes another one
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 import torch
 from late_cuda import LateCuda
 
-from chunkcache.engine import chunk_pages, lane, sample
+from chunkcache.engine import chunk_pages, lane, lowering, sample
 from chunkcache.engine.arrival import Arrival
 from chunkcache.engine.decoder import DecoderModel
 from chunkcache.engine.graphed import CudaCapture
 from chunkcache.engine.lane import StreamLane
 from chunkcache.engine.loader import Batch
+from chunkcache.engine.lowering import Lowering
 from chunkcache.engine.outcome import Outcome
 from chunkcache.errors import ChunkCacheError, NotFinite
 from chunkcache.protocol import Sampling
@@ -154,3 +156,79 @@ def test_a_piece_runs_behind_what_the_engine_has_queued_and_before_what_it_queue
     capture(piece)
     late.default.give(lambda: order.append("behind"))
     assert order == ["before", "piece", "behind"]
+
+
+@pytest.fixture
+def down_late(late: LateCuda, monkeypatch: pytest.MonkeyPatch) -> LateCuda:
+    """What new chunks are made of comes down late."""
+    monkeypatch.setattr(lowering, "lane_for", StreamLane)
+    monkeypatch.setattr(lowering, "has_streams", lambda _: True)
+    return late
+
+
+def made_of(bench: Any) -> list[torch.Tensor]:
+    tokens = [bench.tokens(count, seed) for seed, count in enumerate(CHUNKS)]
+    return [bench.record(ids).kv for ids in tokens]
+
+
+def test_a_record_is_what_came_down(
+    tiny: DecoderModel, open_bench: Callable[..., Any], down_late: LateCuda,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    found = made_of(open_bench(tiny))
+    assert down_late.late == len(CHUNKS), "each on a stream of its own, into pinned memory"
+    monkeypatch.setattr(lowering, "has_streams", lane.has_streams)
+    plain = made_of(open_bench(tiny))
+    assert all(map(torch.equal, found, plain)) and not any(kv.is_pinned() for kv in found)
+
+
+def test_a_record_that_is_read_before_it_came_shows(
+    tiny: DecoderModel, open_bench: Callable[..., Any], down_late: LateCuda,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(lane.StreamMark, "synchronize", lambda self: None)
+    assert all((kv == -7).all() for kv in made_of(open_bench(tiny)))
+
+
+def test_the_next_chunks_are_computed_while_one_comes_down(
+    tiny: DecoderModel, open_bench: Callable[..., Any], down_late: LateCuda,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    came, true = threading.Event(), lane.StreamMark.synchronize
+
+    def synchronize(mark: lane.StreamMark) -> None:
+        assert came.wait(60)
+        true(mark)
+
+    monkeypatch.setattr(lane.StreamMark, "synchronize", synchronize)
+    bench = open_bench(tiny)
+    requests = [bench.begin(bench.tokens(20 + n, n)) for n in range(2)]
+    bench.wait_until_idle()  # they have run, though none has come
+    assert not any(request.future.done() for request in requests)
+    assert bench.engine.lowering._free.empty(), "another one would wait for a buffer"
+    requests += [bench.begin(bench.tokens(22 + n, n)) for n in range(2)]
+    came.set()
+    assert [r.future.result(60).num_tokens for r in requests] == [20, 21, 22, 23]
+
+
+def test_what_goes_wrong_with_one_keeps_no_buffer_and_no_other(
+    down_late: LateCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    down = Lowering(CPU)
+    said: list[ChunkCacheError] = []
+    given: list[torch.Tensor] = []
+
+    def refuse(_: torch.Tensor) -> None:
+        raise ValueError("no use for it")
+
+    for _ in range(5):
+        down(torch.ones(3), refuse, said.append)
+    with monkeypatch.context() as broken:
+        broken.setattr(StreamLane, "mark", refuse)
+        for _ in range(5):
+            with pytest.raises(ValueError, match="no use"):
+                down(torch.ones(3), given.append, said.append)
+    down(torch.arange(3.0), given.append, said.append)
+    down.close()
+    assert len(said) == 5 and all("no use for it" in error.message for error in said)
+    assert torch.equal(given[0], torch.arange(3.0)) and len(given) == 1

@@ -160,7 +160,9 @@ class LateCuda:
                 return true_copy(to, source, non_blocking)
             self.late += 1
             to.fill_(-7)
-            self.copies.append(lambda: [true_copy(to, source)].clear())
+            stream = self.current_stream()
+            give = self.copies.append if stream.default else stream.give
+            give(lambda: [true_copy(to, source)].clear())
             return to
 
         for name, stands in {
