@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 WHAT_TO_DO = (
     "use a home of your own, or run this as a user who may write there; chunkcache ls, stats, "
-    "check, export, backup, quota, and gc and purge without --yes, only read"
+    "check, export, backup, search, ask, eval, quota, and gc and purge without --yes, only read"
 )
 
 
@@ -23,16 +23,20 @@ def can_be_written(path: Path) -> bool:
     return os.access(path, os.W_OK)
 
 
+def unwritable_part(home: Path) -> Path | None:
+    """What of the home cannot be written, first of all itself; None: all that is in it can."""
+    held = (home, home / "catalog.sqlite", home / "kv", home / "kv" / "data.mdb", home / "indexes")
+    return next((path for path in held if not can_be_written(path)), None)
+
+
 def check_writable(home: Path) -> None:
     """Nothing, if whatever is in the home can be written, too.
 
     Raises:
         StoreError: something cannot; nothing has been done.
     """
-    held = (home, home / "catalog.sqlite", home / "kv", home / "kv" / "data.mdb", home / "indexes")
-    for path in held:
-        if not can_be_written(path):
-            raise StoreError(
-                f"home: {path} cannot be written: another user's, or on a read-only file system. "
-                f"Hint: {WHAT_TO_DO}"
-            )
+    if (part := unwritable_part(home)) is not None:
+        raise StoreError(
+            f"home: {part} cannot be written: another user's, or on a read-only file system. "
+            f"Hint: {WHAT_TO_DO}"
+        )

@@ -51,7 +51,7 @@ def ask(
         "tenant": tenant, "collection": collection,
     }  # fmt: skip
     out = console()
-    with shared(context).open() as cache:
+    with shared(context).open_to_read() as cache:
         for event in cache.stream(question, **wishes):
             if isinstance(event, AnswerDelta) and not as_json:
                 sys.stdout.write(visible(event.text))

@@ -9,13 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from chunkcache.errors import ConfigError, InvalidRequest, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
-
-    import typer
 
     from chunkcache.cli.progress import Progress
     from chunkcache.config import Settings
@@ -43,6 +43,27 @@ class Shared:
         from chunkcache.service import ChunkCache
 
         return ChunkCache(self.settings, recompresses=recompresses)
+
+    def open_to_read(self) -> ChunkCache:
+        """`open`, for what needs to write nothing: a home that cannot be written is read, alone.
+
+        Raises:
+            StoreError: there is no catalog to read, and none can be made.
+        """
+        from chunkcache.read_only import unwritable_part
+
+        home, part = self.settings.home, unwritable_part(self.settings.home)
+        if part is None or not (home / "catalog.sqlite").exists():
+            return self.open()
+        note = f"note: {part} cannot be written: it is read, and nothing is kept or counted in it"
+        typer.echo(note, err=True)
+        settings = self.settings
+        if not (home / "kv" / "data.mdb").exists():  # none can be begun
+            store = settings.store.model_copy(update={"disk_capacity_bytes": 0})
+            settings = settings.model_copy(update={"store": store})
+        from chunkcache.service import ChunkCache
+
+        return ChunkCache(settings, reads_only=True)
 
     def progress(self, unit: str) -> AbstractContextManager[Progress]:
         """How far a long command is, on stderr, in so many of `unit`."""

@@ -124,7 +124,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Show the passages a question would be answered from."""
-    with shared(context).open() as cache:
+    with shared(context).open_to_read() as cache:
         passages = cache.search(query, top_k=top_k, tenant=tenant, collection=collection)
     if not passages:
         typer.echo(f"no passage was found in {visible(collection)}. {_HOW_TO_FILL}", err=True)

@@ -83,7 +83,7 @@ def evaluate(
         collection=collection, tenant=tenant,
     )  # fmt: skip
     asked = quality.read_questions(questions, limit=limit, skip=skip)
-    with shared(context).open() as cache:
+    with shared(context).open_to_read() as cache:
         lines = _evaluate(shared(context), cache, asked, evaluation, out)
         name = cache.model_id
     summary = quality.summarise(lines)

@@ -46,7 +46,8 @@ class CollectionIndex:
 
     Index files name in their file names what they were made with, and hold the entries they know.
     They are brought up to date by comparing those with the catalog's, whichever of the two is
-    ahead; a file that is damaged or missing is made anew from the catalog.
+    ahead; a file that is damaged or missing is made anew from the catalog. Unless it `saves`,
+    all of that is in memory alone.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class CollectionIndex:
         embedder: Embedder,
         folder: Path,
         kind: Literal["flat", "hnsw"],
+        *,
+        saves: bool = True,
     ) -> None:
         self.lock = threading.Lock()
         self.generation = -1  # of the catalog, as of the last update
@@ -64,6 +67,7 @@ class CollectionIndex:
         self._tenant, self._collection = tenant, collection
         self._space = vector_space(embedder)
         self._folder = folder
+        self._saves = saves
         self._unsaved: dict[Path, int] = {}
         self._vector_path = folder / f"vectors-{kind}-{_short(self._space)}{INDEX_SUFFIX}"
         words = _short(f"{WORDS_VERSION} {SEARCHED_TEXT_VERSION}")
@@ -92,7 +96,7 @@ class CollectionIndex:
         self._level(self._vectors, entries, self._add_vectors, self._vector_path)
         self._level(self._words, entries, self._add_words, self._lexical_path)
         self.generation = generation
-        if not len(entries):
+        if self._saves and not len(entries):
             remove_index_folder(self._folder)
 
     def by_vector(
@@ -138,7 +142,8 @@ class CollectionIndex:
         for start in range(0, len(missing), _BATCH_ENTRIES):
             changed += add(missing[start : start + _BATCH_ENTRIES])
         self._unsaved[path] = self._unsaved.get(path, 0) + changed
-        if len(entries) and self._unsaved[path] > max(_UNSAVED_ENTRIES, len(entries) // 10):
+        is_much = self._unsaved[path] > max(_UNSAVED_ENTRIES, len(entries) // 10)
+        if self._saves and len(entries) and is_much:
             self._save(index, path)
 
     def _add_vectors(self, batch: npt.NDArray[np.int64]) -> int:
@@ -174,8 +179,9 @@ class CollectionIndex:
         """Take what lies on disk, as far as it is whole."""
         if not self._folder.is_dir():
             return
-        self._catalog.note_index_folder(self._tenant, self._collection, self._folder)
-        sweep_partial_files(self._folder)
+        if self._saves:
+            self._catalog.note_index_folder(self._tenant, self._collection, self._folder)
+            sweep_partial_files(self._folder)
         load: Callable[[Path], VectorIndex] = self._vector_class.load
         vectors = _loaded(load, self._vector_path)
         words = _loaded(LexicalIndex.load, self._lexical_path)

@@ -44,6 +44,7 @@ class Retriever:
         folder: where index files are kept; one folder per collection below it.
         splitter: when given, documents that another tokenizer or chunk size split are split again
             before they are searched. Needed wherever the chunks' token ids are used.
+        saves: False: index files are read, and neither written nor removed.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Retriever:
         folder: Path,
         settings: RetrievalSettings,
         splitter: Splitter | None = None,
+        *,
+        saves: bool = True,
     ) -> None:
         self._catalog = catalog
         self._embedder = embedder
@@ -61,7 +64,9 @@ class Retriever:
         self._splitter = splitter
         self._lock = threading.Lock()  # guards the next line
         self._open: OrderedDict[tuple[str, str], CollectionIndex] = OrderedDict()
-        self._sweep()
+        self._saves = saves
+        if saves:
+            self._sweep()
 
     def search(
         self,
@@ -181,7 +186,7 @@ class Retriever:
     def _opened(self, tenant: str, collection: str) -> CollectionIndex:
         index = self._open[tenant, collection] = CollectionIndex(
             self._catalog, tenant, collection, self._embedder,
-            index_folder(self._root, tenant, collection), self._settings.index,
+            index_folder(self._root, tenant, collection), self._settings.index, saves=self._saves,
         )  # fmt: skip
         return index
 

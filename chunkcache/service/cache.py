@@ -62,12 +62,14 @@ class ChunkCache(Library):
     """Ingest, warm, search and answer in this process. Thread-safe; also a context manager.
 
     Args:
-        recompresses: it is what serves from this home, and rewrites cold records where
-            `store.cold_codec` is set. Others do not know what is in use, and must not.
+        recompresses: it serves from this home, and rewrites cold records where `store.cold_codec`
+            is set. Others do not know what is in use, and must not. `reads_only`: see `Library`.
     """
 
-    def __init__(self, settings: Settings, *, recompresses: bool = False) -> None:
-        super().__init__(settings)
+    def __init__(
+        self, settings: Settings, *, recompresses: bool = False, reads_only: bool = False
+    ) -> None:
+        super().__init__(settings, reads_only=reads_only)
         self._recompresses = recompresses
         self.console = Console(self.metrics, self.warm)
         self.created_at = time.time()
@@ -133,7 +135,7 @@ class ChunkCache(Library):
     @cached_property
     def _lookups(self) -> LookupLog | None:
         limit_bytes = self.settings.store.lookup_log_bytes
-        if not limit_bytes:
+        if not limit_bytes or self._reads_only:
             return None
         return LookupLog(self.settings.home, limit_bytes, record_facts(self.runtime))
 

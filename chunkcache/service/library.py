@@ -45,10 +45,14 @@ class Library:
     """The catalog at `settings.home` and what reads and searches it. Thread-safe.
 
     Its parts are made on first use.
+
+    Args:
+        reads_only: the home cannot be written: nothing in it is tried to be.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, reads_only: bool = False) -> None:
         self.settings = settings
+        self._reads_only = reads_only
         self.metrics = Metrics()
         self._closed = False
         self._lock = threading.RLock()  # guards first use of the lazy parts
@@ -115,8 +119,9 @@ class Library:
         with self._lock:
             catalog, splitter = self.catalog, self._splitter
         return Retriever(
-            catalog, embedder, self.settings.home / "indexes", self.settings.retrieval, splitter
-        )
+            catalog, embedder, self.settings.home / "indexes", self.settings.retrieval, splitter,
+            saves=not self._reads_only,
+        )  # fmt: skip
 
     @cached_property
     def _matcher(self) -> PassageMatcher:
@@ -353,7 +358,7 @@ class Library:
             passes=filters.matches if filters else None, ranking=ranking,
         )  # fmt: skip
         for info in searched:
-            if info.expires_after_days is not None:
+            if info.expires_after_days is not None and not self._reads_only:
                 self.catalog.note_use(tenant, info.id)
         return found
 

@@ -199,11 +199,14 @@ class DiskTier:
         """See `Tier`. When it returns, the record survives a kill of the process.
 
         A record that another codec rounded is not admitted: its bytes would pass for better ones.
+        None is where the file can only be read.
 
         Raises:
             StoreError: map or disk full, LMDB failed, or the record contradicts itself; it was
                 dropped whole.
         """
+        if self._env.reads_only:
+            return False
         with self._using():
             digest = self._place_for(record.key)
             held = self._find(record.key)

@@ -82,7 +82,7 @@ def test_readers_read_and_writers_are_refused_by_name(
     writes = [
         ["rm", "doc-x"], ["purge", "--tenant", "public", "--yes"], ["quota", "--set", "5"],
         ["ingest", str(tmp_path / "a.md")], ["warm"], ["warm", "--workers", "2"], ["keep"],
-        ["ask", "why?"], ["search", "owls"], ["fit-basis"], ["serve", "--port", "0"],
+        ["fit-basis"], ["serve", "--port", "0"],
     ]  # fmt: skip
     told = without_rights(
         [[*options, name, *arguments.get(name, [])] for name in reads]
@@ -97,6 +97,58 @@ def test_readers_read_and_writers_are_refused_by_name(
         assert "written" in err or "write" in err, (command, err)
         assert "Traceback" not in err
     assert {path: path.stat().st_mtime_ns for path in [home, *home.rglob("*")]} == before
+
+
+def ask_and_search(home: Path, options: list[str], tmp_path: Path) -> list[Any]:
+    """What `search`, `ask` and `eval` say of a home that is as it was afterwards."""
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"id": "a", "question": "What do owls do?"}) + "\n")
+    lock(home)
+    before = {path: path.stat().st_mtime_ns for path in [home, *home.rglob("*")]}
+    told = without_rights(
+        [
+            [*options, "search", "owls", "--json"],
+            [*options, "ask", "What do owls do?", "--max-tokens", "2", "--json"],
+            [
+                *options, "eval", str(questions), "--policy", "none", "--max-tokens", "2",
+                "--out", str(tmp_path / "out.jsonl"),
+            ],
+        ]
+    )  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in [home, *home.rglob("*")]} == before
+    for code, _, err in told:
+        assert code == 0, err
+        assert f"note: {home} cannot be written: it is read, and nothing is kept" in err
+        for word in ("Traceback", "failed", "given_up", "not_saved", "not_remembered"):
+            assert word not in err
+    return told
+
+
+def test_questions_are_answered_from_what_is_there(
+    home: Path, options: list[str], tmp_path: Path
+) -> None:
+    (_, found, _), (_, answer, _), (_, lines, _) = ask_and_search(home, options, tmp_path)
+    assert json.loads(found.splitlines()[0])["title"] == "Owls"
+    spans = json.loads(answer.splitlines()[-1])["report"]["spans"]
+    chunks = [span for span in spans if span["kind"] == "chunk"]
+    assert chunks and all(span["tier"] == "disk" or span["miss"] == "slower" for span in chunks)
+    assert json.loads(lines.splitlines()[-1])["questions"] == 1
+
+
+def test_where_no_store_was_begun_what_an_answer_needs_is_computed(
+    home: Path, options: list[str], tmp_path: Path
+) -> None:
+    shutil.rmtree(home / "kv")
+    _, (_, answer, _), _ = ask_and_search(home, options, tmp_path)
+    spans = json.loads(answer.splitlines()[-1])["report"]["spans"]
+    assert all(span["miss"] == "absent" for span in spans if span["kind"] == "chunk")
+
+
+def test_what_only_a_writer_can_bring_level_is_named(home: Path, options: list[str]) -> None:
+    lock(home)
+    others = [*options, "--set", "retrieval.chunk_tokens=32", "search", "owls"]
+    ((code, _, err),) = without_rights([others])
+    assert code == 1 and str(home / "catalog.sqlite") in err and "cannot be written here" in err
 
 
 def test_beside_a_writer_the_catalog_is_read_and_the_store_is_not(

@@ -260,9 +260,9 @@ def make_retriever(
 ) -> Any:
     """A retriever with other settings, over the same catalog and index folder."""
 
-    def make(**changes: Any) -> Retriever:
+    def make(*, saves: bool = True, **changes: Any) -> Retriever:
         folder = tmp_path / "home" / "indexes"
-        return Retriever(catalog, embedder, folder, retrieval(**changes), splitter)
+        return Retriever(catalog, embedder, folder, retrieval(**changes), splitter, saves=saves)
 
     return make
 

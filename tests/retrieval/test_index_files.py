@@ -13,6 +13,7 @@ import pytest
 from chunkcache.errors import NotFound
 from chunkcache.retrieval.catalog import Catalog
 from chunkcache.retrieval.retriever import Retriever
+from chunkcache_indexes.index_file import PARTIAL_SUFFIX
 from chunkcache_indexes.lexical import LexicalIndex
 
 if TYPE_CHECKING:
@@ -278,3 +279,30 @@ def test_a_build_that_is_killed_anywhere_leaves_what_the_next_start_goes_on_from
         assert [retriever.search(query, top_k=20) for query in queries] == expected
         copy.close()
     assert [entry for entry in logged if entry["event"] != "embedder_prompts"] == []
+
+
+def test_who_only_reads_leaves_every_file_as_it_is(
+    ingestor: Ingestor, make_retriever: Any, catalog: Catalog, tmp_path: Path,
+    fill: Any, big: Any, index_files: Any, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    fill(ingestor)
+    assert found(make_retriever(), "lazy dog", 1) == ["dog.txt"]
+    saved = make_retriever()
+    big(ingestor)
+    found(saved, "note 41", 1)
+    first, _ = index_files(tmp_path)
+    first.write_bytes(b"damaged")  # to be made anew, in memory
+    leftovers = [
+        first.with_name(f"killed{PARTIAL_SUFFIX}"), first.parent.parent / "gone-vs_1" / first.name
+    ]  # fmt: skip
+    for path in leftovers:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"left")
+        os.utime(path, (0, 0))
+    folder = first.parent.parent
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.setattr(Catalog, "note_index_folder", None)  # not to be called
+    reading = make_retriever(saves=False)
+    assert reading.search("note 41", top_k=1)[0].text.startswith("note 41 ")
+    assert found(reading, "lazy dog", 1) == ["dog.txt"]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
