@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
+import pytest
+
 from chunkcache.store.layout import MetaEntry
 from chunkcache.store.lru import LruPolicy
 from chunkcache.store.mirror import Mirror
@@ -58,3 +63,31 @@ def test_a_batch_of_victims_is_bounded_but_for_one_larger_than_the_bound() -> No
 
 def test_no_records_no_victims() -> None:
     assert Mirror(LruPolicy()).victims(10, 10) == []
+
+
+@pytest.mark.parametrize("verb", ["lease", "lease_many"])
+def test_whoever_leases_waits_until_another_record_is_in_its_place(
+    verb: str, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    mirror, told = Mirror(LruPolicy()), list[str]()
+
+    def lease() -> None:
+        if verb == "lease":
+            assert mirror.lease(b"a")
+        else:
+            assert mirror.lease_many([b"b", b"a"]) == {b"a": 1, b"b": 1}
+            mirror.give_back(b"b")
+        told.append("leased")
+
+    assert mirror.change(b"a")
+    thread = threading.Thread(target=lease)
+    thread.start()
+    eventually(lambda: bool(told or mirror._settled._waiters))  # type: ignore[attr-defined]
+    told.append("settled")
+    mirror.settle([b"a"])
+    thread.join()
+    assert told == ["settled", "leased"]
+    assert not mirror.change(b"a") and mirror.change(b"a", leases=1)
+    mirror.settle([b"a"])
+    mirror.give_back(b"a")
+    assert mirror.change(b"a") and not mirror._leases
