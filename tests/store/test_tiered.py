@@ -15,6 +15,7 @@ from chunkcache.store.tiered import TieredStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import ModuleType
 
     from chunkcache.chunk import ChunkKV
@@ -255,3 +256,23 @@ def test_damage_found_while_looking_for_odd_numbers_is_counted_as_damage(
     assert counted("store_errors_total", tier="disk", kind="read") == 0
     store.forget_not_finite(keys)
     assert counted("store_errors_total", tier="disk", kind="corrupt") == 2
+
+
+def test_a_record_is_durable_where_any_durable_tier_holds_it(
+    host: HostTier, open_tier: Callable[..., DiskTier], tmp_path: Path, metrics: Metrics,
+    records: ModuleType,
+) -> None:  # fmt: skip
+    """Whichever of them it is; memory is none of them."""
+    disk, other = open_tier(), open_tier(path=tmp_path / "other")
+    other.name = "other"
+    store = TieredStore([host, disk, other], metrics)
+    made = [records.make_record(number) for number in range(5)]
+    for record in (made[0], made[2]):
+        disk.put(record)
+    for record in (made[1], made[2]):
+        other.put(record)
+    host.put(made[3])
+    keys = [record.key for record in made]
+    assert store.are_durable(keys) == [True, True, True, False, False]
+    assert [store.is_durable(key) for key in keys] == [True, True, True, False, False]
+    store.close()
