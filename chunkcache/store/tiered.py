@@ -19,7 +19,7 @@ from operator import attrgetter, or_
 from typing import TYPE_CHECKING
 
 from chunkcache.errors import CorruptRecord, StoreError
-from chunkcache.store.base import Choosing, Retaining, TierAtRest
+from chunkcache.store.base import Choosing, Retaining
 from chunkcache.store.cost import CostModel
 from chunkcache.store.failures import Failures
 from chunkcache.store.looks import Looks
@@ -335,19 +335,6 @@ class TieredStore:
                 odd = CorruptRecord(f"record {key.hex}: it holds what is no finite number")
                 self.failed(tier.name, key, odd)
                 self._failures.asked(tier, partial(tier.delete, key), False)
-
-    def has_room(self, size_bytes: int) -> bool:
-        """Whether the lowest tier that answers could take a record without evicting one.
-
-        Raises:
-            StoreError: the tier cannot be read.
-        """
-        for tier in reversed(self._tiers):
-            try:
-                return tier.has_room(size_bytes)
-            except TierAtRest:
-                continue  # what is warmed meanwhile goes to the tiers above
-        return False
 
     def flush(self, *, remote: bool = True) -> None:
         """Wait until tiers, or those of this machine alone, have written what was offered to them.

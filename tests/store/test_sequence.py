@@ -12,6 +12,7 @@ import pytest
 from chunkcache.chunk import ChunkKey, ChunkKV, Retention, Terms
 from chunkcache.errors import CorruptRecord, StoreError
 from chunkcache.metrics import Metrics
+from chunkcache.service.headroom import foreseeing
 from chunkcache.store.base import TierAtRest
 from chunkcache.store.host import HostTier
 from chunkcache.store.tiered import TieredStore
@@ -222,11 +223,11 @@ def test_spreading_evicts_nothing_and_needs_no_tier_that_fails(
 def test_room_is_that_of_the_lowest_tier_that_is_not_at_rest(
     store: TieredStore, near: Shelf, far: Shelf
 ) -> None:
-    assert store.has_room(MIB)
+    assert foreseeing(store.tiers) is far
     far.fault = TierAtRest("later")
-    assert store.has_room(MIB) and not store.has_room(MIB + 1)
+    assert foreseeing(store.tiers) is near
     near.fault = TierAtRest("later")
-    assert store.has_room(MIB), "memory's"
+    assert foreseeing(store.tiers) is store.tiers[0], "memory's"
 
 
 def test_two_tiers_of_one_name_or_memory_below_disk_are_our_own_mistakes(

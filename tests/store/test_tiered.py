@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from chunkcache.errors import StoreError
+from chunkcache.service.headroom import foreseeing
 from chunkcache.store.host import HostTier
 from chunkcache.store.layout import slab_key
 from chunkcache.store.tiered import TieredStore
@@ -99,7 +100,7 @@ def test_what_no_tier_holds_is_absent(
 def test_without_a_disk_the_host_tier_is_the_store(metrics: Metrics, records: ModuleType) -> None:
     store = TieredStore([HostTier(1000)], metrics)
     record = records.make_record(1)
-    assert store.has_room(1000) and not store.has_room(1001)
+    assert store.tiers[0].has_room(1000) and not store.tiers[0].has_room(1001)
     assert store.offer(record) and store.offer(record, wait=True)
     assert store.is_durable(record.key) and store.contains(record.key) == "host"
     assert store.fetch(records.make_record(2).key).miss == "absent"
@@ -115,7 +116,8 @@ def test_room_on_disk_is_judged_with_what_a_record_costs_there(
     evicted: list[int] = []
     store = TieredStore([HostTier(0), open_tier(2 * MIB, on_evict=evicted.append)], metrics)
     number = 0
-    while store.has_room((record := records.make_record(number, num_tokens=300)).size_bytes):
+    disk = store.tiers[-1]
+    while disk.has_room((record := records.make_record(number, num_tokens=300)).size_bytes):
         assert store.offer(record, wait=True)
         number += 1
     assert number > 20 and not evicted
@@ -159,7 +161,7 @@ def test_a_disk_that_fails_is_a_miss_and_a_count_never_a_failed_request(
         with pytest.raises(StoreError, match="cannot read"):
             store.offer(record, wait=True)
         with pytest.raises(StoreError, match="cannot read"):
-            store.has_room(1)
+            foreseeing(store.tiers)
     assert counted("chunk_misses_total", reason="error") == 1
     assert counted("store_errors_total", tier="disk", kind="write") == 2
     assert {line["event"] for line in logs} == {"store_read_failed", "store_write_failed"}
