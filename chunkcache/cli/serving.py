@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from chunkcache.cli.context import shared
+from chunkcache.errors import InvalidRequest
 
 
 def serve(
@@ -22,6 +23,8 @@ def serve(
     from chunkcache.server.run import serve as run
 
     limits = shared(context).settings.server
+    if host == "":  # would be every address of this machine
+        raise InvalidRequest.of("--host", host, "an address", "0.0.0.0 stands for all of them")
     if not can_listen(host or limits.host, limits.port if port is None else port):
         raise typer.Exit(1)
     cache = shared(context).open(recompresses=True)

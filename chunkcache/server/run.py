@@ -90,9 +90,10 @@ def can_listen(host: str, port: int) -> bool:
         with socket.socket(family, kind, protocol) as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn will
             tried.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of what no name of a machine can be
+        reason = getattr(error, "strerror", str(error))
         log.error(
-            "not_listening", host=host, port=port, reason=error.strerror,
+            "not_listening", host=host, port=port, reason=reason,
             hint="another server may be there; --port 0 picks a free one",
         )  # fmt: skip
         return False

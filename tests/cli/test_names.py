@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from chunkcache.cli.app import app
 from chunkcache.errors import ConfigError, InvalidRequest, NotFound
+from chunkcache.server.run import can_listen
 
 LATIN_1 = os.fsdecode("gr\xf6\xdfer".encode("latin-1"))
 LONG = "n" * 5000
@@ -144,6 +145,12 @@ def test_who_only_looks_makes_nothing_of_a_home_that_was_misspelt(
     result = CliRunner().invoke(app, [*options, "--home", where, *arguments])
     assert result.exit_code == code, result.output
     assert kept(place.parent) == before
+
+
+def test_a_server_listens_nowhere_for_a_host_that_is_none(options: list[str]) -> None:
+    assert "--host: got ''" in refused(options, "serve", "--host", "", "--port", "0")
+    for wrong in (LONG, "../x"):  # neither is asked for anywhere
+        assert not can_listen(wrong, 0)
 
 
 def test_a_home_and_a_backup_may_have_names_in_any_bytes(
