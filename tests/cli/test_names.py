@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from chunkcache.cli.app import app
@@ -150,7 +151,9 @@ def test_who_only_looks_makes_nothing_of_a_home_that_was_misspelt(
 def test_a_server_listens_nowhere_for_a_host_that_is_none(options: list[str]) -> None:
     assert "--host: got ''" in refused(options, "serve", "--host", "", "--port", "0")
     for wrong in (LONG, "../x"):  # neither is asked for anywhere
-        assert not can_listen(wrong, 0)
+        with structlog.testing.capture_logs() as said:
+            assert not can_listen(wrong, 0)
+        assert [line["event"] for line in said] == ["not_listening"]
 
 
 def test_a_home_and_a_backup_may_have_names_in_any_bytes(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from chunkcache.chunk import Rung, SpanKind
@@ -42,6 +41,7 @@ from chunkcache.protocol import (
     Timings,
 )
 from chunkcache.retrieval.documents import passage_digest
+from chunkcache.service.warm import WarmProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -210,8 +210,7 @@ class FakeService:
         self.warmed_on.append(task["keep"])
         for done in range(1, WARM_CHUNKS + 1):
             assert self.warm_steps.acquire(timeout=20)
-            step = {"total": WARM_CHUNKS, "tokens": 100, "tokens_per_s": 50.0, "eta_s": 6.0}
-            on_progress(SimpleNamespace(done=done, **step))
+            on_progress(WarmProgress(done, WARM_CHUNKS, tokens=100, tokens_per_s=50.0, eta_s=6.0))
         return WarmReport(chunks=WARM_CHUNKS, computed=WARM_CHUNKS, kept=WARM_CHUNKS, tokens=100)
 
     def _prepare(self, gone: threading.Event) -> None:
