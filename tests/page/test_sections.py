@@ -114,8 +114,9 @@ def test_a_warm_up_is_started_paused_and_resumed(
     state.filter(has_text="Done").wait_for()
     assert "4 of 4" in figures.inner_text()
     page.get_by_role("button", name="Start").click()
-    page.get_by_role("button", name="Stop").click()
-    served.service.warm_steps.release(4)
+    with page.expect_response(lambda answer: answer.request.method == "POST"):
+        page.get_by_role("button", name="Stop").click()
+    served.service.warm_steps.release(4)  # not before it is told, or it could be done by then
     state.filter(has_text="Stopped").wait_for()
 
 

@@ -44,9 +44,15 @@ async function guarded(task) {
 async function change(action) {
   const body = { action, vector_store_id: byId("warm-store").value || "default" };
   draw(await (await postJson(PATH, body)).json());
+  focusNext(); // before anything is waited for: the button that was pressed may be gone
   await watch();
+  const focused = document.activeElement;
+  if (!focused || focused === document.body || focused.hidden) focusNext();
+}
+
+function focusNext() {
   const next = ["warm-pause", "warm-resume", "warm-start"].find((id) => !byId(id).hidden);
-  byId(next)?.focus(); // the button that was pressed may be gone
+  byId(next)?.focus();
 }
 
 async function watch() {
