@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from chunkcache.errors import StoreError
+from chunkcache.home import CATALOG_FILE, INDEX_FOLDER, STORE_FILE, STORE_FOLDER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,8 @@ def can_be_written(path: Path) -> bool:
 
 def unwritable_part(home: Path) -> Path | None:
     """What of the home cannot be written, first of all itself; None: all that is in it can."""
-    held = (home, home / "catalog.sqlite", home / "kv", home / "kv" / "data.mdb", home / "indexes")
+    store = home / STORE_FOLDER
+    held = (home, home / CATALOG_FILE, store, store / STORE_FILE, home / INDEX_FOLDER)
     return next((path for path in held if not can_be_written(path)), None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from chunkcache.errors import ConfigError, InvalidRequest, shown
+from chunkcache.home import CATALOG_FILE, STORE_FILE, STORE_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,12 +54,12 @@ class Shared:
         from chunkcache.read_only import unwritable_part
 
         home, part = self.settings.home, unwritable_part(self.settings.home)
-        if part is None or not (home / "catalog.sqlite").exists():
+        if part is None or not (home / CATALOG_FILE).exists():
             return self.open()
         note = f"note: {part} cannot be written: it is read, and nothing is kept or counted in it"
         typer.echo(note, err=True)
         settings = self.settings
-        if not (home / "kv" / "data.mdb").exists():  # none can be begun
+        if not (home / STORE_FOLDER / STORE_FILE).exists():  # none can be begun
             store = settings.store.model_copy(update={"disk_capacity_bytes": 0})
             settings = settings.model_copy(update={"store": store})
         from chunkcache.service import ChunkCache
@@ -77,14 +78,14 @@ class Shared:
 
         A home that has none stays as it is: its name may be a slip of the hand.
         """
-        from chunkcache.retrieval.open_catalog import CATALOG_FILE, open_catalog
+        from chunkcache.retrieval.open_catalog import open_catalog
 
         settings = self.settings
-        with TemporaryDirectory() as nowhere:
+        with ExitStack() as ends:
             if not (settings.home / CATALOG_FILE).exists():
-                settings = settings.model_copy(update={"home": Path(nowhere)})
-            with closing(open_catalog(settings)) as catalog:
-                yield catalog
+                nowhere = Path(ends.enter_context(TemporaryDirectory()))
+                settings = settings.model_copy(update={"home": nowhere})
+            yield ends.enter_context(closing(open_catalog(settings)))
 
 
 def shared(context: typer.Context) -> Shared:

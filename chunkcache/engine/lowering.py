@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from chunkcache.engine.lane import Mark
     from chunkcache.errors import ChunkCacheError
 
+    Give = Callable[[torch.Tensor], None]
+    Fail = Callable[[ChunkCacheError], None]
+
 log = structlog.get_logger(__name__)
 
 _BUFFERS = 2  # one is emptied while the next one is filled
@@ -35,12 +38,7 @@ _BUFFERS = 2  # one is emptied while the next one is filled
 class Lowers(Protocol):
     """Brings what a pass has made to host memory."""
 
-    def __call__(
-        self,
-        made: torch.Tensor,
-        give: Callable[[torch.Tensor], None],
-        fail: Callable[[ChunkCacheError], None],
-    ) -> None:
+    def __call__(self, made: torch.Tensor, give: Give, fail: Fail) -> None:
         """`give` its copy, or say that it failed; here, or later in another thread.
 
         Args:
@@ -49,11 +47,7 @@ class Lowers(Protocol):
         ...
 
 
-def at_once(
-    made: torch.Tensor,
-    give: Callable[[torch.Tensor], None],
-    fail: Callable[[ChunkCacheError], None],
-) -> None:
+def at_once(made: torch.Tensor, give: Give, fail: Fail) -> None:
     """See `Lowers`. Waits for it."""
     give(made.cpu())
 
@@ -66,8 +60,8 @@ class _Coming:
     buffer: StagingRing  # of one buffer
     pinned: torch.Tensor
     mark: Mark | None
-    give: Callable[[torch.Tensor], None]
-    fail: Callable[[ChunkCacheError], None]
+    give: Give
+    fail: Fail
 
 
 class Lowering:
@@ -88,12 +82,7 @@ class Lowering:
         self._thread = threading.Thread(target=self._run, name="chunkcache-lowering", daemon=True)
         self._thread.start()
 
-    def __call__(
-        self,
-        made: torch.Tensor,
-        give: Callable[[torch.Tensor], None],
-        fail: Callable[[ChunkCacheError], None],
-    ) -> None:
+    def __call__(self, made: torch.Tensor, give: Give, fail: Fail) -> None:
         """See `Lowers`. Waits where all buffers are on their way."""
         if not self._is_late:
             at_once(made, give, fail)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chunkcache.home import CATALOG_FILE
 from chunkcache.retrieval.catalog import Catalog
 
 if TYPE_CHECKING:
     from chunkcache.config import Settings
     from chunkcache.retrieval.damage import Damage
-
-
-CATALOG_FILE = "catalog.sqlite"  # in the home
 
 
 def open_catalog(settings: Settings, damage: Damage | None = None) -> Catalog:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lxml import etree
@@ -16,8 +17,14 @@ from lxml import etree
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+# what zipfile raises of a part that is damaged, encrypted, or packed in a way that it does not know
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 # entities of a part are nobody's: none is read from elsewhere, none unfolds
 _PARSER = {"resolve_entities": False, "no_network": True, "remove_comments": True}
+
+
+class UnreadablePackage(Exception):
+    """It is no archive, or has parts that cannot be read."""
 
 
 class PackageParts:
@@ -40,8 +47,10 @@ class PackageParts:
             self._trees[name] = None
             if name in self._names:
                 parser = etree.XMLParser(**_PARSER)
+                with _reading():
+                    data = self._package.read(name)
                 try:
-                    self._trees[name] = etree.fromstring(self._package.read(name), parser)
+                    self._trees[name] = etree.fromstring(data, parser)
                 except etree.XMLSyntaxError:
                     self._trees[name] = None  # its reader will say so
         return self._trees[name]
@@ -50,7 +59,7 @@ class PackageParts:
         """The elements of that tag, one after the other, of a part too large to be held."""
         if name not in self._names:
             return
-        with self._package.open(name) as stream:
+        with _reading(), self._package.open(name) as stream:
             try:
                 for _, element in etree.iterparse(stream, tag=tag, **_PARSER):
                     yield element
@@ -74,12 +83,11 @@ class PackageParts:
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as made:
             for item in self._package.infolist():
-                changed = item.filename in self._changed
-                data = (
-                    etree.tostring(self._trees[item.filename], encoding="UTF-8")
-                    if changed
-                    else self._package.read(item)
-                )
+                if item.filename in self._changed:
+                    data = etree.tostring(self._trees[item.filename], encoding="UTF-8")
+                else:
+                    with _reading():
+                        data = self._package.read(item)
                 made.writestr(item.filename, data)
         return stream.getvalue()
 
@@ -87,19 +95,22 @@ class PackageParts:
 def rewritten(data: bytes, rewrite: Callable[[PackageParts], None]) -> bytes:
     """The office file as `rewrite` leaves it; as it is where it is no archive that can be read."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as package:
+        with _reading():
+            package = zipfile.ZipFile(io.BytesIO(data))
+        with package:
             parts = PackageParts(package)
             rewrite(parts)
             return parts.written() if parts.is_changed else data
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-    ):
+    except UnreadablePackage:
         return data  # damaged, encrypted, or not what its name says: the reader tells which
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise UnreadablePackage from error
 
 
 def related(parts: PackageParts, name: str) -> Mapping[str, tuple[str, str]]:

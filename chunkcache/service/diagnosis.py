@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from chunkcache.chunk import ChunkKey
 from chunkcache.errors import CorruptRecord, NotFound, StoreError
+from chunkcache.home import CATALOG_FILE
 from chunkcache.retrieval.checksums import fill_checksums, find_without_checksum
 from chunkcache.retrieval.database import Database
-from chunkcache.retrieval.open_catalog import CATALOG_FILE, open_catalog
+from chunkcache.retrieval.open_catalog import open_catalog
 from chunkcache.store import CheckReport, bases_path, check_store, store_path
 
 if TYPE_CHECKING:

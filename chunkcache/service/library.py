@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chunkcache.engine.loading import load_tokenizer
 from chunkcache.errors import CorruptRecord, InvalidRequest, NotFound, ShuttingDown
+from chunkcache.home import INDEX_FOLDER
 from chunkcache.metrics import Metrics
 from chunkcache.protocol import (
     CollectionInfo,
@@ -119,7 +120,7 @@ class Library:
         with self._lock:
             catalog, splitter = self.catalog, self._splitter
         return Retriever(
-            catalog, embedder, self.settings.home / "indexes", self.settings.retrieval, splitter,
+            catalog, embedder, self.settings.home / INDEX_FOLDER, self.settings.retrieval, splitter,
             saves=not self._reads_only,
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from chunkcache.codec_spec import lossy_places
+from chunkcache.home import STORE_FOLDER
 from chunkcache.store.check import CheckReport, check_store
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ __all__ = ["CheckReport", "bases_path", "check_store", "open_store", "slab_reade
 
 def store_path(settings: Settings) -> Path:
     """The LMDB folder."""
-    return settings.home / "kv"
+    return settings.home / STORE_FOLDER
 
 
 def bases_path(settings: Settings) -> Path:

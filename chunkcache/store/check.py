@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from chunkcache.codec_spec import is_read
 from chunkcache.errors import CorruptRecord, InvalidRequest
+from chunkcache.home import STORE_FILE
 from chunkcache.store.layout import MetaEntry, is_same_record, map_bytes_for
-from chunkcache.store.lmdb_env import DATA_FILE, RecordEnv
+from chunkcache.store.lmdb_env import RecordEnv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -77,12 +78,12 @@ def check_store(
             "drop_stale", drop_stale, "given with the current fingerprint or codec",
             "name the model whose records are to stay",
         )  # fmt: skip
-    if not (path / DATA_FILE).exists():
+    if not (path / STORE_FILE).exists():
         return CheckReport()
     with closing(RecordEnv(path, map_bytes_for(capacity_bytes), sets_aside=fix)) as env:
         check = _Check(env, fingerprint, codecs)
         if env.set_aside is not None:
-            check.report.problems.append(f"{DATA_FILE} was damaged, it is now {env.set_aside}")
+            check.report.problems.append(f"{STORE_FILE} was damaged, it is now {env.set_aside}")
         check.run(on_progress)
         if fix:
             check.remove(check.wrong)

@@ -13,6 +13,7 @@ import lmdb
 import numpy as np
 
 from chunkcache.errors import CorruptRecord, StoreError
+from chunkcache.home import STORE_FILE
 from chunkcache.read_only import WHAT_TO_DO, can_be_written
 from chunkcache.store.layout import PAGE_BYTES, header_key, pages_bytes, slab_key, stored_length
 from chunkcache.store.lmdb_pages import long_value_of
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     AnyTransaction = lmdb.Transaction[bytes] | lmdb.Transaction[memoryview]
     _Txn = TypeVar("_Txn", bound=AnyTransaction)
 
-DATA_FILE = "data.mdb"
 _TICK = b"tick"  # a key of the unnamed database, written to make a transaction that is not empty
 _SLACK_BYTES = 4 * 1024 * 1024  # for tree pages and free lists that come with a transaction
 
@@ -63,10 +63,10 @@ class RecordEnv:
         reader: SlabReader | None = None,
     ) -> None:  # fmt: skip
         self.path = path
-        self._data_path = str(path / DATA_FILE)
+        self._data_path = str(path / STORE_FILE)
         self._pid = os.getpid()
         self._transactions = Turnstile()
-        file = path / DATA_FILE
+        file = path / STORE_FILE
         self.reads_only = file.exists() and not (can_be_written(file) and can_be_written(path))
         self._occupancy = Occupancy(file, sets_aside=sets_aside, reads_only=self.reads_only)
         self.set_aside = self._occupancy.set_aside
@@ -95,7 +95,7 @@ class RecordEnv:
                 "if its files are not LMDB's, delete the folder, it is only a cache"
             ) from error
         try:
-            self._file = SlabFile(path / DATA_FILE, self._env.stat()["psize"], reader)
+            self._file = SlabFile(path / STORE_FILE, self._env.stat()["psize"], reader)
         except StoreError:
             self._env.close()
             raise
@@ -379,7 +379,7 @@ class RecordEnv:
         try:
             with self._transactions.passing():
                 self._env.copy(os.fsencode(folder), compact=True)  # type: ignore[arg-type]  # as open
-                _flush(folder / DATA_FILE)
+                _flush(folder / STORE_FILE)
         except (lmdb.Error, OSError) as error:
             raise StoreError(f"store: cannot copy {self.path} to {folder}: {error}") from error
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from chunkcache.codec_spec import is_read
 from chunkcache.durable import sync_folder
 from chunkcache.errors import CorruptRecord, InvalidRequest, StoreError
+from chunkcache.home import STORE_FILE
 from chunkcache.store.check import check_store
 from chunkcache.store.layout import MetaEntry, map_bytes_for
-from chunkcache.store.lmdb_env import DATA_FILE, RecordEnv
+from chunkcache.store.lmdb_env import RecordEnv
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -153,7 +154,7 @@ def opened(
     path: Path, capacity_bytes: int, *, is_copied: bool = False
 ) -> Iterator[RecordEnv | None]:
     """The environment; None where none was ever made. A damaged file is refused, not set aside."""
-    if not (path / DATA_FILE).exists():
+    if not (path / STORE_FILE).exists():
         yield None
         return
     map_bytes = map_bytes_for(capacity_bytes)

@@ -11,10 +11,10 @@ import pytest
 
 from chunkcache import ChunkCache
 from chunkcache.errors import InvalidRequest, StoreError
+from chunkcache.home import STORE_FILE
 from chunkcache.keep import Keep
 from chunkcache.service.upkeep import ImportReport, export_records, find_garbage, import_records
 from chunkcache.store import check_store, store_path
-from chunkcache.store.lmdb_env import DATA_FILE
 from chunkcache.store.upkeep import remove_stored, take_inventory
 
 Make = Callable[..., Any]
@@ -114,7 +114,7 @@ def test_a_damaged_record_is_left_out_and_a_damaged_store_set_aside(
 ) -> None:
     path = store_path(target)
     path.mkdir(parents=True)
-    (path / DATA_FILE).write_bytes(b"no store" * 1024)
+    (path / STORE_FILE).write_bytes(b"no store" * 1024)
     changed = bytearray(archive)
     changed[-5000] ^= 1  # in the last record's last layer
     report = taken(target, bytes(changed))

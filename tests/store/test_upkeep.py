@@ -15,11 +15,11 @@ import pytest
 
 from chunkcache.chunk import Retention, Terms
 from chunkcache.errors import CorruptRecord, InvalidRequest, StoreError
+from chunkcache.home import STORE_FILE
 from chunkcache.store.archive import ArchiveReader, ArchiveWriter, Preamble
 from chunkcache.store.check import check_store
 from chunkcache.store.disk import DiskTier
 from chunkcache.store.layout import MetaEntry, padded
-from chunkcache.store.lmdb_env import DATA_FILE
 from chunkcache.store.record import checksum, decode_header, encode_header, under_digest
 from chunkcache.store.upkeep import back_up, remove_stored, take_inventory, why_useless
 
@@ -105,7 +105,7 @@ def test_a_backup_of_a_store_in_use_opens_and_checks(
     (report,) = answer["told"]
     assert report["records"] == report["ok"] >= 5
     assert report["corrupt"] == 0
-    sizes = [(folder / DATA_FILE).stat().st_size for folder in (copy, tmp_path / "live")]
+    sizes = [(folder / STORE_FILE).stat().st_size for folder in (copy, tmp_path / "live")]
     assert sizes[0] < sizes[1], "free pages are left out"
     copied = open_tier(path=copy)
     for number in range(1, 6):
@@ -143,7 +143,7 @@ def test_a_backup_never_writes_over_anything(path: Path, tmp_path: Path) -> None
 
 
 def test_a_damaged_store_is_not_backed_up_and_stays(path: Path, tmp_path: Path) -> None:
-    file = path / DATA_FILE
+    file = path / STORE_FILE
     file.write_bytes(file.read_bytes()[:8192])
     with pytest.raises(StoreError, match=r"damaged.*check --fix"):
         back_up(path, CAPACITY, tmp_path / "copy")
@@ -154,7 +154,7 @@ def test_a_damaged_store_is_not_backed_up_and_stays(path: Path, tmp_path: Path) 
 def test_a_damaged_record_is_named_in_its_copy(
     path: Path, tmp_path: Path, records: ModuleType
 ) -> None:
-    file = path / DATA_FILE
+    file = path / STORE_FILE
     content = bytearray(file.read_bytes())
     needle = records.make_record(1).kv[0].view(dtype=records.torch.uint8).numpy().tobytes()
     content[content.index(needle)] ^= 1
