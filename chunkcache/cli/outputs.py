@@ -33,7 +33,7 @@ def claim_file(name: str, path: Path, *, overwrite: bool) -> None:
 
 
 def claim_folder(name: str, path: Path) -> None:
-    """Whether a folder may be made there. It is not made yet.
+    """Nothing, if a folder may be made there. It is not made yet.
 
     Raises:
         InvalidRequest: something is there; or as `claim_file` says.
